@@ -1,0 +1,71 @@
+"""What a detector is. No torch in this contract: a detector that needs it says so by importing it in its own file."""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+
+from pydantic import BaseModel
+
+from andon.inspection import Pixels, Scores
+
+if TYPE_CHECKING:
+    import onnx
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total); `total` 0 means unknown."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""
+
+
+class Tiles(Protocol):
+    """The training tiles: as many passes as a detector wants, each in the same order."""
+
+    side: int  # t, pixels
+    channels: int  # 1 or 3
+    depth: int  # 8 or 16 bits
+
+    def __len__(self) -> int:
+        """How many tiles one pass yields."""
+        ...
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """Batches (b, t, t, c)."""
+        ...
+
+
+class Forecast(NamedTuple):
+    """What a fit is expected to take, said before it starts."""
+
+    seconds: float
+    megabytes: float  # at the peak, beyond what the process holds already
+
+
+class Detector(Protocol):
+    """Learns from tiles of good parts and ends as one ONNX graph."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # one line for `andon detectors`
+    position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
+    Config: ClassVar[type[BaseModel]]
+    presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
+
+    def __init__(self, config: Any, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        ...
+
+    def forecast(self, tiles: Tiles) -> Forecast:
+        """Estimate time and memory of `fit` from a few timed steps."""
+        ...
+
+    def fit(self, tiles: Tiles, progress: Progress = silent) -> Self:
+        """Learn from good tiles; a second call forgets the first."""
+        ...
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score without the graph; only the export gate and the tests compare with this."""
+        ...
+
+    def graph(self) -> "onnx.ModelProto":
+        """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
+        ...

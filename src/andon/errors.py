@@ -1,0 +1,39 @@
+"""Errors that a user can mend. Anything else that goes wrong is a bug of ours and shows its traceback.
+
+Every message has three parts: what was found, what was expected, and what to do.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AndonError(Exception):
+    """The base of every error a user can mend; the command line prints it and ends with exit code 2."""
+
+
+class ImageError(AndonError):
+    """A file, byte string or array that is not a picture andon can take, or not one this bundle can take."""
+
+
+class DatasetError(AndonError):
+    """A folder that does not hold what was asked of it."""
+
+
+class RecipeError(AndonError):
+    """A recipe or setting with an unknown key or an impossible value."""
+
+
+class BundleError(AndonError):
+    """A bundle that is not one, is damaged, or may not be written."""
+
+
+class TrainingError(AndonError):
+    """A training that cannot give a bundle worth having."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is not known as a `kind`, with the nearest known name, or with all of them."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."
+    return f"unknown {kind} '{name}'. {hint}"

@@ -1,0 +1,187 @@
+"""Image → view → tiles, and maps back to the frame of the image that came in.
+
+A *view* is the part of the image that is inspected: cropped, with everything outside the region of interest
+painted over, so that no detector can learn from it or be disturbed by it. It becomes either one tile, resized
+(`tiles = false`), or many at native resolution (`tiles = true`), one at a time, so that memory stays bounded.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from andon.errors import ImageError
+from andon.inspection import Array, Pixels
+
+Polygon = Annotated[list[tuple[float, float]], Field(min_length=3)]
+Mask = NDArray[np.bool_]
+
+
+class Geometry(BaseModel):
+    """Which part of an image is inspected, and at what resolution. Lengths in pixels of the image."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Annotated[int, Field(ge=64, le=4096, multiple_of=32)] = 256  # side of the detector's square input
+    aspect: Literal["stretch", "keep"] = "stretch"  # keep: the longer side fits, the edge is repeated around it
+    crop: tuple[int, int, int, int] | None = None  # x, y, width, height
+    include: list[Polygon] = []  # only what lies in one of these is inspected; empty: everything
+    ignore: list[Polygon] = []  # what lies in one of these is not
+    tiles: bool = False  # cut tiles of `size` at native resolution instead of resizing the whole view
+    overlap: Annotated[int, Field(ge=0)] = 32  # by which neighbouring tiles overlap at least
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Geometry":
+        if self.crop is not None and (min(self.crop[:2]) < 0 or min(self.crop[2:]) < 8):
+            raise ValueError(f"crop = {list(self.crop)} must be [x, y, width, height], at least 8 pixels a side")
+        if self.tiles and self.overlap > self.size // 2:
+            raise ValueError(f"overlap = {self.overlap} must be at most half of size = {self.size}")
+        if self.tiles and self.aspect == "keep":
+            raise ValueError("aspect = 'keep' has no meaning with tiles = true: tiles are cut at native resolution")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The inspected part of one image."""
+
+    pixels: Pixels  # (h, w, c)
+    origin: tuple[int, int]  # x, y of its corner in the image
+    frame: tuple[int, int]  # H, W of the image
+    roi: Mask | None  # (h, w), None: all of it
+
+
+class Place(NamedTuple):
+    """Where in a view a tile lies: the tile's inner box shows the view's box."""
+
+    box: tuple[int, int, int, int]  # x, y, width, height in the view
+    inner: tuple[int, int, int, int]  # x, y, width, height in the tile; the rest is padding
+
+
+def align(pixels: Pixels, geometry: Geometry, name: str) -> View:
+    """Cut the view out of an image (H, W, c). ImageError when the image does not hold the crop or any ROI."""
+    height, width = pixels.shape[:2]
+    x, y, w, h = geometry.crop or (0, 0, width, height)
+    if x + w > width or y + h > height:
+        raise ImageError(
+            f"{name}: {width}×{height} pixels; the recipe's crop [{x}, {y}, {w}, {h}] reaches to {x + w}×{y + h}. "
+            "Use images of the size the recipe was written for, or change the crop and retrain."
+        )
+    view = pixels[y : y + h, x : x + w]
+    roi = _roi(geometry, (x, y), (h, w))
+    if roi is not None:
+        if not roi.any():
+            raise ImageError(
+                f"{name}: nothing of its {width}×{height} pixels lies in the recipe's region of interest. "
+                "Polygons are in pixels of the whole image: correct include and ignore."
+            )
+        gray = view.dtype.type(np.iinfo(view.dtype).max // 2)
+        view = np.where(roi[..., None], view, gray)
+    return View(view, (x, y), (height, width), roi)
+
+
+def _roi(geometry: Geometry, origin: tuple[int, int], shape: tuple[int, int]) -> Mask | None:
+    """Rasterise the polygons over a view (h, w); None when there are none."""
+    if not geometry.include and not geometry.ignore:
+        return None
+    roi = np.full(shape, 0 if geometry.include else 1, np.uint8)
+    for polygons, value in ((geometry.include, 1), (geometry.ignore, 0)):
+        for polygon in polygons:
+            points = np.round(np.asarray(polygon) - origin).astype(np.int32)
+            cv2.fillPoly(roi, [points], value)
+    return roi.astype(bool)
+
+
+def split(view: View, geometry: Geometry) -> Iterator[tuple[Place, Pixels]]:
+    """Yield the tiles (t, t, c) of a view and where each lies, one at a time."""
+    t = geometry.size
+    if not geometry.tiles:
+        place = _whole(view.pixels.shape[:2], geometry)
+        yield place, _fit(view.pixels, place.inner, t)
+        return
+    height, width = view.pixels.shape[:2]
+    for y in starts(height, t, geometry.overlap):
+        for x in starts(width, t, geometry.overlap):
+            w, h = min(t, width - x), min(t, height - y)
+            if view.roi is not None and not view.roi[y : y + h, x : x + w].any():
+                continue
+            place = Place((x, y, w, h), (0, 0, w, h))
+            yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, t)
+
+
+def starts(length: int, t: int, overlap: int) -> list[int]:
+    """Where tiles of `t` begin along `length` pixels: evenly spread, overlapping by at least `overlap`."""
+    if length <= t:
+        return [0]
+    count = -(-(length - overlap) // (t - overlap))
+    return [round(i * (length - t) / (count - 1)) for i in range(count)]
+
+
+def _whole(shape: tuple[int, int], geometry: Geometry) -> Place:
+    """Place a whole view (h, w) in one tile."""
+    (h, w), t = shape, geometry.size
+    if geometry.aspect == "stretch":
+        return Place((0, 0, w, h), (0, 0, t, t))
+    scale = t / max(h, w)
+    inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
+    return Place((0, 0, w, h), ((t - inner_w) // 2, (t - inner_h) // 2, inner_w, inner_h))
+
+
+def _fit(pixels: Pixels, inner: tuple[int, int, int, int], t: int) -> Pixels:
+    """Resize pixels (h, w, c) to the inner box of a tile (t, t, c) and repeat the edge around it."""
+    x, y, w, h = inner
+    tile: NDArray[Any] = pixels
+    if tile.shape[:2] != (h, w):
+        shrinks = h * w < tile.shape[0] * tile.shape[1]
+        tile = cv2.resize(tile, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if (h, w) != (t, t):
+        tile = cv2.copyMakeBorder(tile, y, t - y - h, x, t - x - w, cv2.BORDER_REPLICATE)
+    return tile.reshape(t, t, -1)  # OpenCV drops a single channel
+
+
+def join(view: View, maps: Iterable[tuple[Place, Array]]) -> Array:
+    """Put the maps (t, t) of a view's tiles together: the map (H, W) of the image, NaN where nothing was inspected.
+
+    Where tiles overlap, each counts by how far inside it the pixel lies, so that no seam shows.
+    """
+    h, w = view.pixels.shape[:2]
+    joined: Array = np.zeros((h, w), np.float32)
+    total: Array = np.zeros((h, w), np.float32)
+    for (x, y, bw, bh), values in ((place.box, _unfit(values, place)) for place, values in maps):
+        if (bh, bw) == (h, w):
+            joined, total = values, np.ones((1, 1), np.float32)
+            break
+        weight = np.minimum.outer(_tent(bh), _tent(bw))
+        joined[y : y + bh, x : x + bw] += weight * values
+        total[y : y + bh, x : x + bw] += weight
+    if total.size > 1:
+        np.divide(joined, total, out=joined, where=total > 0)
+    if view.roi is not None:
+        joined = np.where(view.roi, joined, np.float32(np.nan))
+    if view.frame == (h, w):
+        return joined
+    whole: Array = np.full(view.frame, np.nan, np.float32)
+    x, y = view.origin
+    whole[y : y + h, x : x + w] = joined
+    return whole
+
+
+def _unfit(values: Array, place: Place) -> Array:
+    """Take the padding off a map (t, t) and resize it to the view's box."""
+    x, y, w, h = place.inner
+    values = values[y : y + h, x : x + w]
+    if (w, h) == place.box[2:]:
+        return values
+    resized: NDArray[Any] = cv2.resize(values, place.box[2:], interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def _tent(length: int) -> Array:
+    """Distance to the nearer end, from 1: (length,)."""
+    ramp = np.arange(1, length + 1, dtype=np.float32)
+    tent: Array = np.minimum(ramp, ramp[::-1])
+    return tent

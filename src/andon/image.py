@@ -1,0 +1,235 @@
+"""Bytes ↔ pixels. Whatever comes out of here is what a person sees: upright, RGB, at the depth it was stored in."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from andon import files
+from andon.decoding import decode
+from andon.errors import ImageError
+from andon.headers import Header, header
+from andon.inspection import Pixels
+
+Source = str | Path | bytes | np.ndarray[Any, Any]
+"""A file's path, a file's contents, or pixels: (H, W), (H, W, 1), (H, W, 3) in RGB order, (H, W, 4) with alpha."""
+
+MIN_SIDE = 8  # pixels
+MAX_PIXELS = 250_000_000
+
+
+class Image(NamedTuple):
+    """A picture, upright."""
+
+    pixels: Pixels  # (H, W, c), c is 1 or 3 (RGB), uint8 or uint16
+    name: str
+    notes: tuple[str, ...] = ()  # what was done to it that one might not expect
+
+
+class Input(BaseModel):
+    """The images a bundle takes: those it was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Literal[1, 3]
+    depth: Literal[8, 16]  # bits a sample
+    size: tuple[int, int] | None = None  # width, height in pixels; None takes any
+    order: Literal["RGB"] = "RGB"  # of three channels
+
+    def __str__(self) -> str:
+        size = f" of {_size(self.size)} pixels" if self.size else ""
+        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}"
+
+
+_COLOUR = {1: "gray", 3: "colour"}
+
+
+def read(source: Source, name: str | None = None) -> Image:
+    """Read a picture.
+
+    EXIF orientation is applied; palettes, 1-bit and CMYK pictures become gray or RGB at 8 bits; 16 bits stay 16;
+    alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path.
+
+    Errors: ImageError, beginning with the name, for all that would otherwise be read in part or wrongly.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name or "array")
+    data, name = _contents(source, name)
+    pixels, notes = decode(data, _checked(data, name), name)
+    return Image(pixels, name, notes)
+
+
+def peek(source: Source, name: str | None = None) -> Input:
+    """Say what `read` would give, from the header alone. Errors: as `read`, but damaged pixels go unseen."""
+    if isinstance(source, np.ndarray):
+        return described(read(source, name))
+    data, name = _contents(source, name)
+    found = _checked(data, name)
+    size = (found.width, found.height) if found.orientation < 5 else (found.height, found.width)
+    return Input(channels=1 if found.gray else 3, depth=16 if found.depth == 16 else 8, size=size)
+
+
+def described(image: Image) -> Input:
+    """What this image is, as an input."""
+    height, width, channels = image.pixels.shape
+    return Input.model_validate(
+        {"channels": channels, "depth": image.pixels.itemsize * 8, "size": (width, height)},
+    )
+
+
+def accept(image: Image, expected: Input) -> None:
+    """Refuse an image that differs from those the bundle was trained on. Errors: ImageError."""
+    found = described(image)
+    if found.depth != expected.depth:
+        have, want = f"{found.depth}-bit", f"{expected.depth}-bit"
+    elif found.channels != expected.channels:
+        have, want = _COLOUR[found.channels], _COLOUR[expected.channels]
+    elif expected.size and found.size and found.size != expected.size:
+        raise ImageError(
+            f"{image.name}: {_size(found.size)} pixels; this bundle was trained on images of {_size(expected.size)}. "
+            "Set the camera as it was for them, or retrain with input size 'any'."
+        )
+    else:
+        return
+    raise ImageError(
+        f"{image.name}: {have} image; this bundle was trained on {want} images. "
+        f"Convert it, or retrain with {have} images."
+    )
+
+
+def agree(inputs: Mapping[str, Input]) -> Input:
+    """Find the one input of named images; its size is None where they differ in size.
+
+    Errors: ImageError with counts and names when they differ in channels or depth.
+    """
+    kinds = Counter((i.depth, i.channels) for i in inputs.values())
+    if len(kinds) > 1:
+        counts = " and ".join(f"{n} {depth}-bit {_COLOUR[c]}" for (depth, c), n in kinds.most_common())
+        rare = kinds.most_common()[-1][0]
+        names = [name for name, i in inputs.items() if (i.depth, i.channels) == rare]
+        raise ImageError(
+            f"{names[0]}: one of {counts} images; training images must be alike in colour and depth. "
+            f"Convert or remove {_few(names)}."
+        )
+    sizes = {i.size for i in inputs.values()}
+    first = next(iter(inputs.values()), None)
+    if first is None:
+        raise ImageError("no images: expected at least one. Name a folder that holds pictures.")
+    return first if len(sizes) == 1 else first.model_copy(update={"size": None})
+
+
+_HOLDS = {  # suffix: bits a sample, channels
+    ".png": ((8, 16), (1, 3)),
+    ".tif": ((8, 16), (1, 3)),
+    ".tiff": ((8, 16), (1, 3)),
+    ".pgm": ((8, 16), (1,)),
+    ".ppm": ((8, 16), (3,)),
+    ".bmp": ((8,), (1, 3)),
+    ".jpg": ((8,), (1, 3)),
+    ".jpeg": ((8,), (1, 3)),
+    ".webp": ((8,), (3,)),
+}
+
+
+def write(path: str | Path, pixels: Pixels) -> None:
+    """Write pixels as `read` takes them in the format that the path's suffix names, whole or not at all.
+
+    Errors: ImageError for a suffix that cannot hold these pixels, AndonError when the place cannot be written to.
+    """
+    path = Path(path)
+    image = _from_array(pixels, str(path))
+    found, suffix = described(image), path.suffix.lower()
+    if suffix not in _HOLDS:
+        raise ImageError(f"{path}: no picture format is known by '{suffix}'. Use one of {', '.join(_HOLDS)}.")
+    depths, channels = _HOLDS[suffix]
+    if found.depth not in depths or found.channels not in channels:
+        kind = f"{found.depth}-bit {_COLOUR[found.channels]}"
+        raise ImageError(f"{path}: {kind} pixels, which {suffix} cannot hold. Write .png.")
+    ordered = image.pixels if found.channels == 1 else cv2.cvtColor(image.pixels, cv2.COLOR_RGB2BGR)
+    files.write(path, cv2.imencode(suffix, ordered)[1].tobytes())
+
+
+def _contents(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
+    if isinstance(source, bytes):
+        return source, name or "image"
+    if not isinstance(source, str | Path):
+        raise ImageError(
+            f"{name or 'image'}: a {type(source).__name__}; expected a path, the bytes of a file or a NumPy array. "
+            "Pass one of these."
+        )
+    path = Path(source)
+    name = name or path.as_posix()
+    if path.is_dir():
+        raise ImageError(f"{name}: a folder; expected one picture. Name a file in it.")
+    try:
+        return path.read_bytes(), name
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file; expected a picture. Check the path.") from None
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise ImageError(f"{name}: cannot be read: {reason}. Check the path and its permissions.") from error
+
+
+def _checked(data: bytes, name: str) -> Header:
+    """Read the header and refuse what would come out wrong."""
+    found = header(data, name)
+    what, remedy = "", "Convert it to 8- or 16-bit PNG."
+    if found.frames > 1:
+        pages = "pages" if found.format == "TIFF" else "frames"
+        what, remedy = f"{found.frames} {pages}; expected one picture", "Save each as its own file."
+    elif found.kind != "unsigned" or found.depth > 16:
+        kind = "floating-point" if found.kind == "float" else f"{found.kind} integer"
+        what = f"{found.depth}-bit {kind} samples; expected 8 or 16 bits, unsigned"
+        remedy = "Scale it to 16-bit PNG by one fixed range for all images."
+    elif found.samples not in _SAMPLES or (found.samples == "CMYK" and found.depth > 8):
+        what = f"{found.depth}-bit {found.samples} {found.format}; expected gray or RGB"
+    elif found.problem:
+        what = f"{found.format} with {found.problem}; expected gray or RGB"
+    elif found.depth not in (1, 2, 4, 8, 16):
+        what = f"{found.depth}-bit samples; expected 8 or 16 bits"
+    elif 0 < found.maximum < 255:
+        what = f"values only up to {found.maximum}; expected 255 or 65535"
+    elif min(found.width, found.height) < MIN_SIDE:
+        what = f"{found.width} × {found.height} pixels; expected at least {MIN_SIDE} × {MIN_SIDE}"
+        remedy = "Check the file: this is no photograph."
+    elif found.width * found.height > MAX_PIXELS:
+        what = f"{found.width} × {found.height} pixels; expected at most {MAX_PIXELS // 1_000_000} megapixels"
+        remedy = "Cut it into pieces."
+    if what:
+        raise ImageError(f"{name}: {what}. {remedy}")
+    return found
+
+
+_SAMPLES = {"gray", "RGB", "YCbCr", "palette", "gray palette", "CMYK", "YCCK"}
+
+
+def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
+    expected = "(H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4), uint8 or uint16"
+    if pixels.dtype not in (np.uint8, np.uint16):
+        remedy = "Scale to uint8 or uint16 by one fixed range for all images."
+        raise ImageError(f"{name}: array of {pixels.dtype}; expected {expected}. {remedy}")
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        first = pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4)
+        remedy = "Channels seem to come first: use array.transpose(1, 2, 0)." if first else "Pass one image at a time."
+        raise ImageError(f"{name}: array of shape {pixels.shape}; expected {expected}. {remedy}")
+    height, width = pixels.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(
+            f"{name}: array of {width} × {height} pixels; expected at least {MIN_SIDE} × {MIN_SIDE}. "
+            f"{'Channels seem to come first: use array.transpose(1, 2, 0).' if height in (1, 3, 4) else 'Check it.'}"
+        )
+    notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
+    pixels = pixels.reshape(height, width, -1)[..., :3]
+    return Image(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), name, notes)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

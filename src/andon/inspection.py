@@ -1,0 +1,93 @@
+"""Results as plain data: what a detector gives (`Scores`), and what an inspection says (`Inspection`)."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Pixels = NDArray[np.uint8 | np.uint16]
+
+
+class Scores(NamedTuple):
+    """What a detector says of a batch of tiles. Raw and never clamped; higher is more anomalous."""
+
+    image: Array  # (n,)       one score a tile
+    pixel: Array  # (n, t, t)  the anomaly map
+
+
+class Scorer(Protocol):
+    """All that inspection needs of a detector."""
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score tiles (n, t, t, c), uint8 or uint16."""
+        ...
+
+
+class Verdict(StrEnum):
+    """What to do with a part. INVALID: the part was not found in the picture, so nothing is said of it."""
+
+    PASS = "PASS"
+    REVIEW = "REVIEW"
+    REJECT = "REJECT"
+    INVALID = "INVALID"
+
+
+class Thresholds(NamedTuple):
+    """A score above a threshold crosses it; all are in the raw units of the detector's score."""
+
+    review: float
+    reject: float
+    pixel: float
+
+
+@dataclass(frozen=True)
+class Region:
+    """A connected area of the anomaly map above the pixel threshold; coordinates in pixels of the image."""
+
+    box: tuple[int, int, int, int]  # x, y, width, height
+    area: int  # pixels
+    centroid: tuple[float, float]  # x, y
+    peak: float  # the highest value of the map inside
+    peak_at: tuple[int, int]  # x, y
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """One image, inspected."""
+
+    source: str
+    verdict: Verdict
+    score: float
+    p_value: float  # share of good parts expected to score this high, from held-out good images
+    thresholds: Thresholds
+    anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
+    regions: tuple[Region, ...]
+    removed_regions: int  # how many the minimum area filtered out
+    milliseconds: float  # from the source to this result
+    notes: tuple[str, ...] = ()  # what was done to the image that one might not expect
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the map, as plain data for JSON."""
+        return {
+            "source": self.source,
+            "verdict": self.verdict.value,
+            "score": self.score,
+            "p_value": self.p_value,
+            "thresholds": self.thresholds._asdict(),
+            "regions": [
+                {
+                    "box": list(r.box),
+                    "area": r.area,
+                    "centroid": list(r.centroid),
+                    "peak": r.peak,
+                    "peak_at": list(r.peak_at),
+                }
+                for r in self.regions
+            ],
+            "removed_regions": self.removed_regions,
+            "milliseconds": round(self.milliseconds, 3),
+            "notes": list(self.notes),
+        }

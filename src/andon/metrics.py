@@ -1,0 +1,367 @@
+"""How good a detector is, given labels. Pure functions on arrays; the only arithmetic of figures in the house.
+
+Ties are exact everywhere: images or pixels of one score change sides together, and AUROC counts a tied pair as half.
+
+References
+----------
+- Average precision: the step sum of scikit-learn's `average_precision_score`, without interpolation.
+- Clopper and Pearson (1934), The use of confidence or fiducial limits.
+- DeLong, DeLong and Clarke-Pearson (1988), Comparing the areas under two or more correlated ROC curves.
+- AUPRO: Bergmann et al. (2021), The MVTec anomaly detection dataset, section 5.1.
+"""
+
+import math
+import tempfile
+import weakref
+from collections.abc import Iterator
+from statistics import NormalDist
+from typing import IO, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+class Roc(NamedTuple):
+    """Shares at or above each distinct score, from the highest score down; the first point is (0, 0) at infinity."""
+
+    fpr: Floats
+    tpr: Floats
+    threshold: Floats
+
+
+def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
+    """Trace the ROC curve; `labels` (n,) are true for defects, `scores` (n,) higher for more anomalous."""
+    threshold, false_alarms, hits = _counts(labels, scores)
+    return Roc(
+        np.concatenate([[0.0], false_alarms / false_alarms[-1]]),
+        np.concatenate([[0.0], hits / hits[-1]]),
+        np.concatenate([[np.inf], threshold]),
+    )
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Chance that a defect scores above a good part; a tie counts half."""
+    _, false_alarms, hits = _counts(labels, scores)
+    before = np.concatenate([[0], hits[:-1]])
+    area = np.sum(np.diff(false_alarms, prepend=0) * (hits + before))
+    return float(area / (2 * hits[-1] * false_alarms[-1]))
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Precision averaged over the recall gained at each distinct score."""
+    _, false_alarms, hits = _counts(labels, scores)
+    return float(np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / (hits + false_alarms)))
+
+
+def fpr_at_tpr(labels: ArrayLike, scores: ArrayLike, tpr: float = 0.95) -> float:
+    """Lowest share of good parts that alarm at a threshold which catches at least `tpr` of the defects."""
+    _, false_alarms, hits = _counts(labels, scores)
+    enough = int(np.argmax(hits >= tpr * hits[-1] - 1e-9))
+    return float(false_alarms[enough] / false_alarms[-1])
+
+
+def f1_max(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Best F1 over all thresholds: an oracle's figure, since the threshold is chosen with the labels in hand."""
+    _, false_alarms, hits = _counts(labels, scores)
+    return float(np.max(2 * hits / (hits + false_alarms + hits[-1])))
+
+
+def _counts(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Ints, Ints]:
+    """Distinct scores, descending, with the good parts and the defects at or above each."""
+    truth, score = _checked(labels, scores)
+    order = np.argsort(-score, kind="stable")
+    score, truth = score[order], truth[order]
+    last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)
+    hits = np.cumsum(truth)[last]
+    return score[last], last + 1 - hits, hits
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    truth, score = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != score.shape:
+        raise ValueError(f"labels {truth.shape} and scores {score.shape}; expected two of shape (n,)")
+    if np.isnan(score).any():
+        raise ValueError(f"{np.isnan(score).sum()} scores are NaN; leave those samples out and count them")
+    if truth.all() or not truth.any():
+        raise ValueError(f"{truth.sum()} defects among {len(truth)} samples; expected good parts and defects")
+    return truth, score
+
+
+def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact confidence interval of a rate of which `k` cases in `n` were seen; without cases, (0, 1)."""
+    if not 0 <= k <= n:
+        raise ValueError(f"{k} cases in {n}; expected 0 ≤ k ≤ n")
+    tail = (1 - level) / 2
+    low = 0.0 if k == 0 else 1 - _rate_with_tail(n - k, n, tail)
+    return low, 1.0 if k == n else _rate_with_tail(k, n, tail)
+
+
+def _rate_with_tail(k: int, n: int, tail: float) -> float:
+    """The rate p at which P(X ≤ k) = `tail` for X ~ Binomial(n, p), k < n, by bisection."""
+    i = np.arange(k + 1)
+    # log of the binomial coefficients C(n, i), from C(n, i + 1) = C(n, i) (n - i) / (i + 1)
+    coefficients = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])
+    low, high = 0.0, 1.0
+    while (middle := (low + high) / 2) not in (low, high):
+        logs = coefficients + i * math.log(middle) + (n - i) * math.log1p(-middle)
+        top = float(logs.max())
+        if top + math.log(np.exp(logs - top).sum()) > math.log(tail):
+            low = middle
+        else:
+            high = middle
+    return middle
+
+
+def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the AUROC: DeLong's variance on the logit scale, so that it stays within [0, 1].
+
+    That variance is zero when the scores separate perfectly. Then the interval is Clopper and Pearson's for as
+    many good-defect pairs as can be drawn without using an image twice, each of them ordered rightly.
+    """
+    truth, score = _checked(labels, scores)
+    good, bad = np.sort(score[~truth]), np.sort(score[truth])
+    area = auroc(truth, score)
+    pairs = min(len(good), len(bad))
+    if area in (0.0, 1.0):
+        return clopper_pearson(round(area * pairs), pairs, level)
+    if pairs < 2:
+        return 0.0, 1.0
+    # each defect's share of good parts below it, and each good part's share of defects above it; ties half
+    below = (np.searchsorted(good, bad, "left") + np.searchsorted(good, bad, "right")) / (2 * len(good))
+    above = 1 - (np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")) / (2 * len(bad))
+    error = math.sqrt(np.var(below, ddof=1) / len(bad) + np.var(above, ddof=1) / len(good))
+    if error == 0:  # every score is tied
+        return 0.0, 1.0
+    reach = NormalDist().inv_cdf((1 + level) / 2) * error / (area * (1 - area))
+    logit = math.log(area / (1 - area))
+    return 1 / (1 + math.exp(reach - logit)), 1 / (1 + math.exp(-reach - logit))
+
+
+_RUN = 4_000_000  # pixels in a sorted run
+_BLOCK = 500_000  # pixels merged at a time
+_STRIDE = 1024  # pixels from one sample of a run to the next
+_NO_SIZE = np.empty(0, np.uint32)
+
+
+class PixelFigures(NamedTuple):
+    """Figures over pixels, each in [0, 1]."""
+
+    auroc: float
+    ap: float
+    f1_max_oracle: float
+    aupro: tuple[float, ...]  # one for each limit asked for
+    components: int  # annotated defects, by 8-connectivity
+
+
+class PixelMetrics:
+    """Pixel AUROC, AP, F1 and AUPRO over images given one at a time: exact, in bounded memory.
+
+    Nothing is binned. Between two defect scores a curve moves sideways only, so all these figures follow from the
+    number of good pixels above and at each distinct defect score. The pixels are kept as sorted runs of float32;
+    the runs are cut at common values into blocks of about half a million pixels, and the blocks are merged from the
+    highest scores down.
+
+    Cost: 4 bytes a good pixel and 8 bytes a defect pixel, in memory up to `memory_mb` and beyond it in a temporary
+    file; about 60 MB of working space; each pixel is sorted twice. `figures` reads everything once.
+    """
+
+    def __init__(self, memory_mb: float = 512) -> None:
+        self.good = 0  # good pixels
+        self.defects: dict[str, int] = {}  # kind → defect pixels
+        self.components: dict[str, int] = {}  # kind → annotated defects with at least one pixel inspected
+        self._shelf = _Shelf(int(memory_mb * 1e6))
+        self._good = _Pile(self._shelf)
+        self._piles: dict[str, _Pile] = {}
+
+    def add(self, anomaly_map: ArrayLike, mask: ArrayLike | None = None, kind: str = "defect") -> None:
+        """Take one image: a map (H, W), NaN where nothing was inspected, and the mask (H, W) of its defects or None.
+
+        Pixels that were not inspected count nowhere, whatever the mask says there.
+        """
+        values = np.asarray(anomaly_map, dtype=np.float32)
+        inspected = ~np.isnan(values)
+        if mask is not None:
+            truth = np.asarray(mask, dtype=bool)
+            if truth.shape != values.shape:
+                raise ValueError(f"mask {truth.shape} on a map of {values.shape}; expected the same shape")
+            if truth.any():
+                self._add_defects(values, truth, truth & inspected, kind)
+                inspected &= ~truth
+        good = values[inspected]
+        self.good += len(good)
+        self._good.add(good)
+
+    def _add_defects(self, values: NDArray[np.float32], truth: Mask, seen: Mask, kind: str) -> None:
+        _, labelled = cv2.connectedComponents(truth.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+        component = labelled[seen]
+        sizes = np.bincount(component)
+        self.defects[kind] = self.defects.get(kind, 0) + len(component)
+        self.components[kind] = self.components.get(kind, 0) + int(np.count_nonzero(sizes))
+        self._piles.setdefault(kind, _Pile(self._shelf)).add(values[seen], sizes[component].astype(np.uint32))
+
+    def figures(self, kind: str | None = None, limits: tuple[float, ...] = (0.30, 0.05)) -> PixelFigures:
+        """Work out the figures; with a `kind`, of its defects against the good pixels of all images.
+
+        AUPRO is integrated over the false-positive rate from 0 to each of `limits` and divided by it.
+        """
+        kinds = [kind] if kind is not None else list(self.defects)
+        total = sum(self.defects.get(k, 0) for k in kinds)
+        components = sum(self.components.get(k, 0) for k in kinds)
+        if not total or not self.good:
+            raise ValueError(f"{total} defect and {self.good} good pixels; expected some of both")
+        pairs = precision = f1 = 0.0
+        hits, fpr, pro = 0, 0.0, 0.0  # where the curves have got to
+        areas = np.zeros(len(limits))
+        for step in self._steps([self._piles[k] for k in kinds if k in self._piles]):
+            reached = hits + np.cumsum(step.defects)
+            alarms = step.above + step.equal
+            pairs += float(np.sum(step.defects * (self.good - step.above - step.equal / 2)))
+            precision += float(np.sum(step.defects * (reached / (reached + alarms))))
+            f1 = max(f1, float(np.max(2 * reached / (reached + alarms + total))))
+            x0, x1 = step.above / self.good, alarms / self.good
+            overlap = pro + np.cumsum(step.weight) / components
+            y0 = np.concatenate([[pro], overlap[:-1]])
+            x_before = np.concatenate([[fpr], x1[:-1]])
+            for j, limit in enumerate(limits):
+                flat = np.minimum(x0, limit) - np.minimum(x_before, limit)
+                rise = np.minimum(x1, limit) - np.minimum(x0, limit)  # good and defect pixels of one score: a slope
+                share = np.divide(rise, x1 - x0, out=np.zeros_like(rise), where=x1 > x0)
+                areas[j] += np.sum(flat * y0 + rise * (y0 + (overlap - y0) * share / 2))
+            hits, fpr, pro = int(reached[-1]), float(x1[-1]), float(overlap[-1])
+        areas += [(limit - min(fpr, limit)) * pro for limit in limits]
+        return PixelFigures(
+            auroc=pairs / total / self.good,
+            ap=precision / total,
+            f1_max_oracle=f1,
+            aupro=tuple(float(a / limit) for a, limit in zip(areas, limits, strict=True)),
+            components=components,
+        )
+
+    def _steps(self, piles: list["_Pile"]) -> Iterator["_Steps"]:
+        """The steps of all curves, from the highest score down, a block of scores at a time."""
+        good = [run.score for run in self._good.runs()]
+        defects = [run for pile in piles for run in pile.runs()]
+        samples = np.sort(np.concatenate([score[::_STRIDE] for score in [*good, *(run.score for run in defects)]]))
+        # Between two of these values lie about _BLOCK pixels; a value that more pixels share is one of them.
+        values = np.unique(samples[:: _BLOCK // _STRIDE])
+        good_at = [_edges(score, values) for score in good]
+        defects_at = [_edges(run.score, values) for run in defects]
+        above = 0
+        for j in reversed(range(2 * len(values) + 1)):  # even: between two values; odd: exactly at one
+            scores = [score[at[j] : at[j + 1]] for score, at in zip(good, good_at, strict=True)]
+            slices = [(run, slice(at[j], at[j + 1])) for run, at in zip(defects, defects_at, strict=True)]
+            pixels = [_Run(run.score[part], run.size[part]) for run, part in slices]
+            count = sum(map(len, scores))
+            if not any(len(run.score) for run in pixels):
+                pass
+            elif j % 2:
+                weight = sum(float(np.sum(1 / run.size)) for run in pixels)
+                defect = sum(len(run.score) for run in pixels)
+                yield _Steps(np.array([above]), np.array([count]), np.array([defect]), np.array([weight]))
+            else:
+                yield _merge(scores, pixels, above)
+            above += count
+
+
+class _Run(NamedTuple):
+    """Pixels in ascending order of their scores."""
+
+    score: NDArray[np.float32]  # (n,)
+    size: NDArray[np.uint32]  # (n,) pixels of the annotated defect each belongs to; (0,) for good pixels
+
+
+class _Steps(NamedTuple):
+    """What happens at each distinct defect score, descending; all (k,)."""
+
+    above: Ints  # good pixels above it, in all
+    equal: Ints  # good pixels at it
+    defects: Ints  # defect pixels at it
+    weight: Floats  # defect pixels at it, each as a share of its annotated defect
+
+
+def _merge(good: list[NDArray[np.float32]], defects: list[_Run], above: int) -> _Steps:
+    """Merge slices of runs that span the same scores, with `above` good pixels higher than all of them."""
+    score = np.concatenate([run.score for run in defects])
+    order = np.argsort(score)[::-1]
+    score, size = score[order], np.concatenate([run.size for run in defects])[order]
+    first = np.concatenate([[0], np.flatnonzero(score[1:] != score[:-1]) + 1])
+    merged = np.sort(np.concatenate(good)) if good else np.empty(0, np.float32)
+    left, right = np.searchsorted(merged, score[first], "left"), np.searchsorted(merged, score[first], "right")
+    return _Steps(
+        above=above + len(merged) - right,
+        equal=right - left,
+        defects=np.diff(first, append=len(score)),
+        weight=np.add.reduceat(1 / size, first),
+    )
+
+
+def _edges(score: NDArray[np.float32], values: NDArray[np.float32]) -> list[int]:
+    """Where a sorted run is cut: below, at, between, …, at and above the `values`."""
+    cuts = np.stack([np.searchsorted(score, values, "left"), np.searchsorted(score, values, "right")], axis=1)
+    return [0, *cuts.ravel().tolist(), len(score)]
+
+
+class _Pile:
+    """Pixels that come in any order and are kept as sorted runs."""
+
+    def __init__(self, shelf: "_Shelf") -> None:
+        self._shelf = shelf
+        self._waiting: list[tuple[NDArray[np.float32], NDArray[np.uint32]]] = []
+        self._runs: list[tuple[_Place, _Place]] = []
+
+    def add(self, score: NDArray[np.float32], size: NDArray[np.uint32] = _NO_SIZE) -> None:
+        self._waiting.append((score, size))
+        if sum(len(score) for score, _ in self._waiting) >= _RUN:
+            self._sort()
+
+    def runs(self) -> list[_Run]:
+        self._sort()
+        return [_Run(self._shelf.get(s).view(np.float32), self._shelf.get(z)) for s, z in self._runs]
+
+    def _sort(self) -> None:
+        if self._waiting:
+            score, size = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+            self._waiting.clear()
+            if len(size):
+                order = np.argsort(score)
+                score, size = score[order], size[order]
+            else:
+                score.sort()
+            self._runs.append((self._shelf.put(score.view(np.uint32)), self._shelf.put(size)))
+
+
+_Place = NDArray[np.uint32] | slice  # an array in memory, or where it lies in the file
+
+
+class _Shelf:
+    """Arrays in memory up to a budget of bytes, and in a temporary file beyond it."""
+
+    def __init__(self, budget: int) -> None:
+        self._free = budget
+        self._file: IO[bytes] | None = None
+        self._stored = 0  # values in the file
+        self._mapped: NDArray[np.uint32] = _NO_SIZE  # the file; one mapping for all, as each takes a file handle
+
+    def put(self, values: NDArray[np.uint32]) -> _Place:
+        if values.nbytes <= self._free:
+            self._free -= values.nbytes
+            return values
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="andon-")  # noqa: SIM115 - closed with this object
+            weakref.finalize(self, self._file.close)
+        self._file.write(values.data)
+        self._stored += len(values)
+        return slice(self._stored - len(values), self._stored)
+
+    def get(self, place: _Place) -> NDArray[np.uint32]:
+        if isinstance(place, slice):
+            if len(self._mapped) < self._stored and self._file is not None:
+                self._file.flush()
+                self._mapped = np.memmap(self._file, np.uint32, "r", shape=(self._stored,))
+            return self._mapped[place]
+        return place

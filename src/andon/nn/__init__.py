@@ -1,0 +1,1 @@
+"""What needs torch; nothing outside this folder imports it at module level."""

@@ -1,0 +1,199 @@
+"""Plots as SVG text, to stand inline in a page: no script, no library, sharp in print.
+
+Good parts are blue and defects vermilion everywhere (Okabe and Ito's colours, told apart by colour-blind people).
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+GOOD, DEFECT = "#0072b2", "#d55e00"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
+AXIS, GRID, INK = "#888", "#e4e4e4", "#333"
+
+
+class Line(NamedTuple):
+    """A curve; a name puts it into the legend."""
+
+    x: ArrayLike
+    y: ArrayLike
+    name: str = ""
+    colour: str = GOOD
+
+
+class Mark(NamedTuple):
+    """A point with a label beside it."""
+
+    x: float
+    y: float
+    label: str
+    colour: str = INK
+
+
+class Band(NamedTuple):
+    """One row of histograms."""
+
+    name: str
+    values: ArrayLike
+    colour: str
+
+
+class Cut(NamedTuple):
+    """A vertical line through all rows of histograms."""
+
+    value: float
+    label: str
+    dashed: bool = False
+
+
+class Axis:
+    """Values ↔ pixels on one axis, linear or logarithmic."""
+
+    def __init__(self, low: float, high: float, start: float, stop: float, log: bool = False) -> None:
+        """Lay the values from `low` to `high` over the pixels from `start` to `stop`."""
+        self.low, self.high, self.start, self.stop, self.log = low, high, start, stop, log
+
+    def at(self, values: ArrayLike) -> NDArray[np.float64]:
+        """Where values lie, in pixels; what is beyond the ends lies at the end."""
+        bounds = np.array([self.low, self.high])
+        inside = np.clip(np.asarray(values, dtype=np.float64), *bounds)
+        if self.log:
+            inside, bounds = np.log(inside), np.log(bounds)
+        share = (inside - bounds[0]) / (bounds[1] - bounds[0])
+        return np.asarray(self.start + (self.stop - self.start) * share)
+
+    def ticks(self) -> list[float]:
+        """Round values along the axis, about five."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+            values = [step * 10.0**decade for decade in decades for step in steps]
+        else:
+            rough = (self.high - self.low) / 5
+            power = 10.0 ** math.floor(math.log10(rough))
+            step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
+            first = math.ceil(self.low / step - 1e-9)
+            values = [step * j for j in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        return [value for value in values if self.low <= value * (1 + 1e-9) and value <= self.high * (1 + 1e-9)]
+
+
+def line_plot(
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    marks: Sequence[Mark] = (),
+    x_range: tuple[float, float] = (0.0, 1.0),
+    y_range: tuple[float, float] = (0.0, 1.0),
+    diagonal: bool = False,
+    size: tuple[int, int] = (440, 400),
+) -> str:
+    """Draw curves over one pair of axes; `diagonal` adds the line of chance of a ROC plot."""
+    width, height = size
+    x, y = Axis(*x_range, 56, width - 14), Axis(*y_range, height - 46, 12)
+    parts = [_grid_x(x, 12, height - 46), _grid_y(y, 56, width - 14)]
+    if diagonal:
+        parts.append(_path(x.at([0, 1]), y.at([0, 1]), AXIS, 'stroke-dasharray="3 4"'))
+    parts += [_path(x.at(line.x), y.at(line.y), line.colour, 'stroke-width="2"') for line in lines]
+    for j, mark in enumerate(marks):
+        px, py = float(x.at(mark.x)), float(y.at(mark.y))
+        left = px > width / 2
+        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="{mark.colour}" stroke="#fff"/>')
+        parts.append(_text(mark.label, px + (-9 if left else 9), py + 15 + 15 * j, "end" if left else "start"))
+    named = [line for line in lines if line.name]
+    for j, line in enumerate(named):
+        top = height - 62 - 18 * (len(named) - 1 - j)
+        parts.append(f'<rect x="{width - 32}" y="{top - 9}" width="14" height="4" fill="{line.colour}"/>')
+        parts.append(_text(line.name, width - 38, top - 3, "end"))
+    parts.append(_text(x_label, (56 + width - 14) / 2, height - 10, "middle"))
+    parts.append(_text(y_label, 14, (height - 34) / 2, "middle", f'transform="rotate(-90 14 {(height - 34) / 2:.0f})"'))
+    return _svg(width, height, f"{y_label} against {x_label}", parts)
+
+
+def histograms(
+    bands: Sequence[Band], cuts: Sequence[Cut], x_label: str, bins: int = 60, width: int = 620, row: int = 64
+) -> str:
+    """Draw one histogram below the other over a common axis, each to its own height, and cut them at one or two values.
+
+    The axis is logarithmic where all values are positive and the largest is over twenty times the smallest. Infinite
+    values stand at its ends.
+    """
+    finite = np.concatenate([np.asarray(band.values, np.float64).ravel() for band in bands] + [[c.value for c in cuts]])
+    finite = finite[np.isfinite(finite)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    log = low > 0 and high > 20 * low
+    if log:
+        low, high = low * 0.9, high * 1.1
+    else:
+        margin = 0.03 * (high - low) or max(abs(high), 1.0) * 0.5
+        low, high = low - margin, high + margin
+    left, top = 130, 34
+    bottom = top + row * len(bands)
+    x = Axis(low, high, left, width - 14, log)
+    parts = [_grid_x(x, top, bottom)]
+    for j, band in enumerate(bands):
+        base = top + row * (j + 1)
+        values = np.asarray(band.values, np.float64)
+        counts, edges = np.histogram(x.at(values), bins=bins, range=(x.start, x.stop))
+        scale = (row - 16) / max(int(counts.max(initial=0)), 1)
+        bars = "".join(
+            f"M{start:.1f} {base}v{-count * scale:.1f}h{stop - start - 0.6:.1f}V{base}z"
+            for start, stop, count in zip(edges[:-1], edges[1:], counts, strict=True)
+            if count
+        )
+        parts.append(f'<path d="{bars}" fill="{band.colour}"/>')
+        parts.append(f'<path d="M{left} {base}H{width - 14}" stroke="{AXIS}"/>')
+        parts.append(_text(_cut_short(band.name, 18), left - 10, base - row / 2 + 8, "end", 'font-weight="600"'))
+        parts.append(_text(f"{values.size} images", left - 10, base - row / 2 + 23, "end"))
+    for j, cut in enumerate(sorted(cuts, key=lambda cut: cut.value)):
+        at = float(x.at(cut.value))
+        dash = 'stroke-dasharray="5 4"' if cut.dashed else ""
+        parts.append(f'<path d="M{at:.1f} {top - 8}V{bottom}" stroke="{INK}" stroke-width="1.5" {dash}/>')
+        leftwards = j < len(cuts) - 1 if len(cuts) > 1 else at > width / 2
+        parts.append(_text(cut.label, at + (-4 if leftwards else 4), top - 12, "end" if leftwards else "start"))
+    parts.append(_text(x_label + (" (logarithmic)" if log else ""), (left + width - 14) / 2, bottom + 38, "middle"))
+    return _svg(width, bottom + 46, f"histograms of {x_label}", parts)
+
+
+def _svg(width: int, height: float, title: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" width="{width}" role="img" '
+        f'font-family="sans-serif" font-size="12"><title>{escape(title)}</title>{"".join(parts)}</svg>'
+    )
+
+
+def _path(x: NDArray[np.float64], y: NDArray[np.float64], colour: str, extra: str) -> str:
+    """A line through points in pixels; points that a tenth of a pixel does not tell apart are drawn once."""
+    points = np.round(np.stack([x, y], axis=1), 1)
+    points = points[np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))]
+    path = " ".join(f"{px:g},{py:g}" for px, py in points.tolist())
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" {extra}/>'
+
+
+def _grid_x(axis: Axis, top: float, bottom: float) -> str:
+    parts = []
+    for tick in axis.ticks():
+        at = float(axis.at(tick))
+        parts.append(f'<path d="M{at:.1f} {top}V{bottom}" stroke="{GRID}"/>')
+        parts.append(_text(f"{tick:g}", at, bottom + 17, "middle"))
+    return "".join(parts)
+
+
+def _grid_y(axis: Axis, left: float, right: float) -> str:
+    parts = []
+    for tick in axis.ticks():
+        at = float(axis.at(tick))
+        parts.append(f'<path d="M{left} {at:.1f}H{right}" stroke="{GRID}"/>')
+        parts.append(_text(f"{tick:g}", left - 7, at + 4, "end"))
+    return "".join(parts)
+
+
+def _text(words: str, x: float, y: float, anchor: str, extra: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}" {extra}>{escape(words)}</text>'
+
+
+def _cut_short(words: str, length: int) -> str:
+    return words if len(words) <= length else words[: length - 1] + "…"

@@ -1,0 +1,137 @@
+"""The decisions of a person: product, input, geometry, detector and settings, decision. Written as TOML."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from andon.errors import RecipeError, unknown
+from andon.geometry import Geometry
+
+M = TypeVar("M", bound=BaseModel)
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Data(BaseModel):
+    """Where the good images are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: str = ""  # a folder, relative to the recipe; a data set in MVTec layout gives its train/good
+    groups: str = ""  # which images show one part, lot or session: a CSV file, or a regular expression on the path
+
+
+class InputRule(BaseModel):
+    """What the camera gives. "auto": read off the training images, which must agree."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channels: Literal["auto", 1, 3] = "auto"
+    depth: Literal["auto", 8, 16] = "auto"  # bits
+    size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
+
+
+class Choice(BaseModel):
+    """Which detector, and its settings (`andon detectors NAME` lists them)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "memory-bank"
+    preset: str = "cpu"
+    settings: dict[str, Any] = {}
+
+
+class Decision(BaseModel):
+    """How verdicts are made from scores. A threshold, where given, overrides the one found from its rate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    review_rate: Rate = 0.05  # share of good parts that may get REVIEW or REJECT
+    reject_rate: Rate = 0.01  # share of good parts that may get REJECT
+    pixel_rate: Rate = 0.05  # share of good images that may show any region
+    review_threshold: float | None = None  # raw score
+    reject_threshold: float | None = None
+    pixel_threshold: float | None = None
+    min_area: Annotated[int, Field(ge=0)] = 0  # pixels of the image; smaller regions are counted, not shown
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.reject_rate > self.review_rate:
+            raise ValueError(f"reject_rate = {self.reject_rate} must not exceed review_rate = {self.review_rate}")
+        return self
+
+
+class Split(BaseModel):
+    """How good images are divided between learning and calibration: once, seeded, by group."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # share held out for thresholds
+
+
+class Recipe(BaseModel):
+    """Everything a person decides about one product; every part has a default but the images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    product: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Data = Data()
+    input: InputRule = InputRule()
+    geometry: Geometry = Geometry()
+    detector: Choice = Choice()
+    decision: Decision = Decision()
+    split: Split = Split()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a recipe; paths in it are relative to its folder. RecipeError says which key is wrong and why."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read ({error}). Expected a recipe, a TOML file.") from None
+        recipe = cls.parse(text, str(path))
+        folder = path.resolve().parent
+        data = recipe.data.model_copy(update={"images": str(folder / recipe.data.images)} if recipe.data.images else {})
+        if (folder / data.groups).is_file():
+            data = data.model_copy(update={"groups": str(folder / data.groups)})
+        return recipe.model_copy(update={"product": recipe.product or path.stem, "data": data})
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> Self:
+        """Read a recipe from text."""
+        try:
+            return validate(cls, tomllib.loads(text), name)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"{name}: not TOML: {error}.") from None
+
+    def dump(self) -> str:
+        """Write the recipe as TOML, defaults included, so that a bundle tells all that was decided."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def validate(model: type[M], values: dict[str, Any], name: str) -> M:
+    """Build a model; RecipeError names key, value and expectation, and for an unknown key the nearest known one."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError("; ".join(_explain(model, e, name) for e in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], error: Any, name: str) -> str:
+    """Put one of pydantic's errors into words that name the key."""
+    path = [str(step) for step in error["loc"]]
+    where = f"{name}: {'.'.join(path) or 'recipe'}"
+    if error["type"] == "extra_forbidden":
+        owner: type[BaseModel] = model
+        for step in path[:-1]:
+            inner = owner.model_fields[step].annotation
+            owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+        return f"{where}: {unknown('key', path[-1], owner.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"{where} = {error['input']!r}: {message}" if path and error["type"] != "value_error" else f"{name}: {message}"
+    )

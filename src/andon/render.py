@@ -1,0 +1,195 @@
+"""Pictures for people: heat maps on one fixed scale a bundle, overlays with regions, contact sheets.
+
+A heat map is never scaled to its own image, or a good part would glow. The scale is the bundle's, its middle colour
+is the pixel threshold: what is orange or yellow is above it. The colours (inferno) rise in lightness, so they are read
+the same in gray and by colour-blind people.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from andon.inspection import Array, Pixels, Region
+
+Picture = NDArray[np.uint8]  # (H, W, 3), RGB
+Mask = NDArray[np.bool_]
+
+REGION = (0, 255, 255)  # cyan is not among the heat map's colours
+TRUTH = (255, 255, 255)
+INK = (40, 40, 40)
+THRESHOLD_AT = 0.5  # where on the scale the pixel threshold lies
+OPACITY = 0.65  # of the heat map at and above the threshold; below, it fades out towards the low end
+
+
+class Scale(NamedTuple):
+    """Values of the anomaly map at the two ends of the colours, and the pixel threshold between them."""
+
+    low: float
+    high: float
+    threshold: float
+
+    @classmethod
+    def of(cls, typical: float, threshold: float) -> Self:
+        """Begin at the typical value of good pixels and place the threshold in the middle.
+
+        A threshold that is not above the typical value becomes the low end's near neighbour.
+        """
+        reach = max(threshold - typical, 1e-6 * max(abs(threshold), abs(typical), 1e-6))
+        return cls(threshold - reach, threshold + reach * (1 - THRESHOLD_AT) / THRESHOLD_AT, threshold)
+
+    def place(self, values: Array) -> Array:
+        """Where values lie on the scale: 0 at the low end, 1 at the high end, clipped; NaN stays."""
+        placed: Array = np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
+        return placed
+
+
+def heat(anomaly_map: Array, scale: Scale) -> Picture:
+    """Colour a map (H, W); where it is NaN, nothing was inspected and the picture is light gray."""
+    levels = np.nan_to_num(scale.place(anomaly_map) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    colours[np.isnan(anomaly_map)] = 200
+    return _picture(colours)
+
+
+def display(pixels: Pixels) -> Picture:
+    """Show an image (H, W, c) on a screen: gray becomes RGB.
+
+    16 bits are windowed to the 0.5th to 99.5th percentile of this image, for the eye only: no score sees it.
+    """
+    if pixels.dtype == np.uint16:
+        low, high = np.percentile(pixels[:: max(1, len(pixels) // 512)], (0.5, 99.5))
+        pixels = np.clip((pixels - low) * (255 / max(high - low, 1.0)), 0, 255).astype(np.uint8)
+    return _picture(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+
+def fit(picture: Picture, side: int) -> Picture:
+    """Scale a picture so that its longer side has `side` pixels; enlarged pixels keep their edges."""
+    h, w = picture.shape[:2]
+    factor = side / max(h, w)
+    size = (max(1, round(w * factor)), max(1, round(h * factor)))
+    smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC if factor < 2 else cv2.INTER_NEAREST
+    return _picture(cv2.resize(picture, size, interpolation=smooth))
+
+
+def overlay(
+    pixels: Pixels,
+    anomaly_map: Array,
+    scale: Scale,
+    regions: Sequence[Region] = (),
+    mask: Mask | None = None,
+    side: int = 768,
+    bar: bool = True,
+) -> Picture:
+    """Lay the heat map over an image (H, W, c), with the regions outlined, and the mask (H, W) of known defects.
+
+    The longer side of the image gets `side` pixels. Areas that were not inspected are dimmed and hatched. The colour
+    bar at the right has the threshold marked.
+    """
+    photo = fit(display(pixels), side)
+    size = (photo.shape[1], photo.shape[0])
+    uninspected = np.isnan(anomaly_map)
+    levels = cv2.resize(np.nan_to_num(scale.place(anomaly_map)), size, interpolation=cv2.INTER_LINEAR)
+    alpha = OPACITY * np.minimum(levels / THRESHOLD_AT, 1)[:, :, None] ** 1.5
+    colours = cv2.cvtColor(cv2.applyColorMap((levels * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    picture = _picture(np.round(photo * (1 - alpha) + colours * alpha).astype(np.uint8))
+    if uninspected.any():
+        _hatch(picture, cv2.resize(uninspected.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
+    if mask is not None:
+        outline(picture, mask, TRUTH)
+    outline(picture, _area(anomaly_map > scale.threshold, regions), REGION)
+    return _picture(np.hstack([picture, colour_bar(scale, picture.shape[0])])) if bar else picture
+
+
+def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:
+    """Draw the outlines of an area (H, W) of the image into a picture of any size, with a dark edge to stand out."""
+    contours, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    factor = np.array([picture.shape[1] / area.shape[1], picture.shape[0] / area.shape[0]])
+    lines = [np.round((contour + 0.5) * factor * 8).astype(np.int32) for contour in contours]  # in eighths of a pixel
+    width = max(1, round(max(picture.shape) / 400))
+    cv2.polylines(picture, lines, True, (0, 0, 0), width + 2, cv2.LINE_AA, shift=3)
+    cv2.polylines(picture, lines, True, colour, width, cv2.LINE_AA, shift=3)
+
+
+def _area(above: Mask, regions: Sequence[Region]) -> Mask:
+    """The pixels of those connected areas that are among the regions."""
+    if not regions:
+        return np.zeros_like(above)
+    _, labels = cv2.connectedComponents(above.astype(np.uint8), connectivity=8)
+    kept = np.unique([labels[y, x] for x, y in (region.peak_at for region in regions)])
+    return np.isin(labels, kept[kept > 0])
+
+
+def _hatch(picture: Picture, where: Mask) -> None:
+    rows, columns = np.arange(where.shape[0])[:, None], np.arange(where.shape[1])
+    lines = (rows + columns) % 12 < 2
+    picture[where] = picture[where] // 3 + 40
+    picture[where & lines] = 150
+
+
+def colour_bar(scale: Scale, height: int) -> Picture:
+    """Draw the colours of the scale, `height` pixels tall, with the values at its ends and at the threshold."""
+    bar = np.full((height, 96, 3), 255, np.uint8)
+    top, bottom = 12, height - 12
+    values = np.linspace(scale.high, scale.low, max(bottom - top, 1), dtype=np.float32)
+    bar[top:bottom, 10:28] = heat(values[:, None], scale)
+    for value in (scale.high, scale.threshold, scale.low):
+        y = round(top + (bottom - 1 - top) * (scale.high - value) / (scale.high - scale.low))
+        marked = value == scale.threshold
+        cv2.line(bar, (6 if marked else 28, y), (32, y), INK, 2 if marked else 1)
+        text(bar, _short(value), (36, y + 4), 0.42)
+        if marked:
+            text(bar, "threshold", (36, y + 17), 0.34)
+    return _picture(bar)
+
+
+def _short(value: float) -> str:
+    """Write a value in at most seven characters."""
+    digits = 3 if value == 0 else max(0, 3 - math.ceil(math.log10(abs(value))))
+    plain = f"{value:.{min(digits, 5)}f}"
+    return plain if len(plain) <= 7 else f"{value:.1e}"
+
+
+def text(picture: Picture, words: str, at: tuple[int, int], size: float, colour: tuple[int, int, int] = INK) -> None:
+    """Write a line from its lower left corner (x, y); characters that the font lacks become question marks."""
+    ascii_only = words.encode("ascii", "replace").decode()
+    cv2.putText(picture, ascii_only, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
+def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns: int, side: int = 320) -> Picture:
+    """Set pictures in rows of equal cells, each with a caption below that is cut at its end to fit."""
+    if not pictures or len(pictures) != len(captions) or columns < 1:
+        raise ValueError(f"{len(pictures)} pictures, {len(captions)} captions, {columns} columns")
+    fitted = [fit(picture, side) for picture in pictures]
+    columns = min(columns, len(fitted))
+    rows = [slice(start, start + columns) for start in range(0, len(fitted), columns)]
+    gap, line, wide = 12, 24, max(picture.shape[1] for picture in fitted)
+    heights = [max(picture.shape[0] for picture in fitted[row]) + line + gap for row in rows]
+    sheet = np.full((gap + sum(heights), gap + columns * (wide + gap), 3), 255, np.uint8)
+    y = gap
+    for row, height in zip(rows, heights, strict=True):
+        for j, (picture, caption) in enumerate(zip(fitted[row], captions[row], strict=True)):
+            h, w = picture.shape[:2]
+            x = gap + j * (wide + gap)
+            sheet[y : y + h, x : x + w] = picture
+            while cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0] > wide:
+                caption = caption[:-3].rstrip(".") + ".."
+            text(sheet, caption, (x, y + height - line), 0.45)
+        y += height
+    return _picture(sheet)
+
+
+def encode(picture: Picture, kind: Literal["png", "jpg"]) -> bytes:
+    """Return the bytes of an image file."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 88] if kind == "jpg" else []
+    ok, data = cv2.imencode(f".{kind}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
+    if not ok:
+        raise ValueError(f"OpenCV cannot write a picture of {picture.shape} as {kind}")
+    return data.tobytes()
+
+
+def _picture(array: NDArray[np.generic] | cv2.typing.MatLike) -> Picture:
+    return np.ascontiguousarray(array, dtype=np.uint8)

@@ -1,0 +1,217 @@
+"""An evaluation as one HTML file that needs nothing else: styles, plots and pictures are inside, and no script."""
+
+import base64
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from andon import files, image, metrics, plots, render
+from andon.calibration import percent
+from andon.errors import AndonError, ImageError
+from andon.evaluate import Evaluation, Row, in_words, read_mask
+from andon.inspection import Verdict
+from andon.inspector import Inspector
+from andon.plots import Band, Cut, Line, Mark
+
+SHOWN = 12  # pictures in a gallery
+SIDE = 420  # pixels, the longer side of a picture
+BANDS = 9  # rows of histograms; rarer types of defect share the last
+
+
+class Card(NamedTuple):
+    """One image in a gallery."""
+
+    row: Row
+    photo: str  # data URI
+    overlay: str
+
+
+class Gallery(NamedTuple):
+    """Pictures with a title and a sentence on how they were chosen."""
+
+    title: str
+    words: str
+    cards: list[Card]
+
+
+def write(evaluation: Evaluation, folder: str | Path) -> None:
+    """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is made if need be."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AndonError(f"{folder}: cannot be made ({error.strerror}). Choose another output folder.") from None
+    files.write(folder / "metrics.json", evaluation.json())
+    files.write(folder / "scores.csv", evaluation.csv())
+    files.write(folder / "report.html", html(evaluation))
+
+
+def html(evaluation: Evaluation) -> bytes:
+    """Make the page. Every name and message in it is escaped: files may be called anything."""
+    loader = jinja2.PackageLoader("andon", "templates")
+    pages = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    pages.filters.update(percent=percent, in_words=in_words, figure=_figure)
+    inspector = evaluation.inspector
+    page = pages.get_template("report.html").render(
+        evaluation=evaluation,
+        metrics=evaluation.metrics,
+        defects=sorted(evaluation.metrics["defects"].items(), key=lambda item: item[1]["auroc"] or 0),
+        headline=headline(evaluation),
+        broken_promises=broken_promises(evaluation),
+        roc=Markup(roc_plot(evaluation)),
+        histogram=Markup(histogram(evaluation)),
+        galleries=galleries(evaluation),
+        legend=_data(render.encode(render.colour_bar(inspector.scale, 180), "png"), "png"),
+        promises=inspector.promises(),
+        manifest=inspector.manifest,
+        inspector=inspector,
+        recipe=inspector.recipe.dump(),
+    )
+    return page.encode()
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The answer in two sentences: what slips through, what is stopped for nothing, and how well scores rank."""
+    decided, ranked = evaluation.metrics["decision"]["review"], evaluation.metrics["image"]
+    escapes, stopped = decided["escapes"], decided["false_rejects"]
+    sentence = (
+        f"{escapes['n'] - escapes['count']} of {escapes['n']} defective images are caught, "
+        f"and {stopped['count']} of {stopped['n']} good ones are stopped for nothing."
+    )
+    return sentence if ranked["auroc"] is None else f"{sentence} Image AUROC {ranked['auroc']:.4f}."
+
+
+def broken_promises(evaluation: Evaluation) -> list[str]:
+    """Sentences on thresholds that stop more good images than promised, beyond what chance explains."""
+    sentences = []
+    for name, decided in (evaluation.metrics["groups"] or evaluation.metrics)["decision"].items():
+        promised, stopped = decided["promised_rate"], decided["false_rejects"]
+        if promised is not None and stopped["n"] and stopped["interval"][0] > promised:
+            sentences.append(
+                f"The {name} threshold stops {in_words(stopped)} of the good; {percent(promised)} was promised. "
+                "These images differ from those it was calibrated on: recalibrate on good images taken like these."
+            )
+    return sentences
+
+
+def roc_plot(evaluation: Evaluation) -> str:
+    """The ROC curve of the images as SVG, with the two thresholds on it; empty where there is none."""
+    if evaluation.metrics["image"]["auroc"] is None:
+        return ""
+    labels = [not row.good for row in evaluation.rows]
+    curve = metrics.roc(labels, [row.score for row in evaluation.rows])
+    marks = [
+        Mark(decided["false_rejects"]["rate"], 1 - decided["escapes"]["rate"], name)
+        for name, decided in evaluation.metrics["decision"].items()
+    ]
+    line = Line(curve.fpr, curve.tpr, colour=plots.GOOD)
+    return plots.line_plot([line], "good images stopped", "defective images caught", marks, diagonal=True)
+
+
+def histogram(evaluation: Evaluation) -> str:
+    """Scores of the good images and of each type of defect as SVG, with the two thresholds."""
+    scores: dict[str, list[float]] = {"good": []}
+    counts = {kind: found["n"] for kind, found in evaluation.metrics["defects"].items()}
+    common = sorted(counts, key=lambda kind: -counts[kind])
+    common = common if len(common) < BANDS else common[: BANDS - 2]
+    for row in evaluation.rows:
+        scores.setdefault(row.defect if row.good or row.defect in common else "other defects", []).append(row.score)
+    bands = [
+        Band(name, values, plots.GOOD if name == "good" else plots.DEFECT)
+        for name, values in sorted(scores.items(), key=lambda item: (item[0] != "good", item[0]))
+        if values
+    ]
+    limits = evaluation.inspector.thresholds
+    return plots.histograms(bands, [Cut(limits.review, "review", True), Cut(limits.reject, "reject")], "image score")
+
+
+def galleries(evaluation: Evaluation) -> list[Gallery]:
+    """The images a person should look at: escapes, false rejects, and how defects are found where they are."""
+    rows = sorted(evaluation.rows, key=lambda row: row.score)
+    escapes = [row for row in rows if not row.good and row.verdict is Verdict.PASS]
+    caught = [row for row in rows if not row.good and row.verdict is not Verdict.PASS]
+    stopped = [row for row in reversed(rows) if row.good and row.verdict is not Verdict.PASS]
+    passed = [row for row in reversed(rows) if row.good and row.verdict is Verdict.PASS]
+    chosen = [
+        ("Escapes", "Defective images that pass", escapes, "No defective image passes."),
+        ("False rejects", "Good images that are stopped", stopped, "No good image is stopped."),
+    ]
+    found = []
+    for title, what, worst, none in chosen:
+        order = "lowest" if title == "Escapes" else "highest"
+        words = f"{what}: {_extent(worst)}, {order} score first." if worst else none
+        found.append(Gallery(title, words, _cards(worst[:SHOWN], evaluation.inspector)))
+    near = [*caught[:3], *passed[:3]]
+    found.append(
+        Gallery(
+            "Close calls",
+            "The lowest scores among the defects that are caught, and the highest among the good images that pass.",
+            _cards(near, evaluation.inspector),
+        )
+    )
+    typical = _typical([row for row in caught if row not in near])
+    words = "Defective images that are caught, typical scores of each type: does the heat map point at the defect?"
+    found.append(Gallery("Caught", words, _cards(typical, evaluation.inspector)))
+    return [gallery for gallery in found if gallery.cards or gallery.title in ("Escapes", "False rejects")]
+
+
+def _extent(rows: Sequence[Row]) -> str:
+    return f"{SHOWN} of {len(rows)}" if len(rows) > SHOWN else f"all {len(rows)}"
+
+
+def _typical(rows: Sequence[Row]) -> list[Row]:
+    """Take turns among the types of defect, each giving images from the middle of its scores outwards; rows ascend."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.defect, []).append(row)
+    turns = zip_longest(*(_outwards(kinds[kind]) for kind in sorted(kinds)))
+    return sorted([row for turn in turns for row in turn if row][:SHOWN], key=lambda row: row.defect)
+
+
+def _outwards(rows: list[Row]) -> list[Row]:
+    middle = len(rows) // 2
+    return [rows[j] for j in sorted(range(len(rows)), key=lambda j: abs(j - middle))]
+
+
+def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
+    cards = []
+    for row in rows:
+        inspection = inspector.inspect(row.path)
+        pixels = image.read(row.path).pixels
+        heat = render.overlay(
+            pixels,
+            inspection.anomaly_map,
+            inspector.scale,
+            inspection.regions,
+            _mask(row, inspection.anomaly_map.shape),
+            side=SIDE,
+            bar=False,
+        )
+        photo = render.fit(render.display(pixels), SIDE)
+        cards.append(Card(row, *(_data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))))
+    return cards
+
+
+def _mask(row: Row, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """The mask of an image of `shape` (H, W), where it has one that can be used; the others are among the errors."""
+    try:
+        return read_mask(row.mask, shape) if row.mask else None
+    except ImageError:
+        return None
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _figure(value: float | None) -> str:
+    """Write a figure in [0, 1], or a dash where there is none."""
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,324 @@
+"""Recipe + good images → bundle: split, fit, graph, gate, calibrate, save."""
+
+import importlib.util
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from andon import dataset, detectors, files, geometry, image, inspector
+from andon.bundle import Bundle, Manifest
+from andon.calibration import Calibration
+from andon.dataset import Sample
+from andon.detectors.base import Detector, Progress, silent
+from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
+from andon.geometry import Geometry
+from andon.image import Image, Input
+from andon.inspection import Array, Pixels
+from andon.recipe import Decision, InputRule, Recipe, validate
+from andon.runtime import Engine, Runtime
+
+TOLERANCE = 1e-3  # of the score range: how far the graph may be from the fitted detector
+TILES_AT_ONCE = 16
+KEEP = 512 * 1024**2  # bytes of tiles kept in memory; the rest is decoded anew on each pass
+GATE_TILES = 8
+
+Tell = Callable[[str], None]
+
+
+class Survey(NamedTuple):
+    """What one pass over the good images found."""
+
+    samples: list[Sample]  # those that can be used
+    rule: Input
+    tiles: dict[Path, list[Pixels]]  # image → its tiles (t, t, c), for as many images as the budget holds
+    counts: dict[Path, int]  # image → how many tiles
+    skipped: list[str]  # why the others cannot be used
+    digest: str  # SHA-256 over names and contents of all that are used
+
+
+class GoodTiles:
+    """The tiles of some of the surveyed images; what the survey did not keep is decoded anew on each pass."""
+
+    def __init__(self, samples: Sequence[Sample], survey: Survey, settings: Geometry) -> None:
+        """Take the images to learn from."""
+        self._samples, self._survey, self._geometry = samples, survey, settings
+        self.side: int = settings.size
+        self.channels: int = survey.rule.channels
+        self.depth: int = survey.rule.depth
+
+    def __len__(self) -> int:
+        return sum(self._survey.counts[sample.path] for sample in self._samples)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        pieces = (tile for sample in self._samples for tile in self._tiles(sample.path))
+        while batch := list(islice(pieces, TILES_AT_ONCE)):
+            yield np.stack(batch)
+
+    def _tiles(self, path: Path) -> Iterable[Pixels]:
+        return self._survey.tiles.get(path) or cut(image.read(path), self._geometry)
+
+
+def cut(read: Image, settings: Geometry) -> Iterator[Pixels]:
+    """Yield the tiles (t, t, c) of one image."""
+    view = geometry.align(read.pixels, settings, read.name)
+    return (tile for _, tile in geometry.split(view, settings))
+
+
+def look_over(good: Sequence[Sample], recipe: Recipe, progress: Progress) -> Survey:
+    """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows."""
+    usable: list[Sample] = []
+    inputs: dict[str, Input] = {}
+    tiles: dict[Path, list[Pixels]] = {}
+    counts: dict[Path, int] = {}
+    skipped: list[str] = []
+    contents: list[str] = []
+    kept = 0
+    for done, sample in enumerate(good):
+        progress("reading images", done, len(good))
+        try:
+            read = image.read(sample.path)
+            pieces = list(cut(read, recipe.geometry))
+        except ImageError as error:
+            skipped.append(str(error))
+            continue
+        usable.append(sample)
+        inputs[read.name] = image.described(read)
+        counts[sample.path] = len(pieces)
+        kept += sum(piece.nbytes for piece in pieces)
+        if kept <= KEEP:
+            tiles[sample.path] = pieces
+        contents.append(f"{sample.path.name} {files.digest(sample.path.read_bytes())}")
+    progress("reading images", len(good), len(good))
+    if not usable:
+        raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
+    rule = _declared(image.agree(inputs), recipe.input)
+    return Survey(usable, rule, tiles, counts, skipped, files.digest("\n".join(contents).encode()))
+
+
+def _declared(found: Input, rule: InputRule) -> Input:
+    """Hold what the images are against what the recipe declares."""
+    for key, value, asked in (("channels", found.channels, rule.channels), ("depth", found.depth, rule.depth)):
+        if asked not in ("auto", value):
+            raise RecipeError(
+                f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
+            )
+    return found.model_copy(update={"size": None}) if rule.size == "any" else found
+
+
+def compose(
+    source: str | Path | Recipe,
+    *,
+    detector: str | None = None,
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    groups: str | None = None,
+) -> Recipe:
+    """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
+    if isinstance(source, Recipe):
+        recipe = source
+    elif Path(source).suffix.lower() == ".toml":
+        recipe = Recipe.load(source)
+    else:
+        folders = [name for name in Path(source).resolve().parts[1:] if name.lower() not in ("train", "good")]
+        recipe = Recipe.model_validate({"product": folders[-1] if folders else "", "data": {"images": str(source)}})
+    values = recipe.model_dump()
+    for section, given in (
+        (values, {"seed": seed}),
+        (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
+        (values["geometry"], {"size": size}),
+        (values["data"], {"groups": groups}),
+    ):
+        section.update({key: value for key, value in given.items() if value is not None})
+    return validate(Recipe, values, "recipe")
+
+
+def train(
+    source: str | Path | Recipe,
+    out: str | Path,
+    *,
+    detector: str | None = None,
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    groups: str | None = None,
+    progress: Progress = silent,
+    tell: Tell = lambda sentence: None,
+) -> Bundle:
+    """Learn a product from a folder of good images, or by a recipe, and write the bundle `out`.
+
+    `tell` gets sentences for people: the forecast before the fit, images left out, what the calibration can promise.
+    Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
+    """
+    began = time.perf_counter()
+    out = Path(out)
+    recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
+    model, recipe = construct(recipe)
+    files.check_writable(out)
+    if not recipe.data.images:
+        raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
+    good = [sample for sample in data.samples if sample.defect in ("good", "") and sample.split != "test"]
+    if not good:
+        raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
+    survey = look_over(good, recipe, progress)
+    fit_on, calibrate_on = dataset.split_good(survey.samples, recipe.split.calibrate, recipe.seed)
+    for reason in survey.skipped:
+        tell(f"left out: {reason}")
+    tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
+    tiles = GoodTiles(fit_on, survey, recipe.geometry)
+    timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
+
+    forecast = model.forecast(tiles)
+    tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
+    model.fit(tiles, progress)
+    timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
+    graph = model.graph().SerializeToString()
+    parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
+    timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
+    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, tell)
+    timings["calibrate"] = time.perf_counter() - clock
+
+    manifest = Manifest(
+        created=_now(),
+        seed=recipe.seed,
+        detector=recipe.detector.name,
+        input=survey.rule,
+        versions=_versions(),
+        machine=f"{platform.machine()} {platform.system()} {platform.release()}",
+        data={
+            "images": len(good),
+            "left_out": len(survey.skipped),
+            "fit": len(fit_on),
+            "calibrate": len(calibrate_on),
+            "digest": survey.digest,
+        },
+        timings={step: round(seconds, 3) for step, seconds in timings.items()},
+        parity=parity,
+    )
+    bundle = Bundle(graph, recipe, calibration, manifest)
+    bundle.save(out)
+    for sentence in calibration.describe(recipe.decision):
+        tell(sentence)
+    return bundle
+
+
+def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
+    """Build the recipe's detector, and the recipe with every setting spelled out, for the bundle to keep.
+
+    RecipeError when detector, preset, settings and geometry do not fit together.
+    """
+    kind = detectors.get(recipe.detector.name)
+    if recipe.detector.preset not in kind.presets:
+        raise RecipeError(f"recipe: detector.preset: {unknown('preset', recipe.detector.preset, kind.presets)}")
+    if kind.position_aware and recipe.geometry.tiles:
+        raise RecipeError(
+            f"recipe: {kind.name} knows where in the image a patch lies, so it cannot work on tiles cut from it. "
+            "Set geometry.tiles = false, or choose another detector (`andon detectors`)."
+        )
+    settings = {**kind.presets[recipe.detector.preset], **recipe.detector.settings}
+    config = validate(kind.Config, settings, "recipe: detector.settings")
+    chosen = recipe.detector.model_copy(update={"settings": config.model_dump(mode="json", exclude_none=True)})
+    return kind(config, recipe.seed), recipe.model_copy(update={"detector": chosen})
+
+
+def gate(model: Detector, graph: bytes, tiles: Pixels) -> dict[str, float]:
+    """Hold every engine's scores against the fitted detector's on training tiles (n, t, t, c).
+
+    Returns engine → largest difference as a share of the score range. TrainingError past the tolerance.
+    """
+    expected = model.score(tiles)
+    engines: list[Engine] = ["onnxruntime"]
+    if importlib.util.find_spec("openvino"):
+        engines.append("openvino")
+    parity: dict[str, float] = {}
+    for engine in engines:
+        found = Runtime(graph, engine).score(tiles)
+        parity[engine] = max(_apart(found.image, expected.image, expected.pixel), _apart(found.pixel, expected.pixel))
+        if not parity[engine] <= TOLERANCE:
+            raise TrainingError(
+                f"the graph on {engine} differs from the fitted {model.name} by {parity[engine]:.2g} of the score "
+                f"range; at most {TOLERANCE:g} is allowed. No bundle was written. Please report this with the recipe."
+            )
+    return parity
+
+
+def _apart(found: Array, expected: Array, over: Array | None = None) -> float:
+    """Largest difference as a share of the expected range; NaN when anything is not finite."""
+    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+        return float("nan")
+    spread = float(np.ptp(expected if over is None else over))
+    return float(np.abs(found - expected).max()) / max(spread, 1e-12)
+
+
+def calibrate(
+    scorer: Runtime,
+    recipe: Recipe,
+    rule: Input,
+    samples: Sequence[Sample],
+    progress: Progress = silent,
+    tell: Tell = lambda sentence: None,
+) -> Calibration:
+    """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them."""
+    found = []
+    for done, sample in enumerate(samples):
+        progress("calibrating", done, len(samples))
+        try:
+            read = image.read(sample.path)
+            image.accept(read, rule)
+            found.append(
+                inspector.held_out(inspector.scan(read.pixels, recipe.geometry, scorer, read.name), sample.group)
+            )
+        except ImageError as error:
+            tell(f"left out: {error}")
+    progress("calibrating", len(samples), len(samples))
+    if not found:
+        raise DatasetError(f"none of {len(samples)} good images could be used to calibrate.")
+    return Calibration.learn(found)
+
+
+def recalibrate(
+    bundle: Bundle,
+    folder: str | Path,
+    *,
+    groups: str | None = None,
+    progress: Progress = silent,
+    tell: Tell = lambda sentence: None,
+) -> Bundle:
+    """Replace a bundle's calibration by one on new good images, without retraining."""
+    data = dataset.load(folder, groups=groups)
+    good = [sample for sample in data.samples if sample.defect in ("good", "")]
+    if not good:
+        raise DatasetError(f"{folder}: no good images among {len(data.samples)}. Calibration needs good images.")
+    found = calibrate(Runtime(bundle.graph), bundle.recipe, bundle.manifest.input, good, progress, tell)
+    return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
+
+
+def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
+    """Give a bundle other rates or thresholds. A new rate takes the place of a threshold that was set by hand."""
+    decision = bundle.recipe.decision.model_dump()
+    for key in changes:
+        if key.endswith("_rate"):
+            decision[key.replace("_rate", "_threshold")] = None
+    decided = validate(Decision, {**decision, **changes}, "decision")
+    recipe = bundle.recipe.model_copy(update={"decision": decided})
+    event = ", ".join(f"{key} = {value:g}" for key, value in changes.items())
+    return bundle.changed(f"{_now()} decision changed: {event}", recipe=recipe)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

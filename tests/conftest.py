@@ -1,0 +1,69 @@
+"""What several test files share: real data where it is at hand, synthetic parts, and one small trained bundle."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from andon import training
+from andon.inspection import Pixels
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The data sets of ../shared/data; tests that need them are skipped elsewhere."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the data sets of ../shared/data are not on this machine")
+    return folder
+
+
+def part(seed: int, side: int = 96, channels: int = 3, depth: int = 8) -> Pixels:
+    """A good part: a bright ring with a stripe pattern, and some noise, (side, side, channels)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side - 0.5
+    ring = 0.35 + 0.4 * ((np.hypot(x, y) > 0.2) & (np.hypot(x, y) < 0.4)) + 0.1 * np.sin(40 * x)
+    value = ring[..., None] + 0.02 * rng.standard_normal((side, side, channels)) + 0.02 * rng.standard_normal()
+    top, kind = (255, np.uint8) if depth == 8 else (65535, np.uint16)
+    return (np.clip(value, 0, 1) * top).astype(kind)
+
+
+def scratched(seed: int, side: int = 96, channels: int = 3, depth: int = 8) -> tuple[Pixels, Pixels]:
+    """A part with a dark scratch, and its mask (side, side) of 0 and 255."""
+    pixels = part(seed, side, channels, depth)
+    mask = np.zeros((side, side), np.uint8)
+    cv2.line(mask, (side // 4, side // 2), (side // 2, side // 4), 255, max(2, side // 24))
+    pixels[mask > 0] = 0
+    return pixels, mask
+
+
+def save(path: Path, pixels: Pixels) -> Path:
+    """Write pixels as a picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., ::-1]
+    path.write_bytes(cv2.imencode(path.suffix, ordered)[1].tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in MVTec layout: 40 good parts to learn from, 6 good and 4 scratched ones to test, with masks."""
+    root = tmp_path_factory.mktemp("data") / "ring"
+    for seed in range(40):
+        save(root / "train/good" / f"{seed:03}.png", part(seed))
+    for seed in range(100, 106):
+        save(root / "test/good" / f"{seed:03}.png", part(seed))
+    for seed in range(200, 204):
+        pixels, mask = scratched(seed)
+        save(root / "test/scratch" / f"{seed:03}.png", pixels)
+        save(root / "ground_truth/scratch" / f"{seed:03}_mask.png", mask[..., None])
+    return root
+
+
+@pytest.fixture(scope="session")
+def bundle_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle trained on those parts."""
+    path = tmp_path_factory.mktemp("bundle") / "ring.andon"
+    training.train(parts, path, size=96, settings={"bank": 200})
+    return path

@@ -1,0 +1,81 @@
+"""An inspector that finds bright pixels anomalous: no graph, so evaluation and report are tested fast."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from andon import calibration, image
+from andon.bundle import Manifest
+from andon.calibration import Calibration
+from andon.image import Input
+from andon.inspection import Inspection, Verdict
+from andon.recipe import Decision, Recipe
+from andon.render import Scale
+
+
+class FakeInspector:
+    """Score: the brightest pixel. Calibrated on 39 good scores from 1 to 39; the left column is not inspected."""
+
+    def __init__(self, decision: Decision | None = None, product: str = "ring"):
+        self.decision = decision or Decision(review_rate=0.1, reject_rate=0.05)
+        self.recipe = Recipe(product=product, decision=self.decision)
+        scores = [float(j) for j in range(1, 40)]
+        self.calibration = Calibration(images=39, scores=scores, peaks=scores, typical=1.0)
+        self.thresholds = self.calibration.thresholds(self.decision)  # review 36, reject 38
+        self.scale = Scale.of(self.calibration.typical, self.thresholds.pixel)
+        self.digest = "0123456789abcdef" * 4
+        self.manifest = Manifest(
+            created="2026-11-22T07:00:00+00:00",
+            seed=3,
+            detector="brightness",
+            input=Input(channels=1, depth=8),
+            versions={"andon": "0.1.0"},
+            machine="x86_64 Linux",
+            data={"images": 50, "digest": "feed"},
+            timings={},
+            parity={},
+        )
+
+    def promises(self):
+        return self.calibration.describe(self.decision)
+
+    def inspect(self, source, name=None):
+        read = image.read(source, name)
+        anomaly_map = read.pixels[:, :, 0].astype(np.float32)
+        anomaly_map[:, 0] = np.nan
+        score = float(np.nanmax(anomaly_map))
+        regions, removed = calibration.regions(anomaly_map, self.thresholds.pixel, 0)
+        return Inspection(
+            source=read.name,
+            verdict=Verdict.INVALID if score == 255 else calibration.judge(score, self.thresholds),
+            score=score,
+            p_value=self.calibration.p_value(score),
+            thresholds=self.thresholds,
+            anomaly_map=anomaly_map,
+            regions=regions,
+            removed_regions=removed,
+            milliseconds=2.0,
+        )
+
+
+def paint(path: Path, value: int, mask: Path | None = None, side: int = 24):
+    """Write a dark gray image with a square of `value`, and its mask."""
+    pixels = np.full((side, side), 1, np.uint8)
+    pixels[8:12, 8:12] = value
+    for target, array in ((path, pixels), (mask, np.where(pixels == value, np.uint8(255), np.uint8(0)))):
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(cv2.imencode(target.suffix, array)[1].tobytes())
+
+
+def paint_set(root: Path) -> Path:
+    """A data set in MVTec layout: the value of every test image's square is in its name."""
+    paint(root / "train/good/000.png", 200)
+    for value in (5, 20, 30, 37, 39):
+        paint(root / f"test/good/{value:03}.png", value)
+    for value in (10, 37, 60, 80):
+        paint(root / f"test/scratch/{value:03}.png", value, root / f"ground_truth/scratch/{value:03}_mask.png")
+    for value in (90, 95):
+        paint(root / f"test/dent/{value:03}.png", value, root / f"ground_truth/dent/{value:03}_mask.png")
+    return root

@@ -1,0 +1,98 @@
+"""Calibration keeps its promise about false rejects, and says what it cannot promise."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from andon import calibration
+from andon.calibration import Calibration, HeldOut, judge, order_statistic
+from andon.inspection import Thresholds, Verdict
+from andon.recipe import Decision
+
+SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
+
+
+def learn(scores: list[float]) -> Calibration:
+    return Calibration.learn([HeldOut(str(i), s, s, 0.0) for i, s in enumerate(scores)])
+
+
+@pytest.mark.parametrize(("n", "rate"), [(19, 0.05), (24, 0.1), (99, 0.01), (200, 0.05), (10, 0.01)])
+def test_the_realised_false_reject_rate_is_at_most_the_promised_one(n: int, rate: float) -> None:
+    """Over many draws of held-out and new good parts; exact for a continuous score, whatever its distribution."""
+    rng = np.random.default_rng(n)
+    draws = 20_000
+    scores = rng.lognormal(size=(draws, n + 1))
+    rejected = sum(row[-1] > order_statistic(np.sort(row[:-1]), rate) for row in scores)
+    promised = max(rate, 1 / (n + 1))
+    expected = max(1, math.floor(rate * (n + 1) + 1e-9)) / (n + 1)  # what the theory gives, never above the promise
+    spread = 4 * math.sqrt(expected * (1 - expected) / draws)
+    assert expected <= promised + 1e-12
+    assert abs(rejected / draws - expected) < spread
+
+
+@given(scores=SCORES, score=st.floats(-1e6, 1e6, width=32), rate=st.floats(0.001, 0.999))
+def test_a_score_crosses_the_threshold_just_when_its_p_value_is_at_most_the_rate(
+    scores: list[float], score: float, rate: float
+) -> None:
+    found = learn(scores)
+    level = max(rate, found.supported_rate)
+    assert (score > order_statistic(found.scores, rate)) == (found.p_value(score) <= level + 1e-9)
+
+
+@given(scores=SCORES)
+def test_p_values_fall_with_the_score_and_stay_in_range(scores: list[float]) -> None:
+    found = learn(scores)
+    values = [found.p_value(s) for s in sorted(scores)]
+    assert values == sorted(values, reverse=True)
+    assert all(found.supported_rate <= v <= 1 for v in values)
+    assert found.p_value(max(scores) + 1) == pytest.approx(found.supported_rate)
+
+
+def test_frames_of_one_part_count_once_by_the_worst() -> None:
+    frames = [HeldOut("a", 1, 10, 0), HeldOut("a", 3, 5, 0), HeldOut("b", 2, 7, 0)]
+    found = Calibration.learn(frames)
+    assert (found.images, found.scores, found.peaks) == (3, [2, 3], [7, 10])
+
+
+def test_it_says_which_rate_so_many_images_support() -> None:
+    sentences = learn([float(i) for i in range(24)]).describe(Decision())
+    assert sentences == [
+        "review: at most 5.0 % of good parts, from 24 held-out good images.",
+        "reject: 24 held-out good images support a false-reject rate of 4.0 %; for 1.0 % hold out 99.",
+    ]
+
+
+def test_it_says_so_when_a_threshold_was_set_by_hand() -> None:
+    decision = Decision(reject_threshold=7.5)
+    found = learn([1.0, 2.0])
+    assert found.thresholds(decision).reject == 7.5
+    assert found.describe(decision)[1] == "reject: the threshold 7.5 was set by hand; no rate is promised for it."
+
+
+def test_verdicts() -> None:
+    thresholds = Thresholds(review=1.0, reject=2.0, pixel=0.0)
+    assert [judge(s, thresholds) for s in (1.0, 1.5, 2.0, 2.1, math.nan)] == [
+        Verdict.PASS,
+        Verdict.REVIEW,
+        Verdict.REVIEW,
+        Verdict.REJECT,
+        Verdict.REJECT,
+    ]
+
+
+def test_regions_are_measured_sorted_and_filtered() -> None:
+    values = np.zeros((40, 60), np.float32)
+    values[5:10, 10:20] = 2  # 50 pixels
+    values[7, 15] = 3
+    values[20:30, 30:40] = 5  # 100 pixels
+    values[35, 50] = 9  # 1 pixel
+    values[0, :] = np.nan
+    found, removed = calibration.regions(values, 1.0, min_area=2)
+    assert removed == 1
+    assert [(r.box, r.area, r.peak) for r in found] == [((30, 20, 10, 10), 100, 5.0), ((10, 5, 10, 5), 50, 3.0)]
+    assert found[1].peak_at == (15, 7)
+    assert found[0].centroid == (34.5, 24.5)
+    assert calibration.regions(values, 10.0, 0) == ((), 0)

@@ -1,0 +1,176 @@
+"""Evaluation: counts by hand, and a run that goes on past whatever is wrong with single files."""
+
+import csv
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from andon import dataset, metrics
+from andon.errors import DatasetError, ImageError
+from andon.evaluate import evaluate, read_mask
+from andon.recipe import Decision
+from fake_inspector import FakeInspector, paint, paint_set
+
+
+@pytest.fixture
+def painted(tmp_path):
+    return paint_set(tmp_path / "ring")
+
+
+def test_figures_by_level(painted):
+    evaluation = evaluate(FakeInspector(), dataset.load(painted))
+    figures = evaluation.metrics
+    assert json.loads(evaluation.json()) == figures
+    labels, scores = [0] * 5 + [1] * 6, [5, 20, 30, 37, 39, 10, 37, 60, 80, 90, 95]
+    assert figures["image"] == {
+        "auroc": metrics.auroc(labels, scores),
+        "auroc_interval": list(metrics.auroc_interval(labels, scores)),
+        "ap": metrics.average_precision(labels, scores),
+        "fpr_at_95_tpr": metrics.fpr_at_tpr(labels, scores),
+        "f1_max_oracle": metrics.f1_max(labels, scores),
+        "n_good": 5,
+        "n_defective": 6,
+    }
+    review, reject = figures["decision"]["review"], figures["decision"]["reject"]
+    assert (review["threshold"], reject["threshold"]) == (36, 38)
+    assert (review["promised_rate"], reject["promised_rate"]) == (0.1, 0.05)
+    assert review["false_rejects"] == {
+        "count": 2,
+        "n": 5,
+        "rate": 0.4,
+        "interval": list(metrics.clopper_pearson(2, 5)),
+    }
+    assert [d[key]["count"] for d in (review, reject) for key in ("escapes", "false_rejects")] == [1, 2, 2, 1]
+    assert figures["defects"]["scratch"]["escapes"]["reject"]["count"] == 2
+    assert figures["defects"]["dent"]["auroc"] == 1.0
+    assert figures["defects"]["dent"]["n"] == figures["defects"]["dent"]["n_defective"] == 2
+    assert figures["data"]["split"] == "test"
+    assert figures["errors"] == []
+    assert figures["groups"] is None
+
+
+def test_pixel_figures_use_the_masks(painted):
+    figures = evaluate(FakeInspector(), dataset.load(painted)).metrics
+    assert figures["pixel"]["images"] == {"good": 5, "masked": 6, "without_mask": 0}
+    assert figures["pixel"]["components"] == 6
+    # the squares of five good images are above or level with some of the defects
+    good = [1] * (11 * 23 * 24 - 11 * 16) + [value for value in (5, 20, 30, 37, 39) for _ in range(16)]
+    bad = [value for value in (10, 37, 60, 80, 90, 95) for _ in range(16)]
+    labels = [0] * len(good) + [1] * len(bad)
+    assert figures["pixel"]["auroc"] == pytest.approx(metrics.auroc(labels, good + bad), abs=1e-12)
+    assert figures["pixel"]["ap"] == pytest.approx(metrics.average_precision(labels, good + bad), abs=1e-12)
+    assert figures["defects"]["dent"]["pixel"]["aupro_05"] == 1.0
+    assert figures["defects"]["dent"]["pixel"]["components"] == 2
+
+
+def test_scores_are_written_for_other_tools(painted):
+    evaluation = evaluate(FakeInspector(), dataset.load(painted))
+    rows = list(csv.DictReader(io.StringIO(evaluation.csv().decode())))
+    assert len(rows) == 11
+    assert {row["image"]: float(row["score"]) for row in rows}["test/scratch/060.png"] == 60
+    assert rows[-1]["verdict"] == "REJECT"
+
+
+def test_bad_files_and_masks_are_listed_and_the_run_goes_on(painted):
+    (painted / "test/good/020.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+    masks = painted / "ground_truth/scratch"
+    paint(painted / "unused.png", 60, masks / "060_mask.png", side=30)
+    (masks / "080_mask.png").write_bytes(cv2.imencode(".png", np.ones((24, 24), np.uint8))[1].tobytes())
+    (masks / "037_mask.png").unlink()
+    paint(painted / "test/dent/255.png", 255)  # the part is not found
+    (painted / "unused.png").unlink()
+    evaluation = evaluate(FakeInspector(), dataset.load(painted))
+    assert len(evaluation.errors) == 3
+    assert any("020.png" in error for error in evaluation.errors)
+    assert any("060_mask.png: mask of 30 × 30 pixels on an image of 24 × 24" in error for error in evaluation.errors)
+    assert any("080_mask.png: mask with values up to 1. Expected 0 and 255" in error for error in evaluation.errors)
+    figures = evaluation.metrics
+    assert figures["errors"] == list(evaluation.errors)
+    assert (figures["image"]["n_good"], figures["image"]["n_defective"]) == (4, 6)
+    assert figures["pixel"]["images"] == {"good": 4, "masked": 3, "without_mask": 1}
+    assert figures["data"]["not_found"] == {"good": 0, "defective": 1}
+
+
+def test_what_cannot_be_measured_is_null_and_says_why(tmp_path):
+    for value in (5, 20):
+        paint(tmp_path / f"good/{value:03}.png", value)
+    only_good = evaluate(FakeInspector(), dataset.load(tmp_path))
+    assert only_good.metrics["image"]["auroc"] is None
+    assert only_good.metrics["image"]["why"] == "no defective images"
+    assert only_good.metrics["pixel"]["why"] == "the data set has no masks"
+    assert only_good.metrics["decision"]["review"]["escapes"] == {
+        "count": 0,
+        "n": 0,
+        "rate": None,
+        "interval": [0.0, 1.0],
+    }
+    assert "no defective images" in " ".join(only_good.summary())
+    paint(tmp_path / "dent/090.png", 90)
+    figures = evaluate(FakeInspector(), dataset.load(tmp_path)).metrics
+    assert figures["image"]["auroc"] == 1.0
+    assert figures["data"]["split"] == "all"
+    assert figures["pixel"]["auroc"] is None
+
+
+def test_frames_of_one_group_count_once(painted):
+    table = "path,group\n" + "".join(
+        f"{path.relative_to(painted).as_posix()},{'a' if path.stem < '030' else 'b'}\n"
+        for path in sorted(painted.glob("t*/*/*.png"))
+    )
+    (painted / "groups.csv").write_text(table)
+    figures = evaluate(FakeInspector(), dataset.load(painted, groups=painted / "groups.csv")).metrics
+    grouped = figures["groups"]
+    assert (grouped["image"]["n_good"], grouped["image"]["n_defective"]) == (2, 2)
+    assert grouped["decision"]["review"]["false_rejects"]["count"] == 1  # b, by its frame of 39
+    assert grouped["decision"]["review"]["escapes"]["count"] == 1  # a, whose one frame scores 10
+    assert grouped["images_per_group"] == {"good": 2.5, "defective": 3.0}
+    assert figures["decision"]["review"]["false_rejects"]["n"] == 5
+
+
+def test_thresholds_set_by_hand_promise_nothing(painted):
+    decision = Decision(review_threshold=50.0, reject_threshold=float("inf"))
+    decided = evaluate(FakeInspector(decision), dataset.load(painted)).metrics["decision"]
+    assert decided["review"]["threshold"] == 50
+    assert decided["review"]["promised_rate"] is None
+    assert decided["reject"]["threshold"] is None
+    assert decided["reject"]["escapes"]["count"] == 6
+
+
+def test_summary_gives_counts_rates_and_intervals(painted):
+    text = "\n".join(evaluate(FakeInspector(), dataset.load(painted)).summary())
+    assert "At the review threshold 1 of 6 (16.7 %, 95 % interval 0.4 % to 64.1 %) defective images escape" in text
+    assert "10.0 % was promised" in text
+    assert "AUPRO" in text
+
+
+def test_progress_counts_the_labelled_images(painted):
+    seen = []
+    evaluate(FakeInspector(), dataset.load(painted), lambda stage, done, total: seen.append((done, total)))
+    assert seen[0] == (0, 11)
+    assert seen[-1] == (11, 11)
+
+
+def test_folders_without_labels_are_refused(tmp_path):
+    paint(tmp_path / "000.png", 5)
+    with pytest.raises(DatasetError, match="1 images, none labelled"):
+        evaluate(FakeInspector(), dataset.load(tmp_path))
+    (tmp_path / "000.png").unlink()
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/000.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
+    with pytest.raises(DatasetError, match="none of 1 images could be inspected"):
+        evaluate(FakeInspector(), dataset.load(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "half"), [(np.uint8, 127), (np.uint16, 32767)])
+def test_masks_are_true_above_half_of_their_range(tmp_path, kind, half):
+    values = np.full((10, 12), half, kind)
+    values[2, 3] = half + 1
+    path = tmp_path / "mask.png"
+    path.write_bytes(cv2.imencode(".png", values)[1].tobytes())
+    assert np.argwhere(read_mask(path, (10, 12))).tolist() == [[2, 3]]
+    path.write_bytes(cv2.imencode(".png", np.full((10, 12), half, kind))[1].tobytes())
+    with pytest.raises(ImageError, match=f"values up to {half}"):
+        read_mask(path, (10, 12))

@@ -1,0 +1,163 @@
+"""Crop, region of interest, tiles: what is cut comes back where it was."""
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from andon import geometry
+from andon.errors import ImageError
+from andon.geometry import Geometry
+
+
+def noise(height: int, width: int, channels: int = 1, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def there_and_back(pixels: Any, settings: Geometry) -> Any:
+    """Join the tiles' own first channel as if it were the anomaly map."""
+    view = geometry.align(pixels, settings, "test")
+    return geometry.join(
+        view, ((place, tile[..., 0].astype(np.float32)) for place, tile in geometry.split(view, settings))
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(8, 300),
+    width=st.integers(8, 300),
+    size=st.sampled_from([64, 96, 128]),
+    overlap=st.integers(0, 32),
+)
+def test_tiling_and_joining_is_the_identity(height: int, width: int, size: int, overlap: int) -> None:
+    pixels = noise(height, width)
+    joined = there_and_back(pixels, Geometry(size=size, tiles=True, overlap=overlap))
+    np.testing.assert_allclose(joined, pixels[..., 0], atol=1e-3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(length=st.integers(1, 5000), size=st.sampled_from([64, 128, 256]), overlap=st.integers(0, 32))
+def test_tiles_cover_everything_with_the_asked_overlap(length: int, size: int, overlap: int) -> None:
+    begin = geometry.starts(length, size, overlap)
+    assert begin[0] == 0
+    if length > size:
+        assert begin[-1] == length - size
+        assert max(np.diff(begin)) <= size - overlap
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    x=st.integers(0, 60),
+    y=st.integers(0, 60),
+    width=st.integers(40, 140),
+    height=st.integers(40, 140),
+    aspect=st.sampled_from(["stretch", "keep"]),
+)
+def test_a_point_survives_the_round_trip(x: int, y: int, width: int, height: int, aspect: Any) -> None:
+    """A bright blob comes back where it was, to within a pixel of the coarser of the two grids."""
+    pixels = np.zeros((210, 210, 1), np.uint8)
+    row, column = y + height // 2, x + width // 2
+    pixels[row - 3 : row + 4, column - 3 : column + 4] = 255
+    joined = there_and_back(pixels, Geometry(size=128, aspect=aspect, crop=(x, y, width, height)))
+    weight = np.nan_to_num(joined)
+    rows, columns = np.indices(weight.shape)
+    found = (rows * weight).sum() / weight.sum(), (columns * weight).sum() / weight.sum()
+    assert np.hypot(found[0] - row, found[1] - column) < 1.5
+
+
+def test_the_map_has_the_frame_of_the_image_and_nothing_outside_the_crop() -> None:
+    joined = there_and_back(noise(100, 150), Geometry(size=64, crop=(20, 10, 80, 60)))
+    assert joined.shape == (100, 150)
+    inside = np.zeros((100, 150), bool)
+    inside[10:70, 20:100] = True
+    assert np.array_equal(np.isfinite(joined), inside)
+
+
+def test_what_is_ignored_never_reaches_the_detector() -> None:
+    settings = Geometry(size=128, ignore=[[(0, 0), (63, 0), (63, 127), (0, 127)]])
+    first, second = noise(128, 128, 3, seed=1), noise(128, 128, 3, seed=1)
+    second[:, :64] = noise(128, 64, 3, seed=2)
+    one, two = (next(geometry.split(geometry.align(p, settings, "test"), settings))[1] for p in (first, second))
+    assert np.array_equal(one, two)
+    joined = there_and_back(first, settings)
+    assert np.isnan(joined[:, :64]).all()
+    assert np.isfinite(joined[:, 64:]).all()
+
+
+def test_include_and_ignore_work_together() -> None:
+    settings = Geometry(
+        size=64,
+        include=[[(10, 10), (90, 10), (90, 90), (10, 90)]],
+        ignore=[[(40, 40), (60, 40), (60, 60), (40, 60)]],
+        crop=(5, 5, 90, 90),
+    )
+    joined = there_and_back(noise(100, 100), settings)
+    assert np.isfinite(joined[20, 20])
+    assert np.isnan(joined[50, 50])
+    assert np.isnan(joined[7, 7])
+
+
+def test_tiles_wholly_outside_the_region_of_interest_are_not_scored() -> None:
+    settings = Geometry(size=64, tiles=True, overlap=0, include=[[(0, 0), (60, 0), (60, 60), (0, 60)]])
+    view = geometry.align(noise(256, 256), settings, "test")
+    assert len(list(geometry.split(view, settings))) == 1
+
+
+def test_aspect_is_kept_by_repeating_the_edge() -> None:
+    settings = Geometry(size=64, aspect="keep")
+    pixels = np.full((100, 50, 1), 7, np.uint8)
+    pixels[:, 25:] = 200
+    tile = next(geometry.split(geometry.align(pixels, settings, "test"), settings))[1]
+    assert tile.shape == (64, 64, 1)
+    assert (tile[:, :16] == 7).all()
+    assert (tile[:, 48:] == 200).all()
+
+
+def test_sixteen_bits_stay_sixteen_bits() -> None:
+    pixels = np.full((80, 80, 3), 40_000, np.uint16)
+    tile = next(geometry.split(geometry.align(pixels, Geometry(size=64), "test"), Geometry(size=64)))[1]
+    assert tile.dtype == np.uint16
+    assert (tile == 40_000).all()
+
+
+def test_twenty_megapixels_stay_under_a_gigabyte() -> None:
+    settings = Geometry(size=512, tiles=True, overlap=64)
+    pixels = np.zeros((4000, 5000, 3), np.uint8)
+    tracemalloc.start()
+    view = geometry.align(pixels, settings, "test")
+    geometry.join(view, ((place, np.zeros((512, 512), np.float32)) for place, _ in geometry.split(view, settings)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak + pixels.nbytes < 1e9
+
+
+def test_a_crop_outside_the_image_says_what_to_do() -> None:
+    with pytest.raises(ImageError, match=r"small.png: 50×40 pixels; the recipe's crop .* reaches to 70×30"):
+        geometry.align(noise(40, 50), Geometry(size=64, crop=(20, 0, 50, 30)), "small.png")
+
+
+def test_a_region_of_interest_outside_the_image_says_what_to_do() -> None:
+    with pytest.raises(ImageError, match="region of interest"):
+        geometry.align(noise(40, 50), Geometry(include=[[(100, 100), (120, 100), (120, 120)]]), "small.png")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"size": 100},
+        {"size": 0},
+        {"crop": (-1, 0, 50, 50)},
+        {"crop": (0, 0, 4, 4)},
+        {"tiles": True, "overlap": 200},
+        {"tiles": True, "aspect": "keep"},
+        {"ignore": [[(0, 0), (1, 1)]]},
+        {"rotation": 3},
+    ],
+)
+def test_impossible_geometry_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Geometry(**values)

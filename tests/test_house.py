@@ -1,0 +1,121 @@
+"""The rules of the house: imports run downwards, labels stay where they belong, no torch on the way to a verdict."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "andon"
+
+ORDER = [  # a module imports only from modules that stand before it
+    "errors",
+    "files",
+    "inspection",
+    "headers",
+    "decoding",
+    "image",
+    "geometry",
+    "recipe",
+    "calibration",
+    "runtime",
+    "bundle",
+    "render",
+    "inspector",
+    "records",
+    "detectors.base",
+    "dataset",
+    "check",
+    "metrics",
+    "plots",
+    "evaluate",
+    "report",
+    "features",
+    "nn",
+    "nn.features",
+    "detectors.memory_bank",
+    "detectors",
+    "training",
+    "cli",
+    "__main__",
+]
+NEEDS_LABELS = {"metrics", "evaluate", "report", "cli"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+        if name:
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module of andon that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "andon":
+            inner = node.module.removeprefix("andon").removeprefix(".")
+            for alias in node.names:
+                full = f"{inner}.{alias.name}".removeprefix(".")
+                found.add(full if full in modules() else inner)
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("andon.") for a in node.names if a.name.startswith("andon.")}
+    return found - {""}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_run_downwards(name: str) -> None:
+    allowed = set(ORDER[: ORDER.index(name)])
+    if name == "detectors":  # the list imports a detector inside the function that is asked for it
+        allowed |= {module for module in ORDER if module.startswith("detectors.")}
+    assert imports(modules()[name]) <= allowed
+
+
+@pytest.mark.parametrize("name", [name for name in ORDER if name not in NEEDS_LABELS])
+def test_labels_are_seen_by_evaluation_only(name: str) -> None:
+    assert not imports(modules()[name]) & {"metrics", "evaluate"}
+
+
+def loaded(code: str, *arguments: str) -> set[str]:
+    """Run code in a fresh interpreter and return the top-level packages it loaded."""
+    report = f"{code}\nimport sys; print('LOADED', *sorted({{m.partition('.')[0] for m in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", report, *arguments], capture_output=True, text=True, check=True)
+    return set(done.stdout.rsplit("LOADED", 1)[1].split())
+
+
+def command(*arguments: object) -> str:
+    return f"""
+import sys
+from andon import cli
+sys.argv = ["andon", *{[str(a) for a in arguments]!r}]
+try:
+    cli.main()
+except SystemExit as done:
+    assert not done.code, done.code
+"""
+
+
+def test_importing_andon_loads_next_to_nothing() -> None:
+    assert not loaded("import andon") & {"torch", "numpy", "cv2", "onnxruntime", "pydantic", "typer"}
+
+
+def test_help_loads_neither_torch_nor_the_engine() -> None:
+    assert not loaded(command("inspect", "--help")) & {"torch", "cv2", "onnxruntime", "onnx", "numpy"}
+
+
+def test_inspecting_loads_neither_torch_nor_what_only_training_needs(parts: Path, bundle_file: Path) -> None:
+    image = parts / "test/good/100.png"
+    assert not loaded(command("inspect", bundle_file, image, "-q")) & {"torch", "onnx", "spox", "sklearn"}
+
+
+def test_training_the_default_detector_loads_no_torch(parts: Path, tmp_path: Path) -> None:
+    found = loaded(command("train", parts, "-o", tmp_path / "b.andon", "--size", 96, "-q"))
+    assert not found & {"torch", "sklearn"}
+    assert (tmp_path / "b.andon").is_file()

@@ -1,0 +1,146 @@
+"""The one path: what it says of good and scratched parts, in whatever form they come."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from andon import Inspector, Verdict, image, training
+from andon.errors import AndonError, BundleError, ImageError
+from andon.recipe import Decision, Recipe
+from andon.runtime import Runtime
+from conftest import part, save, scratched
+
+
+@pytest.fixture(scope="module")
+def inspector(bundle_file: Path) -> Inspector:
+    return Inspector.load(bundle_file)
+
+
+def test_a_scratch_is_rejected_and_shown_where_it_is(inspector: Inspector) -> None:
+    pixels, mask = scratched(300)
+    found = inspector.inspect(pixels, name="scratched")
+    assert found.verdict is Verdict.REJECT
+    assert found.p_value == pytest.approx(1 / (1 + 8))
+    assert found.anomaly_map.shape == mask.shape
+    x, y = found.regions[0].peak_at
+    assert mask[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7].any()
+
+
+def test_most_good_parts_pass(inspector: Inspector) -> None:
+    verdicts = [inspector.inspect(part(seed)).verdict for seed in range(400, 420)]
+    assert verdicts.count(Verdict.PASS) >= 12
+
+
+def test_file_bytes_and_array_give_the_same(inspector: Inspector, parts: Path) -> None:
+    path = parts / "test/scratch/200.png"
+    pixels = image.read(path).pixels
+    scores = {inspector.inspect(source).score for source in (path, str(path), path.read_bytes(), pixels)}
+    assert len(scores) == 1
+
+
+def test_other_rates_change_the_verdict_and_not_the_score(bundle_file: Path) -> None:
+    inspector = Inspector.load(bundle_file)
+    pixels = part(500)
+    before = inspector.inspect(pixels)
+    inspector.decide(Decision(review_threshold=-1.0, reject_threshold=1e9, pixel_threshold=-1.0, min_area=10**6))
+    after = inspector.inspect(pixels)
+    assert after.score == before.score
+    assert after.verdict is Verdict.REVIEW
+    assert (len(after.regions), after.removed_regions) == (0, 1)
+
+
+def test_many_go_on_past_a_bad_one(inspector: Inspector, parts: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n")
+    sources = [parts / "test/good/100.png", bad, parts / "test/good/101.png"]
+    failed: list[str] = []
+    found = list(inspector.inspect_many(sources, on_error=lambda source, error: failed.append(str(error))))
+    assert [Path(f.source).name for f in found] == ["100.png", "101.png"]
+    assert len(failed) == 1
+    assert str(bad) in failed[0]
+    with pytest.raises(ImageError):
+        list(inspector.inspect_many(sources))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (part(1, channels=1), "gray image; this bundle was trained on colour images"),
+        (part(1, depth=16), "16-bit image; this bundle was trained on 8-bit images"),
+        (part(1, side=128), "128 × 128 pixels; this bundle was trained on images of 96 × 96"),
+        (part(1).astype(np.float32), "array of float32; expected"),
+    ],
+)
+def test_another_input_is_refused(inspector: Inspector, pixels: image.Source, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        inspector.inspect(pixels, name="odd")
+
+
+def test_openvino_gives_the_same_scores(bundle_file: Path) -> None:
+    pytest.importorskip("openvino")
+    pixels, _ = scratched(301)
+    one, two = (Inspector.load(bundle_file, engine).inspect(pixels) for engine in ("onnxruntime", "openvino"))
+    assert two.score == pytest.approx(one.score, rel=1e-3)
+    np.testing.assert_allclose(two.anomaly_map, one.anomaly_map, atol=1e-3 * one.score)
+
+
+def test_a_graph_that_is_not_ours_is_refused() -> None:
+    with pytest.raises(BundleError, match="not one ONNX Runtime can load"):
+        Runtime(b"nonsense")
+
+
+@pytest.mark.parametrize(("channels", "depth"), [(1, 8), (1, 16), (3, 16)])
+def test_gray_and_sixteen_bit_parts_go_all_the_way(tmp_path: Path, channels: int, depth: int) -> None:
+    for seed in range(12):
+        save(tmp_path / "good" / f"{seed}.png", part(seed, 64, channels, depth))
+    training.train(tmp_path / "good", tmp_path / "b.andon", size=64, settings={"bank": 100})
+    inspector = Inspector.load(tmp_path / "b.andon")
+    assert (inspector.manifest.input.channels, inspector.manifest.input.depth) == (channels, depth)
+    defective = save(tmp_path / "defective.png", scratched(50, 64, channels, depth)[0])
+    assert inspector.inspect(defective).score > max(inspector.calibration.scores)
+
+
+def test_tiles_at_native_resolution_find_a_defect_that_resizing_loses(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(10):
+        save(tmp_path / "good" / f"{seed}.png", rng.integers(90, 110, (256, 384, 3), dtype=np.uint8))
+    values = {"images": str(tmp_path / "good")}
+    recipe = Recipe.model_validate(
+        {"data": values, "geometry": {"size": 128, "tiles": True}, "detector": {"settings": {"bank": 200}}}
+    )
+    training.train(recipe, tmp_path / "b.andon")
+    inspector = Inspector.load(tmp_path / "b.andon")
+    pixels = rng.integers(90, 110, (256, 384, 3), dtype=np.uint8)
+    cv2.circle(pixels, (300, 200), 5, (0, 0, 0), -1)
+    found = inspector.inspect(pixels)
+    assert found.anomaly_map.shape == (256, 384)
+    assert found.verdict is Verdict.REJECT
+    assert np.hypot(found.regions[0].peak_at[0] - 300, found.regions[0].peak_at[1] - 200) < 16
+
+
+def test_a_defect_in_an_ignored_area_changes_nothing(tmp_path: Path) -> None:
+    for seed in range(12):
+        save(tmp_path / "good" / f"{seed}.png", part(seed))
+    polygon = [[0, 0], [48, 0], [48, 96], [0, 96]]
+    recipe = Recipe.model_validate(
+        {
+            "data": {"images": str(tmp_path / "good")},
+            "geometry": {"size": 96, "ignore": [polygon]},
+            "detector": {"settings": {"bank": 100}},
+        }
+    )
+    training.train(recipe, tmp_path / "b.andon")
+    inspector = Inspector.load(tmp_path / "b.andon")
+    clean, spoilt = part(60), part(60)
+    spoilt[10:80, 5:40] = 0
+    first, second = inspector.inspect(clean), inspector.inspect(spoilt)
+    assert first.score == second.score
+    assert np.isnan(second.anomaly_map[:, :48]).all()
+
+
+def test_an_unknown_engine_says_how_to_get_it(bundle_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(AndonError, match=r"pip install 'andon\[openvino\]'"):
+        Inspector.load(bundle_file, "openvino")

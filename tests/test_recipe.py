@@ -1,0 +1,80 @@
+"""Recipes: what is written is what is meant, and a slip of the pen is told with the nearest key."""
+
+from pathlib import Path
+
+import pytest
+
+from andon.errors import RecipeError
+from andon.recipe import Recipe
+
+FULL = """
+product = "bottle"
+seed = 3
+[data]
+images = "parts"
+[input]
+channels = 1
+depth = 16
+[geometry]
+size = 512
+crop = [10, 20, 300, 200]
+ignore = [[[0, 0], [10, 0], [10, 10]]]
+[detector]
+name = "memory-bank"
+[detector.settings]
+bank = 500
+[decision]
+review_rate = 0.1
+reject_rate = 0.02
+min_area = 12
+[split]
+calibrate = 0.3
+"""
+
+
+def test_a_recipe_survives_being_written() -> None:
+    recipe = Recipe.parse(FULL, "full")
+    assert recipe.geometry.size == 512
+    assert recipe.detector.settings == {"bank": 500}
+    assert Recipe.parse(recipe.dump(), "dumped") == recipe
+
+
+def test_an_empty_recipe_is_all_defaults() -> None:
+    assert Recipe.parse("", "empty") == Recipe()
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "lots.csv").write_text("stem,group\n")
+    file = tmp_path / "my part.toml"
+    file.write_text('[data]\nimages = "good"\ngroups = "lots.csv"\n')
+    recipe = Recipe.load(file)
+    assert recipe.product == "my part"
+    assert recipe.data.images == str(tmp_path / "good")
+    assert recipe.data.groups == str(tmp_path / "lots.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed = 1", "r.toml: sed: unknown key 'sed'. Did you mean 'seed'?"),
+        ("[geometry]\nsiez = 256", "r.toml: geometry.siez: unknown key 'siez'. Did you mean 'size'?"),
+        ("[geometry]\nsize = 250", "r.toml: geometry.size = 250: Input should be a multiple of 32"),
+        ("[decision]\nreview_rate = 1.5", "r.toml: decision.review_rate = 1.5: Input should be less than 1"),
+        ("[decision]\nreject_rate = 0.5", "reject_rate = 0.5 must not exceed review_rate = 0.05"),
+        ("[input]\ndepth = 12", "r.toml: input.depth = 12"),
+        ("size = ", "r.toml: not TOML"),
+    ],
+)
+def test_a_wrong_recipe_names_key_value_and_expectation(text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(text, "r.toml")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])
+def test_a_recipe_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "r.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"r\.toml: cannot be read"):
+        Recipe.load(file)

@@ -1,0 +1,191 @@
+"""From good images to a bundle: the same every time, and never a bad one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from andon import Inspector, training
+from andon.bundle import Bundle
+from andon.detectors.memory_bank import MemoryBank
+from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
+from andon.inspection import Pixels, Scores
+from andon.recipe import Recipe
+from conftest import part, save, scratched
+
+FAST: dict[str, Any] = {"size": 64, "settings": {"bank": 100}}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    for seed in range(12):
+        save(tmp_path / "good" / f"{seed:02}.png", part(seed, 64))
+    return tmp_path / "good"
+
+
+def test_one_seed_gives_one_bundle(good: Path, tmp_path: Path) -> None:
+    first, second, third = (
+        training.train(good, tmp_path / f"{name}.andon", seed=seed, **FAST)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first.digest() == second.digest()
+    assert first.graph != third.graph
+
+
+def test_a_data_set_gives_its_training_images(parts: Path, bundle_file: Path) -> None:
+    bundle = Bundle.load(bundle_file)
+    assert bundle.manifest.data["images"] == 40
+    assert bundle.recipe.product == "ring"
+
+
+def test_a_recipe_and_the_same_decisions_give_the_same_bundle(good: Path, tmp_path: Path) -> None:
+    file = tmp_path / "part.toml"
+    file.write_text(
+        'product = "good"\n[data]\nimages = "good"\n[geometry]\nsize = 64\n[detector]\nsettings = {bank = 100}\n'
+    )
+    by_recipe = training.train(file, tmp_path / "a.andon")
+    by_hand = training.train(good, tmp_path / "b.andon", **FAST)
+    assert by_recipe.graph == by_hand.graph
+    assert by_recipe.calibration == by_hand.calibration
+
+
+def test_frames_of_one_part_stay_together(tmp_path: Path) -> None:
+    for lot in range(6):
+        for frame in range(3):
+            save(tmp_path / "good" / f"lot{lot}_{frame}.png", part(lot, 64))
+    bundle = training.train(tmp_path / "good", tmp_path / "b.andon", groups=r"(lot\d+)", **FAST)
+    assert bundle.calibration.images == 3 * len(bundle.calibration.scores)
+
+
+def test_bad_images_are_left_out_and_named(good: Path, tmp_path: Path) -> None:
+    (good / "07.png").write_bytes((good / "07.png").read_bytes()[:400])
+    (good / "notes.txt").write_text("lot 7")
+    told: list[str] = []
+    bundle = training.train(good, tmp_path / "b.andon", tell=told.append, **FAST)
+    assert bundle.manifest.data["left_out"] == 1
+    assert any(sentence.startswith("left out: ") and "07.png" in sentence for sentence in told)
+    assert any("expected to take" in sentence for sentence in told)
+
+
+def test_what_the_memory_budget_does_not_keep_is_read_again(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = training.train(good, tmp_path / "a.andon", **FAST)
+    monkeypatch.setattr(training, "KEEP", 30_000)
+    assert training.train(good, tmp_path / "b.andon", **FAST).graph == kept.graph
+
+
+def test_a_graph_that_differs_from_the_detector_is_refused(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(self: MemoryBank, tiles: Pixels) -> Scores:
+        return Scores(np.zeros(len(tiles), np.float32), np.zeros(tiles.shape[:3], np.float32))
+
+    monkeypatch.setattr(MemoryBank, "score", other)
+    with pytest.raises(TrainingError, match="differs from the fitted memory-bank"):
+        training.train(good, tmp_path / "b.andon", **FAST)
+    assert not (tmp_path / "b.andon").exists()
+
+
+def test_an_interrupted_training_leaves_what_was_there(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "b.andon"
+    training.train(good, out, **FAST)
+    before = out.read_bytes()
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "calibrate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(good, out, seed=7, **FAST)
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.andon", "good"]
+
+
+def test_recalibrating_on_other_good_images(bundle_file: Path, tmp_path: Path) -> None:
+    for seed in range(700, 720):
+        save(tmp_path / "new" / f"{seed}.png", part(seed))
+    before = Bundle.load(bundle_file)
+    after = training.recalibrate(before, tmp_path / "new")
+    assert after.graph == before.graph
+    assert after.calibration.images == 20
+    assert after.manifest.history[-1].endswith("calibrated on 20 good images")
+
+
+def test_a_new_rate_takes_the_place_of_a_threshold(bundle_file: Path) -> None:
+    bundle = training.redecide(Bundle.load(bundle_file), {"reject_threshold": 3.0})
+    assert bundle.recipe.decision.reject_threshold == 3.0
+    bundle = training.redecide(bundle, {"reject_rate": 0.02})
+    assert bundle.recipe.decision.reject_threshold is None
+    with pytest.raises(RecipeError, match=r"reject_rate = 0\.9 must not exceed review_rate"):
+        training.redecide(bundle, {"reject_rate": 0.9})
+
+
+def one_image(folder: Path) -> None:
+    for path in sorted(folder.iterdir())[1:]:
+        path.unlink()
+
+
+def no_image(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_text("no picture")
+
+
+def one_gray(folder: Path) -> None:
+    save(folder / "gray.png", part(1, 64, channels=1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "kind", "message"),
+    [
+        (one_image, {}, DatasetError, "1 "),
+        (no_image, {}, DatasetError, "none of 12 images can be used"),
+        (one_gray, {}, ImageError, "training images must be alike in colour and depth"),
+        (None, {"detector": "memory-banc"}, RecipeError, "Did you mean 'memory-bank'?"),
+        (None, {"preset": "cpuu"}, RecipeError, "unknown preset 'cpuu'. Did you mean 'cpu'?"),
+        (None, {"settings": {"banks": 3}}, RecipeError, "unknown key 'banks'. Did you mean 'bank'?"),
+        (None, {"size": 100}, RecipeError, "geometry.size = 100: Input should be a multiple of 32"),
+        (None, {"seed": -1}, RecipeError, "seed = -1"),
+        (None, {"groups": "("}, DatasetError, ""),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_is_written(
+    good: Path, tmp_path: Path, spoil: Any, options: dict[str, Any], kind: type[AndonError], message: str
+) -> None:
+    if spoil:
+        spoil(good)
+    with pytest.raises(kind) as caught:
+        training.train(good, tmp_path / "b.andon", **{**FAST, **options})
+    assert message in str(caught.value)
+    assert not (tmp_path / "b.andon").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"), [("nowhere", "there is nothing here"), ("nowhere.toml", "cannot be read")]
+)
+def test_a_source_that_is_not_there(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(AndonError, match=message):
+        training.train(tmp_path / source, tmp_path / "b.andon")
+
+
+def test_a_recipe_without_images(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="names no images"):
+        training.train(Recipe(), tmp_path / "b.andon")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_fit(good: Path, tmp_path: Path) -> None:
+    with pytest.raises(AndonError, match="there is no folder"):
+        training.train(good, tmp_path / "no" / "b.andon", **FAST)
+
+
+def test_the_input_may_be_declared(good: Path, tmp_path: Path) -> None:
+    values = {"data": {"images": str(good)}, "input": {"size": "any"}, "geometry": {"size": 64}}
+    recipe = Recipe.model_validate({**values, "detector": {"settings": {"bank": 100}}})
+    training.train(recipe, tmp_path / "b.andon")
+    assert Inspector.load(tmp_path / "b.andon").inspect(scratched(1, 128)[0]).anomaly_map.shape == (128, 128)
+    gray = Recipe.model_validate({**values, "input": {"channels": 1}})
+    with pytest.raises(RecipeError, match=r"input.channels = 1, but the training images have channels 3"):
+        training.train(gray, tmp_path / "c.andon")
