@@ -2,8 +2,8 @@
 
     python scripts/demo.py demo
 
-Electroluminescence pictures of monocrystalline cells, 300 × 300 pixels, gray; Deitsch et al., "Automatic
-classification of defective photovoltaic module cells in electroluminescence images", Solar Energy 2019; CC BY-NC-SA 4.0.
+Electroluminescence pictures of monocrystalline cells, 300 × 300 pixels, gray, CC BY-NC-SA 4.0; Deitsch et al.,
+"Automatic classification of defective photovoltaic module cells in electroluminescence images", Solar Energy 2019.
 """
 
 import importlib.util

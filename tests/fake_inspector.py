@@ -21,7 +21,7 @@ class FakeInspector:
         self.decision = decision or Decision(review_rate=0.1, reject_rate=0.05)
         self.recipe = Recipe(product=product, decision=self.decision)
         scores = [float(j) for j in range(1, 40)]
-        self.calibration = Calibration(images=39, scores=scores, peaks=scores, typical=1.0)
+        self.calibration = Calibration(part=list(range(len(scores))), scores=scores, peaks=scores, typical=1.0)
         self.thresholds = self.calibration.thresholds(self.decision)  # review 36, reject 38
         self.scale = Scale.of(self.calibration.typical, self.thresholds.pixel)
         self.digest = "0123456789abcdef" * 4

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andon import calibration
-from andon.calibration import Calibration, HeldOut, judge, order_statistic
+from andon.calibration import Calibration, HeldOut, judge
 from andon.inspection import Thresholds, Verdict
 from andon.recipe import Decision
 
@@ -23,9 +23,11 @@ def learn(scores: list[float]) -> Calibration:
 def test_the_realised_false_reject_rate_is_at_most_the_promised_one(n: int, rate: float) -> None:
     """Over many draws of held-out and new good parts; exact for a continuous score, whatever its distribution."""
     rng = np.random.default_rng(n)
-    draws = 20_000
-    scores = rng.lognormal(size=(draws, n + 1))
-    rejected = sum(row[-1] > order_statistic(np.sort(row[:-1]), rate) for row in scores)
+    draws = 4_000
+    decision = Decision(review_rate=max(rate, 0.5), reject_rate=rate)
+    rejected = 0
+    for *held_out, new in rng.lognormal(size=(draws, n + 1)).tolist():
+        rejected += new > learn(held_out).thresholds(decision).reject
     promised = max(rate, 1 / (n + 1))
     expected = max(1, math.floor(rate * (n + 1) + 1e-9)) / (n + 1)  # what the theory gives, never above the promise
     spread = 4 * math.sqrt(expected * (1 - expected) / draws)
@@ -39,7 +41,8 @@ def test_a_score_crosses_the_threshold_just_when_its_p_value_is_at_most_the_rate
 ) -> None:
     found = learn(scores)
     level = max(rate, found.supported_rate)
-    assert (score > order_statistic(found.scores, rate)) == (found.p_value(score) <= level + 1e-9)
+    decision = Decision(review_rate=max(rate, 0.9991), reject_rate=rate)
+    assert (score > found.thresholds(decision).reject) == (found.p_value(score) <= level + 1e-9)
 
 
 @given(scores=SCORES)
@@ -51,10 +54,33 @@ def test_p_values_fall_with_the_score_and_stay_in_range(scores: list[float]) -> 
     assert found.p_value(max(scores) + 1) == pytest.approx(found.supported_rate)
 
 
-def test_frames_of_one_part_count_once_by_the_worst() -> None:
-    frames = [HeldOut("a", 1, 10, 0), HeldOut("a", 3, 5, 0), HeldOut("b", 2, 7, 0)]
-    found = Calibration.learn(frames)
-    assert (found.images, found.scores, found.peaks) == (3, [2, 3], [7, 10])
+def test_a_part_weighs_one_however_many_images_it_has() -> None:
+    found = Calibration.learn([HeldOut("a", s, s, 0.0) for s in (1, 2, 3, 4)] + [HeldOut("b", 2.5, 9, 0.0)])
+    assert (found.images, found.parts) == (5, 2)
+    assert found.p_value(2.2) == pytest.approx((1 + 2 / 4 + 1) / 3)
+    assert found.p_value(5) == pytest.approx(1 / 3)
+    assert found.thresholds(Decision(review_rate=0.5, reject_rate=0.4)).reject == 4  # 0.4 · 3 − 1 = 0.2 < 1/4
+    assert found.thresholds(Decision(review_rate=0.5, reject_rate=0.45)).reject == 3  # 0.35: one of four may be above
+
+
+def test_the_promise_holds_for_any_one_image_of_a_new_part() -> None:
+    """Parts differ far more than the images of one part: counting images as if they were parts would break it."""
+    rng = np.random.default_rng(0)
+    draws, parts, rate = 3_000, 30, 0.1
+    decision = Decision(review_rate=0.5, reject_rate=rate)
+    rejected = naive = 0
+    for _ in range(draws):
+        centre = rng.lognormal(size=parts + 1)
+        frames = [
+            HeldOut(str(i), float(centre[i] * rng.lognormal(0, 0.05)), 0.0, 0.0)
+            for i in range(parts)
+            for _ in range(rng.integers(1, 7))
+        ]
+        new = float(centre[parts] * rng.lognormal(0, 0.05))
+        rejected += new > Calibration.learn(frames).thresholds(decision).reject
+        naive += new > np.quantile([frame.score for frame in frames], 1 - rate)
+    assert rejected / draws < rate + 3 * math.sqrt(rate * (1 - rate) / draws)
+    assert naive > rejected
 
 
 def test_it_says_which_rate_so_many_images_support() -> None:

@@ -37,10 +37,13 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.memory_bank",
     "detectors",
     "training",
+    "cli.options",
+    "cli.making",
+    "cli.judging",
     "cli",
     "__main__",
 ]
-NEEDS_LABELS = {"metrics", "evaluate", "report", "cli"}
+NEEDS_LABELS = {"metrics", "evaluate", "report", "cli.judging"}
 
 
 def modules() -> dict[str, Path]:

@@ -19,7 +19,7 @@ def scored(draw):
     return labels, draw(hnp.arrays(np.int8, n, elements=st.integers(-4, 4))) / 4
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(scored())
 def test_image_figures_agree_with_pairs_and_thresholds(sample):
     labels, scores = sample
@@ -36,7 +36,7 @@ def test_image_figures_agree_with_pairs_and_thresholds(sample):
     assert metrics.fpr_at_tpr(labels, scores) == pytest.approx(fpr, abs=1e-12)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(scored())
 def test_image_figures_agree_with_scikit_learn(sample):
     sk = pytest.importorskip("sklearn.metrics")

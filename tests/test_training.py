@@ -55,7 +55,7 @@ def test_frames_of_one_part_stay_together(tmp_path: Path) -> None:
         for frame in range(3):
             save(tmp_path / "good" / f"lot{lot}_{frame}.png", part(lot, 64))
     bundle = training.train(tmp_path / "good", tmp_path / "b.andon", groups=r"(lot\d+)", **FAST)
-    assert bundle.calibration.images == 3 * len(bundle.calibration.scores)
+    assert bundle.calibration.images == 3 * bundle.calibration.parts
 
 
 def test_bad_images_are_left_out_and_named(good: Path, tmp_path: Path) -> None:

@@ -3,18 +3,26 @@
 Split conformal prediction: Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005; for outliers:
 Bates, Candès, Lei, Romano & Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 2023.
 No distribution is assumed, only that a good part of tomorrow is drawn as the held-out good parts were.
+
+Several pictures of one part are no independent witnesses. Each part weighs one, shared by its pictures, which keeps the
+promise for any one picture of a new part: Dunn, Wasserman & Ramdas, "Distribution-free prediction sets for two-layer
+hierarchical models", JASA 2022.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from andon.inspection import Array, Region, Thresholds, Verdict
 from andon.recipe import Decision
+
+SLACK = 1e-9  # for sums of weights, which are fractions
 
 
 class HeldOut(NamedTuple):
@@ -27,50 +35,74 @@ class HeldOut(NamedTuple):
 
 
 class Calibration(BaseModel):
-    """Scores of held-out good parts, ascending; a part photographed several times counts once, by its worst frame."""
+    """What the graph says of held-out good images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    images: int
-    scores: list[float]  # (n,) one a part
-    peaks: list[float]  # (n,) highest map value of each part
+    part: list[int]  # (n,) which part an image shows, from 0
+    scores: list[float]  # (n,)
+    peaks: list[float]  # (n,) highest value of each image's map
     typical: float  # middle map value of good images: the low end of every heat map
 
     @classmethod
     def learn(cls, held_out: Sequence[HeldOut]) -> "Calibration":
-        """Reduce frames to parts."""
-        parts: dict[str, tuple[float, float]] = {}
-        for frame in held_out:
-            score, peak = parts.get(frame.part, (-math.inf, -math.inf))
-            parts[frame.part] = max(score, frame.score), max(peak, frame.peak)
+        """Take note of held-out good images."""
+        numbers = {part: i for i, part in enumerate(dict.fromkeys(frame.part for frame in held_out))}
         return cls(
-            images=len(held_out),
-            scores=sorted(score for score, _ in parts.values()),
-            peaks=sorted(peak for _, peak in parts.values()),
+            part=[numbers[frame.part] for frame in held_out],
+            scores=[frame.score for frame in held_out],
+            peaks=[frame.peak for frame in held_out],
             typical=float(np.median([frame.median for frame in held_out])),
         )
 
     @property
+    def images(self) -> int:
+        """How many images were held out."""
+        return len(self.scores)
+
+    @property
+    def parts(self) -> int:
+        """How many parts they show."""
+        return len(set(self.part))
+
+    @property
     def supported_rate(self) -> float:
-        """The lowest false-reject rate that can be promised with so many held-out parts: 1 / (n + 1)."""
-        return 1 / (len(self.scores) + 1)
+        """The lowest false-reject rate that can be promised with so many held-out parts: 1 / (parts + 1)."""
+        return 1 / (self.parts + 1)
 
     def p_value(self, score: float) -> float:
-        """(1 + number of held-out good scores ≥ score) / (1 + n), in (0, 1]."""
-        n = len(self.scores)
-        return (1 + n - int(np.searchsorted(self.scores, score, side="left"))) / (1 + n)
+        """(1 + Σ over parts of the share of its images that score as high) / (1 + parts), in (0, 1]."""
+        as_high = np.asarray(self.scores) >= score
+        return (1 + float(self._weights()[as_high].sum())) / (1 + self.parts)
+
+    def _weights(self) -> NDArray[np.float64]:
+        """The weight (n,) of each image: a part weighs 1, shared by its images."""
+        images = Counter(self.part)
+        return np.array([1 / images[part] for part in self.part])
 
     def thresholds(self, decision: Decision) -> Thresholds:
         """Raw thresholds for the asked rates, or for the supported rate where that is higher."""
         return Thresholds(
-            review=_given(decision.review_threshold, order_statistic(self.scores, decision.review_rate)),
-            reject=_given(decision.reject_threshold, order_statistic(self.scores, decision.reject_rate)),
-            pixel=_given(decision.pixel_threshold, order_statistic(self.peaks, decision.pixel_rate)),
+            review=_given(decision.review_threshold, self._threshold(self.scores, decision.review_rate)),
+            reject=_given(decision.reject_threshold, self._threshold(self.scores, decision.reject_rate)),
+            pixel=_given(decision.pixel_threshold, self._threshold(self.peaks, decision.pixel_rate)),
         )
+
+    def _threshold(self, values: list[float], rate: float) -> float:
+        """The value that a further good image exceeds with probability at most max(rate, supported rate).
+
+        value > threshold ⟺ p-value ≤ rate: the highest held-out value that, with all as high, weighs too much.
+        With one image a part it is the k-th largest of the n values, k = ⌊rate · (n + 1)⌋.
+        """
+        falling = np.argsort(values)[::-1]
+        ordered, weight = np.asarray(values)[falling], np.cumsum(self._weights()[falling])
+        last_of_ties = np.append(ordered[1:] != ordered[:-1], True)
+        too_much = weight > max(rate * (1 + self.parts) - 1, 0) + SLACK
+        return float(ordered[last_of_ties & too_much][0])
 
     def describe(self, decision: Decision) -> list[str]:
         """Sentences for people: on how many parts this rests, and what they can and cannot support."""
-        n, supported = len(self.scores), self.supported_rate
+        n, supported = self.parts, self.supported_rate
         units = f"{n} held-out good {'image' if self.images == n else 'part'}{'s' * (n != 1)}"
         if self.images != n:
             units += f" ({self.images} images)"
@@ -99,16 +131,6 @@ def percent(rate: float) -> str:
 
 def _given(override: float | None, found: float) -> float:
     return found if override is None else override
-
-
-def order_statistic(ascending: Sequence[float], rate: float) -> float:
-    """The threshold that a further good part exceeds with probability at most max(rate, 1 / (n + 1)).
-
-    score > threshold ⟺ p-value ≤ rate: with k = ⌊rate · (n + 1)⌋ it is the k-th largest of the n scores.
-    """
-    n = len(ascending)
-    k = max(1, math.floor(rate * (n + 1) + 1e-9))
-    return ascending[n - min(k, n)]
 
 
 def judge(score: float, thresholds: Thresholds) -> Verdict:

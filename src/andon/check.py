@@ -20,9 +20,9 @@ from andon.inspection import Array
 
 THUMBNAIL = 64  # pixels a side: fine enough to tell two parts apart, coarse enough to survive recompression
 FINE = 1.5  # pixels of the thumbnail: what is coarser than this blur does not count in comparing
-SURELY, POSSIBLY = 0.98, 0.90  # correlations a copy must reach: in any data set; where few images look alike
-OTHERS = 4  # of the images most like it a copy must stand out from: by this part of what they lack of being the same,
-STANDS_OUT, CERTAINLY = 0.3, 0.995  # or by this correlation
+OTHERS = 4  # so many further images are the crowd that a copy must stand out from:
+STANDS_OUT = 0.3  # it lacks at most this part of what the crowd lacks of being the same,
+CERTAINLY = 0.995  # or correlates so highly
 FAR = 6.0  # robust standard deviations
 LEAST_SPREAD = (0.03, 0.1)  # octaves of brightness, of sharpness: spreads below these are taken as these
 HELD_OUT, REVIEW_RATE = 0.2, 0.05  # what a recipe says by default
@@ -200,14 +200,13 @@ def _near(seen: Sequence[Seen], grouped: bool) -> Iterator[Finding]:
         top = np.argpartition(alike, -nearest.shape[1], axis=1)[:, -nearest.shape[1] :]
         top = np.take_along_axis(top, np.argsort(np.take_along_axis(alike, top, axis=1), axis=1), axis=1)
         who[rows], nearest[rows] = top, np.take_along_axis(alike, top, axis=1)
-    # Parts that look alike by nature raise what most images' nearest neighbours reach, and have several that are as
-    # near; a copy stands out from both.
-    usual = float(np.quantile(nearest[:, -1], 0.95)) if seen else 0.0
-    limit = min(max((1 + usual) / 2, POSSIBLY), SURELY)
+    # Parts that look alike by nature raise what the neighbours of most images reach (the second nearest, for a copy has
+    # one that is its own), and each has several as near. A copy stands out from both.
+    usual = float(np.quantile(nearest[:, -2], 0.95)) if len(seen) > 1 else 0.0
     found = {}
-    for i, column in zip(*np.nonzero(nearest >= limit), strict=True):
+    for i, column in zip(*np.nonzero(nearest >= 1 - STANDS_OUT), strict=True):
         j, alikeness = who[i, column], float(nearest[i, column])
-        crowd = max(nearest[i, 0], nearest[j, 0])
+        crowd = max(usual, nearest[i, 0], nearest[j, 0])
         if 1 - alikeness <= STANDS_OUT * (1 - crowd) or alikeness >= CERTAINLY:
             found[min(i, j), max(i, j)] = alikeness
     yield from _copies(

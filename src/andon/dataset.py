@@ -208,13 +208,12 @@ def grouping(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[
     else:
         named = _from_pattern(root, samples, str(groups))
         source = f"group pattern '{groups}': no match"
-    lost = [
-        s.path.relative_to(root).as_posix() for s, group in zip(samples, named, strict=True) if s.good and not group
-    ]
+    lost = [s.path for s, group in zip(samples, named, strict=True) if s.good and not group]
     if lost:
+        few = ", ".join(path.relative_to(root).as_posix() for path in lost[:3]) + (", …" if len(lost) > 3 else "")
         raise DatasetError(
-            f"{source} for {len(lost)} of {sum(s.good for s in samples)} good images: {', '.join(lost[:3])}"
-            f"{', …' if len(lost) > 3 else ''}. Every good image needs a group: add them, or move them away."
+            f"{source} for {len(lost)} of {sum(s.good for s in samples)} good images: {few}; "
+            "expected a group for every good image. Add them, or move the images away."
         )
     return [replace(s, group=group or s.group) for s, group in zip(samples, named, strict=True)]
 

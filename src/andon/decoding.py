@@ -62,7 +62,7 @@ def decode(data: bytes, header: Header, name: str) -> tuple[Pixels, tuple[str, .
 
 
 _PLAIN = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
-_STRAY = re.compile(r"Corrupt JPEG data: (1?\d) extraneous bytes before marker 0xd9")  # some cameras' padding
+_STRAY = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")  # some cameras' padding
 
 
 def _decoded(data: bytes, flags: int, name: str) -> tuple[Any, list[str]]:
@@ -71,11 +71,11 @@ def _decoded(data: bytes, flags: int, name: str) -> tuple[Any, list[str]]:
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise ImageError(f"{name}: cannot be decoded: {error.err}. Copy or export it again.") from error
-    stray = [match for line in lines if (match := _STRAY.match(line))]
-    damage = [line for line in lines if line.startswith(("Corrupt", "Premature", "libpng error"))]
-    if len(damage) > len(stray):
+    stray = [line for line in lines if _STRAY.match(line)]
+    damage = [line for line in lines if line.startswith(("Corrupt", "Premature", "libpng error")) and line not in stray]
+    if damage:
         raise ImageError(f"{name}: damaged: {damage[0].strip()}. Copy or export it again.")
-    return pixels, [f"{match[1]} stray bytes before its end ignored" for match in stray]
+    return pixels, ["stray bytes before its end ignored"] if stray else []
 
 
 def _fits(pixels: Any, header: Header) -> bool:

@@ -209,7 +209,7 @@ _SAMPLES = {"gray", "RGB", "YCbCr", "palette", "gray palette", "CMYK", "YCCK"}
 
 def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
     expected = "(H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4), uint8 or uint16"
-    if pixels.dtype not in (np.uint8, np.uint16):
+    if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         remedy = "Scale to uint8 or uint16 by one fixed range for all images."
         raise ImageError(f"{name}: array of {pixels.dtype}; expected {expected}. {remedy}")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):

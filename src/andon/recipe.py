@@ -33,6 +33,17 @@ class InputRule(BaseModel):
     size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
 
 
+class Augment(BaseModel):
+    """How training tiles may be varied without becoming a different product; used by detectors trained by gradient."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flip: bool = False  # left-right and up-down
+    quarter_turns: bool = False
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0  # up to so many degrees either way; the edge is repeated
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0  # times 1 ± up to this share
+
+
 class Choice(BaseModel):
     """Which detector, and its settings (`andon detectors NAME` lists them)."""
 
@@ -81,6 +92,7 @@ class Recipe(BaseModel):
     data: Data = Data()
     input: InputRule = InputRule()
     geometry: Geometry = Geometry()
+    augment: Augment = Augment()
     detector: Choice = Choice()
     decision: Decision = Decision()
     split: Split = Split()

@@ -109,8 +109,8 @@ def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:
     contours, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     factor = np.array([picture.shape[1] / area.shape[1], picture.shape[0] / area.shape[0]])
     lines = [np.round((contour + 0.5) * factor * 8).astype(np.int32) for contour in contours]  # in eighths of a pixel
-    width = max(1, round(max(picture.shape) / 400))
-    cv2.polylines(picture, lines, True, (0, 0, 0), width + 2, cv2.LINE_AA, shift=3)
+    width = max(2, round(max(picture.shape) / 400))
+    cv2.polylines(picture, lines, True, (0, 0, 0), width + 1, cv2.LINE_AA, shift=3)
     cv2.polylines(picture, lines, True, colour, width, cv2.LINE_AA, shift=3)
 
 

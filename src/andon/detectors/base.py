@@ -1,11 +1,14 @@
 """What a detector is. No torch in this contract: a detector that needs it says so by importing it in its own file."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel
 
 from andon.inspection import Pixels, Scores
+from andon.recipe import Augment
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +35,18 @@ class Tiles(Protocol):
     def __iter__(self) -> Iterator[Pixels]:
         """Batches (b, t, t, c)."""
         ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is run: what does not change what is learnt from how many steps."""
+
+    progress: Progress = silent
+    tell: Callable[[str], None] = lambda sentence: None  # sentences for people
+    augment: Augment = Augment()  # how training tiles may be varied
+    folder: Path | None = None  # for checkpoints and caches: a killed fit goes on from here
+    device: str = ""  # "cpu", "cuda", …; empty: the best there is
+    seconds: float | None = None  # stop after this long, in place of the detector's number of steps
 
 
 class Forecast(NamedTuple):

@@ -1,0 +1,53 @@
+"""The command `andon`: one function a command; everything heavy is imported inside the function that needs it.
+
+Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect` or `evaluate` met images it
+could not read); 2 the user's mistake, with a message that says how to mend it; 130 interrupted.
+"""
+
+import sys
+
+import typer
+
+from andon.cli import judging, making
+from andon.errors import AndonError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="""Visual inspection of manufactured parts, learnt from photographs of good parts.
+
+    First steps: `andon check FOLDER`, `andon train FOLDER -o part.andon`, `andon inspect part.andon IMAGES`.
+    Exit codes: 0 done; 1 done, with a bad answer (errors found, images that could not be read); 2 mistake in the call.
+    """,
+)
+features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
+app.add_typer(features_app, name="features")
+
+for command in (
+    making.train,
+    judging.inspect,
+    judging.evaluate,
+    judging.check,
+    making.calibrate,
+    judging.show,
+    judging.detectors,
+):
+    app.command()(command)
+features_app.command("build")(making.features_build)
+features_app.command("list")(making.features_list)
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end with exit code 2 and one clear sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name may not fit the terminal
+    try:
+        app()
+    except AndonError as error:
+        print(f"andon: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

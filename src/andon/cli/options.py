@@ -1,0 +1,61 @@
+"""What several commands share: options, progress bars, sentences on standard error."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from andon.detectors.base import Progress
+
+BundleFile = Annotated[Path, typer.Argument(help="A bundle made by `andon train`.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no sentences; errors only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output.")]
+Groups = Annotated[
+    str | None,
+    typer.Option(
+        help="Which images show one part, lot or session: a CSV file (columns stem or path, and group), or a regular "
+        "expression on the path whose first bracket is the group. Groups are never split.",
+        show_default=False,
+    ),
+]
+EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What runs the graph.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0: as many as there are cores.")]
+
+
+def teller(quiet: bool) -> Callable[[str], None]:
+    return (lambda sentence: None) if quiet else (lambda sentence: print(sentence, file=sys.stderr))
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator["Progress"]:
+    """Yield a callback that draws one bar a stage on standard error, with the time left."""
+    from andon.detectors.base import silent
+
+    try:
+        if quiet:
+            yield silent
+        else:
+            yield from _bars()
+    except KeyboardInterrupt:
+        print("andon: interrupted; nothing half-written was left", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _bars() -> Iterator["Progress"]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as shown:
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = shown.add_task(stage)
+            shown.update(bars[stage], completed=done, total=total or None)
+
+        yield update
