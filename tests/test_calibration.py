@@ -98,6 +98,23 @@ def test_it_says_so_when_a_threshold_was_set_by_hand() -> None:
     assert found.describe(decision)[1] == "reject: the threshold 7.5 was set by hand; no rate is promised for it."
 
 
+@pytest.mark.parametrize(
+    ("decision", "sentence"),
+    [
+        (Decision(pixel_threshold=7.5), "pixel: the threshold 7.5 was set by hand; no share of good images"),
+        (Decision(review_threshold=700.0), "the review threshold 700 is above the reject threshold 49, so no image"),
+    ],
+)
+def test_it_says_what_a_threshold_by_hand_does(decision: Decision, sentence: str) -> None:
+    assert learn([float(i) for i in range(50)]).describe(decision)[-1].startswith(sentence)
+
+
+@pytest.mark.parametrize("values", [{"part": []}, {"peaks": [1.0, 2.0]}, {"scores": [float("nan")]}])
+def test_a_calibration_that_is_none(values: dict[str, list[float]]) -> None:
+    with pytest.raises(ValueError, match=r"as many of each|finite"):
+        Calibration.model_validate({"part": [0], "scores": [1.0], "peaks": [1.0], "typical": 0.0, **values})
+
+
 def test_verdicts() -> None:
     thresholds = Thresholds(review=1.0, reject=2.0, pixel=0.0)
     assert [judge(s, thresholds) for s in (1.0, 1.5, 2.0, 2.1, math.nan)] == [

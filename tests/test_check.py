@@ -31,9 +31,9 @@ def folder(tmp_path: Path) -> Path:
     """Twenty good parts to learn from, four good and four scratched ones to test, with masks."""
     for i in range(20):
         put(tmp_path / f"train/good/{i:02}.png", part(i))
-    mask = np.zeros((SIDE, SIDE), np.uint8)
-    mask[40:44, 30:60] = 255
     for i in range(4):
+        mask = np.zeros((SIDE, SIDE), np.uint8)
+        mask[20 + 15 * i : 24 + 15 * i, 30:60] = 255
         put(tmp_path / f"test/good/{i}.png", part(50 + i))
         put(tmp_path / f"test/scratch/{i}.png", np.where(mask, 0, part(60 + i)).astype(np.uint8))
         put(tmp_path / f"ground_truth/scratch/{i}_mask.png", mask)
@@ -87,6 +87,13 @@ def test_near_copies_within_a_split_warn_unless_a_group_says_so(folder: Path) ->
     put(folder / "train/good/19.png", COPIES["brightened"](part(18)))
     assert found(checked(folder)) == {"near-copies-within": ("warning", (("train/good/18.png", "train/good/19.png"),))}
     assert found(checked(folder, r"(train/good/1|[^.]+)")) == {}
+
+
+def test_a_file_that_vanished_is_one_finding(folder: Path) -> None:
+    (folder / "train/good/gone.png").symlink_to(folder / "nowhere.png")
+    report = checked(folder)
+    assert found(report)["unreadable"] == ("error", (("train/good/gone.png",),))
+    assert sum(report.counts["train"].values()) == 21
 
 
 def test_exact_copies(folder: Path) -> None:

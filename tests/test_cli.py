@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from andon import cli
+from andon.bundle import Bundle
+from andon.errors import AndonError
 from andon.records import Records
 from conftest import part, save
 
@@ -76,14 +78,46 @@ def test_a_batch_goes_on_past_bad_files(bundle_file: Path, parts: Path, tmp_path
     assert len((tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_records_of_a_killed_run_are_taken_over(tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text('{"source": "a"}\n')
-    (tmp_path / "records.jsonl.part").write_text('{"source": "a"}\n{"source": "b"}\n{"sour')
-    with Records(tmp_path / "records.jsonl") as records:
-        records.add({"source": "c"})
-    found = [json.loads(line)["source"] for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    assert found == ["a", "b", "c"]
-    assert not (tmp_path / "records.jsonl.part").exists()
+def sources(file: Path) -> list[str]:
+    return [json.loads(line)["source"] for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ("", []),
+        ('{"source": "a"}\n', ["a"]),
+        ('{"source": "a"}\n{"sour', ["a"]),  # killed while writing
+        ('{"sour', []),
+        ('{"source": "a"}\n{"source": "b"}', ["a", "b"]),  # an editor took the last line end
+    ],
+)
+def test_records_are_appended_where_they_lie(left: str, kept: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_text(left)
+    with Records(file) as records:
+        assert sources(file) == kept
+        records.add({"source": "ü\udcff"})
+    assert sources(file) == [*kept, "ü\udcff"]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_records_of_two_runs_at_once_interleave_by_lines(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    with Records(file) as one, Records(file) as two:
+        for i in range(20):
+            (one, two)[i % 2].add({"source": str(i), "ballast": "x" * 10_000})
+    assert sources(file) == [str(i) for i in range(20)]
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: Any) -> None:
+    file, write = tmp_path / "records.jsonl", os.write
+    with Records(file) as records:
+        records.add({"source": "a"})
+        monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[:9]))
+        with pytest.raises(AndonError, match="no space left"):
+            records.add({"source": "b"})
+    assert sources(file) == ["a"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child process")
@@ -141,6 +175,59 @@ def test_check_ends_with_one_when_figures_cannot_be_trusted(parts: Path, tmp_pat
     assert json.loads(out)["failed"]
 
 
+def test_overlays_of_several_folders_are_kept_apart_and_never_inspected(
+    bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    folders = [tmp_path / "a/line", tmp_path / "b/line"]
+    for folder in folders:
+        save(folder / "1.png", part(1))
+    single = save(tmp_path / "1.png", part(1))
+    code, _, _ = run(capsys, "inspect", bundle_file, *folders, single, single, "--out", folders[0], "-q")
+    drawn = folders[0] / "overlays"
+    found = sorted(path.relative_to(drawn).as_posix() for path in drawn.rglob("*.png"))
+    assert (code, found) == (0, ["1 2.png.png", "1.png.png", "line 2/1.png.png", "line/1.png.png"])
+    code, out, _ = run(capsys, "inspect", bundle_file, folders[0], "--out", folders[0])
+    assert code == 0 and len(out.splitlines()) == 1
+
+
+def test_a_record_is_kept_though_its_picture_cannot_be(
+    bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "overlays/100.png.png").mkdir(parents=True)
+    code, _, err = run(capsys, "inspect", bundle_file, parts / "test/good", "--out", tmp_path, "-q")
+    assert code == 2 and "it is a folder" in err
+    assert len(sources(tmp_path / "records.jsonl")) == 1
+
+
+def test_json_is_plain_ascii(bundle_file: Path, tmp_path: Path, capsys: Any) -> None:
+    _, out, _ = run(capsys, "inspect", bundle_file, save(tmp_path / "ü.png", part(1)), "--json")
+    assert out.isascii() and json.loads(out)["source"].endswith("ü.png")
+
+
+def test_quiet_still_tells_what_was_left_out(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
+    save(tmp_path / "new/a.png", part(900))
+    (tmp_path / "new/b.png").write_bytes(b"no picture")
+    code, _, err = run(capsys, "calibrate", bundle_file, tmp_path / "new", "-o", tmp_path / "b.andon", "-q")
+    assert code == 0 and err.count("\n") == 1 and err.startswith("left out: ") and "b.png" in err
+
+
+def test_the_default_name_is_a_file_name(parts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = f'product = "a/b"\n[data]\nimages = "{parts}"\n[geometry]\nsize = 64\n[detector.settings]\nbank = 50\n'
+    (tmp_path / "r.toml").write_text(recipe)
+    assert run(capsys, "train", "r.toml", "-q")[0] == 0
+    assert Bundle.load(tmp_path / "a_b.andon").recipe.product == "a/b"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(("redirect", "code"), [("| head -n 1", 0), (">&-", 0), ("2>&-", 0), ("> /dev/full", 2)])
+def test_where_output_goes_is_no_cause_for_a_traceback(redirect: str, code: int) -> None:
+    call = f"set -o pipefail; {sys.executable} -m andon detectors {redirect}"
+    done = subprocess.run(["bash", "-c", call], capture_output=True, text=True)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
 def test_the_help_teaches(capsys: Any) -> None:
     for command in ("train", "inspect", "evaluate", "check", "calibrate", "show", "detectors", "features"):
         code, out, _ = run(capsys, command, "--help")
@@ -166,6 +253,20 @@ def test_the_help_teaches(capsys: Any) -> None:
         (["detectors", "patchcore"], "unknown detector 'patchcore'"),
         (["features", "build", "resnet50"], "unknown feature network 'resnet50'"),
         (["nonsense"], "nonsense"),
+        (["inspect", "{bundle}", ""], "one of the arguments is empty"),
+        (["inspect", "{bundle}", "{pipe}"], "a pipe or device; expected a picture"),
+        (["inspect", "{bundle}", "x" * 300], "file name too long"),
+        (["inspect", "{bundle}", "{parts}", "--threads", "100000"], "--threads"),
+        (["inspect", "{bundle}", "{parts}/test/good", "--out", "{bundle}"], "the folder cannot be made: a file is in"),
+        (["evaluate", "{bundle}", "{parts}", "--out", "{bundle}"], "the folder cannot be made: a file is in its place"),
+        (["train", "x" * 300, "-o", "{empty}/b"], "there is nothing here"),
+        (["train", "{parts}", "-o", "{parts}/test/good/100.png"], "there is a file here that is no bundle"),
+        (["train", "{parts}", "-o", "x" * 300], "file name too long"),
+        (["train", "{parts}", "--groups", "(" + "x" * 300 + ")"], "no match"),
+        (["calibrate", "{bundle}", "--min-area", "3", "-o", "{parts}/test/good/100.png"], "it is not overwritten"),
+        (["calibrate", "{bundle}", "--reject-threshold", "nan"], "reject_threshold = nan: Input should be a finite"),
+        (["calibrate", "{bundle}", "--reject-rate", "0.01", "--reject-threshold", "9"], "expected one of them"),
+        (["calibrate", "{bundle}", "--review-threshold", "9", "--reject-threshold", "1"], "must not exceed"),
         (["train", "{parts}", "--size", "big"], "--size"),
     ],
 )
@@ -174,9 +275,12 @@ def test_mistakes_end_with_two_and_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    places = {"bundle": bundle_file, "parts": parts, "empty": tmp_path / "empty"}
+    pipe = tmp_path / "pipe.png"
+    if "{pipe}" in arguments:
+        os.mkfifo(pipe)
+    places = {"bundle": bundle_file, "parts": parts, "empty": tmp_path / "empty", "pipe": pipe}
     code, _, err = run(capsys, *(argument.format(**places) for argument in arguments))
     assert message in err
     assert "Traceback" not in err
-    assert code == (1 if "nowhere" in message and arguments[0] == "inspect" else 2)
+    assert code == 2
     assert not list(tmp_path.glob("*.andon"))

@@ -116,6 +116,7 @@ def test_folders_that_are_none(tmp_path: Path, names: list[str], ask: str, messa
     "table",
     [
         "stem,tile_group,split\n0,a,train\n1,a,train\n0,b,test\n",
+        "stem;tile_group;split\n0;a;train\n1;a;train\n0;b;test\n",
         "PATH,Lot,operator\ntrain/good/0.png,a,x\ntrain\\good\\1.PNG,a,y\n./test/good/0.png,b,z\n",
         "\ufefffile,part\ntrain/good/0.png,a\n1.PNG,a\ntest/good/0.png,b\nnot here.png,c\n",
     ],
@@ -152,6 +153,9 @@ def test_without_groups_each_image_is_its_own(tmp_path: Path) -> None:
         ),
         ("x,y\na,b\n", "columns x, y; expected one of path, file, filename, image, stem and one of group,"),
         ("", "columns none; expected one of path"),
+        ("stem,group\n", "no row for 6 of 6 good images"),
+        ("stem,group\na,1,x\n", "1 rows have more cells than the 2 columns stem, group."),
+        ("x" * 300, "nothing in it is in brackets"),
         ("stem,group\na,1\nb,1\nc,2\n1,1\n", "no row for 2 of 6 good images: 2.png, d.png; expected a group for"),
         ("stem,group\na,1\na,2\n", "a.png has 2 groups: 1, 2; expected one. Name images by their relative path"),
     ],
@@ -191,6 +195,22 @@ def test_the_split_meets_its_share_and_follows_the_seed() -> None:
     fit, held = dataset.split_good(good, 0.2, seed=0)
     assert (len(fit), len(held)) == (80, 20)
     assert dataset.split_good(good, 0.2, seed=1) != (fit, held)
+
+
+@pytest.mark.parametrize(
+    ("groups", "digests", "joined"),
+    [
+        ("abc", "123", "abc"),
+        ("abc", "121", "aba"),
+        ("aabbc", "12345", "aabbc"),
+        ("aabbc", "12245", "aaaac"),  # two groups that share a file are one
+        ("abcd", "1121", "aaca"),
+    ],
+)
+def test_copies_are_in_one_group(groups: str, digests: str, joined: str) -> None:
+    given = [Sample(Path(f"{i}.png"), "", "", None, group) for i, group in enumerate(groups)]
+    found = [sample.group for sample in dataset.united(given, list(digests))]
+    assert [[a == b for b in found] for a in found] == [[a == b for b in joined] for a in joined]
 
 
 def test_the_split_needs_two_groups() -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 
 import cv2
 import numpy as np
@@ -78,7 +79,7 @@ def test_bad_files_and_masks_are_listed_and_the_run_goes_on(painted):
     (painted / "test/good/020.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
     masks = painted / "ground_truth/scratch"
     paint(painted / "unused.png", 60, masks / "060_mask.png", side=30)
-    (masks / "080_mask.png").write_bytes(cv2.imencode(".png", np.ones((24, 24), np.uint8))[1].tobytes())
+    (masks / "080_mask.png").write_bytes(cv2.imencode(".png", np.zeros((24, 24), np.uint8))[1].tobytes())
     (masks / "037_mask.png").unlink()
     paint(painted / "test/dent/255.png", 255)  # the part is not found
     (painted / "unused.png").unlink()
@@ -86,7 +87,7 @@ def test_bad_files_and_masks_are_listed_and_the_run_goes_on(painted):
     assert len(evaluation.errors) == 3
     assert any("020.png" in error for error in evaluation.errors)
     assert any("060_mask.png: mask of 30 × 30 pixels on an image of 24 × 24" in error for error in evaluation.errors)
-    assert any("080_mask.png: mask with values up to 1. Expected 0 and 255" in error for error in evaluation.errors)
+    assert any("080_mask.png: the mask marks nothing; expected" in error for error in evaluation.errors)
     figures = evaluation.metrics
     assert figures["errors"] == list(evaluation.errors)
     assert (figures["image"]["n_good"], figures["image"]["n_defective"]) == (4, 6)
@@ -131,11 +132,11 @@ def test_frames_of_one_group_count_once(painted):
 
 
 def test_thresholds_set_by_hand_promise_nothing(painted):
-    decision = Decision(review_threshold=50.0, reject_threshold=float("inf"))
+    decision = Decision(review_threshold=50.0, reject_threshold=1e9)
     decided = evaluate(FakeInspector(decision), dataset.load(painted)).metrics["decision"]
     assert decided["review"]["threshold"] == 50
     assert decided["review"]["promised_rate"] is None
-    assert decided["reject"]["threshold"] is None
+    assert decided["reject"]["threshold"] == 1e9
     assert decided["reject"]["escapes"]["count"] == 6
 
 
@@ -164,13 +165,34 @@ def test_folders_without_labels_are_refused(tmp_path):
         evaluate(FakeInspector(), dataset.load(tmp_path))
 
 
-@pytest.mark.parametrize(("kind", "half"), [(np.uint8, 127), (np.uint16, 32767)])
-def test_masks_are_true_above_half_of_their_range(tmp_path, kind, half):
-    values = np.full((10, 12), half, kind)
-    values[2, 3] = half + 1
+@pytest.mark.parametrize("top", [1, 100, 255])
+def test_masks_are_true_above_half_of_their_largest(tmp_path, top):
+    values = np.full((10, 12), top // 2, np.uint8)
+    values[2, 3] = top
     path = tmp_path / "mask.png"
     path.write_bytes(cv2.imencode(".png", values)[1].tobytes())
     assert np.argwhere(read_mask(path, (10, 12))).tolist() == [[2, 3]]
-    path.write_bytes(cv2.imencode(".png", np.full((10, 12), half, kind))[1].tobytes())
-    with pytest.raises(ImageError, match=f"values up to {half}"):
+    path.write_bytes(cv2.imencode(".png", np.zeros((10, 12), np.uint8))[1].tobytes())
+    with pytest.raises(ImageError, match="the mask marks nothing"):
         read_mask(path, (10, 12))
+
+
+def test_images_that_the_bundle_learnt_from_are_counted_and_told(painted):
+    inspector = FakeInspector()
+    clean = evaluate(inspector, dataset.load(painted))
+    assert clean.metrics["data"]["learnt_from"] == 0 and "learnt" not in clean.summary()[0]
+    learnt = [row.digest[:16] for row in clean.rows[:3]]
+    inspector.manifest = inspector.manifest.model_copy(update={"learnt": learnt})
+    known = evaluate(inspector, dataset.load(painted))
+    assert known.metrics["data"]["learnt_from"] == 3
+    assert known.summary()[0].startswith("The bundle learnt from 3 of these 11 images")
+
+
+def test_names_need_not_be_valid_unicode(painted):
+    try:
+        (painted / "test/good/005.png").rename(painted / "test/good" / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system knows Unicode names only")
+    evaluation = evaluate(FakeInspector(), dataset.load(painted))
+    assert rb"\udcff.png" in evaluation.csv()
+    assert len(evaluation.rows) == 11 and json.loads(evaluation.json())

@@ -161,3 +161,8 @@ def test_a_region_of_interest_outside_the_image_says_what_to_do() -> None:
 def test_impossible_geometry_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Geometry(**values)
+
+
+@pytest.mark.parametrize(("t", "sizes"), [(256, [8, 2]), (512, [2] * 5), (1024, [1] * 10), (4096, [1] * 10)])
+def test_batches_are_bounded_by_pixels(t: int, sizes: list[int]) -> None:
+    assert [len(batch) for batch in geometry.batches(range(10), t)] == sizes

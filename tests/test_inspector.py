@@ -1,12 +1,16 @@
 """The one path: what it says of good and scratched parts, in whatever form they come."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from andon import Inspector, Verdict, image, training
+from andon.bundle import Bundle
 from andon.errors import AndonError, BundleError, ImageError
 from andon.recipe import Decision, Recipe
 from andon.runtime import Runtime
@@ -138,6 +142,33 @@ def test_a_defect_in_an_ignored_area_changes_nothing(tmp_path: Path) -> None:
     first, second = inspector.inspect(clean), inspector.inspect(spoilt)
     assert first.score == second.score
     assert np.isnan(second.anomaly_map[:, :48]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("openvin",), "unknown engine 'openvin'. Did you mean 'openvino'?"),
+        (("onnxruntime", -3), "threads = -3; expected"),
+    ],
+)
+def test_an_engine_that_cannot_be(bundle_file: Path, options: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(AndonError, match=re.escape(message)):
+        Inspector.load(bundle_file, *options)
+
+
+@pytest.mark.parametrize("sources", ["folder", Path("folder"), b"png", np.zeros((9, 9), np.uint8)])
+def test_many_wants_several(inspector: Inspector, sources: Any) -> None:
+    with pytest.raises(AndonError, match="inspect_many was given one"):
+        inspector.inspect_many(sources)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_graph_that_does_not_fit_its_recipe_is_refused(bundle_file: Path, engine: Any) -> None:
+    pytest.importorskip(engine)
+    bundle = Bundle.load(bundle_file)
+    other = bundle.manifest.input.model_copy(update={"channels": 1, "depth": 16})
+    with pytest.raises(BundleError, match=r"tiles of .* 3 channels, 8 bits; .* say .* 1 channels, 16 bits"):
+        Inspector(replace(bundle, manifest=bundle.manifest.model_copy(update={"input": other})), engine)
 
 
 def test_an_unknown_engine_says_how_to_get_it(bundle_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

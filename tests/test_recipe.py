@@ -63,6 +63,18 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("[decision]\nreject_rate = 0.5", "reject_rate = 0.5 must not exceed review_rate = 0.05"),
         ("[input]\ndepth = 12", "r.toml: input.depth = 12"),
         ("size = ", "r.toml: not TOML"),
+        ("a = " + "[" * 5000, "r.toml: brackets nested too deep"),
+        ("seed = true", "seed = True: Input should be a valid integer"),
+        ('[geometry]\nsize = "64"', "geometry.size = '64': Input should be a valid integer"),
+        ("[geometry]\nsize = 64.0", "geometry.size = 64.0: Input should be a valid integer"),
+        ("[geometry]\ntiles = 1", "geometry.tiles = 1: Input should be a valid boolean"),
+        ("[geometry]\ncrop = [true, 0, 64, 64]", "geometry.crop.0 = True: Input should be a valid integer"),
+        ("[geometry]\nignore = [[[0, nan], [9, 0], [9, 9]]]", "geometry.ignore.0.0.1 = nan: Input should be a finite"),
+        ("[geometry]\nignore = [[[0, 3e9], [9, 0], [9, 9]]]", "Input should be less than or equal to 1000000"),
+        ("[geometry]\ninclude = [[[1, 1], [2, 2], [9, 9]]]", "geometry.include.0: polygon"),
+        ('[decision]\nreview_rate = "0.05"', "decision.review_rate = '0.05': Input should be a valid number"),
+        ("[decision]\npixel_threshold = inf", "decision.pixel_threshold = inf: Input should be a finite number"),
+        ("[decision]\nreview_threshold = 50\nreject_threshold = 10", "review_threshold = 50 must not exceed"),
     ],
 )
 def test_a_wrong_recipe_names_key_value_and_expectation(text: str, message: str) -> None:

@@ -37,6 +37,14 @@ def test_heat_is_not_scaled_to_its_own_image():
     assert beside[25, 50].astype(int).sum() > 500 > alone[25, 50].astype(int).sum()
 
 
+def test_only_the_given_regions_are_outlined():
+    anomaly_map = blob()
+    anomaly_map[45:50, 5:15] = 4.0
+    area = render._area(anomaly_map > 3, [region()])
+    assert area[20:30, 40:60].all() and area.sum() == 200
+    assert not render._area(anomaly_map > 3, []).any()
+
+
 def test_colours_rise_in_lightness():
     colours = render.heat(np.linspace(1, 5, 64, dtype=np.float32)[None], SCALE)
     lightness = cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0, :, 0].astype(int)

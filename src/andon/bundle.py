@@ -8,6 +8,7 @@ import io
 import json
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ from andon import files
 from andon.calibration import Calibration
 from andon.errors import BundleError
 from andon.image import Input
-from andon.recipe import Recipe
+from andon.recipe import Data, Recipe
 
 FORMAT = 1
-LIMIT = 2 * 1024**3  # bytes one member may unpack to
-MEMBERS = {"manifest.json", "graph.onnx", "recipe.toml", "calibration.json"}
+MEMBERS = {  # name: bytes it may unpack to
+    "manifest.json": 16 * 1024**2,
+    "graph.onnx": 2 * 1024**3,
+    "recipe.toml": 16 * 1024**2,
+    "calibration.json": 16 * 1024**2,
+}
+DIGITS = 16  # of an image's SHA-256 that name it in the manifest
 
 
 class Manifest(BaseModel):
@@ -41,7 +47,13 @@ class Manifest(BaseModel):
     timings: dict[str, float]  # seconds each step took
     parity: dict[str, float]  # engine → largest difference from the fitted detector, as a share of the score range
     history: list[str] = []  # what was done to the bundle since it was trained
+    learnt: list[str] = []  # the first DIGITS of the SHA-256 of each image file that was fitted on
     digests: dict[str, str] = {}  # member → SHA-256
+
+    def learnt_from(self, digests: Iterable[str]) -> list[bool]:
+        """Whether each image, by the SHA-256 of its file, was fitted on: a score of it is no witness."""
+        known = set(self.learnt)
+        return [digest[:DIGITS] in known for digest in digests]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +66,8 @@ class Bundle:
     manifest: Manifest
 
     def save(self, path: str | Path) -> None:
-        """Write the bundle; the file appears whole or not at all."""
+        """Write the bundle; the file appears whole or not at all. AndonError as `check_place`."""
+        check_place(path)
         members = {
             "graph.onnx": self.graph,
             "recipe.toml": self.recipe.dump().encode(),
@@ -80,32 +93,61 @@ class Bundle:
                 f"{path}: cannot be read ({error.strerror}). Expected a bundle made by `andon train`."
             ) from None
         members = _unpack(data, path)
+        version = _version(members["manifest.json"])
+        if version != FORMAT:
+            raise BundleError(
+                f"{path}: bundle format {version}; this andon reads format {FORMAT}. "
+                "Update andon, or train the bundle again."
+            )
         try:
             manifest = Manifest.model_validate_json(members["manifest.json"])
+            _verify(manifest, members, path)
             recipe = Recipe.parse(members["recipe.toml"].decode(), f"{path}/recipe.toml")
             calibration = Calibration.model_validate_json(members["calibration.json"])
         except (ValidationError, UnicodeDecodeError) as error:
-            version = _version(members["manifest.json"])
-            if version not in (None, FORMAT):
-                raise BundleError(
-                    f"{path}: bundle format {version}; this andon reads format {FORMAT}. "
-                    "Update andon, or train the bundle again."
-                ) from None
             raise BundleError(f"{path}: a bundle whose contents do not fit its format: {error}") from None
-        for name, digest in manifest.digests.items():
-            if name not in members or files.digest(members[name]) != digest:
-                raise BundleError(f"{path}: {name} was altered after training. Use the original bundle.")
         return cls(members["graph.onnx"], recipe, calibration, manifest)
 
     def digest(self) -> str:
-        """SHA-256 over the digests of graph, recipe and calibration: names this decision-maker in every record."""
-        parts = (self.graph, self.recipe.dump().encode(), self.calibration.model_dump_json(indent=1).encode())
+        """SHA-256 over the digests of graph, recipe and calibration: names this decision-maker in every record.
+
+        Where its images lay is left out of the recipe: moving them changes no decision.
+        """
+        recipe = self.recipe.model_copy(update={"data": Data()})
+        parts = (self.graph, recipe.dump().encode(), self.calibration.model_dump_json(indent=1).encode())
         return files.digest("".join(files.digest(part) for part in parts).encode())
 
     def changed(self, event: str, **parts: Any) -> "Bundle":
         """Return a bundle with other parts, and `event` in its history."""
         manifest = self.manifest.model_copy(update={"history": [*self.manifest.history, event]})
         return replace(self, manifest=manifest, **parts)
+
+
+def check_place(path: str | Path) -> None:
+    """Find out, before long work, whether a bundle may be written here: nowhere over anything but a bundle.
+
+    Errors: BundleError when there is another file, AndonError as `files.writing`.
+    """
+    path = Path(path)
+    files.check_writable(path)
+    if not path.exists():
+        return
+    end = b"a device"
+    if files.is_file(path):
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, io.SEEK_END) - len(_seal(b""))))
+            end = file.read()
+    if end and not end.startswith(_SEALED):  # an empty file is free to take
+        raise BundleError(f"{path}: there is a file here that is no bundle; it is not overwritten. Name another place.")
+
+
+def _verify(manifest: Manifest, members: dict[str, bytes], path: Path) -> None:
+    """Hold every member against its digest, before anything in it is looked at."""
+    if set(manifest.digests) != set(members) - {"manifest.json"}:
+        raise BundleError(f"{path}: manifest.json lacks the digest of a member, or has one too many; refused.")
+    for name, digest in manifest.digests.items():
+        if files.digest(members[name]) != digest:
+            raise BundleError(f"{path}: {name} was altered after training. Use the original bundle.")
 
 
 def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
@@ -115,14 +157,16 @@ def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            if set(entries) != MEMBERS or len(archive.infolist()) != len(MEMBERS):
+            if set(entries) != set(MEMBERS) or len(archive.infolist()) != len(MEMBERS):
                 raise BundleError(
                     f"{path}: a ZIP file with {', '.join(sorted(entries)[:5])}; "
                     f"expected a bundle with {', '.join(sorted(MEMBERS))}. Was it made by `andon train`?"
                 )
-            large = [name for name, entry in entries.items() if entry.file_size > LIMIT]
-            if large:
-                raise BundleError(f"{path}: {large[0]} would unpack to more than {LIMIT >> 30} GiB; refused.")
+            for name, entry in entries.items():
+                if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BundleError(f"{path}: {name} is encrypted or packed in a way no bundle is; refused.")
+                if entry.file_size > MEMBERS[name]:
+                    raise BundleError(f"{path}: {name} would unpack to more than {MEMBERS[name] >> 20} MiB; refused.")
             members = {name: archive.read(entry) for name, entry in entries.items()}
             seal = archive.comment
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, zlib.error) as error:
@@ -136,9 +180,12 @@ def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
     return members
 
 
+_SEALED = b"andon "
+
+
 def _seal(manifest: bytes) -> bytes:
     """What the archive's comment says of its manifest."""
-    return b"andon " + hashlib.sha256(manifest).hexdigest().encode()
+    return _SEALED + hashlib.sha256(manifest).hexdigest().encode()
 
 
 def _version(manifest: bytes) -> Any:

@@ -12,12 +12,12 @@ hierarchical models", JASA 2022.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from andon.inspection import Array, Region, Thresholds, Verdict
 from andon.recipe import Decision
@@ -37,12 +37,19 @@ class HeldOut(NamedTuple):
 class Calibration(BaseModel):
     """What the graph says of held-out good images."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     part: list[int]  # (n,) which part an image shows, from 0
     scores: list[float]  # (n,)
     peaks: list[float]  # (n,) highest value of each image's map
     typical: float  # middle map value of good images: the low end of every heat map
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if not len(self.part) == len(self.scores) == len(self.peaks) > 0:
+            lengths = f"{len(self.part)} parts, {len(self.scores)} scores and {len(self.peaks)} peaks"
+            raise ValueError(f"a calibration of {lengths}; expected as many of each, at least one")
+        return self
 
     @classmethod
     def learn(cls, held_out: Sequence[HeldOut]) -> "Calibration":
@@ -121,6 +128,13 @@ class Calibration(BaseModel):
                 )
             else:
                 sentences.append(f"{name}: at most {percent(rate)} of good parts, from {units}.")
+        if decision.pixel_threshold is not None:
+            by_hand = f"the threshold {decision.pixel_threshold:g} was set by hand"
+            sentences.append(f"pixel: {by_hand}; no share of good images without a region is promised for it.")
+        thresholds = self.thresholds(decision)
+        if thresholds.review > thresholds.reject:
+            found = f"the review threshold {thresholds.review:g} is above the reject threshold {thresholds.reject:g}"
+            sentences.append(f"{found}, so no image gets REVIEW. Set both by hand, or neither.")
         return sentences
 
 

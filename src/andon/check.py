@@ -129,7 +129,7 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
 
 
 def _look(sample: Sample, name: str) -> Seen:
-    contents = sample.path.read_bytes()
+    contents, _ = image.contents(sample.path, name)
     read = image.read(contents, name)
     gray = read.pixels if read.pixels.shape[2] == 1 else cv2.cvtColor(read.pixels, cv2.COLOR_RGB2GRAY)
     scale = min(1.0, 512 / max(gray.shape))

@@ -1,6 +1,7 @@
 """Folders and published layouts → samples; which of them show one part; the seeded split of good images."""
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import image
-from andon.errors import DatasetError
+from andon import files, image
+from andon.errors import DatasetError, ImageError
 from andon.headers import SUFFIXES
 
 GOOD_FOLDERS = frozenset({"good", "ok", "normal"})
@@ -66,6 +67,10 @@ class Dataset:
         """Images of good parts, of one split or of all."""
         return [s for s in self.samples if s.good and split in (None, s.split)]
 
+    def to_learn(self) -> list[Sample]:
+        """Images of good parts outside a test split: what training and calibration may see."""
+        return [s for s in self.good() if s.split != "test"]
+
     def defective(self, split: str | None = None) -> list[Sample]:
         """Images labelled with a defect, of one split or of all."""
         return [s for s in self.samples if s.defect not in ("", "good") and split in (None, s.split)]
@@ -86,8 +91,8 @@ def load(root: str | Path, groups: str | Path | None = None) -> Dataset:
     images have no group.
     """
     root = Path(root)
-    if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
+    if not files.is_folder(root):
+        found = "a file" if files.is_file(root) else "nothing"
         raise DatasetError(f"{root}: there is {found} here; expected a folder of images. Check the path.")
     ignored: Counter[str] = Counter()
     images, masks = [], []
@@ -123,8 +128,13 @@ def images(folder: Path) -> list[Path]:
 
 
 def mask(path: Path) -> NDArray[np.bool_]:
-    """Read a mask (H, W): true where it is above half of its largest value, be that 1, 255 or 65535."""
+    """Read a mask (H, W): true where it is above half of its largest value, be that 1, 255 or 65535.
+
+    Errors: ImageError when it cannot be read, or marks nothing.
+    """
     pixels = image.read(path).pixels.max(axis=2)
+    if not pixels.any():
+        raise ImageError(f"{path}: the mask marks nothing; expected the defect in white on black. Draw it.")
     return np.asarray(pixels > pixels.max() / 2)
 
 
@@ -200,10 +210,10 @@ def grouping(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[
 
     Errors: DatasetError when good images are left without a group, with their number and three of them.
     """
-    if Path(groups).is_file():
+    if files.is_file(groups):
         named = _from_csv(root, samples, Path(groups))
         source = f"{groups}: no row"
-    elif str(groups).lower().endswith(".csv"):
+    elif is_table(groups):
         raise DatasetError(f"{groups}: no such file; expected a CSV with the group of each image. Check the path.")
     else:
         named = _from_pattern(root, samples, str(groups))
@@ -216,6 +226,26 @@ def grouping(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[
             "expected a group for every good image. Add them, or move the images away."
         )
     return [replace(s, group=group or s.group) for s, group in zip(samples, named, strict=True)]
+
+
+def is_table(groups: str | Path) -> bool:
+    """Whether groups are given by a table, there or not, rather than by a regular expression."""
+    return files.is_file(groups) or str(groups).lower().endswith(".csv")
+
+
+def united(samples: Sequence[Sample], digests: Sequence[str]) -> list[Sample]:
+    """Give samples with equal contents (n,) one group, along with all that share a group with one of them."""
+    leader: dict[str, str] = {}
+    first: dict[str, str] = {}
+
+    def lead(group: str) -> str:
+        while leader.setdefault(group, group) != group:
+            group = leader[group]
+        return group
+
+    for sample, digest in zip(samples, digests, strict=True):
+        leader[lead(sample.group)] = lead(first.setdefault(digest, sample.group))
+    return [replace(sample, group=lead(sample.group)) for sample in samples]
 
 
 def _from_pattern(root: Path, samples: Sequence[Sample], pattern: str) -> list[str | None]:
@@ -235,11 +265,17 @@ def _from_pattern(root: Path, samples: Sequence[Sample], pattern: str) -> list[s
 
 def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | None]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = path.read_text(encoding="utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        columns, rows = list(reader.fieldnames or []), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from error
-    columns = list(rows[0]) if rows else []
+    if long := [str(row) for row in rows if None in row]:
+        raise DatasetError(
+            f"{path}: {len(long)} rows have more cells than the {len(columns)} columns {', '.join(columns)}. "
+            "Name every column, and put quotes around names with a separator in them."
+        )
     key = next((c for name in _FILE_COLUMNS for c in columns if c.lower() == name), None)
     others = [c for c in columns if c != key and c.lower() != "split"]
     group = next((c for name in _GROUP_COLUMNS for c in others if c.lower() == name), None) or next(
@@ -284,7 +320,8 @@ def split_good(samples: Sequence[Sample], calibrate: float, seed: int) -> tuple[
     if len(sizes) < 2:
         raise DatasetError(
             f"{len(samples)} good images in {len(sizes)} groups; a group to learn from and one to calibrate on are "
-            f"the least, and {ENOUGH} images or more are advised. Add images, or give finer groups."
+            f"the least, and {ENOUGH} images or more are advised. Copies of one file count as one group. "
+            "Add images, or give finer groups."
         )
     order = np.random.default_rng(seed).permutation(sorted(sizes))
     wanted = calibrate * len(samples)

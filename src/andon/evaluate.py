@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from andon import dataset as labels
 from andon import files, image, metrics
 from andon.calibration import percent
 from andon.dataset import Dataset, Sample
@@ -40,6 +41,7 @@ class Row:
     verdict: Verdict
     regions: int
     milliseconds: float
+    digest: str = ""  # SHA-256 of the file
 
     @property
     def good(self) -> bool:
@@ -59,6 +61,11 @@ class Evaluation:
     def summary(self) -> list[str]:
         """Sentences for people: what slips through and what is stopped for nothing, and how well scores rank."""
         sentences = []
+        if known := self.metrics["data"]["learnt_from"]:
+            sentences.append(
+                f"The bundle learnt from {known} of these {len(self.rows)} images, so the figures are too good. "
+                "Evaluate on images it has not seen."
+            )
         for name, decided in self.metrics["decision"].items():
             escapes, stopped = decided["escapes"], decided["false_rejects"]
             sentences.append(
@@ -81,7 +88,7 @@ class Evaluation:
 
     def json(self) -> bytes:
         """The figures, for machines."""
-        return (json.dumps(self.metrics, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+        return (json.dumps(self.metrics, indent=1, allow_nan=False) + "\n").encode()
 
     def csv(self) -> bytes:
         """The score of every image, so that other figures can be worked out elsewhere."""
@@ -91,7 +98,7 @@ class Evaluation:
         for r in self.rows:
             values = [r.name, r.defect, r.group, repr(r.score), repr(r.p_value), r.verdict.value, r.regions]
             table.writerow([*values, f"{r.milliseconds:.2f}"])
-        return lines.getvalue().encode()
+        return lines.getvalue().encode(errors="backslashreplace")  # a name need not be valid Unicode
 
 
 def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent) -> Evaluation:
@@ -110,7 +117,6 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     rows, good = found.rows, [row for row in found.rows if row.good]
     if not rows:
         raise DatasetError(f"{dataset.root}: none of {len(samples)} images could be inspected. {found.errors[:1]}")
-    contents = [f"{row.name} {files.digest(row.path.read_bytes())}" for row in rows]
     figures: Json = {
         "bundle": {
             "product": inspector.recipe.product,
@@ -124,7 +130,8 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
             "images": len(rows),
             "unlabelled": len(chosen) - len(samples),
             "not_found": found.invalid,  # images in which the part was not found; they count in no other figure
-            "digest": files.digest("\n".join(contents).encode()),
+            "learnt_from": sum(inspector.manifest.learnt_from(row.digest for row in rows)),
+            "digest": files.digest_of_all((row.name, row.digest) for row in rows),
         },
         "image": image_figures(rows),
         "pixel": {**_pixel_figures(found), "images": found.images},
@@ -196,6 +203,7 @@ def _row(dataset: Dataset, sample: Sample, found: Inspection) -> Row:
         verdict=found.verdict,
         regions=len(found.regions),
         milliseconds=found.milliseconds,
+        digest=files.digest(image.contents(sample.path)[0]),
     )
 
 
@@ -211,19 +219,14 @@ def _add(pixel: PixelMetrics, sample: Sample, found: Inspection) -> str:
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Read the mask of an image of `shape` (H, W): true above half of the range of its depth, in any channel.
+    """Read the mask of an image of `shape` (H, W) as `dataset.mask` does.
 
-    Errors: ImageError when it cannot be read, is of another size, marks nothing, or has no value that high.
+    Errors: ImageError when it cannot be read, is of another size, or marks nothing.
     """
-    pixels = image.read(path).pixels
-    half = np.iinfo(pixels.dtype).max // 2
-    if pixels.shape[:2] != shape[:2]:
-        sizes = f"mask of {pixels.shape[1]} × {pixels.shape[0]} pixels on an image of {shape[1]} × {shape[0]}"
+    mask = labels.mask(path)
+    if mask.shape != shape[:2]:
+        sizes = f"mask of {mask.shape[1]} × {mask.shape[0]} pixels on an image of {shape[1]} × {shape[0]}"
         raise ImageError(f"{path}: {sizes}. Expected one size; left out of the pixel figures.")
-    mask = np.asarray(pixels.max(axis=2) > half)
-    if not mask.any():
-        values = f"mask with values up to {pixels.max()}"
-        raise ImageError(f"{path}: {values}. Expected 0 and {2 * half + 1}; left out of the pixel figures.")
     return mask
 
 

@@ -3,17 +3,52 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from andon.errors import AndonError
 
+PROBE = 64 * 1024  # bytes: a full disk still takes an empty file
+
 
 def digest(data: bytes) -> str:
     """SHA-256 of the data, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_of_all(named: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 over the names and digests of several files; a name need not be valid Unicode."""
+    return digest("\n".join(f"{name} {each}" for name, each in named).encode(errors="surrogateescape"))
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file; what cannot be a path, a long regular expression say, is none."""
+    return _kind(path) == "file"
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder; what cannot be a path is none."""
+    return _kind(path) == "folder"
+
+
+def _kind(path: str | Path) -> str:
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
+
+
+def make_folder(path: str | Path) -> None:
+    """Make a folder, and those above it, where there is none. AndonError when that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in its place" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise AndonError(f"{path}: the folder cannot be made: {reason}. Choose another output folder.") from None
 
 
 def write(path: str | Path, data: bytes) -> None:
@@ -27,13 +62,17 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     probe = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        if path.is_dir():
+        if is_folder(path):
             raise IsADirectoryError
-        probe.touch(exist_ok=False)
+        with suppress(FileNotFoundError):
+            path.stat()  # a name may be too long, though the probe's is not
+        with probe.open("xb") as file:
+            file.write(bytes(PROBE))
     except OSError as error:
         raise AndonError(_unwritable(path, error)) from error
-    else:
-        probe.unlink()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -59,9 +98,9 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _unwritable(path: Path, error: OSError) -> str:
-    if not path.parent.is_dir():
+    if not is_folder(path.parent):
         return f"{path}: cannot be written: there is no folder {path.parent}. Create it, or name another."
-    if path.is_dir():
+    if is_folder(path):
         return f"{path}: cannot be written: it is a folder. Name a file."
     reason = (error.strerror or str(error)).lower()
     return f"{path}: cannot be written: {reason}. Free space or allow writing in {path.parent}, or name another place."

@@ -7,28 +7,43 @@ painted over, so that no detector can learn from it or be disturbed by it. It be
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from itertools import islice
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from andon.errors import ImageError
 from andon.inspection import Array, Pixels
 
-Polygon = Annotated[list[tuple[float, float]], Field(min_length=3)]
+T = TypeVar("T")
+PIXELS_AT_ONCE = 512 * 1024  # of tiles that a graph is given at once: what it needs for them grows with their pixels
+FAR = 1e6  # pixels: no corner of a polygon lies farther out
+
+
+def _has_area(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Refuse a polygon whose corners lie on one line."""
+    if cv2.contourArea(cv2.convexHull(np.array(corners, np.float32))) <= 0:
+        raise ValueError(f"polygon {[list(corner) for corner in corners]} has no area. Give corners around one")
+    return corners
+
+
+Coordinate = Annotated[float, Field(ge=-FAR, le=FAR, allow_inf_nan=False)]
+Corner = Annotated[tuple[Coordinate, Coordinate], Field(strict=False)]  # TOML has lists
+Polygon = Annotated[list[Corner], Field(min_length=3), AfterValidator(_has_area)]
 Mask = NDArray[np.bool_]
 
 
 class Geometry(BaseModel):
     """Which part of an image is inspected, and at what resolution. Lengths in pixels of the image."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     size: Annotated[int, Field(ge=64, le=4096, multiple_of=32)] = 256  # side of the detector's square input
     aspect: Literal["stretch", "keep"] = "stretch"  # keep: the longer side fits, the edge is repeated around it
-    crop: tuple[int, int, int, int] | None = None  # x, y, width, height
+    crop: Annotated[tuple[int, int, int, int] | None, Field(strict=False)] = None  # x, y, width, height
     include: list[Polygon] = []  # only what lies in one of these is inspected; empty: everything
     ignore: list[Polygon] = []  # what lies in one of these is not
     tiles: bool = False  # cut tiles of `size` at native resolution instead of resizing the whole view
@@ -113,6 +128,13 @@ def split(view: View, geometry: Geometry) -> Iterator[tuple[Place, Pixels]]:
             yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, t)
 
 
+def batches(pieces: Iterable[T], t: int) -> Iterator[list[T]]:
+    """Put tiles of `t` pixels a side, or what comes with them, together by what memory bears, at least one."""
+    pieces = iter(pieces)
+    while batch := list(islice(pieces, max(1, PIXELS_AT_ONCE // t**2))):
+        yield batch
+
+
 def starts(length: int, t: int, overlap: int) -> list[int]:
     """Where tiles of `t` begin along `length` pixels: evenly spread, overlapping by at least `overlap`."""
     if length <= t:
@@ -149,7 +171,7 @@ def join(view: View, maps: Iterable[tuple[Place, Array]]) -> Array:
     Where tiles overlap, each counts by how far inside it the pixel lies, so that no seam shows.
     """
     h, w = view.pixels.shape[:2]
-    joined: Array = np.zeros((h, w), np.float32)
+    joined: Array = np.zeros((h, w), np.float32)  # zeroed pages take no memory until a tile is written
     total: Array = np.zeros((h, w), np.float32)
     for (x, y, bw, bh), values in ((place.box, _unfit(values, place)) for place, values in maps):
         if (bh, bw) == (h, w):
@@ -160,6 +182,7 @@ def join(view: View, maps: Iterable[tuple[Place, Array]]) -> Array:
         total[y : y + bh, x : x + bw] += weight
     if total.size > 1:
         np.divide(joined, total, out=joined, where=total > 0)
+    del total
     if view.roi is not None:
         joined = np.where(view.roi, joined, np.float32(np.nan))
     if view.frame == (h, w):

@@ -1,5 +1,6 @@
 """Bytes ↔ pixels. Whatever comes out of here is what a person sees: upright, RGB, at the depth it was stored in."""
 
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,7 @@ def read(source: Source, name: str | None = None) -> Image:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
-    data, name = _contents(source, name)
+    data, name = contents(source, name)
     pixels, notes = decode(data, _checked(data, name), name)
     return Image(pixels, name, notes)
 
@@ -67,7 +68,7 @@ def peek(source: Source, name: str | None = None) -> Input:
     """Say what `read` would give, from the header alone. Errors: as `read`, but damaged pixels go unseen."""
     if isinstance(source, np.ndarray):
         return described(read(source, name))
-    data, name = _contents(source, name)
+    data, name = contents(source, name)
     found = _checked(data, name)
     size = (found.width, found.height) if found.orientation < 5 else (found.height, found.width)
     return Input(channels=1 if found.gray else 3, depth=16 if found.depth == 16 else 8, size=size)
@@ -153,7 +154,8 @@ def write(path: str | Path, pixels: Pixels) -> None:
     files.write(path, cv2.imencode(suffix, ordered)[1].tobytes())
 
 
-def _contents(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]:
+def contents(source: str | Path | bytes, name: str | None = None) -> tuple[bytes, str]:
+    """The bytes of a picture's file, not looked into, and its name. Errors: ImageError when they cannot be read."""
     if isinstance(source, bytes):
         return source, name or "image"
     if not isinstance(source, str | Path):
@@ -163,9 +165,12 @@ def _contents(source: str | Path | bytes, name: str | None) -> tuple[bytes, str]
         )
     path = Path(source)
     name = name or path.as_posix()
-    if path.is_dir():
-        raise ImageError(f"{name}: a folder; expected one picture. Name a file in it.")
     try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ImageError(f"{name}: a folder; expected one picture. Name a file in it.")
+        if not stat.S_ISREG(mode):
+            raise ImageError(f"{name}: a pipe or device; expected a picture. Save it as a file, or pass its bytes.")
         return path.read_bytes(), name
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; expected a picture. Check the path.") from None

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -11,14 +10,12 @@ import numpy as np
 from andon import calibration, geometry, image
 from andon.bundle import Bundle
 from andon.calibration import HeldOut
-from andon.errors import ImageError
+from andon.errors import AndonError, ImageError
 from andon.geometry import Geometry, Place
 from andon.inspection import Array, Inspection, Pixels, Scorer
 from andon.recipe import Decision
 from andon.render import Scale
 from andon.runtime import Engine, Runtime
-
-TILES_AT_ONCE = 8  # bounds the memory that a large image cut into tiles takes
 
 
 class Scan(NamedTuple):
@@ -35,8 +32,7 @@ def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str) -> Scan:
 
     def maps() -> Iterator[tuple[Place, Array]]:
         nonlocal worst
-        pieces = geometry.split(view, settings)
-        while batch := list(islice(pieces, TILES_AT_ONCE)):
+        for batch in geometry.batches(geometry.split(view, settings), settings.size):
             scores = scorer.score(np.stack([tile for _, tile in batch]))
             worst = max(worst, *scores.image.tolist())
             yield from zip((place for place, _ in batch), scores.pixel, strict=True)
@@ -48,7 +44,7 @@ def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str) -> Scan:
 def held_out(found: Scan, part: str) -> HeldOut:
     """Reduce a scan of a held-out good image to what calibration keeps of it."""
     values = found.anomaly_map[np.isfinite(found.anomaly_map)]
-    return HeldOut(part, found.score, float(values.max()), float(np.median(values)))
+    return HeldOut(part, found.score, float(values.max()), float(np.median(values, overwrite_input=True)))
 
 
 class Inspector:
@@ -60,13 +56,18 @@ class Inspector:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine = "onnxruntime", threads: int = 0) -> None:
-        """Start the engine on a bundle's graph; `threads` 0 lets the engine decide."""
+        """Start the engine on a bundle's graph; `threads` 0 lets the engine decide.
+
+        BundleError when the graph does not fit the bundle's recipe and input.
+        """
         self.bundle = bundle
         self.recipe = bundle.recipe
         self.calibration = bundle.calibration
         self.manifest = bundle.manifest
         self.digest = bundle.digest()
-        self.scorer: Scorer = Runtime(bundle.graph, engine, threads)
+        runtime = Runtime(bundle.graph, engine, threads)
+        runtime.expect(bundle.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
+        self.scorer: Scorer = runtime
         self.decide(bundle.recipe.decision)
 
     @classmethod
@@ -114,7 +115,20 @@ class Inspector:
         sources: Iterable[image.Source],
         on_error: Callable[[image.Source, ImageError], None] | None = None,
     ) -> Iterator[Inspection]:
-        """Inspect one after another, lazily. A bad image goes to `on_error` and is skipped; without one it raises."""
+        """Inspect one after another, lazily. A bad image goes to `on_error` and is skipped; without one it raises.
+
+        AndonError when it is given one source instead of several.
+        """
+        if isinstance(sources, str | bytes | Path | np.ndarray):
+            raise AndonError(
+                f"inspect_many was given one {type(sources).__name__}; expected a list of images. "
+                "Use inspect for one image, or list the files of a folder."
+            )
+        return self._each(sources, on_error)
+
+    def _each(
+        self, sources: Iterable[image.Source], on_error: Callable[[image.Source, ImageError], None] | None
+    ) -> Iterator[Inspection]:
         for source in sources:
             try:
                 yield self.inspect(source)

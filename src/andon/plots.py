@@ -158,6 +158,81 @@ def histograms(
     return _svg(width, bottom + 46, f"histograms of {x_label}", parts)
 
 
+def scatter(
+    points: Sequence[Mark],
+    x_label: str,
+    y_label: str,
+    y_limit: float = math.inf,
+    size: tuple[int, int] = (620, 400),
+) -> str:
+    """Draw labelled points; the x axis, of positive values, is logarithmic where they span more than a factor of ten.
+
+    The y axis ends at `y_limit` at the latest, for values that cannot exceed it.
+    """
+    width, height = size
+    log = max(point.x for point in points) > 10 * min(point.x for point in points)
+    x = Axis(*_widened([point.x for point in points], log), 56, width - 14, log)
+    low, high = _widened([point.y for point in points], False)
+    y = Axis(low, min(high, y_limit), height - 46, 12)
+    parts = [_grid_x(x, 12, height - 46), _grid_y(y, 56, width - 14)]
+    taken: list[tuple[float, float, float]] = []  # y, left and right end of the labels so far
+    for point in sorted(points, key=lambda point: -point.y):
+        px, py = float(x.at(point.x)), float(y.at(point.y))
+        length = 7.0 * len(point.label)
+        leftwards = px + 9 + length > width
+        left_end = px - 9 - length if leftwards else px + 9
+        line = py + 4
+        while any(
+            abs(line - other) < 14 and left_end < right and left_end + length > left for other, left, right in taken
+        ):
+            line += 14
+        taken.append((line, left_end, left_end + length))
+        parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="{point.colour}" stroke="#fff"/>')
+        parts.append(_text(point.label, px - 9 if leftwards else px + 9, line, "end" if leftwards else "start"))
+    parts.append(_text(x_label + (" (logarithmic)" if log else ""), (56 + width - 14) / 2, height - 10, "middle"))
+    parts.append(_text(y_label, 14, (height - 34) / 2, "middle", f'transform="rotate(-90 14 {(height - 34) / 2:.0f})"'))
+    return _svg(width, height, f"{y_label} against {x_label}", parts)
+
+
+def critical_difference(
+    names: Sequence[str], ranks: Sequence[float], difference: float, groups: Sequence[tuple[int, int]], width: int = 640
+) -> str:
+    """Draw mean ranks, best first, on one axis; a bar joins those of a group, which do not differ significantly."""
+    k = len(names)
+    rows, bars_at = (k + 1) // 2, 64
+    first_row = bars_at + 12 * len(groups) + 14
+    height = first_row + 20 * rows
+    x = Axis(1, max(k, 1 + difference), 170, width - 170)
+    at = x.at(ranks)
+    parts = [f'<path d="M{x.start} 48H{x.stop}" stroke="{INK}"/>']
+    for tick in range(1, int(x.high) + 1):
+        parts.append(f'<path d="M{x.at(tick):.1f} 43v5" stroke="{INK}"/>')
+        parts.append(_text(str(tick), float(x.at(tick)), 38, "middle"))
+    parts.append(f'<path d="M{x.start} 12v8m0-4H{x.at(1 + difference):.1f}m0-4v8" stroke="{INK}" fill="none"/>')
+    parts.append(_text(f"critical difference {difference:.2f}", float(x.at(1 + difference)) + 6, 20, "start"))
+    for j, (name, mean, px) in enumerate(zip(names, ranks, at, strict=True)):
+        left = j < rows
+        line = first_row + 20 * (j if left else k - 1 - j)
+        end = x.start - 8 if left else x.stop + 8
+        parts.append(f'<path d="M{px:.1f} 48V{line}H{end}" stroke="{AXIS}" fill="none"/>')
+        words = f"{_cut_short(name, 22)} {mean:.2f}" if left else f"{mean:.2f} {_cut_short(name, 20)}"
+        parts.append(_text(words, end + (-4 if left else 4), line + 4, "end" if left else "start"))
+    for j, (first, last) in enumerate(groups):
+        parts.append(
+            f'<path d="M{at[first] - 4:.1f} {bars_at + 12 * j}H{at[last] + 4:.1f}" stroke="{INK}" stroke-width="5"/>'
+        )
+    return _svg(width, height, "mean ranks with the critical difference", parts)
+
+
+def _widened(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """The range of values with a margin on either side."""
+    low, high = min(values), max(values)
+    if log:
+        return low / 1.3, high * 1.6
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
 def _svg(width: int, height: float, title: str, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:.0f}" width="{width}" role="img" '

@@ -7,17 +7,19 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from andon import files
 from andon.errors import RecipeError, unknown
 from andon.geometry import Geometry
 
 M = TypeVar("M", bound=BaseModel)
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Threshold = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Data(BaseModel):
     """Where the good images are."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     images: str = ""  # a folder, relative to the recipe; a data set in MVTec layout gives its train/good
     groups: str = ""  # which images show one part, lot or session: a CSV file, or a regular expression on the path
@@ -26,7 +28,7 @@ class Data(BaseModel):
 class InputRule(BaseModel):
     """What the camera gives. "auto": read off the training images, which must agree."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     channels: Literal["auto", 1, 3] = "auto"
     depth: Literal["auto", 8, 16] = "auto"  # bits
@@ -36,7 +38,7 @@ class InputRule(BaseModel):
 class Augment(BaseModel):
     """How training tiles may be varied without becoming a different product; used by detectors trained by gradient."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     flip: bool = False  # left-right and up-down
     quarter_turns: bool = False
@@ -47,7 +49,7 @@ class Augment(BaseModel):
 class Choice(BaseModel):
     """Which detector, and its settings (`andon detectors NAME` lists them)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = "memory-bank"
     preset: str = "cpu"
@@ -57,27 +59,30 @@ class Choice(BaseModel):
 class Decision(BaseModel):
     """How verdicts are made from scores. A threshold, where given, overrides the one found from its rate."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     review_rate: Rate = 0.05  # share of good parts that may get REVIEW or REJECT
     reject_rate: Rate = 0.01  # share of good parts that may get REJECT
     pixel_rate: Rate = 0.05  # share of good images that may show any region
-    review_threshold: float | None = None  # raw score
-    reject_threshold: float | None = None
-    pixel_threshold: float | None = None
+    review_threshold: Threshold | None = None  # raw score
+    reject_threshold: Threshold | None = None
+    pixel_threshold: Threshold | None = None
     min_area: Annotated[int, Field(ge=0)] = 0  # pixels of the image; smaller regions are counted, not shown
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.reject_rate > self.review_rate:
             raise ValueError(f"reject_rate = {self.reject_rate} must not exceed review_rate = {self.review_rate}")
+        review, reject = self.review_threshold, self.reject_threshold
+        if review is not None and reject is not None and review > reject:
+            raise ValueError(f"review_threshold = {review:g} must not exceed reject_threshold = {reject:g}")
         return self
 
 
 class Split(BaseModel):
     """How good images are divided between learning and calibration: once, seeded, by group."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # share held out for thresholds
 
@@ -85,7 +90,7 @@ class Split(BaseModel):
 class Recipe(BaseModel):
     """Everything a person decides about one product; every part has a default but the images."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     product: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -108,7 +113,7 @@ class Recipe(BaseModel):
         recipe = cls.parse(text, str(path))
         folder = path.resolve().parent
         data = recipe.data.model_copy(update={"images": str(folder / recipe.data.images)} if recipe.data.images else {})
-        if (folder / data.groups).is_file():
+        if data.groups and files.is_file(folder / data.groups):
             data = data.model_copy(update={"groups": str(folder / data.groups)})
         return recipe.model_copy(update={"product": recipe.product or path.stem, "data": data})
 
@@ -119,6 +124,8 @@ class Recipe(BaseModel):
             return validate(cls, tomllib.loads(text), name)
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"{name}: not TOML: {error}.") from None
+        except RecursionError:
+            raise RecipeError(f"{name}: brackets nested too deep; expected a recipe. Check the file.") from None
 
     def dump(self) -> str:
         """Write the recipe as TOML, defaults included, so that a bundle tells all that was decided."""
@@ -144,6 +151,4 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
             owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
         return f"{where}: {unknown('key', path[-1], owner.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
-    return (
-        f"{where} = {error['input']!r}: {message}" if path and error["type"] != "value_error" else f"{name}: {message}"
-    )
+    return f"{where}: {message}" if error["type"] == "value_error" else f"{where} = {error['input']!r}: {message}"

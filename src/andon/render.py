@@ -68,11 +68,16 @@ def display(pixels: Pixels) -> Picture:
 
 def fit(picture: Picture, side: int) -> Picture:
     """Scale a picture so that its longer side has `side` pixels; enlarged pixels keep their edges."""
-    h, w = picture.shape[:2]
+    return _picture(_scaled(picture, side))
+
+
+def _scaled(pixels: Pixels, side: int) -> Pixels:
+    """As `fit`, at any depth and with any number of channels (H, W, c)."""
+    h, w = pixels.shape[:2]
     factor = side / max(h, w)
     size = (max(1, round(w * factor)), max(1, round(h * factor)))
     smooth = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC if factor < 2 else cv2.INTER_NEAREST
-    return _picture(cv2.resize(picture, size, interpolation=smooth))
+    return np.asarray(cv2.resize(pixels, size, interpolation=smooth), pixels.dtype).reshape(size[1], size[0], -1)
 
 
 def overlay(
@@ -89,15 +94,16 @@ def overlay(
     The longer side of the image gets `side` pixels. Areas that were not inspected are dimmed and hatched. The colour
     bar at the right has the threshold marked.
     """
-    photo = fit(display(pixels), side)
+    photo = display(_scaled(pixels, side))  # shrunk first: copies of a large image would take a gigabyte
     size = (photo.shape[1], photo.shape[0])
-    uninspected = np.isnan(anomaly_map)
-    levels = cv2.resize(np.nan_to_num(scale.place(anomaly_map)), size, interpolation=cv2.INTER_LINEAR)
+    uninspected = np.isnan(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_NEAREST))
+    values = np.asarray(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
+    levels = np.nan_to_num(scale.place(values))
     alpha = OPACITY * np.minimum(levels / THRESHOLD_AT, 1)[:, :, None] ** 1.5
     colours = cv2.cvtColor(cv2.applyColorMap((levels * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     picture = _picture(np.round(photo * (1 - alpha) + colours * alpha).astype(np.uint8))
     if uninspected.any():
-        _hatch(picture, cv2.resize(uninspected.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0)
+        _hatch(picture, uninspected)
     if mask is not None:
         outline(picture, mask, TRUTH)
     outline(picture, _area(anomaly_map > scale.threshold, regions), REGION)
@@ -116,11 +122,11 @@ def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:
 
 def _area(above: Mask, regions: Sequence[Region]) -> Mask:
     """The pixels of those connected areas that are among the regions."""
-    if not regions:
-        return np.zeros_like(above)
-    _, labels = cv2.connectedComponents(above.astype(np.uint8), connectivity=8)
-    kept = np.unique([labels[y, x] for x, y in (region.peak_at for region in regions)])
-    return np.isin(labels, kept[kept > 0])
+    area = np.zeros((above.shape[0] + 2, above.shape[1] + 2), np.uint8)  # OpenCV wants a border
+    for x, y in (region.peak_at for region in regions):
+        if above[y, x]:
+            cv2.floodFill(above.view(np.uint8), area, (x, y), 0, flags=8 | cv2.FLOODFILL_MASK_ONLY)
+    return area[1:-1, 1:-1] > 0
 
 
 def _hatch(picture: Picture, where: Mask) -> None:

@@ -1,14 +1,15 @@
 """The graph on ONNX Runtime, or on OpenVINO where it is installed."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime
 
-from andon.errors import AndonError, BundleError
+from andon.errors import AndonError, BundleError, unknown
 from andon.inspection import Pixels, Scores
 
 Engine = Literal["onnxruntime", "openvino"]
+MOST_THREADS = 64
 
 
 class Runtime:
@@ -16,16 +17,36 @@ class Runtime:
 
     def __init__(self, graph: bytes, engine: Engine = "onnxruntime", threads: int = 0) -> None:
         """Load a serialised graph; `threads` 0 lets the engine decide. BundleError when it is not one of ours."""
+        if engine not in get_args(Engine):
+            raise AndonError(unknown("engine", str(engine), get_args(Engine)))
+        if not 0 <= threads <= MOST_THREADS:
+            raise AndonError(f"threads = {threads}; expected 0, which lets the engine decide, to {MOST_THREADS}.")
         self.engine = engine
-        self._run = _openvino(graph, threads) if engine == "openvino" else _onnxruntime(graph, threads)
+        start = _openvino if engine == "openvino" else _onnxruntime
+        self._run, self.takes = start(graph, threads)
 
     def score(self, tiles: Pixels) -> Scores:
         """Score tiles (n, t, t, c)."""
         image, pixel = self._run(np.ascontiguousarray(tiles))
         return Scores(image, pixel)
 
+    def expect(self, side: int, channels: int, depth: int) -> None:
+        """BundleError when the graph was made for other tiles than these; a length it leaves open fits any."""
+        expected = (side, side, channels, depth)
+        found = tuple(want if have is None else have for have, want in zip(self.takes, expected, strict=True))
+        if found != expected:
+            told = "{} × {} pixels, {} channels, {} bits"
+            raise BundleError(
+                f"the graph takes tiles of {told.format(*found)}; recipe and manifest say {told.format(*expected)}. "
+                "Use the original bundle, or train again."
+            )
 
-def _onnxruntime(graph: bytes, threads: int) -> Any:
+
+Takes = tuple[int | None, int | None, int | None, int | None]
+"""Height, width, channels and bits of the tiles a graph takes; None is any."""
+
+
+def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, Takes]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -38,10 +59,15 @@ def _onnxruntime(graph: bytes, threads: int) -> Any:
         raise BundleError(
             f"a graph from {names[0]} to {names[1]}; expected tiles → score, map. Was it made by `andon train`?"
         )
-    return lambda tiles: session.run(["score", "map"], {"tiles": tiles})
+    entry = session.get_inputs()[0]
+    sizes = [size if isinstance(size, int) else None for size in entry.shape]
+    bits = {"tensor(uint8)": 8, "tensor(uint16)": 16}.get(entry.type)
+    if len(sizes) != 4 or bits is None:
+        raise BundleError(f"a graph of {entry.type} {entry.shape}; expected tiles (n, t, t, c) of 8 or 16 bits.")
+    return lambda tiles: session.run(["score", "map"], {"tiles": tiles}), (sizes[1], sizes[2], sizes[3], bits)
 
 
-def _openvino(graph: bytes, threads: int) -> Any:
+def _openvino(graph: bytes, threads: int) -> tuple[Any, Takes]:
     try:
         import openvino
     except ImportError:
@@ -52,10 +78,13 @@ def _openvino(graph: bytes, threads: int) -> Any:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    request = core.compile_model(core.read_model(graph), "CPU", config).create_infer_request()
+    model = core.read_model(graph)
+    entry = model.input("tiles")
+    sizes = [size.get_length() if size.is_static else None for size in entry.partial_shape]
+    request = core.compile_model(model, "CPU", config).create_infer_request()
 
     def run(tiles: Pixels) -> tuple[Any, Any]:
         results = request.infer({"tiles": tiles})
         return results["score"].copy(), results["map"].copy()
 
-    return run
+    return run, (sizes[1], sizes[2], sizes[3], 8 * entry.element_type.size)

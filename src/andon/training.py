@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from andon import dataset, detectors, files, geometry, image, inspector
-from andon.bundle import Bundle, Manifest
+from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
 from andon.dataset import Sample
-from andon.detectors.base import Detector, Progress, silent
+from andon.detectors.base import Detector, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.geometry import Geometry
 from andon.image import Image, Input
@@ -25,7 +24,6 @@ from andon.recipe import Decision, InputRule, Recipe, validate
 from andon.runtime import Engine, Runtime
 
 TOLERANCE = 1e-3  # of the score range: how far the graph may be from the fitted detector
-TILES_AT_ONCE = 16
 KEEP = 512 * 1024**2  # bytes of tiles kept in memory; the rest is decoded anew on each pass
 GATE_TILES = 8
 
@@ -39,8 +37,8 @@ class Survey(NamedTuple):
     rule: Input
     tiles: dict[Path, list[Pixels]]  # image → its tiles (t, t, c), for as many images as the budget holds
     counts: dict[Path, int]  # image → how many tiles
+    digests: dict[Path, str]  # image → SHA-256 of its file
     skipped: list[str]  # why the others cannot be used
-    digest: str  # SHA-256 over names and contents of all that are used
 
 
 class GoodTiles:
@@ -58,8 +56,7 @@ class GoodTiles:
 
     def __iter__(self) -> Iterator[Pixels]:
         pieces = (tile for sample in self._samples for tile in self._tiles(sample.path))
-        while batch := list(islice(pieces, TILES_AT_ONCE)):
-            yield np.stack(batch)
+        return (np.stack(batch) for batch in geometry.batches(pieces, self.side))
 
     def _tiles(self, path: Path) -> Iterable[Pixels]:
         return self._survey.tiles.get(path) or cut(image.read(path), self._geometry)
@@ -77,13 +74,14 @@ def look_over(good: Sequence[Sample], recipe: Recipe, progress: Progress) -> Sur
     inputs: dict[str, Input] = {}
     tiles: dict[Path, list[Pixels]] = {}
     counts: dict[Path, int] = {}
+    digests: dict[Path, str] = {}
     skipped: list[str] = []
-    contents: list[str] = []
     kept = 0
     for done, sample in enumerate(good):
         progress("reading images", done, len(good))
         try:
-            read = image.read(sample.path)
+            data, name = image.contents(sample.path)
+            read = image.read(data, name)
             pieces = list(cut(read, recipe.geometry))
         except ImageError as error:
             skipped.append(str(error))
@@ -94,12 +92,12 @@ def look_over(good: Sequence[Sample], recipe: Recipe, progress: Progress) -> Sur
         kept += sum(piece.nbytes for piece in pieces)
         if kept <= KEEP:
             tiles[sample.path] = pieces
-        contents.append(f"{sample.path.name} {files.digest(sample.path.read_bytes())}")
+        digests[sample.path] = files.digest(data)
     progress("reading images", len(good), len(good))
     if not usable:
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
     rule = _declared(image.agree(inputs), recipe.input)
-    return Survey(usable, rule, tiles, counts, skipped, files.digest("\n".join(contents).encode()))
+    return Survey(usable, rule, tiles, counts, digests, skipped)
 
 
 def _declared(found: Input, rule: InputRule) -> Input:
@@ -120,9 +118,12 @@ def compose(
     settings: dict[str, Any] | None = None,
     size: int | None = None,
     seed: int | None = None,
-    groups: str | None = None,
+    groups: str | Path | None = None,
 ) -> Recipe:
     """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
+    if not isinstance(source, str | Path | Recipe) or source == "":
+        found = "an empty name" if source == "" else f"a {type(source).__name__}"
+        raise RecipeError(f"the source is {found}; expected a folder of good images, a recipe file or a Recipe.")
     if isinstance(source, Recipe):
         recipe = source
     elif Path(source).suffix.lower() == ".toml":
@@ -135,7 +136,7 @@ def compose(
         (values, {"seed": seed}),
         (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
         (values["geometry"], {"size": size}),
-        (values["data"], {"groups": groups}),
+        (values["data"], {"groups": None if groups is None else str(groups)}),
     ):
         section.update({key: value for key, value in given.items() if value is not None})
     return validate(Recipe, values, "recipe")
@@ -150,42 +151,51 @@ def train(
     settings: dict[str, Any] | None = None,
     size: int | None = None,
     seed: int | None = None,
-    groups: str | None = None,
+    groups: str | Path | None = None,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
+    warn: Tell | None = None,
 ) -> Bundle:
     """Learn a product from a folder of good images, or by a recipe, and write the bundle `out`.
 
-    `tell` gets sentences for people: the forecast before the fit, images left out, what the calibration can promise.
+    `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
+    on images that were left out or do not count, and is `tell` where none is given.
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
     began = time.perf_counter()
-    out = Path(out)
+    out, warn = Path(out), warn or tell
     recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
     model, recipe = construct(recipe)
-    files.check_writable(out)
+    check_place(out)
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
-    good = [sample for sample in data.samples if sample.defect in ("good", "") and sample.split != "test"]
+    good, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
+    if defective:
+        folders = ", ".join(sorted({sample.defect for sample in defective}))
+        warn(
+            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. "
+            "To learn from them, move them into the folder of good images."
+        )
     if not good:
         raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
     survey = look_over(good, recipe, progress)
-    fit_on, calibrate_on = dataset.split_good(survey.samples, recipe.split.calibrate, recipe.seed)
     for reason in survey.skipped:
-        tell(f"left out: {reason}")
+        warn(f"left out: {reason}")
+    samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
+    fit_on, calibrate_on = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
     tiles = GoodTiles(fit_on, survey, recipe.geometry)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
     forecast = model.forecast(tiles)
     tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
-    model.fit(tiles, progress)
+    model.fit(tiles, Run(progress, tell, recipe.augment))
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
     parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
-    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, tell)
+    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn)
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
@@ -200,16 +210,25 @@ def train(
             "left_out": len(survey.skipped),
             "fit": len(fit_on),
             "calibrate": len(calibrate_on),
-            "digest": survey.digest,
+            "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
+        learnt=sorted({survey.digests[sample.path][:DIGITS] for sample in fit_on}),
     )
     bundle = Bundle(graph, recipe, calibration, manifest)
     bundle.save(out)
     for sentence in calibration.describe(recipe.decision):
         tell(sentence)
     return bundle
+
+
+def _united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> list[Sample]:
+    """Let copies of one file (digests (n,)) count as one part, and say so."""
+    copies = len(digests) - len(set(digests))
+    if copies:
+        warn(f"{copies} of {len(digests)} good images are copies of another's file; such copies count as one part")
+    return dataset.united(samples, digests)
 
 
 def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
@@ -265,8 +284,8 @@ def calibrate(
     recipe: Recipe,
     rule: Input,
     samples: Sequence[Sample],
-    progress: Progress = silent,
-    tell: Tell = lambda sentence: None,
+    progress: Progress,
+    warn: Tell,
 ) -> Calibration:
     """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them."""
     found = []
@@ -275,11 +294,13 @@ def calibrate(
         try:
             read = image.read(sample.path)
             image.accept(read, rule)
-            found.append(
-                inspector.held_out(inspector.scan(read.pixels, recipe.geometry, scorer, read.name), sample.group)
-            )
+            scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name)
         except ImageError as error:
-            tell(f"left out: {error}")
+            warn(f"left out: {error}")
+            continue
+        if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
+            raise TrainingError(f"{read.name}: the graph's score is no number. Train again with other settings.")
+        found.append(inspector.held_out(scanned, sample.group))
     progress("calibrating", len(samples), len(samples))
     if not found:
         raise DatasetError(f"none of {len(samples)} good images could be used to calibrate.")
@@ -290,25 +311,61 @@ def recalibrate(
     bundle: Bundle,
     folder: str | Path,
     *,
-    groups: str | None = None,
+    groups: str | Path | None = None,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
+    warn: Tell | None = None,
 ) -> Bundle:
-    """Replace a bundle's calibration by one on new good images, without retraining."""
+    """Replace a bundle's calibration by one on new good images, without retraining.
+
+    Images that the bundle learnt from are left out: their scores are no witness. A pattern of groups in the recipe
+    holds for the new images too, if no other is given. `tell` and `warn` as in `train`.
+    """
+    warn, trained_by = warn or tell, bundle.recipe.data.groups
+    if groups is None and trained_by:
+        if dataset.is_table(trained_by):
+            raise DatasetError(
+                f"the bundle was calibrated by the groups in {trained_by}, which names other images. "
+                "Give groups for these (--groups); '(.*)' makes each image its own."
+            )
+        groups = trained_by
     data = dataset.load(folder, groups=groups)
-    good = [sample for sample in data.samples if sample.defect in ("good", "")]
-    if not good:
-        raise DatasetError(f"{folder}: no good images among {len(data.samples)}. Calibration needs good images.")
-    found = calibrate(Runtime(bundle.graph), bundle.recipe, bundle.manifest.input, good, progress, tell)
+    good = data.to_learn()
+    digests = [_digest(sample) for sample in good]
+    learnt = bundle.manifest.learnt_from(digests)
+    fresh = [i for i in range(len(good)) if not learnt[i]]
+    if any(learnt):
+        warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
+    if not fresh:
+        raise DatasetError(
+            f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
+            "Calibration needs new good images, outside a test split."
+        )
+    samples = _united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
+    found = calibrate(Runtime(bundle.graph), bundle.recipe, bundle.manifest.input, samples, progress, warn)
     return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
 
 
+def _digest(sample: Sample) -> str:
+    """SHA-256 of the file; one that cannot be read is like no other, and calibration says why it is left out."""
+    try:
+        return files.digest(image.contents(sample.path)[0])
+    except ImageError:
+        return str(sample.path)
+
+
 def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
-    """Give a bundle other rates or thresholds. A new rate takes the place of a threshold that was set by hand."""
+    """Give a bundle other rates or thresholds. A new rate takes the place of a threshold that was set by hand.
+
+    RecipeError when a rate comes with the threshold that would override it, or a value is impossible.
+    """
     decision = bundle.recipe.decision.model_dump()
     for key in changes:
-        if key.endswith("_rate"):
-            decision[key.replace("_rate", "_threshold")] = None
+        threshold = key.replace("_rate", "_threshold")
+        if threshold != key:
+            if threshold in changes:
+                raise RecipeError(f"both {key} and {threshold} are given; expected one of them. Leave one out.")
+            decision[threshold] = None
     decided = validate(Decision, {**decision, **changes}, "decision")
     recipe = bundle.recipe.model_copy(update={"decision": decided})
     event = ", ".join(f"{key} = {value:g}" for key, value in changes.items())

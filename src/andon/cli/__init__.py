@@ -4,7 +4,11 @@ Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error,
 could not read); 2 the user's mistake, with a message that says how to mend it; 130 interrupted.
 """
 
+import errno
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import typer
 
@@ -41,13 +45,37 @@ features_app.command("list")(making.features_list)
 
 def main() -> None:
     """Run the command line; mistakes of the user end with exit code 2 and one clear sentence."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  # a service may have none
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name may not fit the terminal
     try:
-        app()
+        try:
+            if "" in sys.argv[1:]:
+                raise AndonError("one of the arguments is empty; expected a name. Is a variable not set?")
+            app()
+        finally:
+            sys.stdout.flush()
     except AndonError as error:
         print(f"andon: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except SystemExit as done:
+        if not isinstance(done.__context__, BrokenPipeError):  # Typer makes exit code 1 of it
+            raise
+        _mute()
         sys.exit(0)
+    except BrokenPipeError:  # whoever reads has seen enough: `| head`
+        _mute()
+        sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _mute()
+        print("andon: what is printed cannot be written: no space left. Free some space.", file=sys.stderr)
+        sys.exit(2)
+
+
+def _mute() -> None:
+    """Let go of what standard output still holds, or the interpreter would try again to write it as it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

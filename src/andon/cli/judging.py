@@ -32,12 +32,17 @@ def inspect(
 
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
     """
-    from andon import image, render
+    from andon import files, image, render
     from andon.inspector import Inspector
     from andon.records import Records
 
     inspector = Inspector.load(bundle, engine, threads)
-    paths = _images(sources)
+    overlays = out / "overlays" if out else None
+    paths = _images(sources, overlays)
+    if len(sources) == 1 and not files.is_folder(sources[0]):
+        image.contents(sources[0])  # the only one asked for, and not there: a mistake in the call
+    if overlays:
+        files.make_folder(overlays)
     failures: list[str] = []
     counts: dict[str, int] = {}
     records = Records(out / "records.jsonl") if out else None
@@ -52,17 +57,17 @@ def inspect(
             else:
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
                 record = {**inspection.record(), "bundle": inspector.digest}
-                if out:
-                    picture = render.overlay(
-                        image.read(path).pixels, inspection.anomaly_map, inspector.scale, inspection.regions
-                    )
-                    target = out / "overlays" / shown.with_name(shown.name + ".png")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    image.write(target, picture)
             if records:
-                records.add(record)
+                records.add(record)  # before the picture: what was decided is kept though the disk may be full
+            if overlays and "error" not in record:
+                picture = render.overlay(
+                    image.read(path).pixels, inspection.anomaly_map, inspector.scale, inspection.regions
+                )
+                target = overlays / shown.with_name(shown.name + ".png")
+                files.make_folder(target.parent)
+                image.write(target, picture)
             if as_json:
-                print(json.dumps(record, ensure_ascii=False))
+                print(json.dumps(record))
             elif "error" not in record and not quiet:
                 print(_line(record))
         progress("inspecting", len(paths), len(paths))
@@ -90,17 +95,20 @@ def evaluate(
 
     Thresholds stay as they were calibrated on good images; what is tuned on labels here is called oracle.
     """
-    from andon import dataset, evaluate, report
+    from andon import dataset, evaluate, files, report
     from andon.inspector import Inspector
 
     inspector = Inspector.load(bundle, engine, threads)
     labelled = dataset.load(folder, groups=groups)
+    if out:
+        files.make_folder(out)
+        files.check_writable(out / "report.html")
     with progress_bars(quiet) as progress:
         evaluation = evaluate.evaluate(inspector, labelled, progress)
     if out:
         report.write(evaluation, out)
     if as_json:
-        print(json.dumps(evaluation.metrics, indent=1, ensure_ascii=False))
+        print(json.dumps(evaluation.metrics, indent=1))
     elif not quiet:
         print("\n".join(evaluation.summary()))
         if out:
@@ -125,7 +133,7 @@ def check(
 
     with progress_bars(quiet or as_json) as progress:
         checked = check.check(dataset.load(folder, groups=groups), progress)
-    print(json.dumps(checked.record(), indent=1, ensure_ascii=False) if as_json else checked.text())
+    print(json.dumps(checked.record(), indent=1) if as_json else checked.text())
     if checked.failed:
         raise typer.Exit(1)
 
@@ -169,20 +177,37 @@ def _closing(records: Any) -> Iterator[None]:
             yield
 
 
-def _images(sources: list[Path]) -> list[tuple[Path, Path]]:
-    """Find the images below files and folders: each with the path to show it by below an output folder."""
-    from andon import dataset
+def _images(sources: list[Path], overlays: Path | None) -> list[tuple[Path, Path]]:
+    """Find the images below files and folders: each with a path of its own to show it by below an output folder.
 
+    Of several folders each shows its images below its own name. What an earlier run drew is no part.
+    """
+    from andon import dataset, files
+
+    drawn = overlays.resolve() if overlays else None
+    taken: set[str] = set()
     found: list[tuple[Path, Path]] = []
     for source in sources:
-        if source.is_dir():
-            inside = dataset.images(source)
+        if files.is_folder(source):
+            inside = [path for path in dataset.images(source) if drawn not in path.resolve().parents]
             if not inside:
                 raise DatasetError(f"{source}: no images in this folder. Name a folder that holds pictures.")
-            found += [(path, path.relative_to(source)) for path in inside]
+            below = _numbered(source.resolve().name, taken) if len(sources) > 1 else ""
+            found += [(path, below / path.relative_to(source)) for path in inside]
         else:
-            found.append((source, Path(source.name)))
+            found.append((source, Path(_numbered(source.name, taken))))
     return found
+
+
+def _numbered(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken already; upper and lower case are one, as on Windows."""
+    stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
+    count = 1
+    while name.lower() in taken:
+        count += 1
+        name = f"{stem} {count}{dot}{suffix}"
+    taken.add(name.lower())
+    return name
 
 
 def _line(record: dict[str, Any]) -> str:

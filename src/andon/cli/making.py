@@ -1,5 +1,6 @@
 """Commands that make or change bundles and feature graphs."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -33,9 +34,10 @@ def train(
     from andon import training
 
     recipe = training.compose(source, detector=detector, preset=preset, size=size, seed=seed, groups=groups)
-    target = out or Path(f"{recipe.product or 'part'}.andon")
+    name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # a product may be called a/b
+    target = out or Path(f"{name}.andon")
     with progress_bars(quiet) as progress:
-        bundle = training.train(recipe, target, progress=progress, tell=teller(quiet))
+        bundle = training.train(recipe, target, progress=progress, tell=teller(quiet), warn=teller(False))
     seconds = sum(bundle.manifest.timings.values())
     teller(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
 
@@ -58,13 +60,11 @@ def calibrate(
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
     from andon import training
-    from andon.bundle import Bundle
+    from andon.bundle import Bundle, check_place
 
     loaded = Bundle.load(bundle)
-    tell = teller(quiet)
-    if folder:
-        with progress_bars(quiet) as progress:
-            loaded = training.recalibrate(loaded, folder, groups=groups, progress=progress, tell=tell)
+    target, tell = out or bundle, teller(quiet)
+    check_place(target)
     changes = {
         "review_rate": review_rate,
         "reject_rate": reject_rate,
@@ -78,10 +78,15 @@ def calibrate(
     if not given and not folder:
         raise AndonError("nothing to change. Give a folder of good images, a rate or a threshold (see --help).")
     loaded = training.redecide(loaded, given) if given else loaded
-    loaded.save(out or bundle)
+    if folder:
+        with progress_bars(quiet) as progress:
+            loaded = training.recalibrate(
+                loaded, folder, groups=groups, progress=progress, tell=tell, warn=teller(False)
+            )
+    loaded.save(target)
     for sentence in loaded.calibration.describe(loaded.recipe.decision):
         tell(sentence)
-    tell(f"wrote {out or bundle}")
+    tell(f"wrote {target}")
 
 
 def features_build(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from andon.detectors.base import Progress
 
 BundleFile = Annotated[Path, typer.Argument(help="A bundle made by `andon train`.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no sentences; errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no sentences; errors and warnings only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output.")]
 Groups = Annotated[
     str | None,
@@ -23,7 +23,7 @@ Groups = Annotated[
     ),
 ]
 EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What runs the graph.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of the engine; 0: as many as there are cores.")]
+Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: as many as there are cores.")]
 
 
 def teller(quiet: bool) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from andon.detectors.base import Detector
-from andon.errors import RecipeError, unknown
+from andon.errors import AndonError, RecipeError, unknown
 
 
 class Entry(NamedTuple):
@@ -20,9 +20,37 @@ def _memory_bank() -> type[Detector]:
     return MemoryBank
 
 
+def _variation() -> type[Detector]:
+    from andon.detectors.variation import Variation
+
+    return Variation
+
+
+def _nearest_image() -> type[Detector]:
+    from andon.detectors.nearest_image import NearestImage
+
+    return NearestImage
+
+
+def _autoencoder() -> type[Detector]:
+    from andon import nn  # noqa: F401  before torch: says how its threads wait
+    from andon.detectors.autoencoder import Autoencoder
+
+    return Autoencoder
+
+
 DETECTORS: dict[str, Entry] = {
     "memory-bank": Entry(
-        _memory_bank, "distance to the nearest remembered patch of a good part; no gradients, fits in seconds"
+        _memory_bank, "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
+    ),
+    "variation": Entry(
+        _variation, "deviation of each pixel from the good images' mean; for parts that always lie the same"
+    ),
+    "nearest-image": Entry(
+        _nearest_image, "difference to the most similar good image; for parts that lie the same and vary little"
+    ),
+    "autoencoder": Entry(
+        _autoencoder, "error of a network that rebuilds good parts from a few numbers; for parts that lie alike"
     ),
 }
 
@@ -36,4 +64,7 @@ def get(name: str) -> type[Detector]:
     """Import and return the class of a detector."""
     if name not in DETECTORS:
         raise RecipeError(unknown("detector", name, DETECTORS))
-    return DETECTORS[name].load()
+    try:
+        return DETECTORS[name].load()
+    except ModuleNotFoundError as error:
+        raise AndonError(f"{name} needs the package {error.name}. Install it: pip install 'andon[train]'") from None

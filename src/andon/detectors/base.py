@@ -49,6 +49,9 @@ class Run:
     seconds: float | None = None  # stop after this long, in place of the detector's number of steps
 
 
+QUIET = Run()
+
+
 class Forecast(NamedTuple):
     """What a fit is expected to take, said before it starts."""
 
@@ -69,11 +72,11 @@ class Detector(Protocol):
         """Take the settings; nothing is learnt yet."""
         ...
 
-    def forecast(self, tiles: Tiles) -> Forecast:
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate time and memory of `fit` from a few timed steps."""
         ...
 
-    def fit(self, tiles: Tiles, progress: Progress = silent) -> Self:
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Learn from good tiles; a second call forgets the first."""
         ...
 

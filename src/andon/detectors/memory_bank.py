@@ -1,28 +1,34 @@
-"""memory-bank: distance of every patch to the nearest patch remembered from good parts.
+"""memory-bank: how far each patch lies from the nearest patches remembered from good parts.
 
 Paper: Roth et al., "Towards Total Recall in Industrial Anomaly Detection" (PatchCore), CVPR 2022, arXiv 2106.08265.
-Written from the paper; no code of others. Symbols of the paper: φ_j features of stage j, M memory bank, M_C coreset.
+Written from the paper; no code of others. Its symbols: φ_j features of stage j, M memory bank, M_C coreset.
 
-Differs from the paper:
-- EfficientNet-Lite0 in place of Wide-ResNet50 (study: docs/detectors/memory-bank.md).
-- Descriptors are whitened and cut to `dimensions`, in place of a random projection used in the coreset only.
-- The coreset is drawn from a seeded random sample of the patches that fits `memory_mb`, not from all of them.
-- The image score is the maximum of the locally averaged map; the neighbourhood weighting of eq. 7 is left out.
+Differs from the paper (measured in docs/detectors/memory-bank.md):
+- EfficientNet-Lite0 in place of Wide-ResNet50.
+- Each stage has a bank of its own on its own grid, and the maps are added: as good as one bank of joined
+  features, and the search, which would cost more than the network, is several times cheaper.
+- Features are whitened in full, and the distance is squared: within a stage, rare directions count as much as common.
+- The local average sees zeros beyond the border, where the network's own padding makes good patches look strange.
+- A memory in a sparse region has credit: a share of its mean squared distance to its neighbours among the good
+  patches is taken off the distance (a power diagram; in place of the neighbourhood weighting of eq. 7).
+- The coreset is drawn from a seeded random sample that fits `memory_mb`, not from all patches.
+- The image score is the maximum of the 3 × 3 average of the added distances less a share of their mean: exposure and
+  focus raise a whole map, a defect raises a part of it.
+- The anomaly map counts distances per channel, and the coarser stage for a quarter: it finds defects but blurs them.
 """
 
 import time
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from spox import Tensor, Var, argument, build
 
 from andon import features
-from andon.detectors.base import Forecast, Progress, Tiles, silent
+from andon.detectors.base import QUIET, Forecast, Progress, Run, Tiles, silent
 from andon.errors import TrainingError
 from andon.inspection import Array, Pixels, Scores
 
@@ -33,169 +39,202 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     network: str = "efficientnet-lite0"  # a feature graph of andon.features
-    stages: Annotated[tuple[int, ...], Field(min_length=1)] = (4, 10)  # blocks; the first sets the map's grid
+    stages: Annotated[tuple[int, ...], Field(min_length=1)] = (4, 10)  # blocks; each gets a bank
     average: Annotated[int, Field(ge=1, le=15)] = 3  # positions a side over which features are averaged; odd
-    dimensions: Annotated[int, Field(ge=1)] = 64  # of a whitened descriptor
-    floor: Annotated[float, Field(gt=0, le=1)] = 1e-2  # least eigenvalue in whitening, as a share of the greatest
-    bank: Annotated[int, Field(ge=1)] = 2000  # memories; time of a search is in proportion
-    candidates: Annotated[int, Field(ge=1)] = 60_000  # patches sampled, from which the memories are chosen
-    memory_mb: Annotated[int, Field(ge=16)] = 512  # MB for the sample; fewer candidates are kept if it needs more
+    floor: Annotated[float, Field(gt=0, le=1)] = 1e-3  # least eigenvalue in whitening, as a share of the greatest
+    bank: Annotated[int, Field(ge=1)] = 1000  # memories a stage; the time of a search is in proportion
+    neighbours: Annotated[int, Field(ge=1)] = 10  # good patches around a memory that set its credit
+    credit: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of their mean squared distance; 0 turns it off
+    common: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the map's mean that is taken off the image score
+    deep: Annotated[float, Field(ge=0)] = 0.25  # weight of the coarser stages in the map; they find, the finest shows
+    candidates: Annotated[int, Field(ge=1)] = 20_000  # patches sampled a stage, from which memories are chosen
+    memory_mb: Annotated[int, Field(ge=16)] = 512  # MB for the samples; fewer candidates where they need more
+
+    @field_validator("average")
+    @classmethod
+    def _odd(cls, width: int) -> int:
+        if width % 2 == 0:
+            raise ValueError(f"{width} is even; expected an odd number of positions. Choose {width - 1} or {width + 1}")
+        return width
+
+
+class _Bank(NamedTuple):
+    """What is learnt of one stage; c channels, k memories."""
+
+    mean: Array  # (c,)
+    whiten: Array  # (c, c)
+    memories: Array  # (k, c), whitened
+    credit: Array  # (k,), taken off the squared distance
 
 
 class MemoryBank:
-    """PatchCore on an EfficientNet-Lite, fitted without gradients."""
+    """PatchCore on an EfficientNet-Lite, one bank a stage, fitted without gradients."""
 
     name: ClassVar[str] = "memory-bank"
-    summary: ClassVar[str] = "distance to the nearest remembered patch of a good part; no gradients, fits in seconds"
+    summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "fine": {"bank": 6000, "candidates": 120_000}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "fine": {"bank": 3000, "candidates": 60_000}}
 
     def __init__(self, config: Settings, seed: int) -> None:
         """Take the settings; nothing is learnt yet."""
         self.config = config
         self.seed = seed
         self._stages = features.select(config.network, config.stages)
-        self._fitted = False
+        self._banks: list[_Bank] = []
 
-    def forecast(self, tiles: Tiles) -> Forecast:
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch and a few timed steps of the coreset."""
-        c, batch = self.config, next(iter(tiles))
+        batch = next(iter(tiles))
         describe = features.session(self._describing_graph(tiles.channels, tiles.depth))
         describe.run(None, {"tiles": batch[:1]})
         start = time.perf_counter()
         describe.run(None, {"tiles": batch})
-        extract = (time.perf_counter() - start) / len(batch) * len(tiles)
-        rows = self._rows(len(tiles) * self._grid(tiles.side) ** 2)
-        kept = min(rows, 20_000)
-        sample = np.random.default_rng(0).random((kept, self._dimensions), dtype=np.float32)
-        start = time.perf_counter()
-        k_centre(sample, min(20, kept), np.random.default_rng(0))
-        choose = (time.perf_counter() - start) / min(20, kept) * min(c.bank, rows) * rows / kept
-        width = sum(stage.channels for stage in self._stages)
-        floats = rows * (2 * width + self._dimensions + 3) + len(batch) * tiles.side**2 * 60
-        return Forecast(extract + choose, floats * 4 / 1e6)
+        seconds = (time.perf_counter() - start) / len(batch) * len(tiles)
+        floats = 0.0
+        for stage, rows in zip(self._stages, self._rows(tiles), strict=True):
+            sample = np.random.default_rng(0).random((rows, stage.channels), dtype=np.float32)
+            steps = min(10, rows)
+            start = time.perf_counter()
+            k_centre(sample, steps, np.random.default_rng(0))
+            # Credit costs about as much again as half of the coreset.
+            seconds += 1.5 * (time.perf_counter() - start) / steps * min(self.config.bank, rows)
+            floats += rows * (3 * stage.channels + 3)
+        pixels = len(batch) * tiles.side**2
+        return Forecast(seconds, 4 * (floats + 60 * pixels) / 1e6)  # activations: about 60 floats a pixel
 
-    def fit(self, tiles: Tiles, progress: Progress = silent) -> Self:
-        """Sample descriptors, learn the whitening from them, choose the memories."""
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Sample features, learn the whitening of each stage from them, choose its memories."""
         c, rng = self.config, np.random.default_rng(self.seed)
+        stride = max(stage.stride for stage in self._stages)
+        if tiles.side % stride:
+            raise TrainingError(f"tiles of {tiles.side} px; expected a multiple of {stride}. Change the recipe's size.")
         self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
-        sample = self._sample(tiles, rng, progress)  # (rows, channels of all stages)
-        self._mean, self._whiten = whitening(sample, self._dimensions, c.floor)
-        white = (sample - self._mean) @ self._whiten  # (rows, dimensions)
-        chosen = k_centre(white, min(c.bank, len(white)), rng, progress)
-        self._bank = white[chosen]
-        self._fitted = True
+        self._banks = []
+        for sample in self._sample(tiles, rng, run.progress):  # (rows, channels)
+            mean, whiten = whitening(sample, c.floor)
+            good = np.asarray((sample - mean) @ whiten, np.float32)
+            memories = good[k_centre(good, min(c.bank, len(good)), rng, run.progress)]
+            around = neighbour_distance(memories, good, c.neighbours)
+            # At least the median: a dense region (a plain background) must not rank above a varied one.
+            credit = c.credit * np.maximum(around, np.median(around))
+            self._banks.append(_Bank(mean, whiten, memories, credit.astype(np.float32)))
         return self
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score in NumPy, patch by patch, from the bare feature maps."""
+        """Score in NumPy, distance by distance, from the bare feature maps."""
         self._require_fit()
+        grid, total, shown = self._grid(), np.zeros((), np.float32), np.zeros((), np.float32)
         maps = features.Extractor(self.config.network, self.config.stages)(tiles)
-        grid = maps[0].shape[2]
-        rows = [_enlarge(_average(m, self.config.average), grid).transpose(0, 2, 3, 1) for m in maps]
-        white = (np.concatenate(rows, axis=3) - self._mean) @ self._whiten  # (n, grid, grid, dimensions)
-        near = np.empty(white.shape[:3], np.float32)
-        for i, j in np.ndindex(white.shape[:2]):
-            square = ((white[i, j, :, None] - self._bank) ** 2).sum(axis=2)  # (grid, memories)
-            near[i, j] = np.sqrt(square.min(axis=1))
-        image = _average(near[:, None], 3).max(axis=(1, 2, 3))
-        return Scores(image, _enlarge(near[:, None], tiles.shape[1])[:, 0])
+        for stage, bank, x in zip(self._stages, self._banks, maps, strict=True):
+            rows = _average(x, self.config.average).transpose(0, 2, 3, 1)  # (n, g, g, channels)
+            white = (rows - bank.mean) @ bank.whiten
+            near = np.empty((len(tiles), 1, *white.shape[1:3]), np.float32)
+            for i, y in np.ndindex(white.shape[:2]):
+                square = ((white[i, y, :, None] - bank.memories) ** 2).sum(axis=2)  # (g, memories)
+                near[i, 0, y] = (square - bank.credit).min(axis=1)
+            near = _enlarge(near, grid)
+            total, shown = total + near, shown + self._weight(stage) * near
+        image = _average(total, 3).max(axis=(1, 2, 3)) - np.float32(self.config.common) * total.mean(axis=(1, 2, 3))
+        return Scores(image, _enlarge(_average(shown, 3), self._side)[:, 0])
 
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         self._require_fit()
         tiles = self._input(self._channels, self._depth)
-        grid = self._grid(self._side)
-        # A linear map commutes with averaging and enlarging, so each stage is whitened on its own, smaller grid.
-        white: Var | None = None
-        start = 0
-        for stage, x in zip(self._stages, self._maps(tiles, self._channels, self._depth), strict=True):
-            part = self._whiten[start : start + stage.channels]  # (channels, dimensions)
-            shift = self._mean[start : start + stage.channels] @ part
-            y = _pool(op.conv(x, _const(part.T[:, :, None, None]), _const(-shift)), self.config.average)
-            y = _resize(y, grid)
-            white = y if white is None else op.add(white, y)
-            start += stage.channels
-        assert white is not None
-        query = op.reshape(op.transpose(white, perm=[0, 2, 3, 1]), _ints(-1, self._dimensions))
-        # |q − b|² = |q|² + [q, 1]·[−2b; |b|²]: nothing elementwise touches the patches × memories matrix.
-        memories = np.concatenate([-2 * self._bank.T, (self._bank**2).sum(axis=1)[None]])
-        one = op.expand(_const(np.ones((1, 1))), op.concat([op.shape(query, end=1), _ints(1)], axis=0))
-        cross = op.reduce_min(op.matmul(op.concat([query, one], axis=1), _const(memories)), axes=(1,), keepdims=1)
-        square = op.add(op.reduce_sum(op.mul(query, query), _ints(1), keepdims=1), cross)
-        near = op.reshape(op.sqrt(op.relu(square)), _ints(-1, 1, grid, grid))
-        score = op.reduce_max(_pool(near, 3), axes=(1, 2, 3), keepdims=0)
-        full = op.squeeze(_resize(near, self._side), _ints(1))
+        maps = self._maps(tiles, self._channels, self._depth)
+        total: Var | None = None
+        shown: Var | None = None
+        for stage, bank, x in zip(self._stages, self._banks, maps, strict=True):
+            side, c = self._side // stage.stride, stage.channels
+            rows = op.reshape(op.transpose(x, perm=[0, 2, 3, 1]), _ints(-1, c))  # (n · side · side, c)
+            # [q, 1]: the whitened patch, and a one that carries what depends on the memory alone.
+            q = op.gemm(
+                rows, _const(np.pad(bank.whiten, ((0, 0), (0, 1)))), _const(np.append(-bank.mean @ bank.whiten, 1))
+            )
+            # |q − b|² − credit = |[q, 1]|² + [q, 1]·[−2b; |b|² − credit − 1]: nothing elementwise touches the
+            # patches × memories matrix.
+            offset = (bank.memories**2).sum(axis=1) - bank.credit - 1
+            cross = op.matmul(q, _const(np.vstack([-2 * bank.memories.T, offset])))
+            near = op.add(
+                op.reduce_min(cross, axes=(1,), keepdims=1),
+                op.reduce_sum(op.mul(q, q), _ints(1), keepdims=1),
+            )
+            near = _resize(op.reshape(near, _ints(-1, 1, side, side)), side, self._grid())
+            seen = op.mul(near, _const(np.asarray(self._weight(stage))))
+            total = near if total is None else op.add(total, near)
+            shown = seen if shown is None else op.add(shown, seen)
+        assert total is not None
+        assert shown is not None
+        worst = op.reduce_max(_pool(total, 3), axes=(1, 2, 3), keepdims=0)
+        mean = op.reduce_mean(total, axes=(1, 2, 3), keepdims=0)
+        score = op.sub(worst, op.mul(_const(np.asarray(self.config.common)), mean))
+        full = op.squeeze(_resize(_pool(shown, 3), self._grid(), self._side), _ints(1))
         return build({"tiles": tiles}, {"score": score, "map": full})
 
-    @property
-    def _dimensions(self) -> int:
-        return min(self.config.dimensions, sum(stage.channels for stage in self._stages))
+    def _weight(self, stage: features.Stage) -> np.float32:
+        """What a stage counts in the map: its distance per channel, and less where its grid is coarser."""
+        finest = self._side // stage.stride == self._grid()
+        return np.float32((1 if finest else self.config.deep) / stage.channels)
 
-    def _grid(self, side: int) -> int:
-        return side // self._stages[0].stride
+    def _grid(self) -> int:
+        """Positions a side of the map before it is enlarged."""
+        return self._side // min(stage.stride for stage in self._stages)
 
-    def _rows(self, patches: int) -> int:
-        """How many patches are sampled."""
-        width = 2 * sum(stage.channels for stage in self._stages) + self._dimensions
-        return min(patches, self.config.candidates, self.config.memory_mb * 1_000_000 // (4 * width))
+    def _rows(self, tiles: Tiles) -> list[int]:
+        """How many patches are sampled for each stage."""
+        width = sum(3 * stage.channels for stage in self._stages)  # the sample, centred, whitened
+        most = min(self.config.candidates, self.config.memory_mb * 1_000_000 // (4 * width))
+        return [min(most, len(tiles) * (tiles.side // stage.stride) ** 2) for stage in self._stages]
 
     def _input(self, channels: int, depth: int) -> Var:
         return argument(Tensor(np.uint8 if depth == 8 else np.uint16, ("n", "t", "t", channels)))
 
     def _maps(self, tiles: Var, channels: int, depth: int) -> list[Var]:
-        return features.describe(tiles, depth, channels, self.config.network, self.config.stages)
+        maps = features.describe(tiles, depth, channels, self.config.network, self.config.stages)
+        return [_pool(x, self.config.average) for x in maps]
 
     def _describing_graph(self, channels: int, depth: int) -> onnx.ModelProto:
-        """tiles (n, t, t, c) → the averaged feature map of each stage, on its own grid."""
+        """tiles (n, t, t, c) → the averaged feature map of each stage."""
         tiles = self._input(channels, depth)
-        maps = self._maps(tiles, channels, depth)
-        return build(
-            {"tiles": tiles}, {s.name: _pool(m, self.config.average) for s, m in zip(self._stages, maps, strict=True)}
-        )
+        named = zip(self._stages, self._maps(tiles, channels, depth), strict=True)
+        return build({"tiles": tiles}, {stage.name: x for stage, x in named})
 
-    def _descriptors(self, tiles: Tiles) -> Iterator[Array]:
-        """Yield the descriptors (b · grid · grid, channels of all stages) of one batch after another."""
+    def _sample(self, tiles: Tiles, rng: np.random.Generator, progress: Progress) -> list[Array]:
+        """Draw a uniform sample of the patches of each stage, all in one pass (reservoir)."""
         describe = features.session(self._describing_graph(tiles.channels, tiles.depth))
-        grid = self._grid(tiles.side)
+        names = [stage.name for stage in self._stages]
+        sizes = zip(self._stages, self._rows(tiles), strict=True)
+        samples = [np.empty((rows, stage.channels), np.float32) for stage, rows in sizes]
+        seen, done = [0] * len(samples), 0
         for batch in tiles:
-            maps = describe.run(None, {"tiles": batch})
-            rows = [_enlarge(m, grid).transpose(0, 2, 3, 1) for m in maps]
-            yield np.concatenate(rows, axis=3).reshape(-1, sum(m.shape[1] for m in maps))
-
-    def _sample(self, tiles: Tiles, rng: np.random.Generator, progress: Progress) -> Array:
-        """Draw a uniform sample of all descriptors in one pass (reservoir)."""
-        patches = self._grid(tiles.side) ** 2
-        rows = self._rows(len(tiles) * patches)
-        sample = np.empty((rows, sum(stage.channels for stage in self._stages)), np.float32)
-        seen = 0
-        for new in self._descriptors(tiles):
-            # The i-th patch takes place r of the sample, r uniform in [0, i]; where r ≥ rows it is passed over.
-            order = np.arange(seen, seen + len(new))
-            place = np.where(order < rows, order, rng.integers(0, order + 1))
-            kept = place < rows
-            sample[place[kept]] = new[kept]  # where a place comes twice, the later patch wins
-            seen += len(new)
-            progress("features", seen // patches, len(tiles))
-        if seen == 0:
+            for j, x in enumerate(describe.run(names, {"tiles": batch})):
+                new = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
+                # Patch i takes place r of the sample, r uniform in [0, i]; where r is beyond it, it is passed over.
+                order = np.arange(seen[j], seen[j] + len(new))
+                place = np.where(order < len(samples[j]), order, rng.integers(0, order + 1))
+                kept = place < len(samples[j])
+                samples[j][place[kept]] = new[kept]  # where a place comes twice, the later patch has it
+                seen[j] += len(new)
+            done += len(batch)
+            progress("features", done, len(tiles))
+        if done == 0:
             raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
-        return sample[:seen]
+        return [sample[:count] for sample, count in zip(samples, seen, strict=True)]
 
     def _require_fit(self) -> None:
-        if not self._fitted:
+        if not self._banks:
             raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
 
 
-def whitening(rows: Array, dimensions: int, floor: float) -> tuple[Array, Array]:
-    """Return mean (c,) and matrix (c, dimensions) that decorrelate the rows, the strongest directions first."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    centred = rows - mean.astype(np.float32)
+def whitening(rows: Array, floor: float) -> tuple[Array, Array]:
+    """Return mean (c,) and matrix (c, c) that decorrelate the rows and bring them to unit variance."""
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = rows - mean
     values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(rows))
-    values, vectors = values[::-1][:dimensions], vectors[:, ::-1][:, :dimensions]
     # A floor keeps directions that good parts hardly use from being blown up into noise.
-    least = max(floor * values[0], np.finfo(np.float32).tiny)
-    return mean.astype(np.float32), (vectors / np.sqrt(np.maximum(values, least))).astype(np.float32)
+    least = max(floor * values[-1], np.finfo(np.float32).tiny)
+    return mean, (vectors / np.sqrt(np.maximum(values, least))).astype(np.float32)
 
 
 def k_centre(rows: Array, count: int, rng: np.random.Generator, progress: Progress = silent) -> NDArray[np.int64]:
@@ -219,24 +258,33 @@ def k_centre(rows: Array, count: int, rng: np.random.Generator, progress: Progre
     return chosen
 
 
+def neighbour_distance(memories: Array, good: Array, count: int, block: int = 256) -> Array:
+    """Return the mean squared distance (k,) of each memory to the `count` good patches nearest it, itself left out."""
+    count = min(count, len(good) - 1)
+    if count == 0:
+        return np.zeros(len(memories), np.float32)
+    mean, norm = np.empty(len(memories), np.float32), np.einsum("ij,ij->i", good, good)
+    for start in range(0, len(memories), block):
+        some = memories[start : start + block]
+        square = norm - 2 * some @ good.T + np.einsum("ij,ij->i", some, some)[:, None]  # (block, rows)
+        nearest = np.sort(np.partition(square, count, axis=1)[:, : count + 1], axis=1)
+        mean[start : start + block] = np.maximum(nearest[:, 1:], 0).mean(axis=1)
+    return mean
+
+
 def _average(maps: Array, width: int) -> Array:
-    """Mean over width × width positions of (n, c, h, w); at the border over those there are."""
+    """Mean over width × width positions of (n, c, h, w), zeros beyond the border."""
     reach, (h, w) = width // 2, maps.shape[2:]
-    total, count = np.zeros_like(maps), np.zeros((h, w), np.float32)
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            to_y, from_y = slice(max(-dy, 0), h - max(dy, 0)), slice(max(dy, 0), h - max(-dy, 0))
-            to_x, from_x = slice(max(-dx, 0), w - max(dx, 0)), slice(max(dx, 0), w - max(-dx, 0))
-            total[:, :, to_y, to_x] += maps[:, :, from_y, from_x]
-            count[to_y, to_x] += 1
-    return total / count
+    wide = np.pad(maps, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
+    total = np.zeros_like(maps)
+    for dy, dx in np.ndindex(width, width):
+        total += wide[:, :, dy : dy + h, dx : dx + w]
+    return total / np.float32(width * width)
 
 
 def _enlarge(maps: Array, side: int) -> Array:
     """(n, c, g, g) → (n, c, side, side), bilinear between the centres of the positions."""
     grid = maps.shape[2]
-    if grid == side:
-        return maps
     centre = np.clip((np.arange(side) + 0.5) * grid / side - 0.5, 0, grid - 1)
     weight = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(grid))).astype(np.float32)  # (side, grid)
     large: Array = weight @ maps @ weight.T
@@ -245,12 +293,14 @@ def _enlarge(maps: Array, side: int) -> Array:
 
 def _pool(x: Var, width: int) -> Var:
     reach = width // 2
-    return x if width == 1 else op.average_pool(x, kernel_shape=(width, width), pads=(reach,) * 4, count_include_pad=0)
+    return x if width == 1 else op.average_pool(x, kernel_shape=(width, width), pads=(reach,) * 4, count_include_pad=1)
 
 
-def _resize(x: Var, side: int) -> Var:
-    sizes = op.concat([op.shape(x, end=2), _ints(side, side)], axis=0)
-    return op.resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+def _resize(x: Var, grid: int, side: int) -> Var:
+    if grid == side:
+        return x
+    scales = op.const(np.array([1, 1, side / grid, side / grid], np.float32))
+    return op.resize(x, None, scales, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
 def _const(value: NDArray[Any]) -> Var:

@@ -1,0 +1,18 @@
+"""Solar cells as a product for the benchmark: python benchmarks/arrange_elpv.py [folder]
+
+The pictures, and how they are divided, are those of scripts/demo.py: monocrystalline cells from the PyPI package
+elpv-dataset, labelled certainly good or certainly defective. Needs: pip install --no-deps elpv-dataset
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "scripts"))
+
+from demo import arrange  # noqa: E402
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "elpv"
+    train, good, defective = arrange(folder)
+    print(f"{folder}: {train} good cells to learn from; to test: {good} good, {defective} defective")

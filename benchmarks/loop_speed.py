@@ -1,0 +1,63 @@
+"""What the data pipeline costs: steps of the loop, fed from all tiles, against steps on one batch that is ready.
+
+    python benchmarks/loop_speed.py [--size 256] [--rounds 12]
+
+Both take the same steps of the autoencoder's `cpu` preset. They alternate, and the shortest step of each is compared:
+what else the machine does only ever adds time. Augmentation is work of its own, so it is measured apart.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from andon.detectors.autoencoder import Autoencoder, AutoencoderNetwork, Settings
+from andon.detectors.base import Run
+from andon.nn.data import Feed
+from andon.nn.loop import Loop
+from andon.recipe import Augment
+
+ALL = Augment(flip=True, quarter_turns=True, rotate=5.0, brightness=0.1)
+
+
+def main() -> None:
+    """Print milliseconds a step, and the share of the speed that is kept."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--tiles", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=30)
+    options = parser.parse_args()
+    config = Settings(**Autoencoder.presets["cpu"])
+    net = AutoencoderNetwork(options.size, 3, config)
+    loop = Loop(net, net.loss, config, 0, Run())
+    shape = (options.tiles, options.size, options.size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rows = np.arange(options.tiles)
+    plain = Feed(pixels, rows, config.batch, 0, Augment(), loop.device)
+    varied = Feed(pixels, rows, config.batch, 0, ALL, loop.device)
+    ready = plain(0, torch.Generator(loop.device))
+    feeds: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
+        "one batch, ready": lambda step, generator: ready,
+        "all tiles": plain,
+        "all tiles, every augmentation": varied,
+    }
+    spent: dict[str, list[float]] = {name: [] for name in feeds}
+    for _ in range(options.rounds):
+        for name, feed in feeds.items():
+            start = time.perf_counter()
+            loop._step(feed)
+            if loop.device.type == "cuda":
+                torch.cuda.synchronize()
+            loop.state.step += 1
+            spent[name].append(time.perf_counter() - start)
+    base = min(spent["one batch, ready"])
+    print(f"{options.size}², batch {config.batch}, {loop.device}, {torch.get_num_threads()} threads")
+    for name, seconds in spent.items():
+        each = min(seconds)
+        print(f"{name:32} {1000 * each:8.1f} ms a step  {100 * base / each:6.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""One cell of a benchmark, in a process of its own: train, evaluate, and write what came of it as one file.
+
+Run by `run` as `python -m andon.bench.cell`, with a `Job` as one line of JSON on standard input. The process ends when
+its standard input does, so a benchmark that is killed leaves nothing running.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import threading
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from andon import dataset, evaluate, files, training
+from andon.errors import AndonError
+from andon.inspector import Inspector
+from andon.recipe import Recipe
+
+Json = dict[str, Any]
+PACKAGES = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
+
+
+class Job(BaseModel):
+    """A cell, and where its files go."""
+
+    product: str
+    detector: str
+    size: int
+    seed: int
+    recipe: str  # TOML
+    data_digest: str
+    result: Path
+    work: Path  # a folder of its own; a killed training goes on from what is in it
+    keep: Path | None  # where the bundle is to be kept
+
+    def head(self) -> Json:
+        """What a result says of its cell, whatever came of it."""
+        return {
+            **self.model_dump(include={"product", "detector", "size", "seed"}),
+            "recipe": self.recipe,
+            "data_digest": self.data_digest,
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "machine": f"{platform.machine()} {platform.system()} {platform.release()}, {os.cpu_count()} cores",
+        }
+
+
+def run(job: Job) -> Json:
+    """Train and measure. AndonError when the detector, the settings or the images do not allow it."""
+    began = time.perf_counter()
+    recipe = Recipe.parse(job.recipe, "cell")
+    job.work.mkdir(parents=True, exist_ok=True)
+    path = job.work / "part.andon"
+    bundle = training.train(recipe, path)
+    inspector = Inspector.load(path)
+    found = evaluate.evaluate(inspector, dataset.load(recipe.data.images, groups=recipe.data.groups or None)).metrics
+    result = {
+        **job.head(),
+        "status": "done",
+        "bundle_digest": bundle.digest(),
+        "bundle_bytes": path.stat().st_size,
+        "training": bundle.manifest.data,
+        "fit_seconds": bundle.manifest.timings["fit"],
+        "total_seconds": time.perf_counter() - began,
+        "peak_mb": peak_mb(),
+        "latency_p50_ms": found["milliseconds"].pop("p50"),  # one image at a time, from the file to the verdict
+        "latency_p95_ms": found["milliseconds"].pop("p95"),
+        "metrics": found,
+    }
+    if job.keep:
+        job.keep.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, job.keep)
+    return result
+
+
+def save(job: Job, result: Json) -> None:
+    """Write a result where it belongs, whole or not at all."""
+    result["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    files.write(job.result, json.dumps(result, indent=1, ensure_ascii=False).encode())
+
+
+def peak_mb() -> float | None:
+    """The most memory this process has held, MB; None where the system does not tell."""
+    try:  # Linux: of this program alone; what getrusage says begins with the process that started it
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)  # returns when the other end is closed; sys.stdin would hold a lock that the end of Python wants
+    os._exit(1)
+
+
+def main() -> None:
+    """Run the job that standard input names, and write its result, or why there is none."""
+    job = Job.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        result = run(job)
+    except AndonError as error:
+        result = {**job.head(), "status": "failed", "error": str(error)}
+    except Exception as error:
+        traceback.print_exc()
+        result = {**job.head(), "status": "failed", "error": f"{type(error).__name__}: {error}"}
+    save(job, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Going through the cells of a plan: each in a process of its own, each result one file, written whole or not at all.
+
+What is finished is kept when the run is interrupted or killed, and the same command goes on from there. A cell is run
+again, and that is said, when its recipe or the contents of its product's folder have changed, or when it failed.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from andon import dataset, files
+from andon.bench import plan as plans
+from andon.bench import table
+from andon.bench.cell import Job, save
+from andon.bench.plan import Cell, Plan, Product
+from andon.bench.table import Json
+from andon.detectors.base import Progress, silent
+from andon.errors import AndonError
+
+Tell = Callable[[str], None]
+
+
+class Summary(NamedTuple):
+    """What a run did."""
+
+    done: int
+    failed: int
+    kept: int  # of those, how many had been finished before
+    parquet: Path
+
+
+def run(path: str | Path, out: str | Path, progress: Progress = silent, tell: Tell = lambda sentence: None) -> Summary:
+    """Run the plan at `path` into the folder `out`. AndonError, before anything runs, when it cannot be run.
+
+    A cell that fails is a row with the error's text, and the others go on.
+    """
+    plan = plans.load(path)
+    cells = plans.cells(plan)
+    table.check_parquet()
+    out = Path(out)
+    for place in (out / "cells", out / "products"):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AndonError(f"{out}: cannot be made ({error.strerror}). Choose another output folder.") from None
+    for half in (half for place in ("cells", "products", "bundles") for half in (out / place).rglob(".*.part")):
+        half.unlink()  # what a killed run was writing
+    _describe(plan, cells, out)
+    digests = {product.name: contents(product, out / "products", progress, tell) for product in plan.products}
+    jobs = [_job(cell, plan, digests[cell.product], out) for cell in cells]
+    waiting = [j for j, job in enumerate(jobs) if not _finished(job, tell)]
+    kept = len(cells) - len(waiting)
+    if kept:
+        tell(f"{kept} of {len(cells)} cells were finished before")
+    try:
+        for number, j in enumerate(waiting):
+            progress("cells", kept + number, len(cells))
+            result = _run(jobs[j])
+            left = _time_left([jobs[k] for k in waiting[number + 1 :]], jobs)
+            tell(f"[{kept + number + 1}/{len(cells)}] {cells[j]}: {_outcome(result)}{left}")
+        progress("cells", len(cells), len(cells))
+        shutil.rmtree(out / "work", ignore_errors=True)  # marks of cells that failed
+    finally:
+        parquet = table.parquet(out)
+    failed = sum(row["status"] != "done" for row in table.rows(out))
+    return Summary(len(cells) - failed, failed, kept, parquet)
+
+
+def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
+    """Leave beside the results what a report needs of the plan."""
+    described = {
+        "cells": [{**cell._asdict(), "recipe": cell.recipe.dump(), "place": cell.place.as_posix()} for cell in cells],
+        "published": {product.name: product.published for product in plan.products if product.published},
+    }
+    files.write(out / "plan.json", json.dumps(described, indent=1, ensure_ascii=False).encode())
+    if plan.published:
+        files.write(out / "published.toml", Path(plan.published).read_bytes())
+
+
+def contents(product: Product, folder: Path, progress: Progress = silent, tell: Tell = lambda sentence: None) -> str:
+    """SHA-256 over names and contents of a product's images and masks, and its groups.
+
+    Only files whose size or time of change differ from the last run's are read again.
+    """
+    cache = folder / f"{product.name}.json"
+    try:
+        before: dict[str, list[object]] = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    data = dataset.load(product.folder)
+    paths = [path for sample in data.samples for path in (sample.path, sample.mask) if path]
+    now: dict[str, list[object]] = {}
+    for done, path in enumerate(paths):
+        progress(f"reading {product.name}"[:16], done, len(paths))
+        name, state = path.relative_to(data.root).as_posix(), path.stat()
+        stamp = [state.st_size, state.st_mtime_ns]
+        known = before.get(name, [])
+        now[name] = known if known[:2] == stamp else [*stamp, files.digest(path.read_bytes())]
+    progress(f"reading {product.name}"[:16], len(paths), len(paths))
+    lost, new = before.keys() - now.keys(), now.keys() - before.keys()
+    changed = [name for name in now.keys() & before.keys() if now[name][2] != before[name][2]]
+    if before and (lost or new or changed):
+        tell(
+            f"{product.name}: since the last run {len(lost)} files were lost, {len(new)} came and {len(changed)} "
+            "changed; its cells are run again"
+        )
+    files.write(cache, json.dumps(now).encode())
+    groups = Path(product.groups).read_text(encoding="utf-8") if Path(product.groups).is_file() else product.groups
+    return files.digest("\n".join([groups, *(f"{name} {now[name][2]}" for name in sorted(now))]).encode())
+
+
+def _job(cell: Cell, plan: Plan, digest: str, out: Path) -> Job:
+    return Job(
+        product=cell.product,
+        detector=cell.detector,
+        size=cell.size,
+        seed=cell.seed,
+        recipe=cell.recipe.dump(),
+        data_digest=digest,
+        result=out / "cells" / f"{cell.place}.json",
+        work=out / "work" / cell.place,
+        keep=out / "bundles" / f"{cell.place}.andon" if plan.keep_bundles else None,
+    )
+
+
+def _finished(job: Job, tell: Tell) -> bool:
+    """Whether the cell's result stands; if not, say why where one is there, and take away what it left half done."""
+    found, name = table.read(job.result), f"{job.product} · {job.detector} · {job.size}² · seed {job.seed}"
+    mark = job.work / "job"
+    started = files.digest(f"{_decided(job.recipe)}{job.data_digest}".encode())
+    if found is None:
+        pass
+    elif _decided(found["recipe"]) != _decided(job.recipe):
+        tell(f"{name}: its recipe has changed; it is run again")
+    elif found["data_digest"] != job.data_digest:
+        tell(f"{name}: its images have changed; it is run again")
+    elif found["status"] == "failed":
+        tell(f"{name}: it failed; it is tried again")
+    elif job.keep and not job.keep.is_file():
+        tell(f"{name}: its bundle was not kept; it is run again")
+    else:
+        return True
+    if job.work.exists() and (not mark.is_file() or mark.read_text() != started):
+        shutil.rmtree(job.work)  # of another recipe or other images; a training may go on from its own only
+    job.work.mkdir(parents=True, exist_ok=True)
+    files.write(mark, started.encode())
+    return False
+
+
+def _decided(recipe: str) -> Json:
+    """The recipe without its paths: where the images lie does not matter, what they are is in the digest."""
+    return {**tomllib.loads(recipe), "data": None}
+
+
+def _run(job: Job) -> Json:
+    """Run a cell in a process of its own and return its result; a process that dies is a failure too."""
+    job.result.parent.mkdir(parents=True, exist_ok=True)
+    job.result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "andon.bench.cell"]
+    # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one.
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
+    with suppress(BrokenPipeError), started as process:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(job.model_dump_json() + "\n")
+            process.stdin.flush()
+            process.wait()  # its standard input stays open: it ends when this process does
+        except BaseException:
+            process.kill()
+            raise
+    status = started.wait()
+    result = table.read(job.result)
+    if result is None:
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        result = {**job.head(), "status": "failed", "error": f"its process {how}; signal 9 is often lack of memory"}
+        save(job, result)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return result
+
+
+def _outcome(result: Json) -> str:
+    if result["status"] == "failed":
+        return f"failed: {result['error']}"
+    auroc = result["metrics"]["image"]["auroc"]
+    return f"image AUROC {auroc:.4f}, {result['total_seconds']:.0f} s, {result['peak_mb'] or 0:.0f} MB"
+
+
+def _time_left(waiting: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Estimate from the finished cells: those of the same detector and size, else all."""
+    seconds: dict[tuple[str, int] | None, list[float]] = {}
+    for job in jobs:
+        found = table.read(job.result)
+        if found and found["status"] == "done":
+            for key in ((job.detector, job.size), None):
+                seconds.setdefault(key, []).append(found["total_seconds"])
+    if not waiting or not seconds:
+        return ""
+    known = [seconds.get((job.detector, job.size), seconds[None]) for job in waiting]
+    left = sum(sum(each) / len(each) for each in known)
+    return f"; about {left / 60:.0f} min left" if left > 90 else f"; about {left:.0f} s left"

@@ -1,0 +1,124 @@
+"""The results of a benchmark as one table: a row a cell, in the order of the plan, from one JSON file each."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from andon import files
+from andon.errors import AndonError
+
+Json = dict[str, Any]
+
+COLUMNS: dict[str, tuple[str, str]] = {  # column → its type in Parquet, and where in a result it stands
+    "product": ("string", "product"),
+    "detector": ("string", "detector"),
+    "size": ("int64", "size"),
+    "seed": ("int64", "seed"),
+    "status": ("string", "status"),  # done, failed or missing
+    "error": ("string", "error"),
+    "image_auroc": ("double", "metrics.image.auroc"),
+    "image_auroc_low": ("double", "metrics.image.auroc_interval.0"),
+    "image_auroc_high": ("double", "metrics.image.auroc_interval.1"),
+    "image_ap": ("double", "metrics.image.ap"),
+    "fpr_at_95_tpr": ("double", "metrics.image.fpr_at_95_tpr"),
+    "image_f1_max_oracle": ("double", "metrics.image.f1_max_oracle"),
+    "test_good": ("int64", "metrics.image.n_good"),
+    "test_defective": ("int64", "metrics.image.n_defective"),
+    "pixel_auroc": ("double", "metrics.pixel.auroc"),
+    "pixel_ap": ("double", "metrics.pixel.ap"),
+    "pixel_f1_max_oracle": ("double", "metrics.pixel.f1_max_oracle"),
+    "aupro_30": ("double", "metrics.pixel.aupro_30"),
+    "aupro_05": ("double", "metrics.pixel.aupro_05"),
+    "review_threshold": ("double", "metrics.decision.review.threshold"),
+    "review_promised_rate": ("double", "metrics.decision.review.promised_rate"),
+    "review_escapes": ("int64", "metrics.decision.review.escapes.count"),
+    "review_escape_rate": ("double", "metrics.decision.review.escapes.rate"),
+    "review_false_rejects": ("int64", "metrics.decision.review.false_rejects.count"),
+    "review_false_reject_rate": ("double", "metrics.decision.review.false_rejects.rate"),
+    "reject_threshold": ("double", "metrics.decision.reject.threshold"),
+    "reject_promised_rate": ("double", "metrics.decision.reject.promised_rate"),
+    "reject_escapes": ("int64", "metrics.decision.reject.escapes.count"),
+    "reject_escape_rate": ("double", "metrics.decision.reject.escapes.rate"),
+    "reject_false_rejects": ("int64", "metrics.decision.reject.false_rejects.count"),
+    "reject_false_reject_rate": ("double", "metrics.decision.reject.false_rejects.rate"),
+    "fit_seconds": ("double", "fit_seconds"),
+    "total_seconds": ("double", "total_seconds"),
+    "peak_mb": ("double", "peak_mb"),
+    "bundle_bytes": ("int64", "bundle_bytes"),
+    "latency_p50_ms": ("double", "latency_p50_ms"),
+    "latency_p95_ms": ("double", "latency_p95_ms"),
+    "made": ("string", "made"),
+    "recipe": ("string", "recipe"),  # TOML
+    "data_digest": ("string", "data_digest"),
+    "training_digest": ("string", "training.digest"),
+    "bundle_digest": ("string", "bundle_digest"),
+    "machine": ("string", "machine"),
+    "versions": ("json", "versions"),  # JSON text, as those below
+    "training": ("json", "training"),
+    "groups": ("json", "metrics.groups"),
+    "defects": ("json", "metrics.defects"),
+    "evaluation": ("json", "metrics"),
+}
+MEASURED = ("fit_seconds", "total_seconds", "peak_mb", "bundle_bytes", "latency_p50_ms", "latency_p95_ms", "made")
+"""What two runs of one cell cannot have in common (a bundle holds timings, so its size varies by a few bytes);
+everything else is decided by recipe, data and versions."""
+
+
+def read(path: Path) -> Json | None:
+    """Read a cell's result; None where there is none that can be read, so that the cell is run."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("status") in ("done", "failed") else None
+
+
+def rows(out: Path) -> list[Json]:
+    """The table: every column of every cell of the plan; cells that have not been run are `missing`."""
+    try:
+        places = json.loads((out / "plan.json").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        raise AndonError(
+            f"{out}: not the results of a benchmark. Expected the folder that `andon bench` wrote."
+        ) from None
+    found = []
+    for cell in places:
+        result = read(out / "cells" / f"{cell['place']}.json") or {**cell, "status": "missing"}
+        found.append({column: _value(result, kind, path) for column, (kind, path) in COLUMNS.items()})
+    return found
+
+
+def _value(result: Json, kind: str, path: str) -> Any:
+    value: Any = result
+    for step in path.split("."):
+        known = isinstance(value, list | dict)
+        value = (value[int(step)] if isinstance(value, list) else value.get(step)) if known else None
+    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
+
+
+def parquet(out: Path) -> Path:
+    """Write the table as `results.parquet`."""
+    arrow, writer = _pyarrow()
+    types = {column: "string" if kind == "json" else kind for column, (kind, _) in COLUMNS.items()}
+    fields = [(column, arrow.type_for_alias(kind)) for column, kind in types.items()]
+    table = arrow.Table.from_pylist(rows(out), schema=arrow.schema(fields))
+    sink = arrow.BufferOutputStream()
+    writer.write_table(table, sink)
+    files.write(out / "results.parquet", sink.getvalue().to_pybytes())
+    return out / "results.parquet"
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise AndonError(
+            "results are gathered as Parquet, which needs pyarrow. Install it: pip install 'andon[bench]'"
+        ) from None
+    return pyarrow, pyarrow.parquet
+
+
+def check_parquet() -> None:
+    """Find out, before long work, whether the table can be written."""
+    _pyarrow()

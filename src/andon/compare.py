@@ -1,0 +1,310 @@
+"""Several bundles on the same labelled images: figures side by side, whether they differ, and the same pictures."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnxruntime
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from andon import evaluate, files, geometry, image, metrics, pages, plots, render
+from andon.dataset import Dataset
+from andon.detectors.base import Progress, silent
+from andon.errors import AndonError, DatasetError, ImageError
+from andon.evaluate import Evaluation, Row
+from andon.inspection import Verdict
+from andon.inspector import Inspector
+from andon.plots import COLOURS, Line
+from andon.render import Picture
+
+RESAMPLES = 4000
+SIDE = 300  # pixels, the longer side of a picture
+DISAGREED, TYPICAL, GOOD = 6, 6, 3  # images in each section of panels
+
+
+class Difference(NamedTuple):
+    """How far apart two AUROCs are on the same images."""
+
+    first: str
+    second: str
+    value: float  # AUROC of the first minus that of the second
+    interval: tuple[float, float]  # 95 %, percentiles of the resamples
+    p_value: float  # two-sided
+
+
+class Shown(NamedTuple):
+    """One image under one bundle."""
+
+    overlay: str  # data URI
+    reconstruction: str  # data URI, or nothing where the detector has none
+    verdict: Verdict
+    score: float
+    above: float  # share of the good images that score lower
+
+
+class Panel(NamedTuple):
+    """One image under every bundle."""
+
+    name: str
+    defect: str
+    photo: str
+    shown: list[Shown]
+
+
+class Section(NamedTuple):
+    """Panels with a title and a sentence on how they were chosen."""
+
+    title: str
+    words: str
+    panels: list[Panel]
+
+
+class Comparison:
+    """Bundles on one data set."""
+
+    def __init__(self, inspectors: dict[str, Inspector], dataset: Dataset, progress: Progress = silent) -> None:
+        """Evaluate each; only images that all of them inspected enter the curves, the tests and the panels."""
+        self.inspectors, self.dataset = inspectors, dataset
+        self.evaluations: dict[str, Evaluation] = {}
+        for name, inspector in inspectors.items():
+            self.evaluations[name] = evaluate.evaluate(inspector, dataset, _under(name, progress))
+        by_image = [{row.name: row for row in found.rows} for found in self.evaluations.values()]
+        common = [key for key in by_image[0] if all(key in rows for rows in by_image)]
+        if not common:
+            raise DatasetError(f"{dataset.root}: no image that every bundle could inspect. Name other bundles.")
+        self.rows = dict(zip(inspectors, ([rows[key] for key in common] for rows in by_image), strict=True))
+        self.images: list[Row] = next(iter(self.rows.values()))
+        self.defective = np.array([not row.good for row in self.images])
+        self.scores = np.array([[row.score for row in rows] for rows in self.rows.values()])  # (bundles, images)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether there are good and defective images, so that scores can be compared."""
+        return bool(self.defective.any() and not self.defective.all())
+
+    def differences(self) -> list[Difference]:
+        """Every pair of bundles, tested; images of one group (part, lot or session) are drawn together."""
+        if not self.ranked:
+            return []
+        groups = [row.group for row in self.images]
+        found = bootstrap(self.defective, self.scores, groups)
+        areas = [metrics.auroc(self.defective, scores) for scores in self.scores]
+        pairs = itertools.combinations(enumerate(self.rows), 2)
+        return [Difference(a, b, areas[i] - areas[j], *_two_sided(found[i] - found[j])) for (i, a), (j, b) in pairs]
+
+    def above(self) -> NDArray[np.float64]:
+        """The share of good images that score lower, ties half: (bundles, images). One scale for all detectors."""
+        found = []
+        for scores in self.scores:
+            good = np.sort(scores[~self.defective])
+            both = np.searchsorted(good, scores, "left") + np.searchsorted(good, scores, "right")
+            found.append(both / (2 * max(len(good), 1)))
+        return np.stack(found)
+
+
+def _under(name: str, progress: Progress) -> Progress:
+    """Report a bundle's progress under its own name."""
+    return lambda stage, done, total: progress(name[:16], done, total)
+
+
+def bootstrap(
+    defective: NDArray[np.bool_], scores: NDArray[np.float64], groups: Sequence[str], resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """AUROCs (detectors, resamples) on images drawn with replacement, the same ones for every detector.
+
+    Stratified: good and defective groups are drawn apart, so that each resample has as many of each; seeded. Efron and
+    Tibshirani, "An introduction to the bootstrap", 1993, chapter 8.
+    """
+    rng = np.random.default_rng(0)
+    weights = []
+    for wanted in (False, True):
+        names, member = np.unique(
+            [g for g, d in zip(groups, defective, strict=True) if d == wanted], return_inverse=True
+        )
+        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        weights.append(drawn[:, member].astype(np.float64))  # (resamples, images of that kind)
+    good, bad = weights
+    pairs = good.sum(axis=1) * bad.sum(axis=1)
+    areas = []
+    for each in scores:
+        order = np.argsort(each[~defective], kind="stable")
+        ascending = each[~defective][order]
+        below = np.concatenate([np.zeros((resamples, 1)), np.cumsum(good[:, order], axis=1)], axis=1)
+        left = np.searchsorted(ascending, each[defective], "left")
+        right = np.searchsorted(ascending, each[defective], "right")
+        areas.append(np.sum(bad * (below[:, left] + below[:, right]) / 2, axis=1) / pairs)
+    return np.stack(areas)
+
+
+def _two_sided(differences: NDArray[np.float64]) -> tuple[tuple[float, float], float]:
+    """The 95 % interval of resampled differences, and twice the smaller share of them on either side of nothing."""
+    low, high = np.percentile(differences, (2.5, 97.5))
+    sides = np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0)
+    return (float(low), float(high)), min(1.0, 2 * (1 + int(min(sides))) / (1 + len(differences)))
+
+
+def load(bundles: Sequence[Path]) -> dict[str, Inspector]:
+    """Load bundles under names that tell them apart: the file's, with its folder where two files share one."""
+    if len(bundles) < 2:
+        raise AndonError(f"{len(bundles)} bundle; expected two or more to compare. For one: andon evaluate.")
+    names = [path.stem for path in bundles]
+    if len(set(names)) < len(names):
+        names = [f"{path.resolve().parent.name}/{path.stem}" for path in bundles]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in bundles]
+    twice = next((name for j, name in enumerate(names) if name in names[:j]), None)
+    if twice:
+        raise AndonError(f"{twice}: named twice. Name each bundle once.")
+    return {name: Inspector.load(path) for name, path in zip(names, bundles, strict=True)}
+
+
+def write(compared: Comparison, folder: str | Path) -> Path:
+    """Write `compare.html` into a folder, which is made if need be; returns the page."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AndonError(f"{folder}: cannot be made ({error.strerror}). Choose another output folder.") from None
+    files.write(folder / "compare.html", html(compared))
+    return folder / "compare.html"
+
+
+def html(compared: Comparison) -> bytes:
+    """Make the page."""
+    differences = compared.differences()
+    evaluations = list(compared.evaluations.items())
+    return pages.render(
+        "compare.html",
+        root=compared.dataset.root.resolve().name,
+        images=len(compared.images),
+        left_out=max(len(found.rows) for _, found in evaluations) - len(compared.images),
+        evaluations=[(name, found, found.metrics) for name, found in evaluations],
+        best=best(compared),
+        headline=headline(compared, differences),
+        differences=differences,
+        grouped=compared.dataset.grouped,
+        resamples=RESAMPLES,
+        roc=Markup(roc_plot(compared)),
+        sections=sections(compared),
+        colours=COLOURS,
+        errors=sorted({error for _, found in evaluations for error in found.errors}),
+    )
+
+
+def headline(compared: Comparison, differences: Sequence[Difference]) -> str:
+    """The answer in a sentence: which ranks best, and whether that is more than chance."""
+    if not compared.ranked:
+        return "The images are all good or all defective, so scores cannot be compared."
+    areas = {name: found.metrics["image"]["auroc"] for name, found in compared.evaluations.items()}
+    first, *others = sorted(areas, key=lambda name: -areas[name])
+    close = [name for d in differences if first in d[:2] and d.p_value > 0.05 for name in d[:2] if name != first]
+    start = f"{first} ranks best, image AUROC {areas[first]:.4f}"
+    if not close:
+        return f"{start}; the difference to {_listed(others)} is more than chance."
+    beaten = [name for name in others if name not in close]
+    rest = f", but is better than {_listed(beaten)}" if beaten else ""
+    return f"{start}; on these images it cannot be told apart from {_listed(close)}{rest}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def best(compared: Comparison) -> dict[str, float | None]:
+    """The highest value of each figure, to be set in bold."""
+    found = [evaluation.metrics for evaluation in compared.evaluations.values()]
+
+    def highest(part: str, key: str) -> float | None:
+        return max((m[part][key] for m in found if m[part][key] is not None), default=None)
+
+    keys = (("image", "auroc"), ("image", "ap"), ("pixel", "auroc"), ("pixel", "aupro_30"), ("pixel", "aupro_05"))
+    return {f"{part}_{key}": highest(part, key) for part, key in keys}
+
+
+def roc_plot(compared: Comparison) -> str:
+    """The ROC curves of all bundles as SVG; empty where there are none."""
+    if not compared.ranked:
+        return ""
+    lines = []
+    for j, (name, scores) in enumerate(zip(compared.rows, compared.scores, strict=True)):
+        curve = metrics.roc(compared.defective, scores)
+        lines.append(Line(curve.fpr, curve.tpr, name, COLOURS[j % len(COLOURS)]))
+    return plots.line_plot(lines, "good images stopped", "defective images caught", diagonal=True, size=(520, 460))
+
+
+def sections(compared: Comparison) -> list[Section]:
+    """The images that tell most about the difference, each under every bundle."""
+    above = compared.above()
+    apart, middle = np.ptp(above, axis=0), above.mean(axis=0)
+    bad, good = np.flatnonzero(compared.defective), np.flatnonzero(~compared.defective)
+    disagreed = [j for j in bad[np.argsort(-apart[bad], kind="stable")] if apart[j] > 0][:DISAGREED]
+    kinds: dict[str, list[int]] = {}
+    for j in bad[np.argsort(middle[bad], kind="stable")]:
+        kinds.setdefault(compared.images[j].defect, []).append(int(j))
+    typical = [those[len(those) // 2] for those in kinds.values()][:TYPICAL]
+    worst = good[np.argsort(-middle[good], kind="stable")][:GOOD]
+    draw = _Draw(compared, above)
+    chosen = [
+        ("Where they disagree", "Defective images that stand out most differently among the good ones.", disagreed),
+        ("Typical defects", "Of each type the image in the middle, by how far it stands out on average.", typical),
+        ("Good images that look worst", "Those that stand out most on average.", worst.tolist()),
+    ]
+    return [Section(title, words, [draw.panel(j) for j in those]) for title, words, those in chosen if len(those)]
+
+
+class _Draw:
+    """Makes panels; keeps an engine for each detector that reconstructs."""
+
+    def __init__(self, compared: Comparison, above: NDArray[np.float64]) -> None:
+        self._compared, self._above = compared, above
+        self._sessions = {}
+        for name, inspector in compared.inspectors.items():
+            session = onnxruntime.InferenceSession(inspector.bundle.graph, providers=["CPUExecutionProvider"])
+            if "reconstruction" in {output.name for output in session.get_outputs()}:
+                self._sessions[name] = session
+
+    def panel(self, j: int) -> Panel:
+        row = self._compared.images[j]
+        pixels = image.read(row.path).pixels
+        mask = _mask(row, pixels.shape)
+        photo = render.fit(render.display(pixels), SIDE)
+        if mask is not None:
+            render.outline(photo, mask, render.TRUTH)
+        shown = []
+        for i, (name, inspector) in enumerate(self._compared.inspectors.items()):
+            found = inspector.inspect(row.path)
+            overlay = render.overlay(
+                pixels, found.anomaly_map, inspector.scale, found.regions, mask, side=SIDE, bar=False
+            )
+            again = self._reconstruction(name, inspector, row)
+            share = float(self._above[i, j])
+            shown.append(
+                Shown(_jpeg(overlay), _jpeg(again) if again is not None else "", found.verdict, found.score, share)
+            )
+        return Panel(row.name, row.defect, _jpeg(photo), shown)
+
+    def _reconstruction(self, name: str, inspector: Inspector, row: Row) -> Picture | None:
+        """What the detector made of the image, in the frame of the image; None where it makes nothing."""
+        if name not in self._sessions:
+            return None
+        read = image.read(row.path)
+        view = geometry.align(read.pixels, inspector.recipe.geometry, read.name)
+        places, tiles = zip(*geometry.split(view, inspector.recipe.geometry), strict=True)
+        (made,) = self._sessions[name].run(["reconstruction"], {"tiles": np.stack(tiles)})  # (n, t, t, c) in [0, 1]
+        planes = [geometry.join(view, zip(places, made[..., c], strict=True)) for c in range(made.shape[3])]
+        values = np.nan_to_num(np.stack(planes, axis=2)) * 255
+        return render.fit(render.display(np.round(values).astype(np.uint8)), SIDE)
+
+
+def _mask(row: Row, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    try:
+        return evaluate.read_mask(row.mask, shape) if row.mask else None
+    except ImageError:
+        return None
+
+
+def _jpeg(picture: Picture) -> str:
+    return pages.data(render.encode(picture, "jpg"), "jpeg")

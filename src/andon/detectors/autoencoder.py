@@ -1,0 +1,119 @@
+"""autoencoder: what a network that has seen good parts only cannot rebuild of a picture.
+
+Paper: Saeedi & Giusti, "Anomaly Detection for Industrial Inspection using Convolutional Autoencoder and Deep
+Feature-based One-class Classification", VISAPP 2022; its comparison method "AE", the network without patches and
+conditions. SSIM as loss and score: Bergmann et al., "Improving Unsupervised Defect Segmentation by Applying Structural
+Similarity to Autoencoders", VISAPP 2019. Written from the papers; no code of others. Symbols: E encoder, D decoder,
+z latent vector, x̂ = D(E(x)) reconstruction, λ weight of the sparsity, a activations of the bottleneck.
+
+Differs from the paper:
+- Numbers of layers, channels and latent values, λ and the length of the training are not in the text; they are ours.
+- Errors and activations enter as means, not sums, so that settings hold at every resolution.
+- `score` can also be the highest value of the map, which finds defects too small to move the mean.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import AfterValidator, BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from andon.nn.learned import LearnedDetector, Network
+from andon.nn.loop import Schedule
+from andon.nn.losses import ssim
+
+SMALLEST = 8  # positions a side: a larger grid, or one of this size, is halved once more
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
+Odd = Annotated[int, AfterValidator(_odd)]
+
+
+class Settings(Schedule):
+    """Settings of `autoencoder`, and of its training."""
+
+    objective: Literal["l2", "ssim"] = "l2"  # what is lowered in training and measured in the map
+    score: Literal["mean", "max"] = "mean"  # of the map
+    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …
+    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
+    latent: Annotated[int, Field(ge=1)] = 128  # values of the latent vector
+    sparsity: Annotated[float, Field(ge=0)] = 1e-4  # λ; 0: none
+    smooth: Annotated[Odd, Field(ge=1, le=63)] = 1  # pixels a side over which the map is averaged; odd; 1: not at all
+    window: Annotated[Odd, Field(ge=3, le=63)] = 11  # of SSIM, pixels a side; odd
+    sigma: Annotated[float, Field(gt=0)] = 1.5  # of the window's weights, pixels
+
+
+class AutoencoderNetwork(Network):
+    """Strided convolutions, a latent vector, strided transposed convolutions; no pooling."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build it for tiles (n, channels, side, side)."""
+        super().__init__()
+        self.config = config
+        widths, sides = [channels], [side]
+        while sides[-1] >= SMALLEST:
+            widths.append(min(config.width * 2 ** (len(widths) - 1), config.widest))
+            sides.append(sides[-1] // 2)
+        steps = list(pairwise(widths))
+        self.down = nn.Sequential()
+        for here, deeper in steps:
+            self.down.extend([nn.Conv2d(here, deeper, 4, stride=2, padding=1), nn.LeakyReLU(0.2)])
+        shape = (widths[-1], sides[-1], sides[-1])
+        size = shape[0] * shape[1] * shape[2]
+        self.encode = nn.Sequential(nn.Flatten(), nn.Linear(size, config.latent))
+        self.decode = nn.Sequential(nn.Linear(config.latent, size), nn.LeakyReLU(0.2), nn.Unflatten(1, shape))
+        self.up = nn.Sequential()
+        for (here, deeper), larger in reversed(list(zip(steps, sides, strict=False))):
+            # An odd side was rounded down on the way in, and gets its last row and column back on the way out.
+            up = nn.ConvTranspose2d(deeper, here, 4, stride=2, padding=1, output_padding=larger % 2)
+            self.up.extend([up, nn.LeakyReLU(0.2)])
+        self.up[-1] = nn.Sigmoid()
+
+    def rebuild(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x̂ (n, c, t, t) and the bottleneck's activations (n, latent)."""
+        latent = self.encode(self.down(tiles))
+        return self.up(self.decode(latent)), latent  # eq. 1: x̂ = D(E(x)) = D(z)
+
+    def error(self, tiles: Tensor, rebuilt: Tensor) -> Tensor:
+        """Return the error (n, c, t, t) of a reconstruction at every value."""
+        if self.config.objective == "ssim":
+            return 1 - ssim(tiles, rebuilt, self.config.window, self.config.sigma)
+        return (tiles - rebuilt) ** 2  # eq. 2
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Eq. 3: L(x, x̂) + λ Σ |a|, as means."""
+        rebuilt, latent = self.rebuild(tiles)
+        return self.error(tiles, rebuilt.float()).mean() + self.config.sparsity * latent.abs().mean()
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
+        rebuilt, _ = self.rebuild(tiles)
+        error = self.error(tiles, rebuilt).mean(dim=1)  # (n, t, t)
+        smooth = self.config.smooth
+        if smooth > 1:
+            error = F.avg_pool2d(error[:, None], smooth, 1, smooth // 2, count_include_pad=False)[:, 0]
+        return error.mean(dim=(1, 2)) if self.config.score == "mean" else error.amax(dim=(1, 2)), error, rebuilt
+
+
+class Autoencoder(LearnedDetector):
+    """The reconstruction error of a fully connected bottleneck."""
+
+    name: ClassVar[str] = "autoencoder"
+    summary: ClassVar[str] = "error of a network that rebuilds good parts from a few numbers; for parts that lie alike"
+    position_aware: ClassVar[bool] = True
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {"width": 8, "widest": 128, "steps": 1000, "learning_rate": 2e-3},
+        "full": {"width": 32, "widest": 512, "latent": 256, "batch": 32, "steps": 20_000},
+    }
+
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained network for tiles (n, channels, side, side)."""
+        return AutoencoderNetwork(side, channels, self.config)

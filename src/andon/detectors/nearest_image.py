@@ -1,0 +1,140 @@
+"""nearest-image: distance to the most similar image of a good part.
+
+Source: the baseline "NN" of Saeedi and Giusti, "Anomaly Detection for Industrial Inspection using Convolutional
+Autoencoder and Deep Feature-based One-class Classification", VISAPP 2022, section 4.4; after Vaikundam, Hung and Chia,
+"Anomaly region detection and localization in metal surface inspection", ICIP 2016. Written from the paper; no code of
+others.
+
+Differs from the paper:
+- Images are compared at a working resolution, so that thousands fit into memory; a difference that is left after
+  averaging over blocks of pixels counts more than noise. The paper does not state its resolution.
+- The score is the Euclidean distance over the square root of the number of values: the root mean square of the
+  differences, as a share of the full range. It ranks the same and does not grow with the resolution.
+- The paper gives no anomaly map. Here it is the difference to that nearest image, root mean square over the channels.
+- When there are more good images than `memory_mb` holds, a seeded random sample of them is kept.
+"""
+
+import time
+from typing import Annotated, Any, ClassVar, Self
+
+import cv2
+import numpy as np
+import onnx
+import spox.opset.ai.onnx.v17 as op
+from pydantic import BaseModel, ConfigDict, Field
+from spox import Tensor, Var, argument, build
+
+from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.errors import TrainingError
+from andon.inspection import Array, Pixels, Scores
+
+
+class Settings(BaseModel):
+    """Settings of `nearest-image`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
+    # of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.
+    side: Annotated[int, Field(ge=1)] = 64
+    memory_mb: Annotated[int, Field(ge=1)] = 256  # MB for the images that are remembered, in training and in the bundle
+
+
+class NearestImage:
+    """The good images themselves, shrunk; for parts that lie still and look alike in a few ways."""
+
+    name: ClassVar[str] = "nearest-image"
+    summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
+    position_aware: ClassVar[bool] = True
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "fine": {"side": 128, "memory_mb": 1024}}
+
+    def __init__(self, config: Settings, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        self.config = config
+        self.seed = seed
+        self._fitted = False
+
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
+        """Estimate from one timed batch; the good images are held twice while they are centred."""
+        batch, start = next(iter(tiles)), time.perf_counter()
+        values = shrunk(batch, self.config.side)[0].size
+        seconds = (time.perf_counter() - start) / len(batch) * len(tiles)
+        return Forecast(seconds, (2 * self._rows(len(tiles), values) * values * 4 + batch.nbytes * 4) / 1e6)
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Remember the good images, shrunk, or a sample of them."""
+        images: list[Array] = []
+        kept: set[int] = set()
+        seen = 0
+        for batch in tiles:
+            small = shrunk(batch, self.config.side)  # (b, s, s, c)
+            if not kept:
+                rows = self._rows(len(tiles), small[0].size)
+                kept = set(np.random.default_rng(self.seed).choice(len(tiles), rows, replace=False).tolist())
+            images += [image for j, image in enumerate(small, seen) if j in kept]
+            seen += len(batch)
+            run.progress("images", seen, len(tiles))
+        if not images:
+            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+        self._side, self._depth, self._top = tiles.side, tiles.depth, 2**tiles.depth - 1
+        self._images = np.stack(images)  # (k, s, s, c), in gray levels
+        self._fitted = True
+        return self
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score in NumPy, image by image, from the differences themselves."""
+        self._require_fit()
+        small = shrunk(tiles, self.config.side).astype(np.float64)
+        image, pixel = np.empty(len(tiles), np.float32), np.empty(tiles.shape[:3], np.float32)
+        for j, query in enumerate(small):
+            distances = [float(np.sum((query - good) ** 2)) for good in self._images]
+            squares = ((query - self._images[int(np.argmin(distances))]) / self._top) ** 2  # (s, s, c)
+            image[j] = np.sqrt(squares.mean())
+            rough = np.sqrt(squares.mean(axis=2)).astype(np.float32)
+            pixel[j] = cv2.resize(rough, (self._side, self._side), interpolation=cv2.INTER_LINEAR)
+        return Scores(image, pixel)
+
+    def graph(self) -> onnx.ModelProto:
+        """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
+        self._require_fit()
+        _, s, _, c = self._images.shape
+        block = self._side // s
+        tiles = argument(Tensor(np.uint8 if self._depth == 8 else np.uint16, ("n", "t", "t", c)))
+        blocks = op.reshape(op.cast(tiles, to=np.float32), _ints(-1, s, block, s, block, c))
+        small = op.reshape(op.reduce_mean(blocks, axes=(2, 4), keepdims=0), _ints(-1, s * s * c))
+        # What all images share would cost digits in the products below; whole gray levels keep the differences exact.
+        centre = np.round(self._images.mean(axis=0)).reshape(-1)
+        rows = self._images.reshape(len(self._images), -1) - centre
+        query, images = op.sub(small, op.const(centre)), op.const(rows)  # (n, s·s·c), (k, s·s·c)
+        # |q − b|² = |q|² − 2 q·b + |b|² finds the nearest, |q|² being the same for all; its difference is then exact.
+        norms = op.const(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).astype(np.float32))
+        nearest = op.arg_min(op.gemm(query, images, norms, alpha=-2.0, transB=1), axis=1, keepdims=0)
+        difference = op.mul(op.sub(query, op.gather(images, nearest)), op.const(np.float32(1 / self._top)))
+        squares = op.reduce_mean(op.reshape(op.mul(difference, difference), _ints(-1, s, s, c)), axes=(3,), keepdims=0)
+        score = op.sqrt(op.reduce_mean(squares, axes=(1, 2), keepdims=0))
+        rough = op.unsqueeze(op.sqrt(squares), _ints(1))
+        sizes = op.concat([op.shape(rough, end=2), _ints(self._side, self._side)], axis=0)
+        full = op.resize(rough, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+        return build({"tiles": tiles}, {"score": score, "map": op.squeeze(full, _ints(1))})
+
+    def _rows(self, images: int, values: int) -> int:
+        """How many images are remembered, of so many values each."""
+        return max(1, min(images, self.config.memory_mb * 1_000_000 // (4 * values)))
+
+    def _require_fit(self) -> None:
+        if not self._fitted:
+            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+
+
+def shrunk(tiles: Pixels, side: int) -> Array:
+    """Tiles (n, t, t, c) → (n, s, s, c) in gray levels: halved until s ≤ `side`, or until t cannot be halved."""
+    small: Array = tiles.astype(np.float32)
+    while small.shape[1] > side and small.shape[1] % 2 == 0:
+        columns = small[:, :, ::2] + small[:, :, 1::2]
+        small = (columns[:, ::2] + columns[:, 1::2]) * np.float32(0.25)
+    return small
+
+
+def _ints(*values: int) -> Var:
+    return op.const(np.array(values, np.int64))

@@ -1,0 +1,102 @@
+"""variation: how far each pixel lies from the mean of the good images, in standard deviations at that place.
+
+Source: the baseline "variation" of Saeedi and Giusti, "Anomaly Detection for Industrial Inspection using Convolutional
+Autoencoder and Deep Feature-based One-class Classification", VISAPP 2022, section 4.4; after Steger, Ulrich and
+Wiedemann, "Machine Vision Algorithms and Applications", 2018. Written from the paper; no code of others.
+
+Differs from the paper:
+- Colour images are taken as they are, the squared deviations averaged over their channels; the paper takes gray values.
+- The anomaly map holds squared deviations, and the score is their mean: the paper's sum of squares over the number of
+  pixels, which ranks the same and does not grow with the resolution.
+- Standard deviations have a floor; what the paper does where a pixel never varies it does not say.
+"""
+
+import time
+from typing import Annotated, Any, ClassVar, Self
+
+import numpy as np
+import onnx
+import spox.opset.ai.onnx.v17 as op
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from spox import Tensor, argument, build
+
+from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.errors import TrainingError
+from andon.inspection import Pixels, Scores
+
+
+class Settings(BaseModel):
+    """Settings of `variation`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
+    # saturated background, would otherwise turn a change of one gray level into an infinite deviation. One per cent,
+    # 2.6 gray levels of 255, is about the noise of an industrial camera.
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+class Variation:
+    """Mean and standard deviation of every pixel; for parts that lie still under a still camera."""
+
+    name: ClassVar[str] = "variation"
+    summary: ClassVar[str] = "deviation of each pixel from the good images' mean; for parts that always lie the same"
+    position_aware: ClassVar[bool] = True
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+
+    def __init__(self, config: Settings, seed: int) -> None:
+        """Take the settings; nothing is learnt yet, and nothing is drawn at random."""
+        self.config = config
+        self._fitted = False
+
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
+        """Estimate from one timed batch."""
+        batch, start = next(iter(tiles)), time.perf_counter()
+        _moments(batch)
+        seconds = (time.perf_counter() - start) / len(batch) * len(tiles)
+        return Forecast(seconds, tiles.side**2 * tiles.channels * 8 * (len(batch) + 6) / 1e6)
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Sum up gray levels and their squares, in float64, where sums of integers are exact, in one pass."""
+        total = squares = np.zeros((tiles.side, tiles.side, tiles.channels))
+        count = 0
+        for batch in tiles:
+            more, more_squares = _moments(batch)
+            total, squares, count = total + more, squares + more_squares, count + len(batch)
+            run.progress("pixels", count, len(tiles))
+        if not count:
+            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+        self._top = 2**tiles.depth - 1
+        self._mean: NDArray[np.float64] = total / count  # (t, t, c), in gray levels
+        variance = np.maximum(squares / count - self._mean**2, 0)
+        self._deviation: NDArray[np.float64] = np.maximum(np.sqrt(variance), self.config.floor * self._top)
+        self._fitted = True
+        return self
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score in NumPy and float64."""
+        self._require_fit()
+        pixel = (((tiles - self._mean) / self._deviation) ** 2).mean(axis=3)
+        return Scores(pixel.mean(axis=(1, 2)).astype(np.float32), pixel.astype(np.float32))
+
+    def graph(self) -> onnx.ModelProto:
+        """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
+        self._require_fit()
+        kind = np.uint8 if self._top == 255 else np.uint16
+        tiles = argument(Tensor(kind, ("n", "t", "t", self._mean.shape[2])))
+        mean, weight = (op.const(value.astype(np.float32)) for value in (self._mean, 1 / self._deviation))
+        z = op.mul(op.sub(op.cast(tiles, to=np.float32), mean), weight)
+        pixel = op.reduce_mean(op.mul(z, z), axes=(3,), keepdims=0)
+        return build({"tiles": tiles}, {"score": op.reduce_mean(pixel, axes=(1, 2), keepdims=0), "map": pixel})
+
+    def _require_fit(self) -> None:
+        if not self._fitted:
+            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+
+
+def _moments(batch: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums of the gray levels and of their squares over a batch (b, t, t, c), each (t, t, c)."""
+    values = batch.astype(np.float64)
+    return values.sum(axis=0), np.einsum("bijc,bijc->ijc", values, values)

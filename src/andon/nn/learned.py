@@ -1,0 +1,150 @@
+"""What makes a network that torch trains a detector: fitted by the one loop, scored by torch, exported as ONNX."""
+
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import onnx
+import spox
+import spox.opset.ai.onnx.v17 as op
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.errors import TrainingError
+from andon.inspection import Pixels, Scores
+from andon.nn.data import floats, mix
+from andon.nn.loop import Loop
+
+OUTPUTS = ("score", "map", "reconstruction")
+TILES_AT_ONCE = 8
+
+
+class Network(nn.Module):
+    """What a learned detector learns: `loss` is what training lowers, `forward` is what becomes the graph."""
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean loss of tiles (n, c, t, t) in [0, 1]."""
+        raise NotImplementedError
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) in [0, 1] → score (n,), map (n, t, t) and, if there is one, reconstruction (n, c, t, t).
+
+        Built of what torch.onnx can export, with nothing that depends on the values.
+        """
+        raise NotImplementedError
+
+
+class LearnedDetector(ABC):
+    """A detector around a `Network`. A subclass gives the five facts below, and builds its network."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    position_aware: ClassVar[bool]
+    Config: ClassVar[type[BaseModel]]  # inherits nn.loop.Schedule
+    presets: ClassVar[dict[str, dict[str, Any]]]  # "cpu": minutes on two cores; "full": the setting of the source
+
+    def __init__(self, config: Any, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        self.config = config
+        self.seed = seed
+        self.curve = ""  # of the last fit, CSV
+        self._network: Network | None = None
+        self._graph: onnx.ModelProto | None = None
+
+    @abstractmethod
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained network for tiles (n, channels, side, side)."""
+
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
+        """Estimate time and memory of `fit` from a few timed steps."""
+        with torch.random.fork_rng(devices=[]):
+            return self._loop(tiles, run)[1].forecast(tiles)
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Learn from good tiles; a second call forgets the first."""
+        with torch.random.fork_rng(devices=[]):
+            network, loop = self._loop(tiles, run)
+            self.curve = loop.fit(tiles, self.name)
+        self._network, self._graph = network.cpu(), None
+        self._shape = (tiles.side, tiles.channels, tiles.depth)
+        return self
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score tiles (n, t, t, c) with torch."""
+        network, parts = self._fitted(), range(0, len(tiles), TILES_AT_ONCE)
+        with torch.no_grad():
+            found = [network(floats(tiles[start : start + TILES_AT_ONCE])) for start in parts]
+        image, pixel = (torch.cat([outputs[i] for outputs in found]).numpy() for i in (0, 1))
+        return Scores(image, pixel)
+
+    def graph(self) -> onnx.ModelProto:
+        """tiles (n, t, t, c) uint8 or uint16 → score (n,), map (n, t, t) and, where there is one, reconstruction.
+
+        The reconstruction (n, t, t, c) is float32 in [0, 1], for people to look at.
+        """
+        network = self._fitted()
+        if self._graph is None:
+            side, channels, depth = self._shape
+            inner = exported(network, side, channels)
+            tiles = spox.argument(spox.Tensor(np.uint8 if depth == 8 else np.uint16, ("n", "t", "t", channels)))
+            scale = op.const(np.float32(1 / (2**depth - 1)))
+            values = op.mul(op.cast(tiles, to=np.float32), scale)
+            found = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))
+            if "reconstruction" in found:
+                shown = op.clip(found["reconstruction"], op.const(np.float32(0)), op.const(np.float32(1)))
+                found["reconstruction"] = op.transpose(shown, perm=[0, 2, 3, 1])
+            self._graph = spox.build({"tiles": tiles}, found)
+        return self._graph
+
+    def _loop(self, tiles: Tiles, run: Run) -> tuple[Network, Loop]:
+        torch.manual_seed(mix(self.seed, "weights"))
+        network = self.network(tiles.side, tiles.channels)
+        return network, Loop(network, network.loss, self.config, self.seed, run)
+
+    def _fitted(self) -> Network:
+        if self._network is None:
+            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+        return self._network
+
+
+def exported(network: Network, side: int, channels: int) -> onnx.ModelProto:
+    """Export `forward` for any number of tiles (n, channels, side, side)."""
+    example = torch.zeros(2, channels, side, side)
+    with torch.no_grad():
+        names = OUTPUTS[: len(network(example))]
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            input_names=["tiles"],
+            output_names=list(names),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for part in (model, model.graph, *model.graph.node):  # where the exporter was called from, paths included
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch's exporter says of its own insides, and of torchvision, which andon does not use."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

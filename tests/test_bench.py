@@ -1,0 +1,346 @@
+"""A benchmark: what cannot be run is refused, what is finished stays finished, and the report says what was found."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import typer.testing
+
+from andon import plots, training
+from andon.bench import plan, ranks, report, run, table
+from andon.bench.cell import Job
+from andon.bundle import Bundle
+from andon.cli import measuring
+from andon.errors import AndonError, RecipeError
+from conftest import part, save, scratched
+
+PLAN = """
+sizes = [64]
+seeds = [0]
+published = "published.toml"
+
+[[detectors]]
+name = "variation"
+
+[[detectors]]
+name = "nearest-image"
+label = "nearest"
+settings = { side = 32 }
+
+[[products]]
+name = "ring"
+folder = "data/ring"
+published = "mvtec_ad/bottle"
+
+[[products]]
+name = "torn"
+folder = "data/torn"
+"""
+PUBLISHED = """
+[[tables]]
+source = "[9]"
+where = "table 1"
+dataset = "mvtec_ad"
+figure = "image_auroc"
+products = ["bottle", "mean"]
+rows = [
+  { method = "elsewhere", values = [77.5, 70.25] },
+  { method = "the same", detector = "nearest-image", settings = { side = 32 }, values = [81.02, 68.12] },
+  { method = "other setting", detector = "nearest-image", settings = { side = 16 }, values = [11, 12] },
+]
+"""
+
+
+def product(root: Path, good: int = 10) -> None:
+    for seed in range(good):
+        save(root / "train/good" / f"{seed:03}.png", part(seed, 64))
+    for seed in range(100, 103):
+        save(root / "test/good" / f"{seed:03}.png", part(seed, 64))
+        pixels, mask = scratched(seed + 100, 64)
+        save(root / "test/scratch" / f"{seed:03}.png", pixels)
+        save(root / "ground_truth/scratch" / f"{seed:03}_mask.png", mask[..., None])
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plan of two products; the images of the second do not agree, so its cells fail."""
+    folder = tmp_path_factory.mktemp("bench")
+    product(folder / "data/ring")
+    product(folder / "data/torn")
+    save(folder / "data/torn/train/good/gray.png", part(50, 64, channels=1))
+    (folder / "plan.toml").write_text(PLAN)
+    (folder / "published.toml").write_text(PUBLISHED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(bench: Path) -> Path:
+    run.run(bench / "plan.toml", bench / "out")
+    return bench / "out"
+
+
+def fixed(out: Path) -> list[table.Json]:
+    """The table without what two runs cannot have in common."""
+    return [{key: value for key, value in row.items() if key not in table.MEASURED} for row in table.rows(out)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "variation"', 'name = "variance"', "Did you mean 'variation'"),
+        ('name = "variation"', 'name = "variation"\npreset = "cpi"', "Did you mean 'cpu'"),
+        ("side = 32", "sides = 32", "Did you mean 'side'"),
+        ("side = 32", "side = 0", "detector 'nearest'.*side"),
+        ("seeds =", "seed =", "Did you mean 'seeds'"),
+        ("label =", "labels =", "detectors 'nearest-image'.*Did you mean 'label'"),
+        ('folder = "data/ring"', 'folders = "data/ring"', "products 'ring'.*Did you mean 'folder'"),
+        ('label = "nearest"', 'label = "a/b"', "label"),
+        ('folder = "data/ring"', 'folder = "data/wing"', "data/wing.*nothing"),
+        ('folder = "data/ring"', 'folder = "data/ring/train"', "no test|under test"),
+        ('folder = "data/ring"', 'folder = "data/ring"\ngeometry = { crop = [0, 0] }', "crop"),
+        ('folder = "data/ring"', 'folder = "data/ring"\ngeometry = { tiles = true }', "cannot work on tiles"),
+        ('folder = "data/ring"', 'folder = "data/ring"\ngeometry = { size = 64 }', "sizes = "),
+        ('label = "nearest"', 'label = "Variation"', "detector variation stands there twice"),
+        ('name = "torn"', 'name = "Ring"', "product ring stands there twice"),
+        ('folder = "data/torn"', 'folder = "data/ring"', "one cell twice"),
+        ("seeds = [0]", "seeds = [0, 0]", "seed 0 stands there twice"),
+        ("sizes = [64]", "sizes = [65]", "size.*multiple of 32"),
+        ("sizes = [64]", "sizes = []", "sizes"),
+        ("sizes = [64]", "sizes = [64", "not TOML"),
+        ('"published.toml"', '"publish.toml"', "no file .*publish.toml"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(
+    bench: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in PLAN
+    path = bench / "wrong.toml"
+    path.write_text(PLAN.replace(old, new, 1))
+    with pytest.raises(AndonError, match=message):
+        run.run(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_are_every_combination_with_every_setting_spelled_out(bench: Path) -> None:
+    cells = plan.cells(plan.load(bench / "plan.toml"))
+    assert [(c.product, c.detector, c.size, c.seed) for c in cells] == [
+        (p, d, 64, 0) for p in ("ring", "torn") for d in ("variation", "nearest")
+    ]
+    assert cells[1].recipe.detector.settings == {"side": 32, "memory_mb": 256}
+    assert cells[1].recipe.geometry.size == 64
+
+
+def test_each_cell_is_a_row_and_a_failure_is_one_too(finished: Path) -> None:
+    rows = table.rows(finished)
+    assert [row["status"] for row in rows] == ["done", "done", "failed", "failed"]
+    for row in rows:
+        assert row["made"] and row["machine"] and json.loads(row["versions"])["andon"]
+        assert tomllib.loads(row["recipe"])["seed"] == row["seed"]
+        if row["product"] == "ring":
+            assert row["image_auroc"] == 1.0
+            assert row["test_good"] == row["test_defective"] == 3
+            assert 0 < row["latency_p50_ms"] <= row["latency_p95_ms"]
+            assert row["bundle_bytes"] > 1000
+            assert row["peak_mb"] is None or 50 < row["peak_mb"] < 2000
+            assert json.loads(row["defects"])["scratch"]["n"] == 3
+        else:
+            assert "gray.png" in row["error"]
+            assert row["image_auroc"] is None
+    read = pyarrow.parquet.read_table(finished / "results.parquet")
+    assert read.to_pylist() == rows
+    assert not (finished / "work").exists()
+
+
+def test_training_sees_nothing_of_the_test_side(finished: Path, bench: Path, tmp_path: Path) -> None:
+    shutil.copytree(bench / "data/ring/train", tmp_path / "ring/train")
+    bundle = training.train(tmp_path / "ring", tmp_path / "b.andon", detector="variation", size=64)
+    row = table.rows(finished)[0]
+    assert row["training_digest"] == bundle.manifest.data["digest"]
+    assert json.loads(row["training"])["images"] == 10
+
+
+def test_what_is_finished_is_kept_and_what_failed_is_tried_again(finished: Path, bench: Path) -> None:
+    said: list[str] = []
+    before = table.rows(finished)
+    found = run.run(bench / "plan.toml", finished, tell=said.append)
+    assert (found.done, found.failed, found.kept) == (2, 2, 2)
+    assert sum("tried again" in sentence for sentence in said) == 2
+    assert [row for row in table.rows(finished) if row["status"] == "done"] == [
+        row for row in before if row["status"] == "done"
+    ]
+
+
+def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(job: Job) -> table.Json:
+        result = {**job.head(), "status": "done", "total_seconds": 60.0, "peak_mb": 1.0}
+        result["metrics"] = {"image": {"auroc": len(list((tmp_path / "ring/train/good").iterdir()))}}
+        job.result.parent.mkdir(parents=True, exist_ok=True)
+        job.result.write_text(json.dumps(result))
+        return result
+
+    monkeypatch.setattr(run, "_run", stand_in)
+    product(tmp_path / "ring")
+    product(tmp_path / "hoop")
+    path, out, said = tmp_path / "plan.toml", tmp_path / "out", list[str]()
+    path.write_text(PLAN.replace("data/", "").replace("torn", "hoop").replace("published", "# "))
+    assert run.run(path, out, tell=said.append).kept == 0
+    assert "image AUROC 10.0000, 60 s, 1 MB; about 3 min left" in said[0]
+    (tmp_path / "ring/train/good/003.png").unlink()
+    said.clear()
+    assert run.run(path, out, tell=said.append).kept == 2
+    assert said[0].startswith("ring: since the last run 1 files were lost, 0 came and 0 changed")
+    assert sum("its images have changed" in sentence for sentence in said) == 2
+    assert [row["image_auroc"] for row in table.rows(out)] == [9, 9, 10, 10]
+
+    said.clear()
+    path.write_text(path.read_text().replace("side = 32", "side = 16"))
+    assert run.run(path, out, tell=said.append).kept == 2
+    assert sum("its recipe has changed" in sentence for sentence in said) == 2
+
+    said.clear()
+    file = tmp_path / "hoop/test/good/100.png"
+    file.write_bytes(file.read_bytes() + b"x")
+    os.utime(tmp_path / "hoop/test/good/101.png", (1, 1))  # touched, but the same
+    assert run.run(path, out, tell=said.append).kept == 2
+    assert said[0].startswith("hoop: since the last run 0 files were lost, 0 came and 1 changed")
+
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "hoop").rename(tmp_path / "elsewhere/hoop")
+    (tmp_path / "ring").rename(tmp_path / "elsewhere/ring")
+    path.write_text(path.read_text().replace('folder = "', 'folder = "elsewhere/'))
+    assert run.run(path, out).kept == 4  # moved, but the same
+
+
+def test_killed_and_resumed_the_table_is_the_same(finished: Path, bench: Path) -> None:
+    out, path = bench / "killed", bench / "keep.toml"
+    path.write_text("keep_bundles = true\n" + PLAN)
+    code = f"from andon.bench import run; run.run({str(path)!r}, {str(out)!r})"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        until = time.monotonic() + 60
+        while not (out / "cells/ring/nearest/64-0.json").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGKILL)
+    assert [row["status"] for row in table.rows(out)].count("missing") >= 2
+    run.run(path, out)
+    assert fixed(out) == fixed(finished)
+    kept = Bundle.load(out / "bundles/ring/variation/64-0.andon")
+    assert kept.digest() == table.rows(out)[0]["bundle_digest"]
+
+
+def test_a_process_that_dies_is_a_failure(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    found = run.run(bench / "plan.toml", tmp_path / "out")
+    assert (found.done, found.failed) == (0, 4)
+    assert "ended with status 1" in table.rows(tmp_path / "out")[0]["error"]
+
+
+def test_report_shows_spread_published_figures_and_failures(finished: Path) -> None:
+    report.write(finished)
+    lines = (finished / "results.md").read_text().splitlines()
+    assert "| ring | 100.00 (1) | 100.00 (1) |" in lines
+    assert "| the same | [9] table 1 | nearest | 81.02 | 100.00 (1) | 68.12 |" in lines
+    assert "| elsewhere | [9] table 1 | – | 77.50 | – | 70.25 |" in lines
+    assert "| other setting | [9] table 1 | – | 11.00 | – | 12.00 |" in lines
+    assert "2 of 4 cells finished: 2 detectors on 2 products at 64² pixels." in lines
+    assert any(line.startswith("64²: No critical-difference diagram: 2 detectors on 1 products") for line in lines)
+    assert sum("torn · " in line and "gray.png" in line for line in lines) == 2
+    assert all("oracle" in line for line in lines if "F1" in line)
+    ElementTree.parse(finished / "accuracy-latency.svg")
+    page = (finished / "results.html").read_text()
+    assert "the same" in page and "<svg" in page and "gray.png" in page
+    assert "<script" not in page
+
+
+def test_commands(finished: Path, bench: Path) -> None:
+    command = typer.testing.CliRunner()
+    done = command.invoke(measuring.bench, [str(bench / "plan.toml"), "--out", str(finished), "--quiet"])
+    assert done.exit_code == 1  # two cells fail
+    shown = command.invoke(measuring.bench, ["report", str(finished)])
+    assert shown.exit_code == 0 and "results.html" in shown.stdout
+    assert "report" in command.invoke(measuring.bench, ["--help"]).stdout
+    missing = command.invoke(measuring.bench, ["--quiet", str(bench / "nix.toml")])
+    assert isinstance(missing.exception, RecipeError)
+
+
+def test_report_before_anything_ran_and_of_a_foreign_folder(bench: Path, tmp_path: Path) -> None:
+    plans = plan.load(bench / "plan.toml")
+    run._describe(plans, plan.cells(plans), tmp_path)
+    report.write(tmp_path)
+    assert "0 of 4 cells finished" in (tmp_path / "results.md").read_text()
+    with pytest.raises(AndonError, match="not the results of a benchmark"):
+        report.write(bench)
+    (tmp_path / "published.toml").write_text(PUBLISHED.replace("77.5, ", ""))
+    with pytest.raises(RecipeError, match="'elsewhere' has 1 figures for 2 products"):
+        report.write(tmp_path)
+
+
+def test_published_figures_are_whole() -> None:
+    tables = tomllib.loads((Path(__file__).parents[1] / "benchmarks/published.toml").read_text())["tables"]
+    assert {t["source"] for t in tables} >= {"[0]", "[2]", "[3]"}
+    for each in tables:
+        for row in each["rows"]:
+            assert len(row["values"]) == len(each["products"])
+            assert all(10 < value <= 100 for value in row["values"])
+
+
+def test_mean_and_spread_over_seeds() -> None:
+    assert report.text([0.5, 0.7]) == "60.00 ± 14.14 (2)"
+    assert report.text([0.5]) == "50.00 (1)"
+    assert report.text([]) == "–"
+
+
+def test_a_mean_over_products_takes_only_seeds_that_every_product_has() -> None:
+    rows = [
+        {"product": p, "detector": d, "size": 64, "seed": s, "status": "done", "auroc": value}
+        for p, d, s, value in [
+            *[("a", "x", 0, 0.4), ("b", "x", 0, 0.8), ("a", "x", 1, 1.0), ("b", "x", 1, None)],
+            *[("a", "y", 0, 0.5), ("c", "x", 0, None), ("c", "y", 0, None)],
+        ]
+    ]
+    found = report.Results(rows)
+    assert found.measurable("auroc", 64) == ["a", "b"]
+    assert found.over_products("auroc", 64, "x", ["a", "b"]) == [pytest.approx(0.6)]
+    assert found.over_products("auroc", 64, "y", ["a", "b"]) == []
+
+
+def test_ranks_agree_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(0)
+    figures = np.round(rng.random((14, 4)) + np.array([0.0, 0.5, 0.2, 0.3]), 1)  # with ties
+    found = ranks.rank(["a", "b", "c", "d"], figures)
+    assert not isinstance(found, str)
+    expected = stats.rankdata(-figures, axis=1).mean(axis=0)
+    assert dict(zip(found.names, found.mean_ranks, strict=True)) == pytest.approx(
+        dict(zip("abcd", expected, strict=True))
+    )
+    q = stats.studentized_range.ppf(0.95, 4, np.inf) / np.sqrt(2)
+    assert found.critical_difference == pytest.approx(q * np.sqrt(4 * 5 / (6 * 14)), rel=1e-3)
+    ElementTree.fromstring(
+        plots.critical_difference(found.names, found.mean_ranks, found.critical_difference, found.groups)
+    )
+    assert found.p_value == pytest.approx(stats.friedmanchisquare(*figures.T).pvalue, rel=0.5)
+
+
+def test_groups_are_the_longest_runs_that_do_not_differ() -> None:
+    assert ranks._groups(np.array([1.0, 2.0, 2.5, 4.0, 4.2]), 1.5) == ((0, 2), (2, 3), (3, 4))
+    assert ranks._groups(np.array([1.0, 3.0, 5.0]), 1.5) == ()
+
+
+def test_ranks_of_too_few_are_refused() -> None:
+    assert "2 detectors" in str(ranks.rank(["a", "b"], np.ones((9, 2))))
+    assert "4 products" in str(ranks.rank(["a", "b", "c"], np.ones((4, 3))))
+    assert "0 products" in str(ranks.rank(["a", "b", "c"], []))

@@ -1,0 +1,129 @@
+"""Training tiles: read once, drawn so that each comes as often, varied as the recipe allows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from andon.detectors.base import Run  # noqa: E402
+from andon.errors import AndonError, TrainingError  # noqa: E402
+from andon.inspection import Pixels  # noqa: E402
+from andon.nn import data  # noqa: E402
+from andon.recipe import Augment  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """Tiles that count how often they are read."""
+
+    def __init__(self, count: int = 10, depth: int = 8, side: int = 16) -> None:
+        self.side, self.channels, self.depth, self.passes = side, 3, depth, 0
+        top, kind = (256, np.uint8) if depth == 8 else (65536, np.uint16)
+        self.tiles: Pixels = np.random.default_rng(0).integers(0, top, (count, side, side, 3), dtype=kind)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        self.passes += 1
+        for start in range(0, len(self.tiles), 4):
+            yield self.tiles[start : start + 4]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize("megabytes", [1, 0])
+def test_tiles_are_read_once_into_memory_or_a_file(depth: int, megabytes: int, tmp_path: Path) -> None:
+    tiles = Counted(depth=depth)
+    stock = data.gather(tiles, megabytes, Run(folder=tmp_path))
+    assert tiles.passes == 1
+    assert isinstance(stock.pixels, np.memmap) == (megabytes == 0)
+    assert stock.pixels.dtype == tiles.tiles.dtype
+    np.testing.assert_array_equal(stock.pixels, tiles.tiles)
+    assert stock.digest == data.gather(tiles, 1, Run()).digest
+    assert list(tmp_path.iterdir()) == []  # the file has no name: a kill leaves nothing behind
+
+
+def test_a_folder_that_cannot_hold_the_tiles_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AndonError, match=r"0 MB, cannot be kept there.*cache_mb = 1"):
+        data.gather(Counted(), 0, Run(folder=tmp_path / "missing"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        monkeypatch.setattr(data.tempfile, "TemporaryFile", lambda dir: full)
+        with pytest.raises(AndonError, match=r"no space left on device.*Free space"):
+            data.gather(Counted(), 0, Run())
+
+
+def test_no_tiles_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="no training tiles"):
+        data.gather(Counted(0), 1, Run())
+
+
+def test_held_out_tiles_are_a_seeded_share() -> None:
+    learn, held = data.split(40, 0.1, seed=1)
+    assert len(held) == 4
+    assert sorted([*learn, *held]) == list(range(40))
+    assert not np.array_equal(held, data.split(40, 0.1, seed=2)[1])
+    assert len(data.split(9, 0.1, seed=1)[1]) == 0
+    assert len(data.split(40, 0.0, seed=1)[1]) == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 10, 99])
+def test_every_tile_comes_once_an_epoch(batch: int) -> None:
+    tiles, rows = Counted(12), np.arange(2, 12)
+    feed = data.Feed(tiles.tiles, rows, batch, 0, Augment(), CPU)
+    drawn = np.concatenate([feed.rows(step) for step in range(40)])
+    epochs = drawn[: len(drawn) // 10 * 10].reshape(-1, 10)
+    assert all(np.array_equal(np.sort(epoch), rows) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
+    np.testing.assert_array_equal(feed.rows(3), data.Feed(tiles.tiles, rows, batch, 0, Augment(), CPU).rows(3))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_batch_is_the_tiles_in_zero_to_one(depth: int) -> None:
+    tiles = Counted(depth=depth)
+    feed = data.Feed(tiles.tiles, np.arange(10), 4, 0, Augment(), CPU)
+    expected = tiles.tiles[feed.rows(1)].transpose(0, 3, 1, 2) / (2**depth - 1)
+    np.testing.assert_allclose(feed(1, torch.Generator()).numpy(), expected, rtol=1e-6)
+
+
+def test_flips_and_turns_are_those_of_the_square() -> None:
+    tile = torch.rand(1, 2, 6, 6)
+    square = [torch.rot90(t, k, (2, 3)) for t in (tile, tile.flip(3)) for k in range(4)]
+
+    def seen(augment: Augment) -> set[int]:
+        varied = data.vary(tile.expand(200, -1, -1, -1), augment, torch.Generator().manual_seed(0))
+        return {next(i for i, s in enumerate(square) if torch.equal(s[0], v)) for v in varied}
+
+    assert seen(Augment()) == {0}
+    assert seen(Augment(quarter_turns=True)) == {0, 1, 2, 3}
+    assert seen(Augment(flip=True)) == {0, 2, 4, 6}
+    assert seen(Augment(flip=True, quarter_turns=True)) == set(range(8))
+
+
+def test_a_rotation_turns_and_repeats_the_edge() -> None:
+    tile = torch.rand(1, 3, 9, 9)
+    quarter = data.rotated(tile, torch.tensor([90.0]))
+    torch.testing.assert_close(quarter, torch.rot90(tile, 1, (2, 3)), rtol=0, atol=1e-5)
+    flat = torch.full((2, 3, 9, 9), 0.7)
+    torch.testing.assert_close(data.rotated(flat, torch.tensor([10.0, -33.0])), flat)
+
+
+def test_brightness_is_a_factor_of_each_tile() -> None:
+    tiles = torch.full((100, 1, 2, 2), 0.5)
+    varied = data.vary(tiles, Augment(brightness=0.2), torch.Generator().manual_seed(0))
+    assert 0.4 <= varied.min() < 0.42 and 0.58 < varied.max() <= 0.6
+    assert (varied.flatten(1) == varied[:, 0, :1, 0]).all()
+    assert data.vary(tiles * 2, Augment(brightness=0.2), torch.Generator().manual_seed(0)).max() == 1
+
+
+def test_variation_is_a_function_of_the_seed() -> None:
+    tiles, all_of_it = torch.rand(4, 3, 8, 8), Augment(flip=True, quarter_turns=True, rotate=9, brightness=0.1)
+    first, second, other = (data.vary(tiles, all_of_it, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, second) and not torch.equal(first, other)
