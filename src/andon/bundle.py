@@ -27,7 +27,9 @@ MEMBERS = {  # name: bytes it may unpack to
     "graph.onnx": 2 * 1024**3,
     "recipe.toml": 16 * 1024**2,
     "calibration.json": 16 * 1024**2,
+    "curve.csv": 16 * 1024**2,
 }
+NEEDED = sorted(set(MEMBERS) - {"curve.csv"})
 DIGITS = 16  # of an image's SHA-256 that name it in the manifest
 
 
@@ -64,6 +66,7 @@ class Bundle:
     recipe: Recipe
     calibration: Calibration
     manifest: Manifest
+    curve: str = ""  # how the loss fell in training by gradient, as CSV
 
     def save(self, path: str | Path) -> None:
         """Write the bundle; the file appears whole or not at all. AndonError as `check_place`."""
@@ -73,6 +76,8 @@ class Bundle:
             "recipe.toml": self.recipe.dump().encode(),
             "calibration.json": self.calibration.model_dump_json(indent=1).encode(),
         }
+        if self.curve:
+            members["curve.csv"] = self.curve.encode()
         digests = {name: files.digest(data) for name, data in members.items()}
         manifest = self.manifest.model_copy(update={"digests": digests}).model_dump_json(indent=1).encode()
         buffer = io.BytesIO()
@@ -106,7 +111,7 @@ class Bundle:
             calibration = Calibration.model_validate_json(members["calibration.json"])
         except (ValidationError, UnicodeDecodeError) as error:
             raise BundleError(f"{path}: a bundle whose contents do not fit its format: {error}") from None
-        return cls(members["graph.onnx"], recipe, calibration, manifest)
+        return cls(members["graph.onnx"], recipe, calibration, manifest, members.get("curve.csv", b"").decode())
 
     def digest(self) -> str:
         """SHA-256 over the digests of graph, recipe and calibration: names this decision-maker in every record.
@@ -157,10 +162,11 @@ def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            if set(entries) != set(MEMBERS) or len(archive.infolist()) != len(MEMBERS):
+            whole = set(NEEDED) <= set(entries) <= set(MEMBERS)
+            if not whole or len(archive.infolist()) != len(entries):
                 raise BundleError(
                     f"{path}: a ZIP file with {', '.join(sorted(entries)[:5])}; "
-                    f"expected a bundle with {', '.join(sorted(MEMBERS))}. Was it made by `andon train`?"
+                    f"expected a bundle with {', '.join(NEEDED)}. Was it made by `andon train`?"
                 )
             for name, entry in entries.items():
                 if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -18,7 +18,7 @@ def render(template: str, **values: Any) -> bytes:
         lstrip_blocks=True,
     )
     pages.filters.update(percent=percent, figure=figure)
-    return pages.get_template(template).render(**values).encode()
+    return pages.get_template(template).render(**values).encode(errors="backslashreplace")
 
 
 def data(content: bytes, kind: str) -> str:

@@ -1,17 +1,15 @@
 """An evaluation as one HTML file that needs nothing else: styles, plots and pictures are inside, and no script."""
 
-import base64
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from andon import files, image, metrics, plots, render
+from andon import files, image, metrics, pages, plots, render
 from andon.calibration import percent
 from andon.errors import AndonError, ImageError
 from andon.evaluate import Evaluation, Row, in_words, read_mask
@@ -47,20 +45,17 @@ def write(evaluation: Evaluation, folder: str | Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AndonError(f"{folder}: cannot be made ({error.strerror}). Choose another output folder.") from None
+    page = html(evaluation)  # takes longest, and an interruption here leaves nothing
     files.write(folder / "metrics.json", evaluation.json())
     files.write(folder / "scores.csv", evaluation.csv())
-    files.write(folder / "report.html", html(evaluation))
+    files.write(folder / "report.html", page)
 
 
 def html(evaluation: Evaluation) -> bytes:
     """Make the page. Every name and message in it is escaped: files may be called anything."""
-    loader = jinja2.PackageLoader("andon", "templates")
-    pages = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    pages.filters.update(percent=percent, in_words=in_words, figure=_figure)
     inspector = evaluation.inspector
-    page = pages.get_template("report.html").render(
+    return pages.render(
+        "report.html",
         evaluation=evaluation,
         metrics=evaluation.metrics,
         defects=sorted(evaluation.metrics["defects"].items(), key=lambda item: item[1]["auroc"] or 0),
@@ -69,13 +64,12 @@ def html(evaluation: Evaluation) -> bytes:
         roc=Markup(roc_plot(evaluation)),
         histogram=Markup(histogram(evaluation)),
         galleries=galleries(evaluation),
-        legend=_data(render.encode(render.colour_bar(inspector.scale, 180), "png"), "png"),
+        legend=pages.data(render.encode(render.colour_bar(inspector.scale, 180), "png"), "png"),
         promises=inspector.promises(),
         manifest=inspector.manifest,
         inspector=inspector,
         recipe=inspector.recipe.dump(),
     )
-    return page.encode()
 
 
 def headline(evaluation: Evaluation) -> str:
@@ -196,7 +190,7 @@ def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
             bar=False,
         )
         photo = render.fit(render.display(pixels), SIDE)
-        cards.append(Card(row, *(_data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))))
+        cards.append(Card(row, *(pages.data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))))
     return cards
 
 
@@ -206,12 +200,3 @@ def _mask(row: Row, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
         return read_mask(row.mask, shape) if row.mask else None
     except ImageError:
         return None
-
-
-def _data(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _figure(value: float | None) -> str:
-    """Write a figure in [0, 1], or a dash where there is none."""
-    return "–" if value is None else f"{value:.4f}"

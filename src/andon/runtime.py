@@ -54,10 +54,10 @@ def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, Takes]:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for every kind of bad model
         raise BundleError(f"the graph is not one ONNX Runtime can load: {error}") from None
-    names = [i.name for i in session.get_inputs()], sorted(o.name for o in session.get_outputs())
-    if names != (["tiles"], ["map", "score"]):
+    inputs, outputs = [i.name for i in session.get_inputs()], {o.name for o in session.get_outputs()}
+    if inputs != ["tiles"] or outputs - {"reconstruction"} != {"map", "score"}:
         raise BundleError(
-            f"a graph from {names[0]} to {names[1]}; expected tiles → score, map. Was it made by `andon train`?"
+            f"a graph from {inputs} to {sorted(outputs)}; expected tiles → score, map. Was it made by `andon train`?"
         )
     entry = session.get_inputs()[0]
     sizes = [size if isinstance(size, int) else None for size in entry.shape]

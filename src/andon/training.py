@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -152,6 +153,8 @@ def train(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    device: str = "",
+    seconds: float | None = None,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
@@ -159,7 +162,9 @@ def train(
     """Learn a product from a folder of good images, or by a recipe, and write the bundle `out`.
 
     `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
-    on images that were left out or do not count, and is `tell` where none is given.
+    on images that were left out or do not count, and is `tell` where none is given. A detector trained by gradient
+    runs on `device`, for `seconds` in place of its steps; while it trains its checkpoints lie in `OUT.training`, and
+    after a kill the same call goes on from there.
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
     began = time.perf_counter()
@@ -188,9 +193,10 @@ def train(
     tiles = GoodTiles(fit_on, survey, recipe.geometry)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
-    forecast = model.forecast(tiles)
+    run = Run(progress, tell, recipe.augment, out.with_name(out.name + ".training"), device, seconds)
+    forecast = model.forecast(tiles, run)
     tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
-    model.fit(tiles, Run(progress, tell, recipe.augment))
+    model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
     parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
@@ -216,8 +222,9 @@ def train(
         parity=parity,
         learnt=sorted({survey.digests[sample.path][:DIGITS] for sample in fit_on}),
     )
-    bundle = Bundle(graph, recipe, calibration, manifest)
+    bundle = Bundle(graph, recipe, calibration, manifest, model.curve)
     bundle.save(out)
+    shutil.rmtree(out.with_name(out.name + ".training"), ignore_errors=True)
     for sentence in calibration.describe(recipe.decision):
         tell(sentence)
     return bundle
@@ -312,6 +319,8 @@ def recalibrate(
     folder: str | Path,
     *,
     groups: str | Path | None = None,
+    device: str = "",
+    seconds: float | None = None,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from andon.cli import judging, making
+from andon.cli import judging, making, measuring
 from andon.errors import AndonError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
     """,
 )
 features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
+app.add_typer(measuring.bench, name="bench")
 app.add_typer(features_app, name="features")
 
 for command in (
@@ -37,6 +38,7 @@ for command in (
     making.calibrate,
     judging.show,
     judging.detectors,
+    measuring.compare,
 ):
     app.command()(command)
 features_app.command("build")(making.features_build)

@@ -25,6 +25,12 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bundle.", show_default=False)] = None,
     groups: Groups = None,
+    device: Annotated[
+        str, typer.Option(help="For detectors trained by gradient: cpu, cuda, …; default: the best there is.")
+    ] = "",
+    time: Annotated[
+        str, typer.Option(help="Train by gradient for this long, as 90s, 10m or 2h, instead of for its steps.")
+    ] = "",
     quiet: Quiet = False,
 ) -> None:
     """Learn a product from good images and write a calibrated bundle.
@@ -37,9 +43,24 @@ def train(
     name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # a product may be called a/b
     target = out or Path(f"{name}.andon")
     with progress_bars(quiet) as progress:
-        bundle = training.train(recipe, target, progress=progress, tell=teller(quiet), warn=teller(False))
+        bundle = training.train(
+            recipe,
+            target,
+            device=device,
+            seconds=_seconds(time) if time else None,
+            progress=progress,
+            tell=teller(quiet),
+            warn=teller(False),
+        )
     seconds = sum(bundle.manifest.timings.values())
     teller(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
+
+
+def _seconds(time: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", time.strip().lower())
+    if not found or float(found[1]) == 0:
+        raise AndonError(f"--time {time}: expected a number and a unit, as 90s, 10m or 2h.")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def calibrate(

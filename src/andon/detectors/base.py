@@ -67,6 +67,7 @@ class Detector(Protocol):
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
+    curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty
 
     def __init__(self, config: Any, seed: int) -> None:
         """Take the settings; nothing is learnt yet."""

@@ -42,12 +42,12 @@ class Settings(BaseModel):
     stages: Annotated[tuple[int, ...], Field(min_length=1)] = (4, 10)  # blocks; each gets a bank
     average: Annotated[int, Field(ge=1, le=15)] = 3  # positions a side over which features are averaged; odd
     floor: Annotated[float, Field(gt=0, le=1)] = 1e-3  # least eigenvalue in whitening, as a share of the greatest
-    bank: Annotated[int, Field(ge=1)] = 1000  # memories a stage; the time of a search is in proportion
+    bank: Annotated[int, Field(ge=1)] = 2000  # memories a stage; the time of a search is in proportion
     neighbours: Annotated[int, Field(ge=1)] = 10  # good patches around a memory that set its credit
     credit: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of their mean squared distance; 0 turns it off
     common: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the map's mean that is taken off the image score
     deep: Annotated[float, Field(ge=0)] = 0.25  # weight of the coarser stages in the map; they find, the finest shows
-    candidates: Annotated[int, Field(ge=1)] = 20_000  # patches sampled a stage, from which memories are chosen
+    candidates: Annotated[int, Field(ge=1)] = 60_000  # patches sampled a stage, from which memories are chosen
     memory_mb: Annotated[int, Field(ge=16)] = 512  # MB for the samples; fewer candidates where they need more
 
     @field_validator("average")
@@ -74,7 +74,8 @@ class MemoryBank:
     summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "fine": {"bank": 3000, "candidates": 60_000}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    curve = ""
 
     def __init__(self, config: Settings, seed: int) -> None:
         """Take the settings; nothing is learnt yet."""
@@ -86,7 +87,7 @@ class MemoryBank:
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch and a few timed steps of the coreset."""
         batch = next(iter(tiles))
-        describe = features.session(self._describing_graph(tiles.channels, tiles.depth))
+        describe = features.session(self._describing_graph(tiles))
         describe.run(None, {"tiles": batch[:1]})
         start = time.perf_counter()
         describe.run(None, {"tiles": batch})
@@ -141,7 +142,7 @@ class MemoryBank:
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         self._require_fit()
-        tiles = self._input(self._channels, self._depth)
+        tiles = self._input(self._side, self._channels, self._depth)
         maps = self._maps(tiles, self._channels, self._depth)
         total: Var | None = None
         shown: Var | None = None
@@ -187,22 +188,22 @@ class MemoryBank:
         most = min(self.config.candidates, self.config.memory_mb * 1_000_000 // (4 * width))
         return [min(most, len(tiles) * (tiles.side // stage.stride) ** 2) for stage in self._stages]
 
-    def _input(self, channels: int, depth: int) -> Var:
-        return argument(Tensor(np.uint8 if depth == 8 else np.uint16, ("n", "t", "t", channels)))
+    def _input(self, side: int, channels: int, depth: int) -> Var:
+        return argument(Tensor(np.uint8 if depth == 8 else np.uint16, ("n", side, side, channels)))
 
     def _maps(self, tiles: Var, channels: int, depth: int) -> list[Var]:
         maps = features.describe(tiles, depth, channels, self.config.network, self.config.stages)
         return [_pool(x, self.config.average) for x in maps]
 
-    def _describing_graph(self, channels: int, depth: int) -> onnx.ModelProto:
+    def _describing_graph(self, like: Tiles) -> onnx.ModelProto:
         """tiles (n, t, t, c) → the averaged feature map of each stage."""
-        tiles = self._input(channels, depth)
-        named = zip(self._stages, self._maps(tiles, channels, depth), strict=True)
+        tiles = self._input(like.side, like.channels, like.depth)
+        named = zip(self._stages, self._maps(tiles, like.channels, like.depth), strict=True)
         return build({"tiles": tiles}, {stage.name: x for stage, x in named})
 
     def _sample(self, tiles: Tiles, rng: np.random.Generator, progress: Progress) -> list[Array]:
         """Draw a uniform sample of the patches of each stage, all in one pass (reservoir)."""
-        describe = features.session(self._describing_graph(tiles.channels, tiles.depth))
+        describe = features.session(self._describing_graph(tiles))
         names = [stage.name for stage in self._stages]
         sizes = zip(self._stages, self._rows(tiles), strict=True)
         samples = [np.empty((rows, stage.channels), np.float32) for stage, rows in sizes]

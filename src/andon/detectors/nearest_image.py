@@ -47,7 +47,8 @@ class NearestImage:
     summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "fine": {"side": 128, "memory_mb": 1024}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    curve = ""
 
     def __init__(self, config: Settings, seed: int) -> None:
         """Take the settings; nothing is learnt yet."""
@@ -100,7 +101,7 @@ class NearestImage:
         self._require_fit()
         _, s, _, c = self._images.shape
         block = self._side // s
-        tiles = argument(Tensor(np.uint8 if self._depth == 8 else np.uint16, ("n", "t", "t", c)))
+        tiles = argument(Tensor(np.uint8 if self._depth == 8 else np.uint16, ("n", self._side, self._side, c)))
         blocks = op.reshape(op.cast(tiles, to=np.float32), _ints(-1, s, block, s, block, c))
         small = op.reshape(op.reduce_mean(blocks, axes=(2, 4), keepdims=0), _ints(-1, s * s * c))
         # What all images share would cost digits in the products below; whole gray levels keep the differences exact.

@@ -45,6 +45,7 @@ class Variation:
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    curve = ""
 
     def __init__(self, config: Settings, seed: int) -> None:
         """Take the settings; nothing is learnt yet, and nothing is drawn at random."""
@@ -85,7 +86,7 @@ class Variation:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         self._require_fit()
         kind = np.uint8 if self._top == 255 else np.uint16
-        tiles = argument(Tensor(kind, ("n", "t", "t", self._mean.shape[2])))
+        tiles = argument(Tensor(kind, ("n", *self._mean.shape)))
         mean, weight = (op.const(value.astype(np.float32)) for value in (self._mean, 1 / self._deviation))
         z = op.mul(op.sub(op.cast(tiles, to=np.float32), mean), weight)
         pixel = op.reduce_mean(op.mul(z, z), axes=(3,), keepdims=0)

@@ -92,7 +92,7 @@ class LearnedDetector(ABC):
         if self._graph is None:
             side, channels, depth = self._shape
             inner = exported(network, side, channels)
-            tiles = spox.argument(spox.Tensor(np.uint8 if depth == 8 else np.uint16, ("n", "t", "t", channels)))
+            tiles = spox.argument(spox.Tensor(np.uint8 if depth == 8 else np.uint16, ("n", side, side, channels)))
             scale = op.const(np.float32(1 / (2**depth - 1)))
             values = op.mul(op.cast(tiles, to=np.float32), scale)
             found = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))
