@@ -164,10 +164,7 @@ def load(bundles: Sequence[Path]) -> dict[str, Inspector]:
 def write(compared: Comparison, folder: str | Path) -> Path:
     """Write `compare.html` into a folder, which is made if need be; returns the page."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AndonError(f"{folder}: cannot be made ({error.strerror}). Choose another output folder.") from None
+    files.make_folder(folder)
     files.write(folder / "compare.html", html(compared))
     return folder / "compare.html"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from andon import files, image, metrics, pages, plots, render
 from andon.calibration import percent
-from andon.errors import AndonError, ImageError
+from andon.errors import ImageError
 from andon.evaluate import Evaluation, Row, in_words, read_mask
 from andon.inspection import Verdict
 from andon.inspector import Inspector
@@ -41,10 +41,7 @@ class Gallery(NamedTuple):
 def write(evaluation: Evaluation, folder: str | Path) -> None:
     """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is made if need be."""
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AndonError(f"{folder}: cannot be made ({error.strerror}). Choose another output folder.") from None
+    files.make_folder(folder)
     page = html(evaluation)  # takes longest, and an interruption here leaves nothing
     files.write(folder / "metrics.json", evaluation.json())
     files.write(folder / "scores.csv", evaluation.csv())

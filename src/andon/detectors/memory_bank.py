@@ -36,10 +36,10 @@ from andon.inspection import Array, Pixels, Scores
 class Settings(BaseModel):
     """Settings of `memory-bank`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     network: str = "efficientnet-lite0"  # a feature graph of andon.features
-    stages: Annotated[tuple[int, ...], Field(min_length=1)] = (4, 10)  # blocks; each gets a bank
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (4, 10)  # blocks; each gets a bank
     average: Annotated[int, Field(ge=1, le=15)] = 3  # positions a side over which features are averaged; odd
     floor: Annotated[float, Field(gt=0, le=1)] = 1e-3  # least eigenvalue in whitening, as a share of the greatest
     bank: Annotated[int, Field(ge=1)] = 2000  # memories a stage; the time of a search is in proportion

@@ -32,7 +32,7 @@ from andon.inspection import Array, Pixels, Scores
 class Settings(BaseModel):
     """Settings of `nearest-image`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
     # of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.

@@ -29,7 +29,7 @@ from andon.inspection import Pixels, Scores
 class Settings(BaseModel):
     """Settings of `variation`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     # Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
     # saturated background, would otherwise turn a change of one gray level into an infinite deviation. One per cent,

@@ -35,7 +35,7 @@ CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 class Schedule(BaseModel):
     """How a network is trained; the settings of a learned detector inherit these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     steps: Annotated[int, Field(ge=1)] = 2000
     batch: Annotated[int, Field(ge=1)] = 8  # tiles a step
