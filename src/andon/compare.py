@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from andon import evaluate, files, geometry, image, metrics, pages, plots, render
 from andon.dataset import Dataset
 from andon.detectors.base import Progress, silent
-from andon.errors import AndonError, DatasetError, ImageError
+from andon.errors import AndonError, DatasetError
 from andon.evaluate import Evaluation, Row
 from andon.inspection import Verdict
 from andon.inspector import Inspector
@@ -266,7 +266,7 @@ class _Draw:
     def panel(self, j: int) -> Panel:
         row = self._compared.images[j]
         pixels = image.read(row.path).pixels
-        mask = _mask(row, pixels.shape)
+        mask = row.truth(pixels.shape)
         photo = render.fit(render.display(pixels), SIDE)
         if mask is not None:
             render.outline(photo, mask, render.TRUTH)
@@ -294,13 +294,6 @@ class _Draw:
         planes = [geometry.join(view, zip(places, made[..., c], strict=True)) for c in range(made.shape[3])]
         values = np.nan_to_num(np.stack(planes, axis=2)) * 255
         return render.fit(render.display(np.round(values).astype(np.uint8)), SIDE)
-
-
-def _mask(row: Row, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    try:
-        return evaluate.read_mask(row.mask, shape) if row.mask else None
-    except ImageError:
-        return None
 
 
 def _jpeg(picture: Picture) -> str:

@@ -48,6 +48,13 @@ class Row:
         """Whether the label says good."""
         return self.defect == "good"
 
+    def truth(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """The mask of the image of `shape` (H, W), where it has one that can be used; others are among the errors."""
+        try:
+            return read_mask(self.mask, shape) if self.mask else None
+        except ImageError:
+            return None
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

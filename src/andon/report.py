@@ -5,14 +5,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from andon import files, image, metrics, pages, plots, render
 from andon.calibration import percent
-from andon.errors import ImageError
-from andon.evaluate import Evaluation, Row, in_words, read_mask
+from andon.evaluate import Evaluation, Row, in_words
 from andon.inspection import Verdict
 from andon.inspector import Inspector
 from andon.plots import Band, Cut, Line, Mark
@@ -182,18 +179,10 @@ def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
             inspection.anomaly_map,
             inspector.scale,
             inspection.regions,
-            _mask(row, inspection.anomaly_map.shape),
+            row.truth(inspection.anomaly_map.shape),
             side=SIDE,
             bar=False,
         )
         photo = render.fit(render.display(pixels), SIDE)
         cards.append(Card(row, *(pages.data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))))
     return cards
-
-
-def _mask(row: Row, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """The mask of an image of `shape` (H, W), where it has one that can be used; the others are among the errors."""
-    try:
-        return read_mask(row.mask, shape) if row.mask else None
-    except ImageError:
-        return None

@@ -209,8 +209,8 @@ def train(
         seed=recipe.seed,
         detector=recipe.detector.name,
         input=survey.rule,
-        versions=_versions(),
-        machine=f"{platform.machine()} {platform.system()} {platform.release()}",
+        versions=versions(),
+        machine=machine(),
         data={
             "images": len(good),
             "left_out": len(survey.skipped),
@@ -385,6 +385,12 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
+def machine() -> str:
+    """Name the kind of machine and its system."""
+    return f"{platform.machine()} {platform.system()} {platform.release()}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what comes of a training."""
     packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

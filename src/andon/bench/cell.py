@@ -6,13 +6,11 @@ its standard input does, so a benchmark that is killed leaves nothing running.
 
 import json
 import os
-import platform
 import shutil
 import sys
 import threading
 import time
 import traceback
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,6 @@ from andon.inspector import Inspector
 from andon.recipe import Recipe
 
 Json = dict[str, Any]
-PACKAGES = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
 
 
 class Job(BaseModel):
@@ -46,8 +43,8 @@ class Job(BaseModel):
             **self.model_dump(include={"product", "detector", "size", "seed"}),
             "recipe": self.recipe,
             "data_digest": self.data_digest,
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-            "machine": f"{platform.machine()} {platform.system()} {platform.release()}, {os.cpu_count()} cores",
+            "versions": training.versions(),
+            "machine": f"{training.machine()}, {os.cpu_count()} cores",
         }
 
 

@@ -21,7 +21,6 @@ from andon.bench.cell import Job, save
 from andon.bench.plan import Cell, Plan, Product
 from andon.bench.table import Json
 from andon.detectors.base import Progress, silent
-from andon.errors import AndonError
 
 Tell = Callable[[str], None]
 
@@ -45,10 +44,7 @@ def run(path: str | Path, out: str | Path, progress: Progress = silent, tell: Te
     table.check_parquet()
     out = Path(out)
     for place in (out / "cells", out / "products"):
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AndonError(f"{out}: cannot be made ({error.strerror}). Choose another output folder.") from None
+        files.make_folder(place)
     for half in (half for place in ("cells", "products", "bundles") for half in (out / place).rglob(".*.part")):
         half.unlink()  # what a killed run was writing
     _describe(plan, cells, out)
