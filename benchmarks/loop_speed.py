@@ -35,8 +35,8 @@ def main() -> None:
     shape = (options.tiles, options.size, options.size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     rows = np.arange(options.tiles)
-    plain = Feed(pixels, rows, config.batch, 0, Augment(), loop.device)
-    varied = Feed(pixels, rows, config.batch, 0, ALL, loop.device)
+    plain = Feed(pixels, rows, config.batch, 0, Augment())
+    varied = Feed(pixels, rows, config.batch, 0, ALL)
     ready = plain(0, torch.Generator(loop.device))
     feeds: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
         "one batch, ready": lambda step, generator: ready,

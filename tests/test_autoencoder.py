@@ -22,6 +22,7 @@ class Flat:
 
     def __init__(self, side: int = 96) -> None:
         self.side, self.channels, self.depth = side, 3, 8
+        self.groups, self.defects = range(6), None
         levels = np.linspace(50, 200, 6).astype(np.uint8)
         self.tiles: Pixels = np.broadcast_to(levels[:, None, None, None], (6, side, side, 3)).copy()
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -14,14 +15,13 @@ from andon.inspection import Pixels  # noqa: E402
 from andon.nn import data  # noqa: E402
 from andon.recipe import Augment  # noqa: E402
 
-CPU = torch.device("cpu")
-
 
 class Counted:
     """Tiles that count how often they are read."""
 
     def __init__(self, count: int = 10, depth: int = 8, side: int = 16) -> None:
         self.side, self.channels, self.depth, self.passes = side, 3, depth, 0
+        self.groups, self.defects = range(count), None
         top, kind = (256, np.uint8) if depth == 8 else (65536, np.uint16)
         self.tiles: Pixels = np.random.default_rng(0).integers(0, top, (count, side, side, 3), dtype=kind)
 
@@ -66,40 +66,57 @@ def test_no_tiles_is_an_error() -> None:
 
 
 def test_held_out_tiles_are_a_seeded_share() -> None:
-    learn, held = data.split(40, 0.1, seed=1)
+    learn, held = data.split(range(40), 0.1, seed=1)
     assert len(held) == 4
     assert sorted([*learn, *held]) == list(range(40))
-    assert not np.array_equal(held, data.split(40, 0.1, seed=2)[1])
-    assert len(data.split(9, 0.1, seed=1)[1]) == 0
-    assert len(data.split(40, 0.0, seed=1)[1]) == 0
+    assert not np.array_equal(held, data.split(range(40), 0.1, seed=2)[1])
+    assert len(data.split(range(9), 0.1, seed=1)[1]) == 0
+    assert len(data.split(range(40), 0.0, seed=1)[1]) == 0
+
+
+def test_tiles_of_one_part_are_held_out_together() -> None:
+    groups = np.repeat(np.arange(20), 6)
+    learn, held = data.split(groups, 0.1, seed=3)
+    assert len(held) == 12
+    assert not set(groups[learn]) & set(groups[held])
+    assert len(data.split(np.repeat(np.arange(9), 6), 0.1, seed=3)[1]) == 0
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 10, 99])
 def test_every_tile_comes_once_an_epoch(batch: int) -> None:
     tiles, rows = Counted(12), np.arange(2, 12)
-    feed = data.Feed(tiles.tiles, rows, batch, 0, Augment(), CPU)
+    feed = data.Feed(tiles.tiles, rows, batch, 0, Augment())
     drawn = np.concatenate([feed.rows(step) for step in range(40)])
     epochs = drawn[: len(drawn) // 10 * 10].reshape(-1, 10)
     assert all(np.array_equal(np.sort(epoch), rows) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
-    np.testing.assert_array_equal(feed.rows(3), data.Feed(tiles.tiles, rows, batch, 0, Augment(), CPU).rows(3))
+    np.testing.assert_array_equal(feed.rows(3), data.Feed(tiles.tiles, rows, batch, 0, Augment()).rows(3))
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_batch_is_the_tiles_in_zero_to_one(depth: int) -> None:
     tiles = Counted(depth=depth)
-    feed = data.Feed(tiles.tiles, np.arange(10), 4, 0, Augment(), CPU)
+    feed = data.Feed(tiles.tiles, np.arange(10), 4, 0, Augment())
     expected = tiles.tiles[feed.rows(1)].transpose(0, 3, 1, 2) / (2**depth - 1)
     np.testing.assert_allclose(feed(1, torch.Generator()).numpy(), expected, rtol=1e-6)
 
 
+def varied(pixels: Pixels, augment: Augment, seed: int = 0) -> torch.Tensor:
+    return data.vary(pixels, augment, torch.Generator().manual_seed(seed))
+
+
+def noise(*shape: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def test_flips_and_turns_are_those_of_the_square() -> None:
-    tile = torch.rand(1, 2, 6, 6)
-    square = [torch.rot90(t, k, (2, 3)) for t in (tile, tile.flip(3)) for k in range(4)]
+    tile = noise(6, 6, 2)
+    plain = data.floats(tile[None])[0]
+    square = [torch.rot90(t, k, (1, 2)) for t in (plain, plain.flip(2)) for k in range(4)]
 
     def seen(augment: Augment) -> set[int]:
-        varied = data.vary(tile.expand(200, -1, -1, -1), augment, torch.Generator().manual_seed(0))
-        return {next(i for i, s in enumerate(square) if torch.equal(s[0], v)) for v in varied}
+        tiles = varied(np.stack([tile] * 200), augment)
+        return {next(i for i, s in enumerate(square) if torch.equal(s, v)) for v in tiles}
 
     assert seen(Augment()) == {0}
     assert seen(Augment(quarter_turns=True)) == {0, 1, 2, 3}
@@ -115,15 +132,25 @@ def test_a_rotation_turns_and_repeats_the_edge() -> None:
     torch.testing.assert_close(data.rotated(flat, torch.tensor([10.0, -33.0])), flat)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_stored_tiles_turn_as_floats_do(channels: int, kind: type) -> None:
+    smooth = cv2.GaussianBlur(noise(5, 40, 40, channels)[0], (0, 0), 3).reshape(40, 40, channels)
+    tile = (smooth.astype(np.float64) * (np.iinfo(kind).max / 255)).astype(kind)
+    stored = data.floats(data._rotated(tile, 17.0)[None])
+    floated = data.rotated(data.floats(tile[None]), torch.tensor([17.0]))
+    assert (stored - floated).abs().max() < 0.01  # OpenCV's positions are whole 32nds of a pixel
+
+
 def test_brightness_is_a_factor_of_each_tile() -> None:
-    tiles = torch.full((100, 1, 2, 2), 0.5)
-    varied = data.vary(tiles, Augment(brightness=0.2), torch.Generator().manual_seed(0))
-    assert 0.4 <= varied.min() < 0.42 and 0.58 < varied.max() <= 0.6
-    assert (varied.flatten(1) == varied[:, 0, :1, 0]).all()
-    assert data.vary(tiles * 2, Augment(brightness=0.2), torch.Generator().manual_seed(0)).max() == 1
+    tiles = np.full((100, 2, 2, 1), 127, np.uint8)
+    found = varied(tiles, Augment(brightness=0.2))
+    assert 0.39 <= found.min() < 0.42 and 0.58 < found.max() <= 0.6
+    assert (found.flatten(1) == found[:, 0, :1, 0]).all()
+    assert varied(tiles + 128, Augment(brightness=0.2)).max() == 1
 
 
 def test_variation_is_a_function_of_the_seed() -> None:
-    tiles, all_of_it = torch.rand(4, 3, 8, 8), Augment(flip=True, quarter_turns=True, rotate=9, brightness=0.1)
-    first, second, other = (data.vary(tiles, all_of_it, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    tiles, all_of_it = noise(4, 8, 8, 3), Augment(flip=True, quarter_turns=True, rotate=9, brightness=0.1)
+    first, second, other = (varied(tiles, all_of_it, seed) for seed in (1, 1, 2))
     assert torch.equal(first, second) and not torch.equal(first, other)

@@ -35,6 +35,7 @@ class Textures:
 
     def __init__(self, seed: int, count: int = 12, channels: int = 3, depth: int = 8, aligned: bool = False) -> None:
         self.side, self.channels, self.depth = SIDE, channels, depth
+        self.groups, self.defects = range(count), None
         rng = np.random.default_rng(seed)
         x = np.arange(SIDE)[None, :] + np.zeros((SIDE, 1))
         tiles = []

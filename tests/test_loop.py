@@ -31,6 +31,7 @@ class Noise:
 
     def __init__(self, count: int = 30, seed: int = 0, side: int = 8) -> None:
         self.side, self.channels, self.depth = side, 1, 8
+        self.groups, self.defects = range(count), None
         self.tiles: Pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 1), dtype=np.uint8)
 
     def __len__(self) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from andon import dataset, detectors, files, geometry, image, inspector
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
 from andon.dataset import Sample
-from andon.detectors.base import Detector, Progress, Run, silent
+from andon.detectors.base import Defects, Detector, Labelled, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.geometry import Geometry
 from andon.image import Image, Input
@@ -45,15 +46,20 @@ class Survey(NamedTuple):
 class GoodTiles:
     """The tiles of some of the surveyed images; what the survey did not keep is decoded anew on each pass."""
 
-    def __init__(self, samples: Sequence[Sample], survey: Survey, settings: Geometry) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], survey: Survey, settings: Geometry, defects: Defects | None = None
+    ) -> None:
         """Take the images to learn from."""
         self._samples, self._survey, self._geometry = samples, survey, settings
         self.side: int = settings.size
         self.channels: int = survey.rule.channels
         self.depth: int = survey.rule.depth
+        number = {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
+        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in range(survey.counts[s.path])]
+        self.defects: Defects | None = defects
 
     def __len__(self) -> int:
-        return sum(self._survey.counts[sample.path] for sample in self._samples)
+        return len(self.groups)
 
     def __iter__(self) -> Iterator[Pixels]:
         pieces = (tile for sample in self._samples for tile in self._tiles(sample.path))
@@ -61,6 +67,52 @@ class GoodTiles:
 
     def _tiles(self, path: Path) -> Iterable[Pixels]:
         return self._survey.tiles.get(path) or cut(image.read(path), self._geometry)
+
+
+class DefectTiles:
+    """The tiles of images of defects, with what their masks mark; decoded anew on each pass."""
+
+    def __init__(self, samples: Sequence[Sample], settings: Geometry, rule: Input, warn: Tell) -> None:
+        """Look over the images; `warn` hears of those that are left out, for they or their masks cannot be used."""
+        self._samples: list[Sample] = []
+        self._geometry, self._rule, self._count = settings, rule, 0
+        self.digests: list[str] = []  # of the files that are learnt from
+        for sample in samples:
+            try:
+                count = sum(1 for _ in self._tiles(sample))
+                digest = files.digest(image.contents(sample.path)[0])
+            except ImageError as error:
+                warn(f"left out: {error}")
+                continue
+            self._samples.append(sample)
+            self._count += count
+            self.digests.append(digest)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Labelled]:
+        pieces = (piece for sample in self._samples for piece in self._tiles(sample))
+        for batch in geometry.batches(pieces, self._geometry.size):
+            tiles, masks, known = zip(*batch, strict=True)
+            yield Labelled(np.stack(tiles), np.stack(masks), np.array(known))
+
+    def _tiles(self, sample: Sample) -> Iterator[tuple[Pixels, NDArray[np.bool_], bool]]:
+        """Yield the tiles (t, t, c) of one image, the mask (t, t) of each, and whether a mask said so."""
+        read = image.read(sample.path)
+        image.accept(read, self._rule)
+        shape = read.pixels.shape[:2]
+        marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
+        if marked.shape != shape:
+            raise ImageError(
+                f"{sample.mask}: a mask of {marked.shape[1]}×{marked.shape[0]} pixels for an image of "
+                f"{shape[1]}×{shape[0]}; expected equal sizes. Correct the mask."
+            )
+        top = np.iinfo(read.pixels.dtype).max
+        # As one more channel, so that the mask goes the way of the image whatever the geometry does.
+        mask = np.where(marked[..., None], top, 0).astype(read.pixels.dtype)
+        for tile in cut(read._replace(pixels=np.concatenate([read.pixels, mask], axis=2)), self._geometry):
+            yield tile[..., :-1], tile[..., -1] > top // 2, sample.mask is not None
 
 
 def cut(read: Image, settings: Geometry) -> Iterator[Pixels]:
@@ -176,11 +228,17 @@ def train(
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
     good, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
-    if defective:
+    if defective and model.defects == "none":
         folders = ", ".join(sorted({sample.defect for sample in defective}))
         warn(
-            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. "
-            "To learn from them, move them into the folder of good images."
+            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. {model.name} learns "
+            "from good parts only; if they are good, move them into the folder of good images."
+        )
+    if not defective and model.defects == "required":
+        others = ", ".join(name for name in detectors.names() if name != model.name)
+        raise DatasetError(
+            f"{recipe.data.images}: no images of defects to learn from; {model.name} needs some, in train/DEFECT "
+            f"beside train/good. These learn without: {others}."
         )
     if not good:
         raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
@@ -190,7 +248,10 @@ def train(
     samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
     fit_on, calibrate_on = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
-    tiles = GoodTiles(fit_on, survey, recipe.geometry)
+    defects = DefectTiles([] if model.defects == "none" else defective, recipe.geometry, survey.rule, warn)
+    if defects.digests:
+        tell(f"{len(defects.digests)} images of defects to learn from")
+    tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if len(defects) else None)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
     run = Run(progress, tell, recipe.augment, out.with_name(out.name + ".training"), device, seconds)
@@ -216,11 +277,12 @@ def train(
             "left_out": len(survey.skipped),
             "fit": len(fit_on),
             "calibrate": len(calibrate_on),
+            "defects": len(defects.digests),
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
-        learnt=sorted({survey.digests[sample.path][:DIGITS] for sample in fit_on}),
+        learnt=sorted({digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests]}),
     )
     bundle = Bundle(graph, recipe, calibration, manifest, model.curve)
     bundle.save(out)

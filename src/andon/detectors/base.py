@@ -1,10 +1,12 @@
 """What a detector is. No torch in this contract: a detector that needs it says so by importing it in its own file."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from andon.inspection import Pixels, Scores
@@ -17,8 +19,32 @@ Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); `total` 0 means unknown."""
 
 
+Need = Literal["none", "optional", "required"]
+"""Whether a detector learns from images of defects too."""
+
+
 def silent(stage: str, done: int, total: int) -> None:
     """Report no progress."""
+
+
+class Labelled(NamedTuple):
+    """A batch of tiles of defective parts."""
+
+    pixels: Pixels  # (b, t, t, c)
+    masks: NDArray[np.bool_]  # (b, t, t), what is defective; all of a tile that has no mask
+    known: NDArray[np.bool_]  # (b,), whether there was a mask to say so
+
+
+class Defects(Protocol):
+    """The training tiles of defective parts: as many passes as a detector wants, each in the same order."""
+
+    def __len__(self) -> int:
+        """How many tiles one pass yields."""
+        ...
+
+    def __iter__(self) -> Iterator[Labelled]:
+        """Batches of tiles, of the same side, channels and depth as the good ones."""
+        ...
 
 
 class Tiles(Protocol):
@@ -27,6 +53,8 @@ class Tiles(Protocol):
     side: int  # t, pixels
     channels: int  # 1 or 3
     depth: int  # 8 or 16 bits
+    groups: Sequence[int]  # (n,), tiles of one part, lot or session have the same number
+    defects: Defects | None  # for detectors that learn from them, where there are any
 
     def __len__(self) -> int:
         """How many tiles one pass yields."""
@@ -65,6 +93,7 @@ class Detector(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for `andon detectors`
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
+    defects: ClassVar[Need]  # images of defects, besides those of good parts
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
     curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from spox import Tensor, Var, argument, build
 
 from andon import features
-from andon.detectors.base import QUIET, Forecast, Progress, Run, Tiles, silent
+from andon.detectors.base import QUIET, Forecast, Need, Progress, Run, Tiles, silent
 from andon.errors import TrainingError
 from andon.inspection import Array, Pixels, Scores
 
@@ -73,6 +73,7 @@ class MemoryBank:
     name: ClassVar[str] = "memory-bank"
     summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
+    defects: ClassVar[Need] = "none"
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

@@ -24,7 +24,7 @@ import spox.opset.ai.onnx.v17 as op
 from pydantic import BaseModel, ConfigDict, Field
 from spox import Tensor, Var, argument, build
 
-from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
 from andon.errors import TrainingError
 from andon.inspection import Array, Pixels, Scores
 
@@ -46,6 +46,7 @@ class NearestImage:
     name: ClassVar[str] = "nearest-image"
     summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
     position_aware: ClassVar[bool] = True
+    defects: ClassVar[Need] = "none"
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

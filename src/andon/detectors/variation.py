@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from spox import Tensor, argument, build
 
-from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
 from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 
@@ -43,6 +43,7 @@ class Variation:
     name: ClassVar[str] = "variation"
     summary: ClassVar[str] = "deviation of each pixel from the good images' mean; for parts that always lie the same"
     position_aware: ClassVar[bool] = True
+    defects: ClassVar[Need] = "none"
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
 from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 from andon.nn.data import floats, mix
@@ -46,6 +46,7 @@ class LearnedDetector(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     position_aware: ClassVar[bool]
+    defects: ClassVar[Need] = "none"
     Config: ClassVar[type[BaseModel]]  # inherits nn.loop.Schedule
     presets: ClassVar[dict[str, dict[str, Any]]]  # "cpu": minutes on two cores; "full": the setting of the source
 

@@ -44,7 +44,7 @@ class Schedule(BaseModel):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of the training in which the rate rises from 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0  # the greatest norm of a gradient; a greater one is scaled down to it
-    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the tiles kept for early stopping; 0: none
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the parts kept for early stopping; 0: none
     patience: Annotated[int, Field(ge=0)] = 10  # evaluations without a better held-out loss, then it stops; 0: never
     evaluate: Annotated[int, Field(ge=1)] = 100  # steps between evaluations
     checkpoint: Annotated[float, Field(ge=0)] = 30.0  # seconds between checkpoints
@@ -111,8 +111,8 @@ class Loop:
         if run.folder:
             checkpoint.make(run.folder)
         pixels, contents = gather(tiles, s.cache_mb, run)
-        learn, held = split(len(pixels), s.hold_out, self._seed)
-        feed = Feed(pixels, learn, s.batch, self._seed, run.augment, self.device)
+        learn, held = split(tiles.groups, s.hold_out, self._seed)
+        feed = Feed(pixels, learn, s.batch, self._seed, run.augment)
         identity = (
             FORMAT,
             name,
