@@ -11,7 +11,7 @@ from andon.detectors.base import Labelled
 from andon.errors import DatasetError
 from andon.geometry import Geometry
 from andon.image import Input
-from andon.training import DefectTiles
+from andon.survey import DefectTiles
 from conftest import part, save, scratched
 
 torch = pytest.importorskip("torch")

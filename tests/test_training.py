@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, training
+from andon import Inspector, survey, training
 from andon.bundle import Bundle
 from andon.detectors.memory_bank import MemoryBank
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
@@ -72,7 +72,7 @@ def test_what_the_memory_budget_does_not_keep_is_read_again(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = training.train(good, tmp_path / "a.andon", **FAST)
-    monkeypatch.setattr(training, "KEEP", 30_000)
+    monkeypatch.setattr(survey, "KEEP", 30_000)
     assert training.train(good, tmp_path / "b.andon", **FAST).graph == kept.graph
 
 

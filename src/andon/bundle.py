@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from andon import files
 from andon.calibration import Calibration
-from andon.errors import BundleError
+from andon.errors import BundleError, ImageError
 from andon.image import Input
-from andon.recipe import Data, Recipe
+from andon.recipe import Recipe
+from andon.registration import Reference
 
 FORMAT = 1
 MEMBERS = {  # name: bytes it may unpack to
@@ -28,8 +29,9 @@ MEMBERS = {  # name: bytes it may unpack to
     "recipe.toml": 16 * 1024**2,
     "calibration.json": 16 * 1024**2,
     "curve.csv": 16 * 1024**2,
+    "reference.png": 2 * 1024**3,
 }
-NEEDED = sorted(set(MEMBERS) - {"curve.csv"})
+NEEDED = sorted(set(MEMBERS) - {"curve.csv", "reference.png"})
 DIGITS = 16  # of an image's SHA-256 that name it in the manifest
 
 
@@ -67,6 +69,7 @@ class Bundle:
     calibration: Calibration
     manifest: Manifest
     curve: str = ""  # how the loss fell in training by gradient, as CSV
+    reference: bytes = b""  # the picture that parts are registered to, as PNG, where the recipe asks for it
 
     def save(self, path: str | Path) -> None:
         """Write the bundle; the file appears whole or not at all. AndonError as `check_place`."""
@@ -78,6 +81,8 @@ class Bundle:
         }
         if self.curve:
             members["curve.csv"] = self.curve.encode()
+        if self.reference:
+            members["reference.png"] = self.reference
         digests = {name: files.digest(data) for name, data in members.items()}
         manifest = self.manifest.model_copy(update={"digests": digests}).model_dump_json(indent=1).encode()
         buffer = io.BytesIO()
@@ -111,15 +116,37 @@ class Bundle:
             calibration = Calibration.model_validate_json(members["calibration.json"])
         except (ValidationError, UnicodeDecodeError) as error:
             raise BundleError(f"{path}: a bundle whose contents do not fit its format: {error}") from None
-        return cls(members["graph.onnx"], recipe, calibration, manifest, members.get("curve.csv", b"").decode())
+        reference = members.get("reference.png", b"")
+        if bool(reference) != (recipe.geometry.registration is not None):
+            raise BundleError(f"{path}: its recipe and reference.png do not fit together. Train the bundle again.")
+        curve = members.get("curve.csv", b"").decode()
+        return cls(members["graph.onnx"], recipe, calibration, manifest, curve, reference)
+
+    def registered_to(self) -> Reference | None:
+        """The reference that parts are registered to, ready; None where the recipe asks for none.
+
+        Errors: BundleError when the picture is none that can be registered to.
+        """
+        settings = self.recipe.geometry.registration
+        if settings is None:
+            return None
+        try:
+            return Reference(self.reference, settings, "reference.png")
+        except ImageError as error:
+            raise BundleError(f"the bundle's reference cannot be used: {error} Train the bundle again.") from None
 
     def digest(self) -> str:
-        """SHA-256 over the digests of graph, recipe and calibration: names this decision-maker in every record.
+        """SHA-256 over the digests of graph, recipe, calibration and reference: names this decision-maker everywhere.
 
         Where its images lay is left out of the recipe: moving them changes no decision.
         """
-        recipe = self.recipe.model_copy(update={"data": Data()})
-        parts = (self.graph, recipe.dump().encode(), self.calibration.model_dump_json(indent=1).encode())
+        parts = [
+            self.graph,
+            self.recipe.anywhere().dump().encode(),
+            self.calibration.model_dump_json(indent=1).encode(),
+        ]
+        if self.reference:
+            parts.append(self.reference)
         return files.digest("".join(files.digest(part) for part in parts).encode())
 
     def changed(self, event: str, **parts: Any) -> "Bundle":

@@ -1,8 +1,9 @@
 """Image → view → tiles, and maps back to the frame of the image that came in.
 
-A *view* is the part of the image that is inspected: cropped, with everything outside the region of interest
-painted over, so that no detector can learn from it or be disturbed by it. It becomes either one tile, resized
-(`tiles = false`), or many at native resolution (`tiles = true`), one at a time, so that memory stays bounded.
+A *view* is the part of the image that is inspected: brought into the frame of the reference where the recipe asks for
+registration, then cropped, with everything outside the region of interest painted over, so that no detector can learn
+from it or be disturbed by it. It becomes either one tile, resized (`tiles = false`), or many at native resolution
+(`tiles = true`), one at a time, so that memory stays bounded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from andon.errors import ImageError
-from andon.inspection import Array, Pixels
+from andon.inspection import Array, Pixels, Registration
+from andon.registration import Matrix, NotFound, Reference, Register
 
 T = TypeVar("T")
 PIXELS_AT_ONCE = 512 * 1024  # of tiles that a graph is given at once: what it needs for them grows with their pixels
@@ -37,7 +39,10 @@ Mask = NDArray[np.bool_]
 
 
 class Geometry(BaseModel):
-    """Which part of an image is inspected, and at what resolution. Lengths in pixels of the image."""
+    """Which part of an image is inspected, and at what resolution.
+
+    Lengths in pixels of the image; where parts are registered, of the reference image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -48,6 +53,7 @@ class Geometry(BaseModel):
     ignore: list[Polygon] = []  # what lies in one of these is not
     tiles: bool = False  # cut tiles of `size` at native resolution instead of resizing the whole view
     overlap: Annotated[int, Field(ge=0)] = 32  # by which neighbouring tiles overlap at least
+    registration: Register | None = None  # bring every part to where it lies in a reference image, before all else
 
     @model_validator(mode="after")
     def _consistent(self) -> "Geometry":
@@ -68,6 +74,8 @@ class View:
     origin: tuple[int, int]  # x, y of its corner in the image
     frame: tuple[int, int]  # H, W of the image
     roi: Mask | None  # (h, w), None: all of it
+    matrix: Matrix | None = None  # (2, 3), from the view to the image, where the part was registered
+    registration: Registration | None = None
 
 
 class Place(NamedTuple):
@@ -77,8 +85,20 @@ class Place(NamedTuple):
     inner: tuple[int, int, int, int]  # x, y, width, height in the tile; the rest is padding
 
 
-def align(pixels: Pixels, geometry: Geometry, name: str) -> View:
-    """Cut the view out of an image (H, W, c). ImageError when the image does not hold the crop or any ROI."""
+def align(pixels: Pixels, geometry: Geometry, name: str, reference: Reference | None = None) -> View:
+    """Cut the view out of an image (H, W, c), registered to the reference where the geometry asks for it.
+
+    Errors: ImageError when the image does not hold the crop or any ROI; NotFound, which is one, when the part is not
+    found.
+    """
+    if (reference is None) != (geometry.registration is None):
+        raise ValueError("a reference belongs to a geometry with registration, and only to one")
+    frame = (pixels.shape[0], pixels.shape[1])
+    matrix, found, seen = None, None, None
+    if reference is not None:
+        matrix, found = reference.find(pixels, name)
+        pixels, seen = reference.bring(pixels, matrix)
+        name = f"{name}, registered to {reference.name}"
     height, width = pixels.shape[:2]
     x, y, w, h = geometry.crop or (0, 0, width, height)
     if x + w > width or y + h > height:
@@ -96,7 +116,15 @@ def align(pixels: Pixels, geometry: Geometry, name: str) -> View:
             )
         gray = view.dtype.type(np.iinfo(view.dtype).max // 2)
         view = np.where(roi[..., None], view, gray)
-    return View(view, (x, y), (height, width), roi)
+    if matrix is None or found is None or seen is None:
+        return View(view, (x, y), frame, roi)
+    seen = seen[y : y + h, x : x + w]
+    if not (seen if roi is None else seen & roi).any():
+        raise NotFound(
+            f"{name}: nothing of what is to be inspected lies in the picture. Place the part in the middle.", found
+        )
+    matrix = np.hstack([matrix[:, :2], matrix @ [[x], [y], [1]]])
+    return View(view, (x, y), frame, roi, matrix, found)
 
 
 def _roi(geometry: Geometry, origin: tuple[int, int], shape: tuple[int, int]) -> Mask | None:
@@ -185,11 +213,25 @@ def join(view: View, maps: Iterable[tuple[Place, Array]]) -> Array:
     del total
     if view.roi is not None:
         joined = np.where(view.roi, joined, np.float32(np.nan))
+    if view.matrix is not None:
+        return _back(joined, view.matrix, view.frame)
     if view.frame == (h, w):
         return joined
     whole: Array = np.full(view.frame, np.nan, np.float32)
     x, y = view.origin
     whole[y : y + h, x : x + w] = joined
+    return whole
+
+
+def _back(joined: Array, matrix: Matrix, frame: tuple[int, int]) -> Array:
+    """Bring the map (h, w) of a registered view into the frame (H, W) of its image; NaN where it says nothing."""
+    known = np.isfinite(joined)
+    size = (frame[1], frame[0])
+    values: NDArray[Any] = cv2.warpAffine(np.where(known, joined, np.float32(0)), matrix, size)
+    weight: NDArray[Any] = cv2.warpAffine(known.astype(np.float32), matrix, size)
+    inner = weight > 0.5
+    whole: Array = np.full(frame, np.nan, np.float32)
+    whole[inner] = values[inner] / weight[inner]
     return whole
 
 

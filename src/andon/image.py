@@ -154,6 +154,12 @@ def write(path: str | Path, pixels: Pixels) -> None:
     files.write(path, cv2.imencode(suffix, ordered)[1].tobytes())
 
 
+def png(pixels: Pixels) -> bytes:
+    """Encode pixels (H, W, c), RGB, without loss."""
+    ordered = pixels if pixels.shape[2] == 1 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".png", ordered)[1].tobytes()
+
+
 def contents(source: str | Path | bytes, name: str | None = None) -> tuple[bytes, str]:
     """The bytes of a picture's file, not looked into, and its name. Errors: ImageError when they cannot be read."""
     if isinstance(source, bytes):

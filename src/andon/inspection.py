@@ -43,6 +43,22 @@ class Thresholds(NamedTuple):
     pixel: float
 
 
+class Registration(NamedTuple):
+    """Where the part was found, against the reference picture."""
+
+    quality: float  # correlation with the reference, 1: the same; below the recipe's least quality it was not found
+    angle: float  # degrees by which the part is turned, clockwise as one sees it
+    shift: tuple[float, float]  # x, y in pixels, of the middle of the reference's frame from the middle of the picture
+    scale: float  # size of the part in the picture, 1: as in the reference
+    seen: float  # share of the reference's frame that lies in the picture
+    milliseconds: float  # that finding it took
+
+    def record(self) -> dict[str, Any]:
+        """The pose as plain data for JSON."""
+        rounded = {key: round(value, 4) for key, value in self._asdict().items() if key != "shift"}
+        return {**rounded, "shift": [round(value, 2) for value in self.shift]}
+
+
 @dataclass(frozen=True)
 class Region:
     """A connected area of the anomaly map above the pixel threshold; coordinates in pixels of the image."""
@@ -60,22 +76,24 @@ class Inspection:
 
     source: str
     verdict: Verdict
-    score: float
-    p_value: float  # share of good parts expected to score this high, from held-out good images
+    score: float  # NaN when INVALID
+    p_value: float  # share of good parts expected to score this high, from held-out good images; NaN when INVALID
     thresholds: Thresholds
     anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
     regions: tuple[Region, ...]
     removed_regions: int  # how many the minimum area filtered out
     milliseconds: float  # from the source to this result
-    notes: tuple[str, ...] = ()  # what was done to the image that one might not expect
+    notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
+    registration: Registration | None = None  # None: the recipe asks for none
 
     def record(self) -> dict[str, Any]:
-        """Everything but the map, as plain data for JSON."""
+        """Everything but the map, as plain data for JSON; score and p-value are null when INVALID."""
+        known = self.verdict is not Verdict.INVALID
         return {
             "source": self.source,
             "verdict": self.verdict.value,
-            "score": self.score,
-            "p_value": self.p_value,
+            "score": self.score if known else None,
+            "p_value": self.p_value if known else None,
             "thresholds": self.thresholds._asdict(),
             "regions": [
                 {
@@ -90,4 +108,5 @@ class Inspection:
             "removed_regions": self.removed_regions,
             "milliseconds": round(self.milliseconds, 3),
             "notes": list(self.notes),
+            "registration": self.registration.record() if self.registration else None,
         }

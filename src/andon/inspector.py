@@ -12,8 +12,9 @@ from andon.bundle import Bundle
 from andon.calibration import HeldOut
 from andon.errors import AndonError, ImageError
 from andon.geometry import Geometry, Place
-from andon.inspection import Array, Inspection, Pixels, Scorer
+from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Verdict
 from andon.recipe import Decision
+from andon.registration import NotFound, Reference
 from andon.render import Scale
 from andon.runtime import Engine, Runtime
 
@@ -23,11 +24,12 @@ class Scan(NamedTuple):
 
     score: float  # the highest of its tiles
     anomaly_map: Array  # (H, W); NaN where nothing was inspected
+    registration: Registration | None = None
 
 
-def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str) -> Scan:
-    """Align, split, score and join one image (H, W, c)."""
-    view = geometry.align(pixels, settings, name)
+def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
+    """Align, split, score and join one image (H, W, c). Errors: as `geometry.align`."""
+    view = geometry.align(pixels, settings, name, reference)
     worst = -np.inf
 
     def maps() -> Iterator[tuple[Place, Array]]:
@@ -38,7 +40,7 @@ def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str) -> Scan:
             yield from zip((place for place, _ in batch), scores.pixel, strict=True)
 
     anomaly_map = geometry.join(view, maps())
-    return Scan(float(worst), anomaly_map)
+    return Scan(float(worst), anomaly_map, view.registration)
 
 
 def held_out(found: Scan, part: str) -> HeldOut:
@@ -65,6 +67,7 @@ class Inspector:
         self.calibration = bundle.calibration
         self.manifest = bundle.manifest
         self.digest = bundle.digest()
+        self.reference = bundle.registered_to()
         runtime = Runtime(bundle.graph, engine, threads)
         runtime.expect(bundle.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
         self.scorer: Scorer = runtime
@@ -87,15 +90,38 @@ class Inspector:
         return self.calibration.describe(self.decision)
 
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
-        """Read an image and score it, undecided. ImageError when it is not what the bundle was trained on."""
+        """Read an image and score it, undecided. ImageError as `inspect`; NotFound when the part is not found."""
+        read = self._read(source, name)
+        return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
+
+    def _read(self, source: image.Source, name: str | None) -> image.Image:
         read = image.read(source, name)
         image.accept(read, self.manifest.input)
-        return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name)
+        return read
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
-        """Inspect a file, encoded bytes or an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16."""
+        """Inspect a file, encoded bytes or an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16.
+
+        INVALID when the part is not found. ImageError when the image is not what the bundle was trained on.
+        """
         began = time.perf_counter()
-        read, found = self.scan(source, name)
+        read = self._read(source, name)
+        try:
+            found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
+        except NotFound as missing:
+            return Inspection(
+                source=read.name,
+                verdict=Verdict.INVALID,
+                score=float("nan"),
+                p_value=float("nan"),
+                thresholds=self.thresholds,
+                anomaly_map=np.full(read.pixels.shape[:2], np.nan, np.float32),
+                regions=(),
+                removed_regions=0,
+                milliseconds=1000 * (time.perf_counter() - began),
+                notes=(*read.notes, str(missing)),
+                registration=missing.registration,
+            )
         regions, removed = calibration.regions(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
         return Inspection(
             source=read.name,
@@ -108,6 +134,7 @@ class Inspector:
             removed_regions=removed,
             milliseconds=1000 * (time.perf_counter() - began),
             notes=read.notes,
+            registration=found.registration,
         )
 
     def inspect_many(

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from andon import files
 from andon.errors import RecipeError, unknown
 from andon.geometry import Geometry
+from andon.registration import Register
 
 M = TypeVar("M", bound=BaseModel)
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -115,7 +116,21 @@ class Recipe(BaseModel):
         data = recipe.data.model_copy(update={"images": str(folder / recipe.data.images)} if recipe.data.images else {})
         if data.groups and files.is_file(folder / data.groups):
             data = data.model_copy(update={"groups": str(folder / data.groups)})
+        registration = recipe.geometry.registration
+        if registration and registration.reference:
+            recipe = recipe.registering(
+                registration.model_copy(update={"reference": str(folder / registration.reference)})
+            )
         return recipe.model_copy(update={"product": recipe.product or path.stem, "data": data})
+
+    def anywhere(self) -> Self:
+        """The recipe without where its images lie: what of it makes decisions."""
+        bare, registration = self.model_copy(update={"data": Data()}), self.geometry.registration
+        return bare.registering(registration.model_copy(update={"reference": ""})) if registration else bare
+
+    def registering(self, registration: Register) -> Self:
+        """The recipe with parts registered in this way."""
+        return self.model_copy(update={"geometry": self.geometry.model_copy(update={"registration": registration})})
 
     @classmethod
     def parse(cls, text: str, name: str) -> Self:
@@ -148,7 +163,10 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
         owner: type[BaseModel] = model
         for step in path[:-1]:
             inner = owner.model_fields[step].annotation
-            owner = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else owner
+            models = [
+                kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)
+            ]
+            owner = models[0] if models else owner
         return f"{where}: {unknown('key', path[-1], owner.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if error["type"] == "value_error" else f"{where} = {error['input']!r}: {message}"

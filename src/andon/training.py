@@ -4,163 +4,29 @@ import importlib.util
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from andon import dataset, detectors, files, geometry, image, inspector
+from andon import dataset, detectors, files, image, inspector, reference
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
 from andon.dataset import Sample
-from andon.detectors.base import Defects, Detector, Labelled, Progress, Run, silent
+from andon.detectors.base import Detector, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
-from andon.geometry import Geometry
-from andon.image import Image, Input
+from andon.image import Input
 from andon.inspection import Array, Pixels
-from andon.recipe import Decision, InputRule, Recipe, validate
+from andon.recipe import Decision, Recipe, validate
+from andon.registration import Reference
 from andon.runtime import Engine, Runtime
+from andon.survey import DefectTiles, GoodTiles, Tell, look_over, registered
 
 TOLERANCE = 1e-3  # of the score range: how far the graph may be from the fitted detector
-KEEP = 512 * 1024**2  # bytes of tiles kept in memory; the rest is decoded anew on each pass
 GATE_TILES = 8
-
-Tell = Callable[[str], None]
-
-
-class Survey(NamedTuple):
-    """What one pass over the good images found."""
-
-    samples: list[Sample]  # those that can be used
-    rule: Input
-    tiles: dict[Path, list[Pixels]]  # image → its tiles (t, t, c), for as many images as the budget holds
-    counts: dict[Path, int]  # image → how many tiles
-    digests: dict[Path, str]  # image → SHA-256 of its file
-    skipped: list[str]  # why the others cannot be used
-
-
-class GoodTiles:
-    """The tiles of some of the surveyed images; what the survey did not keep is decoded anew on each pass."""
-
-    def __init__(
-        self, samples: Sequence[Sample], survey: Survey, settings: Geometry, defects: Defects | None = None
-    ) -> None:
-        """Take the images to learn from."""
-        self._samples, self._survey, self._geometry = samples, survey, settings
-        self.side: int = settings.size
-        self.channels: int = survey.rule.channels
-        self.depth: int = survey.rule.depth
-        number = {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
-        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in range(survey.counts[s.path])]
-        self.defects: Defects | None = defects
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        pieces = (tile for sample in self._samples for tile in self._tiles(sample.path))
-        return (np.stack(batch) for batch in geometry.batches(pieces, self.side))
-
-    def _tiles(self, path: Path) -> Iterable[Pixels]:
-        return self._survey.tiles.get(path) or cut(image.read(path), self._geometry)
-
-
-class DefectTiles:
-    """The tiles of images of defects, with what their masks mark; decoded anew on each pass."""
-
-    def __init__(self, samples: Sequence[Sample], settings: Geometry, rule: Input, warn: Tell) -> None:
-        """Look over the images; `warn` hears of those that are left out, for they or their masks cannot be used."""
-        self._samples: list[Sample] = []
-        self._geometry, self._rule, self._count = settings, rule, 0
-        self.digests: list[str] = []  # of the files that are learnt from
-        for sample in samples:
-            try:
-                count = sum(1 for _ in self._tiles(sample))
-                digest = files.digest(image.contents(sample.path)[0])
-            except ImageError as error:
-                warn(f"left out: {error}")
-                continue
-            self._samples.append(sample)
-            self._count += count
-            self.digests.append(digest)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Labelled]:
-        pieces = (piece for sample in self._samples for piece in self._tiles(sample))
-        for batch in geometry.batches(pieces, self._geometry.size):
-            tiles, masks, known = zip(*batch, strict=True)
-            yield Labelled(np.stack(tiles), np.stack(masks), np.array(known))
-
-    def _tiles(self, sample: Sample) -> Iterator[tuple[Pixels, NDArray[np.bool_], bool]]:
-        """Yield the tiles (t, t, c) of one image, the mask (t, t) of each, and whether a mask said so."""
-        read = image.read(sample.path)
-        image.accept(read, self._rule)
-        shape = read.pixels.shape[:2]
-        marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
-        if marked.shape != shape:
-            raise ImageError(
-                f"{sample.mask}: a mask of {marked.shape[1]}×{marked.shape[0]} pixels for an image of "
-                f"{shape[1]}×{shape[0]}; expected equal sizes. Correct the mask."
-            )
-        top = np.iinfo(read.pixels.dtype).max
-        # As one more channel, so that the mask goes the way of the image whatever the geometry does.
-        mask = np.where(marked[..., None], top, 0).astype(read.pixels.dtype)
-        for tile in cut(read._replace(pixels=np.concatenate([read.pixels, mask], axis=2)), self._geometry):
-            yield tile[..., :-1], tile[..., -1] > top // 2, sample.mask is not None
-
-
-def cut(read: Image, settings: Geometry) -> Iterator[Pixels]:
-    """Yield the tiles (t, t, c) of one image."""
-    view = geometry.align(read.pixels, settings, read.name)
-    return (tile for _, tile in geometry.split(view, settings))
-
-
-def look_over(good: Sequence[Sample], recipe: Recipe, progress: Progress) -> Survey:
-    """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows."""
-    usable: list[Sample] = []
-    inputs: dict[str, Input] = {}
-    tiles: dict[Path, list[Pixels]] = {}
-    counts: dict[Path, int] = {}
-    digests: dict[Path, str] = {}
-    skipped: list[str] = []
-    kept = 0
-    for done, sample in enumerate(good):
-        progress("reading images", done, len(good))
-        try:
-            data, name = image.contents(sample.path)
-            read = image.read(data, name)
-            pieces = list(cut(read, recipe.geometry))
-        except ImageError as error:
-            skipped.append(str(error))
-            continue
-        usable.append(sample)
-        inputs[read.name] = image.described(read)
-        counts[sample.path] = len(pieces)
-        kept += sum(piece.nbytes for piece in pieces)
-        if kept <= KEEP:
-            tiles[sample.path] = pieces
-        digests[sample.path] = files.digest(data)
-    progress("reading images", len(good), len(good))
-    if not usable:
-        raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
-    rule = _declared(image.agree(inputs), recipe.input)
-    return Survey(usable, rule, tiles, counts, digests, skipped)
-
-
-def _declared(found: Input, rule: InputRule) -> Input:
-    """Hold what the images are against what the recipe declares."""
-    for key, value, asked in (("channels", found.channels, rule.channels), ("depth", found.depth, rule.depth)):
-        if asked not in ("auto", value):
-            raise RecipeError(
-                f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
-            )
-    return found.model_copy(update={"size": None}) if rule.size == "any" else found
 
 
 def compose(
@@ -224,6 +90,7 @@ def train(
     recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
     model, recipe = construct(recipe)
     check_place(out)
+    given = reference.given(recipe)
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
@@ -247,14 +114,25 @@ def train(
         warn(f"left out: {reason}")
     samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
     fit_on, calibrate_on = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
+    skipped = len(survey.skipped)
+    if recipe.geometry.registration is not None:
+        survey, recipe, fit_on, calibrate_on = registered(survey.rule, fit_on, calibrate_on, recipe, given, progress)
+        for reason in survey.skipped:
+            warn(f"left out: {reason}")
+        skipped += len(survey.skipped)
+        said = reference.provenance(survey.reference, survey.found.values())
+        tell(f"registered to {said['reference']}: {said['registered']}")
     tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
-    defects = DefectTiles([] if model.defects == "none" else defective, recipe.geometry, survey.rule, warn)
+    defects = DefectTiles(
+        [] if model.defects == "none" else defective, recipe.geometry, survey.rule, warn, survey.reference
+    )
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
     tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if len(defects) else None)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
-    run = Run(progress, tell, recipe.augment, out.with_name(out.name + ".training"), device, seconds)
+    files_of_all = [sample.path for sample in data.samples]
+    run = Run(progress, tell, recipe.augment, out.with_name(out.name + ".training"), device, seconds, files_of_all)
     forecast = model.forecast(tiles, run)
     tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
     model.fit(tiles, run)
@@ -262,7 +140,7 @@ def train(
     graph = model.graph().SerializeToString()
     parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
-    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn)
+    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn, survey.reference)
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
@@ -274,17 +152,19 @@ def train(
         machine=machine(),
         data={
             "images": len(good),
-            "left_out": len(survey.skipped),
+            "left_out": skipped,
             "fit": len(fit_on),
             "calibrate": len(calibrate_on),
             "defects": len(defects.digests),
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
+            **reference.provenance(survey.reference, survey.found.values()),
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
         learnt=sorted({digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests]}),
     )
-    bundle = Bundle(graph, recipe, calibration, manifest, model.curve)
+    stored = survey.reference.data if survey.reference else b""
+    bundle = Bundle(graph, recipe, calibration, manifest, model.curve, stored)
     bundle.save(out)
     shutil.rmtree(out.with_name(out.name + ".training"), ignore_errors=True)
     for sentence in calibration.describe(recipe.decision):
@@ -308,15 +188,17 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
     kind = detectors.get(recipe.detector.name)
     if recipe.detector.preset not in kind.presets:
         raise RecipeError(f"recipe: detector.preset: {unknown('preset', recipe.detector.preset, kind.presets)}")
-    if kind.position_aware and recipe.geometry.tiles:
-        raise RecipeError(
-            f"recipe: {kind.name} knows where in the image a patch lies, so it cannot work on tiles cut from it. "
-            "Set geometry.tiles = false, or choose another detector (`andon detectors`)."
-        )
     settings = {**kind.presets[recipe.detector.preset], **recipe.detector.settings}
     config = validate(kind.Config, settings, "recipe: detector.settings")
+    model = kind(config, recipe.seed)
+    if model.position_aware and recipe.geometry.tiles:
+        changed = "" if kind.position_aware else " with these settings"
+        raise RecipeError(
+            f"recipe: {kind.name} knows where in the image a patch lies{changed}, so it cannot work on tiles cut from "
+            "it. Set geometry.tiles = false, or choose another detector (`andon detectors`)."
+        )
     chosen = recipe.detector.model_copy(update={"settings": config.model_dump(mode="json", exclude_none=True)})
-    return kind(config, recipe.seed), recipe.model_copy(update={"detector": chosen})
+    return model, recipe.model_copy(update={"detector": chosen})
 
 
 def gate(model: Detector, graph: bytes, tiles: Pixels) -> dict[str, float]:
@@ -355,6 +237,7 @@ def calibrate(
     samples: Sequence[Sample],
     progress: Progress,
     warn: Tell,
+    registered_to: Reference | None = None,
 ) -> Calibration:
     """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them."""
     found = []
@@ -363,7 +246,7 @@ def calibrate(
         try:
             read = image.read(sample.path)
             image.accept(read, rule)
-            scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name)
+            scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
         except ImageError as error:
             warn(f"left out: {error}")
             continue
@@ -413,7 +296,8 @@ def recalibrate(
             "Calibration needs new good images, outside a test split."
         )
     samples = _united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
-    found = calibrate(Runtime(bundle.graph), bundle.recipe, bundle.manifest.input, samples, progress, warn)
+    scorer, registered_to = Runtime(bundle.graph), bundle.registered_to()
+    found = calibrate(scorer, bundle.recipe, bundle.manifest.input, samples, progress, warn, registered_to)
     return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
 
 

@@ -28,7 +28,7 @@ def inspect(
     engine: EngineName = "onnxruntime",
     threads: Threads = 0,
 ) -> None:
-    """Say PASS, REVIEW or REJECT of each image, with score, p-value and regions.
+    """Say PASS, REVIEW, REJECT or INVALID of each image, with score, p-value and regions.
 
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
     """
@@ -211,6 +211,8 @@ def _numbered(name: str, taken: set[str]) -> str:
 
 
 def _line(record: dict[str, Any]) -> str:
+    if record["verdict"] == "INVALID":
+        return f"INVALID {record['source']}  ({'; '.join(record['notes'])})"
     regions = record["regions"]
     where = f"  {len(regions)} region{'s' * (len(regions) != 1)}, worst at {regions[0]['peak_at']}" if regions else ""
     verdict, score, p = record["verdict"], record["score"], record["p_value"]

@@ -1,0 +1,219 @@
+"""The good images, looked over once before anything is learnt: which can be used, their tiles, where the parts lie."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from andon import dataset, files, geometry, image, reference
+from andon.dataset import Sample
+from andon.detectors.base import Defects, Labelled, Progress
+from andon.errors import DatasetError, ImageError, RecipeError
+from andon.geometry import Geometry
+from andon.image import Image, Input
+from andon.inspection import Pixels, Registration
+from andon.recipe import InputRule, Recipe
+from andon.registration import NotFound, Reference
+
+KEEP = 512 * 1024**2  # bytes of tiles kept in memory; the rest is decoded anew on each pass
+
+Tell = Callable[[str], None]
+
+
+class Survey(NamedTuple):
+    """What one pass over the good images found."""
+
+    samples: list[Sample]  # those that can be used
+    rule: Input
+    tiles: dict[Path, list[Pixels]]  # image → its tiles (t, t, c), for as many images as the budget holds
+    counts: dict[Path, int]  # image → how many tiles
+    digests: dict[Path, str]  # image → SHA-256 of its file
+    skipped: list[str]  # why the others cannot be used
+    reference: Reference | None = None  # that the tiles are registered to
+    found: Mapping[Path, Registration] = MappingProxyType({})  # image → where its part lies, where it was registered
+
+
+class GoodTiles:
+    """The tiles of some of the surveyed images; what the survey did not keep is decoded anew on each pass."""
+
+    def __init__(
+        self, samples: Sequence[Sample], survey: Survey, settings: Geometry, defects: Defects | None = None
+    ) -> None:
+        """Take the images to learn from."""
+        self._samples, self._survey, self._geometry = samples, survey, settings
+        self.side: int = settings.size
+        self.channels: int = survey.rule.channels
+        self.depth: int = survey.rule.depth
+        number = {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
+        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in range(survey.counts[s.path])]
+        self.defects: Defects | None = defects
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        pieces = (tile for sample in self._samples for tile in self._tiles(sample.path))
+        return (np.stack(batch) for batch in geometry.batches(pieces, self.side))
+
+    def _tiles(self, path: Path) -> Iterable[Pixels]:
+        return self._survey.tiles.get(path) or cut(image.read(path), self._geometry, self._survey.reference)
+
+
+class DefectTiles:
+    """The tiles of images of defects, with what their masks mark; decoded anew on each pass."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        settings: Geometry,
+        rule: Input,
+        warn: Tell,
+        registered_to: Reference | None = None,
+    ) -> None:
+        """Look over the images; `warn` hears of those that are left out, for they or their masks cannot be used."""
+        self._samples: list[Sample] = []
+        self._geometry, self._rule, self._reference, self._count = settings, rule, registered_to, 0
+        self.digests: list[str] = []  # of the files that are learnt from
+        for sample in samples:
+            try:
+                count = sum(1 for _ in self._tiles(sample))
+                digest = files.digest(image.contents(sample.path)[0])
+            except ImageError as error:
+                warn(f"left out: {error}")
+                continue
+            self._samples.append(sample)
+            self._count += count
+            self.digests.append(digest)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Labelled]:
+        pieces = (piece for sample in self._samples for piece in self._tiles(sample))
+        for batch in geometry.batches(pieces, self._geometry.size):
+            tiles, masks, known = zip(*batch, strict=True)
+            yield Labelled(np.stack(tiles), np.stack(masks), np.array(known))
+
+    def _tiles(self, sample: Sample) -> Iterator[tuple[Pixels, NDArray[np.bool_], bool]]:
+        """Yield the tiles (t, t, c) of one image, the mask (t, t) of each, and whether a mask said so."""
+        read = image.read(sample.path)
+        image.accept(read, self._rule)
+        shape = read.pixels.shape[:2]
+        marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
+        if marked.shape != shape:
+            raise ImageError(
+                f"{sample.mask}: a mask of {marked.shape[1]}×{marked.shape[0]} pixels for an image of "
+                f"{shape[1]}×{shape[0]}; expected equal sizes. Correct the mask."
+            )
+        top = np.iinfo(read.pixels.dtype).max
+        # As one more channel, so that the mask goes the way of the image whatever the geometry does.
+        mask = np.where(marked[..., None], top, 0).astype(read.pixels.dtype)
+        both = read._replace(pixels=np.concatenate([read.pixels, mask], axis=2))
+        for tile in cut(both, self._geometry, self._reference):
+            yield tile[..., :-1], tile[..., -1] > top // 2, sample.mask is not None
+
+
+def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Iterator[Pixels]:
+    """Yield the tiles (t, t, c) of one image."""
+    view = geometry.align(read.pixels, settings, read.name, registered_to)
+    return (tile for _, tile in geometry.split(view, settings))
+
+
+def look_over(
+    good: Sequence[Sample], recipe: Recipe, progress: Progress, registered_to: Reference | None = None
+) -> Survey:
+    """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows.
+
+    Where parts are to be registered, there are tiles only once there is a reference.
+    """
+    early = recipe.geometry.registration is not None and registered_to is None
+    found: dict[Path, Registration] = {}
+    missed: list[str] = []
+    usable: list[Sample] = []
+    inputs: dict[str, Input] = {}
+    tiles: dict[Path, list[Pixels]] = {}
+    counts: dict[Path, int] = {}
+    digests: dict[Path, str] = {}
+    skipped: list[str] = []
+    kept = 0
+    for done, sample in enumerate(good):
+        progress("reading images", done, len(good))
+        try:
+            data, name = image.contents(sample.path)
+            read = image.read(data, name)
+            view = None if early else geometry.align(read.pixels, recipe.geometry, read.name, registered_to)
+            pieces = [tile for _, tile in geometry.split(view, recipe.geometry)] if view else []
+        except ImageError as error:
+            skipped.append(str(error))
+            if isinstance(error, NotFound):
+                missed.append(str(error))
+            continue
+        if view and view.registration:
+            found[sample.path] = view.registration
+        usable.append(sample)
+        inputs[read.name] = image.described(read)
+        counts[sample.path] = len(pieces)
+        kept += sum(piece.nbytes for piece in pieces)
+        if kept <= KEEP:
+            tiles[sample.path] = pieces
+        digests[sample.path] = files.digest(data)
+    progress("reading images", len(good), len(good))
+    if registered_to is not None:
+        reference.enough(registered_to, found.values(), missed)
+    if not usable:
+        raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
+    rule = _declared(image.agree(inputs), recipe.input)
+    return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found)
+
+
+def _declared(found: Input, rule: InputRule) -> Input:
+    """Hold what the images are against what the recipe declares."""
+    for key, value, asked in (("channels", found.channels, rule.channels), ("depth", found.depth, rule.depth)):
+        if asked not in ("auto", value):
+            raise RecipeError(
+                f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
+            )
+    return found.model_copy(update={"size": None}) if rule.size == "any" else found
+
+
+def registered(
+    rule: Input,
+    fit_on: Sequence[Sample],
+    calibrate_on: Sequence[Sample],
+    recipe: Recipe,
+    given: Reference | None,
+    progress: Progress,
+) -> tuple[Survey, Recipe, list[Sample], list[Sample]]:
+    """Look over the good images again, registered, and spell the recipe's least quality out.
+
+    Images held out for calibration have no say in either, and a reference that was given is not held out. Returns the
+    survey, the recipe, and what is left of both sides.
+    """
+    settings = recipe.geometry.registration
+    assert settings is not None
+    chosen = given or reference.choose([sample.path for sample in fit_on], settings, progress)
+    reference.fits(chosen, rule)
+    survey = look_over([*fit_on, *calibrate_on], recipe, progress, chosen)
+    if settings.least_quality is None:
+        least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
+        settings = chosen.settings = settings.model_copy(update={"least_quality": least})
+        recipe = recipe.registering(settings)
+        below = {path: found for path, found in survey.found.items() if found.quality < least}
+        survey = survey._replace(
+            samples=[sample for sample in survey.samples if sample.path not in below],
+            digests={path: digest for path, digest in survey.digests.items() if path not in below},
+            found={path: found for path, found in survey.found.items() if path not in below},
+            skipped=survey.skipped + [reference.below(path, found, least) for path, found in below.items()],
+        )
+    itself = files.digest(image.contents(chosen.name)[0])
+    groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == itself}
+    kept = {sample.path for sample in survey.samples}
+    return (
+        survey,
+        recipe,
+        [sample for sample in fit_on if sample.path in kept],
+        [sample for sample in calibrate_on if sample.path in kept and sample.group not in groups],
+    )
