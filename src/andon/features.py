@@ -5,8 +5,9 @@ feature map for each block asked for. `load` cuts it down to those blocks, so an
 
 efficientnet-lite0 is package data. The larger ones are built on a machine with torch (`andon features build`) into
 the cache folder, or into the folder that ANDON_FEATURES names, and can be copied from there to an offline machine.
-Where the weights come from: `weights/PROVENANCE.md`. The scale [-1, 1] (mean and deviation one half) suits these
-weights better than ImageNet's own statistics; they were trained in TensorFlow with it.
+Other networks are built there from a file of weights; a sidecar `<network>.json` beside such a graph holds what the
+table here holds of the others. Where the weights come from: `weights/PROVENANCE.md`. The scale [-1, 1] (mean and
+deviation one half) suits these weights better than ImageNet's own statistics; they were trained in TensorFlow with it.
 """
 
 import hashlib
@@ -14,13 +15,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import spox.opset.ai.onnx.v17 as op
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spox import Var, inline
 
 from andon.errors import AndonError, unknown
@@ -33,6 +35,17 @@ class Stage(NamedTuple):
     name: str  # of the output
     channels: int
     stride: int  # pixels of the image between neighbouring positions
+
+
+class Sidecar(BaseModel):
+    """What stands beside the graph of a network that was built from a file of weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sha256: str  # of the graph, as `digest` gives it
+    stages: Annotated[list[tuple[int, int]], Field(min_length=1)]  # channels and stride, by block
+    weights: str  # SHA-256 of the file of weights
+    made_with: str  # the package that knows how the network is built, and its version
 
 
 class Network(NamedTuple):
@@ -65,11 +78,42 @@ NETWORKS = {
 }
 
 
+def names() -> list[str]:
+    """Return the names of all networks: those of the table, and those that have a sidecar in the cache folder."""
+    return [*NETWORKS, *(path.stem for path in sorted(cache_folder().glob("*.json")) if path.stem not in NETWORKS)]
+
+
+def known(network: str) -> Network:
+    """Return stages and digest of a network. AndonError for an unknown one, with the nearest name."""
+    if network in NETWORKS:
+        return NETWORKS[network]
+    if network not in names():
+        raise AndonError(unknown("feature network", network, names()))
+    path = cache_folder() / f"{network}.json"
+    try:
+        sidecar = Sidecar.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AndonError(
+            f"{path}: {reason}; expected the sidecar of the feature graph of {network}. "
+            f"Build it again: {_build(network)}"
+        ) from None
+    return Network(_stages(*((1, channels, stride) for channels, stride in sidecar.stages)), sidecar.sha256)
+
+
 def stages(network: str) -> dict[int, Stage]:
     """Return the stages of a network by block number."""
-    if network not in NETWORKS:
-        raise AndonError(unknown("feature network", network, NETWORKS))
-    return NETWORKS[network].stages
+    return known(network).stages
+
+
+def _build(network: str) -> str:
+    """Say which command builds a network's graph."""
+    return f"andon features build {network}" + ("" if network in NETWORKS else " --weights FILE")
+
+
+def file(network: str) -> str:
+    """Return the name of the file of a network's graph."""
+    return (network.replace("-", "_") if network in NETWORKS else network) + ".onnx"
 
 
 def select(network: str, blocks: Sequence[int]) -> list[Stage]:
@@ -96,34 +140,32 @@ def cache_folder() -> Path:
 
 def find(network: str) -> Path:
     """Return the file of a network, from the package or the cache folder."""
-    stages(network)
-    file = network.replace("-", "_") + ".onnx"
-    places = [Path(__file__).parent / "weights" / file, cache_folder() / file]
+    known(network)
+    places = [Path(__file__).parent / "weights" / file(network), cache_folder() / file(network)]
     for place in places:
         if place.is_file():
             return place
     raise AndonError(
         f"the feature graph of {network} is not on this machine; expected {places[1]}. "
-        f"Build it where torch is installed: andon features build {network}"
+        f"Build it where torch is installed: {_build(network)}"
     )
 
 
 def load(network: str, blocks: Sequence[int]) -> onnx.ModelProto:
     """Return the feature graph cut down to these blocks: `images` → `block<i>` for each, in the order asked for."""
     chosen = select(network, blocks)
-    path, expected = find(network), NETWORKS[network].sha256
+    path, expected = find(network), known(network).sha256
     try:
         model = onnx.load_model_from_string(path.read_bytes())
         found = digest(model)
     except (DecodeError, ValueError) as error:
         raise AndonError(
-            f"{path}: {error}; expected the feature graph of {network}. "
-            f"Delete it and run: andon features build {network}"
+            f"{path}: {error}; expected the feature graph of {network}. Delete it and run: {_build(network)}"
         ) from error
     if found != expected:
         raise AndonError(
             f"{path}: digest {found[:12]}…, expected {expected[:12]}…; the file is damaged or foreign. "
-            f"Delete it and run: andon features build {network}"
+            f"Delete it and run: {_build(network)}"
         )
     return _prune(model, [stage.name for stage in chosen])
 
@@ -137,7 +179,12 @@ def digest(model: onnx.ModelProto) -> str:
     number: dict[str, int] = {}  # value → when it was first seen
     for value in model.graph.input:
         number.setdefault(value.name, len(number))
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
+        for name in node.input:
+            if tensor := weights.pop(name, None):
+                array = onnx.numpy_helper.to_array(tensor)
+                sha.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
         wiring = [number.setdefault(name, len(number)) for name in (*node.input, *node.output)]
         sha.update(f"{node.op_type} {wiring}".encode())
         for attribute in sorted(node.attribute, key=lambda a: a.name):

@@ -1,15 +1,18 @@
 """The graph on ONNX Runtime, or on OpenVINO where it is installed."""
 
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime
 
 from andon.errors import AndonError, BundleError, unknown
-from andon.inspection import Pixels, Scores
+from andon.inspection import Array, Pixels, Scores
 
 Engine = Literal["onnxruntime", "openvino"]
 MOST_THREADS = 64
+SHOWN = ("reconstruction", "latent", "embedding")
+"""What a graph may give besides: a picture (n, t, t, c) and vectors (n, d), for people; no verdict rests on them."""
 
 
 class Runtime:
@@ -46,16 +49,39 @@ Takes = tuple[int | None, int | None, int | None, int | None]
 """Height, width, channels and bits of the tiles a graph takes; None is any."""
 
 
-def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, Takes]:
+def rebuilder(graph: bytes, threads: int = 0) -> Callable[[Pixels], Array]:
+    """Return what makes reconstructions (n, t, t, c), float32 in [0, 1], of tiles (n, t, t, c), on ONNX Runtime.
+
+    BundleError when the graph has no such output.
+    """
+    session = _session(graph, threads)
+    if "reconstruction" not in {output.name for output in session.get_outputs()}:
+        raise BundleError(
+            "the graph rebuilds no pictures; expected one with the output 'reconstruction'. Use a bundle of a detector "
+            "that rebuilds what it sees, such as filtering-autoencoder."
+        )
+
+    def rebuild(tiles: Pixels) -> Array:
+        found: Array = session.run(["reconstruction"], {"tiles": np.ascontiguousarray(tiles)})[0]
+        return found
+
+    return rebuild
+
+
+def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for every kind of bad model
         raise BundleError(f"the graph is not one ONNX Runtime can load: {error}") from None
+
+
+def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, Takes]:
+    session = _session(graph, threads)
     inputs, outputs = [i.name for i in session.get_inputs()], {o.name for o in session.get_outputs()}
-    if inputs != ["tiles"] or outputs - {"reconstruction"} != {"map", "score"}:
+    if inputs != ["tiles"] or outputs - set(SHOWN) != {"map", "score"}:
         raise BundleError(
             f"a graph from {inputs} to {sorted(outputs)}; expected tiles → score, map. Was it made by `andon train`?"
         )

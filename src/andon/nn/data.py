@@ -8,7 +8,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -148,14 +148,15 @@ def vary(pixels: Pixels, augment: Augment, generator: torch.Generator) -> Tensor
 
 def _placed(tile: Pixels, turns: int, flips: list[int]) -> Pixels:
     """Turn a tile (t, t, c) by quarters, and flip it along the axes that are asked for."""
-    return np.flip(np.rot90(tile, turns), [axis for axis, flip in enumerate(flips) if flip])
+    return np.flip(np.rot90(tile, turns), tuple(axis for axis, flip in enumerate(flips) if flip))
 
 
 def _rotated(tile: Pixels, degrees: float) -> Pixels:
     """Do to one tile (t, t, c) as it is stored what `rotated` does to a batch of floats."""
     middle = (tile.shape[0] - 1) / 2
     matrix = cv2.getRotationMatrix2D((middle, middle), degrees, 1)
-    moved = cv2.warpAffine(tile, matrix, tile.shape[:2], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    size = (tile.shape[1], tile.shape[0])
+    moved: NDArray[Any] = cv2.warpAffine(tile, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return moved.reshape(tile.shape)  # OpenCV drops a single channel
 
 

@@ -15,10 +15,11 @@ class LabelledTiles:
 
     defects: Defects | None = None
 
-    def __init__(self, tiles: Tiles, need_masks: bool = False) -> None:
+    def __init__(self, tiles: Tiles, need_masks: bool = False, share: float = 0) -> None:
         """Take the good tiles and their `defects`; with `need_masks` only those whose mask says where they are.
 
-        A defect without a mask is marked all over. DatasetError when no defect is left.
+        Each defect comes as often as it takes for defects to be about `share` of the tiles. One without a mask is
+        marked all over. DatasetError when no defect is left.
         """
         self._tiles, self._need_masks = tiles, need_masks
         self.side, self.depth = tiles.side, tiles.depth
@@ -29,7 +30,9 @@ class LabelledTiles:
             which = "with a mask in ground_truth" if need_masks else "in train/DEFECT beside train/good"
             raise DatasetError(f"no images of defects to learn from; expected some {which}. Add them.")
         own = max(tiles.groups, default=-1) + 1
-        self.groups: Sequence[int] = [*tiles.groups, *range(own, own + self.count)]
+        self.times = max(1, round(share / (1 - share) * len(tiles) / self.count))
+        """How often each of them comes, in one group, so that none is both learnt from and held out."""
+        self.groups: Sequence[int] = [*tiles.groups, *list(range(own, own + self.count)) * self.times]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -37,7 +40,8 @@ class LabelledTiles:
     def __iter__(self) -> Iterator[Pixels]:
         for good in self._tiles:
             yield np.concatenate([good, np.zeros_like(good[..., :1])], axis=3)
-        yield from self._defective()
+        for _ in range(self.times):
+            yield from self._defective()
 
     def _defective(self) -> Iterator[Pixels]:
         top = 2**self.depth - 1

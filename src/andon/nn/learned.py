@@ -20,8 +20,9 @@ from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 from andon.nn.data import floats, mix
 from andon.nn.loop import Loop
+from andon.runtime import SHOWN
 
-OUTPUTS = ("score", "map", "reconstruction")
+OUTPUTS = ("score", "map", *SHOWN)
 TILES_AT_ONCE = 8
 
 
@@ -33,7 +34,10 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
-        """Tiles (n, c, t, t) in [0, 1] → score (n,), map (n, t, t) and, if there is one, reconstruction (n, c, t, t).
+        """Tiles (n, c, t, t) in [0, 1] → score (n,), map (n, t, t).
+
+        And further outputs, in this order, as many as there are: reconstruction (n, c, t, t), latent vector (n, d),
+        embedding (n, d).
 
         Built of what torch.onnx can export, with nothing that depends on the values.
         """
@@ -62,16 +66,20 @@ class LearnedDetector(ABC):
     def network(self, side: int, channels: int) -> Network:
         """Build the untrained network for tiles (n, channels, side, side)."""
 
+    def stock(self, tiles: Tiles) -> Tiles:
+        """Return what the loop learns from; one that learns from defects too returns `LabelledTiles` of them."""
+        return tiles
+
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate time and memory of `fit` from a few timed steps."""
         with torch.random.fork_rng(devices=[]):
-            return self._loop(tiles, run)[1].forecast(tiles)
+            return self._loop(tiles, run)[1].forecast(self.stock(tiles))
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Learn from good tiles; a second call forgets the first."""
         with torch.random.fork_rng(devices=[]):
             network, loop = self._loop(tiles, run)
-            self.curve = loop.fit(tiles, self.name)
+            self.curve = loop.fit(self.stock(tiles), self.name)
         self._network, self._graph = network.cpu(), None
         self._shape = (tiles.side, tiles.channels, tiles.depth)
         return self
@@ -119,7 +127,7 @@ def exported(network: Network, side: int, channels: int) -> onnx.ModelProto:
     example = torch.zeros(2, channels, side, side)
     with torch.no_grad():
         names = OUTPUTS[: len(network(example))]
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             network,
             (example,),
@@ -138,7 +146,7 @@ def exported(network: Network, side: int, channels: int) -> onnx.ModelProto:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep to itself what torch's exporter says of its own insides, and of torchvision, which andon does not use."""
     log = logging.getLogger("torch.onnx")
     level = log.level

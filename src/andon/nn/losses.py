@@ -1,12 +1,19 @@
 """Losses that two or more detectors share.
 
 SSIM: Wang, Bovik, Sheikh & Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity",
-IEEE Transactions on Image Processing 13(4), 2004. Written from the paper.
+IEEE Transactions on Image Processing 13(4), 2004. Perceptual loss: Johnson, Alahi & Fei-Fei, "Perceptual Losses for
+Real-Time Style Transfer and Super-Resolution", ECCV 2016, with features of length 1 as in LPIPS: Zhang, Isola, Efros,
+Shechtman & Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018. Written from the
+papers.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from andon.nn.precision import single
 
 
 def gaussian(window: int, sigma: float) -> Tensor:
@@ -22,13 +29,14 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5, k1: float =
     `window` pixels a side, odd; `sigma` of its Gaussian weights, in pixels; `k1`, `k2` keep the quotients stable.
     Beyond the border the edge is repeated, so that the map has the size of the image; the paper leaves the border out.
     """
-    c = x.shape[1]
+    x, y, c = x.float(), y.float(), x.shape[1]
     weights = gaussian(window, sigma).to(x)
     # μ_x, μ_y and the second moments are five blurs of the same kind, so they are one.
     stack = torch.cat([x, y, x * x, y * y, x * y], dim=1)  # (n, 5c, h, w)
     stack = F.pad(stack, (window // 2,) * 4, mode="replicate")
-    stack = F.conv2d(stack, weights.view(1, 1, 1, -1).expand(5 * c, 1, 1, window), groups=5 * c)
-    stack = F.conv2d(stack, weights.view(1, 1, -1, 1).expand(5 * c, 1, window, 1), groups=5 * c)
+    with single(x):  # variances are small differences of these
+        stack = F.conv2d(stack, weights.view(1, 1, 1, -1).expand(5 * c, 1, 1, window), groups=5 * c)
+        stack = F.conv2d(stack, weights.view(1, 1, -1, 1).expand(5 * c, 1, window, 1), groups=5 * c)
     mean_x, mean_y, xx, yy, xy = stack.chunk(5, dim=1)
     variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = k1**2, k2**2
@@ -40,3 +48,26 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5, k1: float =
 def ssim_loss(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     """Mean of 1 − SSIM: 0 for equal images, at most 2."""
     return 1 - ssim(x, y, window, sigma).mean()
+
+
+def perceptual_map(maps: Sequence[Tensor], rebuilt: Sequence[Tensor], side: int) -> Tensor:
+    """How far deep features of images are from those of their reconstructions, at every pixel: (n, side, side).
+
+    `maps` and `rebuilt` are what a `nn.trunk.Trunk` makes of either: (n, c_s, h_s, w_s) for each stage s. At every
+    position features are brought to length 1, for stages differ in scale; so errors are in [0, 4]. Stages weigh alike.
+    """
+    found = []
+    for x, y in zip(maps, rebuilt, strict=True):
+        error = ((_directions(x) - _directions(y)) ** 2).sum(dim=1, keepdim=True)  # eq. 1 of LPIPS, all w_s = 1
+        found.append(F.interpolate(error, size=(side, side), mode="bilinear", align_corners=False))
+    return torch.stack(found).mean(dim=0)[:, 0]
+
+
+def perceptual_loss(maps: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
+    """Mean over positions, stages and images of the error that `perceptual_map` shows."""
+    errors = [((_directions(x) - _directions(y)) ** 2).sum(dim=1) for x, y in zip(maps, rebuilt, strict=True)]
+    return torch.stack([error.mean() for error in errors]).mean()
+
+
+def _directions(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=1, eps=1e-6)

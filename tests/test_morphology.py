@@ -1,0 +1,109 @@
+"""Erosion, dilation and gradient against OpenCV to the last bit, and what they cost."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from andon.inspection import Array, Pixels  # noqa: E402
+from andon.nn import morphology  # noqa: E402
+from andon.nn.morphology import Case, Operation, dilate, erode, transform  # noqa: E402
+
+OPENCV: dict[Operation, int] = {
+    "erosion": cv2.MORPH_ERODE,
+    "dilation": cv2.MORPH_DILATE,
+    "gradient": cv2.MORPH_GRADIENT,
+}
+SIDES = [(1, 1), (1, 3), (2, 1), (3, 3), (4, 7), (8, 8), (28, 5), (13, 28), (37, 53)]
+BEYOND = [(60, 2), (5, 90), (120, 121)]  # larger than the image
+
+
+def pictures(seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (3, 2, 37, 53), dtype=np.uint8)
+
+
+def opencv(images: Array, case: Case) -> Array:
+    kernel = np.ones((case.height, case.width), np.uint8)
+    planes = [
+        cv2.morphologyEx(plane, OPENCV[case.operation], kernel) for plane in images.reshape(-1, *images.shape[2:])
+    ]
+    return np.stack(planes).reshape(images.shape)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("operation", OPENCV)
+def test_all_at_once_are_those_of_opencv_to_the_last_bit(operation: Operation, kind: type) -> None:
+    images = pictures().astype(kind)
+    cases = [Case(operation, *sides) for sides in SIDES + BEYOND]
+    for case, found in zip(cases, transform(torch.tensor(images), cases), strict=True):
+        assert found.numpy().dtype == kind
+        np.testing.assert_array_equal(found.numpy(), opencv(images, case), err_msg=str(case))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("sides", SIDES + BEYOND)
+@pytest.mark.parametrize(("single", "operation"), [(erode, "erosion"), (dilate, "dilation")])
+def test_one_rectangle_is_that_of_opencv(
+    single: Callable[..., "torch.Tensor"],
+    operation: Operation,
+    sides: tuple[int, int],
+    kind: type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = pictures().astype(kind)
+    expected = opencv(images, Case(operation, *sides))
+    for block in (1, 9000, 1 << 20):  # bytes: a plane at a time, some with a remainder, all
+        monkeypatch.setattr(morphology, "BLOCK", block)
+        torch.set_num_threads(1)
+        found = single(torch.tensor(images), *sides)
+        np.testing.assert_array_equal(found.numpy(), expected)
+    turned = torch.tensor(images.transpose(0, 1, 3, 2)).transpose(2, 3)  # not one piece of memory
+    np.testing.assert_array_equal(single(turned, *sides).numpy(), expected)
+
+
+def test_anchor_of_an_even_side_reaches_further_left_and_up() -> None:
+    image = torch.zeros(1, 1, 9, 9)
+    image[0, 0, 4, 4] = 1
+    rows, columns = torch.nonzero(dilate(image, 4, 2)[0, 0], as_tuple=True)
+    # Output x sees inputs x - 2 to x + 1, so input 4 is seen from 3 to 6.
+    assert set(columns.tolist()) == {3, 4, 5, 6}
+    assert set(rows.tolist()) == {4, 5}
+
+
+def test_outside_never_wins() -> None:
+    dark, bright = torch.full((1, 1, 5, 5), -7.0), torch.full((1, 1, 5, 5), 7.0)
+    assert (dilate(dark, 4, 4) == -7).all()
+    assert (erode(bright, 4, 4) == 7).all()
+    for found in transform(bright, [Case("gradient", 3, 3)]):
+        assert (found == 0).all()
+
+
+def test_sizes_share_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, widths = torch.rand(1, 1, 64, 64), (1, 8, 28, 56)
+    calls = 0
+
+    def counting(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(x, y)
+
+    original = torch.maximum
+    monkeypatch.setattr(torch, "maximum", counting)
+    transform(images, [Case(of, w, h) for of in ("dilation", "gradient") for w in widths for h in widths])
+    # Six passes (2, 4, 8, 16, 28, 56) along the rows, and six down the columns for all widths together.
+    assert calls == 6 + 6
+    calls = 0
+    transform(images, [Case("erosion", 56, 56)])
+    assert calls == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same() -> None:
+    images = torch.tensor(pictures())
+    cases = [Case(operation, *sides) for operation in OPENCV for sides in SIDES]
+    for there, here in zip(transform(images.cuda(), cases), transform(images, cases), strict=True):
+        assert torch.equal(there.cpu(), here)
+    assert torch.equal(erode(images.cuda(), 28, 5).cpu(), erode(images, 28, 5))
