@@ -80,15 +80,16 @@ def test_ssim_is_that_of_the_paper(window: int, sigma: float) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_layers_follow_the_side(side: int, layers: int, channels: int) -> None:
     net = network(side, channels, width=1)
-    down = [m for m in net.down if isinstance(m, torch.nn.Conv2d)]
-    up = [m for m in net.up if isinstance(m, torch.nn.ConvTranspose2d)]
+    down = [m for m in net.encoder if isinstance(m, torch.nn.Conv2d)]
+    up = [m for m in net.decoder if isinstance(m, torch.nn.ConvTranspose2d)]
     assert len(down) == len(up) == layers
     assert all(m.stride == (2, 2) for m in down + up)
     assert not any("Pool" in type(m).__name__ for m in net.modules())
     rebuilt, latent = net.rebuild(torch.rand(2, channels, side, side))
     assert rebuilt.shape == (2, channels, side, side)
     assert latent.shape == (2, 4)
-    score, error, shown = net(torch.rand(2, channels, side, side))
+    score, error, shown, latent = net(torch.rand(2, channels, side, side))
+    assert latent.shape == (2, 4)
     assert score.shape == (2,) and error.shape == (2, side, side) and shown.shape == rebuilt.shape
 
 
@@ -96,7 +97,7 @@ def test_score_and_map_are_the_squared_error() -> None:
     net, tiles = network(), torch.rand(3, 3, 64, 64)
     rebuilt = net.rebuild(tiles)[0].detach().numpy()
     error = ((tiles.numpy() - rebuilt) ** 2).mean(axis=1)  # Eq. 2
-    score, pixel, shown = (x.detach().numpy() for x in net(tiles))
+    score, pixel, shown, _ = (x.detach().numpy() for x in net(tiles))
     np.testing.assert_allclose(pixel, error, rtol=1e-5)
     np.testing.assert_allclose(score, error.mean(axis=(1, 2)), rtol=1e-5)
     np.testing.assert_array_equal(shown, rebuilt)
@@ -106,7 +107,7 @@ def test_score_and_map_are_one_minus_ssim() -> None:
     net, tiles = network(objective="ssim", score="max"), torch.rand(1, 1, 64, 64).expand(1, 3, 64, 64)
     rebuilt = net.rebuild(tiles)[0].detach().numpy()
     expected = np.mean([1 - plain_ssim(tiles[0, c].numpy(), rebuilt[0, c], 11, 1.5) for c in range(3)], axis=0)
-    score, pixel, _ = (x.detach().numpy() for x in net(tiles))
+    score, pixel, *_ = (x.detach().numpy() for x in net(tiles))
     np.testing.assert_allclose(pixel[0], expected, atol=1e-4)
     assert score[0] == pixel.max()
 
@@ -114,7 +115,7 @@ def test_score_and_map_are_one_minus_ssim() -> None:
 def test_smoothing_averages_the_map_over_what_there_is() -> None:
     sharp, smooth, tiles = network(), network(smooth=3, score="max"), torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        error, (score, found, _) = sharp(tiles)[1][0], smooth(tiles)
+        error, (score, found, *_) = sharp(tiles)[1][0], smooth(tiles)
     assert float(found[0, 10, 20]) == pytest.approx(float(error[9:12, 19:22].mean()))
     assert float(found[0, 0, 0]) == pytest.approx(float(error[:2, :2].mean()))
     assert float(score) == float(found.max())

@@ -1,5 +1,6 @@
 """Bundles side by side: the paired test by hand and by simulation, and the page."""
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,6 +97,7 @@ def test_good_images_alone_are_compared_without_a_test(tmp_path: Path, monkeypat
     assert found.differences() == []
     assert "cannot be compared" in compare.headline(found, [])
     monkeypatch.setattr(compare, "sections", lambda compared: [])  # these bundles have no graph to draw with
+    monkeypatch.setattr(compare, "clouds", lambda compared: ([], ""))
     assert b"Do they differ" not in compare.html(found)
 
 
@@ -108,6 +110,30 @@ def test_page_of_two_bundles(parts: Path, bundle_file: Path, tmp_path: Path) -> 
     assert page.count('class="panel"') >= 4
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "<script" not in page
     assert page.index("image AUROC") < page.index("Do they differ")
+
+
+def test_images_are_laid_out_by_the_vectors_a_bundle_makes(
+    parts: Path, bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    training.train(parts, tmp_path / "deep.andon", detector="deep-knn", size=64)
+    found = compare.Comparison(compare.load([bundle_file, tmp_path / "deep.andon"]), dataset.load(parts))
+    inspector = found.inspectors["deep"]
+    (values,) = compare.vectors(inspector, found.images, ["embedding"]).values()
+    assert values.shape == (10, 112)
+    good = values[~found.defective].mean(axis=0)
+    apart = np.linalg.norm(values - good, axis=1)
+    assert apart[found.defective].min() > apart[~found.defective].max()
+    (cloud,), why = compare.clouds(found)
+    assert cloud[:2] == ("deep", "embeddings") and why == ""
+    assert cloud.plot.count("<circle") == 10 and "6 good" in cloud.plot and "4 defective" in cloud.plot
+    page = compare.html(found).decode()
+    assert "Which pictures a detector finds alike" in page and "deep: embeddings" in page
+    monkeypatch.setattr(compare, "FEWEST", 11)
+    assert compare.clouds(found) == ([], "left out, for 10 images are too few; it needs 11")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "sklearn" else find(name, *of))
+    assert "scikit-learn is not installed" in compare.html(found).decode()
 
 
 def test_names_are_told_apart_and_bundles_are_needed(bundle_file: Path, tmp_path: Path) -> None:
@@ -129,7 +155,7 @@ def test_reconstruction_is_shown_in_the_frame_of_the_image(tmp_path: Path) -> No
     graph = build({"tiles": tiles}, {"reconstruction": op.mul(values, op.const(np.float32(0.5)))}).SerializeToString()
     path = save(tmp_path / "a.png", part(0, 96))
     recipe = SimpleNamespace(geometry=Geometry(size=96, crop=(8, 16, 80, 64)))
-    inspector = SimpleNamespace(bundle=SimpleNamespace(graph=graph), recipe=recipe)
+    inspector = SimpleNamespace(bundle=SimpleNamespace(graph=graph), recipe=recipe, reference=None)
     draw = compare._Draw(SimpleNamespace(inspectors={"a": inspector}), np.zeros((1, 1)))  # type: ignore[arg-type]
     row = Row(path, "a.png", "good", "a", None, 0.0, 1.0, Verdict.PASS, 0, 1.0)
     picture = draw._reconstruction("a", inspector, row)  # type: ignore[arg-type]

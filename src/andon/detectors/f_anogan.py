@@ -1,0 +1,189 @@
+"""f-anogan: a generative adversarial network learns good parts; what it cannot generate of a picture is a defect.
+
+Paper: Schlegl, Seeböck, Waldstein, Langs & Schmidt-Erfurth, "f-AnoGAN: Fast unsupervised anomaly detection with
+generative adversarial networks", Medical Image Analysis 54, 2019. First stage: Gulrajani, Ahmed, Arjovsky, Dumoulin &
+Courville, "Improved Training of Wasserstein GANs" (WGAN-GP), NIPS 2017. The texts of the papers were not at hand:
+written from what is known of them; no code of others. Symbols: x picture, z latent vector, G generator, D critic, f
+the features of its last convolution, n and n_d numbers of values of x and of f, E encoder, x̂ = G(E(x)), x̃ a point
+between a good and a generated picture, λ weight of the gradient penalty, n_critic steps of D to one of G, κ weight of
+the features, A score.
+
+Differs from the papers:
+- Plain strided convolutions (DCGAN) in place of residual blocks; E gives z without a bound.
+- G moves in every n_critic-th step of the loop, at the same time as D and on the same pictures; the papers let D move
+  n_critic times and G then, once.
+- The optimiser is the loop's (β = 0.9, 0.999); WGAN-GP has Adam with β = 0, 0.9, and the encoder's was RMSProp.
+- The map is |x − x̂|, averaged over the channels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.nn.convolutional import Critic, decoder, encoder, halvings, resized
+from andon.nn.data import mix
+from andon.nn.learned import LearnedDetector, Network
+from andon.nn.loop import Loop, Schedule
+
+
+class Settings(Schedule):
+    """Settings of `f-anogan`, and of its training; `steps`, `learning_rate` and `hold_out` are the encoder's."""
+
+    gan_steps: Annotated[int, Field(ge=1)] = 4000  # of the first stage; the second's are `steps`
+    gan_learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # of the first stage, at its highest
+    side: Annotated[int, Field(ge=32)] = 64  # pixels a side that the networks see; larger tiles are reduced to it
+    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layers; each next has twice as many …
+    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
+    latent: Annotated[int, Field(ge=1)] = 128  # values of z
+    penalty: Annotated[float, Field(ge=0)] = 10.0  # λ
+    critic_steps: Annotated[int, Field(ge=1)] = 5  # n_critic
+    features: Annotated[float, Field(ge=0)] = 1.0  # κ
+    batch: Annotated[int, Field(ge=2)] = 16  # tiles a step; batch normalisation needs more than one
+    clip: Annotated[float, Field(gt=0)] = 100.0  # the greatest norm of a gradient; the papers do not clip
+
+
+class Gan(nn.Module):
+    """G and D, on values in [-1, 1]. The critic has no batch normalisation: its penalty is one for each picture."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build them for tiles (n, channels, side, side)."""
+        super().__init__()
+        self.config, self.side = config, min(side, config.side)
+        grids = halvings(self.side, channels, config.width, config.widest)
+        self.generator = decoder(grids, config.latent, nn.Tanh(), norm=True)
+        self.critic = Critic(grids)
+
+    def loss(self, tiles: Tensor, generator: torch.Generator, both: bool) -> Tensor:
+        """Loss of D, and with `both` the gradient of G's too, whose value is left out: it is D's, turned round."""
+        x = 2 * resized(tiles, self.side) - 1
+        z = torch.randn(len(x), self.config.latent, generator=generator, device=x.device)
+        with torch.set_grad_enabled(both):
+            made = self.generator(z)
+        between = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+        gap = self.critic(made.detach())[1].float().mean() - self.critic(x)[1].float().mean()
+        # WGAN-GP eq. 3: D(G(z)) − D(x) + λ (‖∇D(x̃)‖₂ − 1)²
+        loss: Tensor = gap + self.config.penalty * self.steepness(between * x + (1 - between) * made.detach().float())
+        if both:
+            pleased = self.critic.frozen(made)[1].float().mean()
+            loss = loss - (pleased - pleased.detach())  # G lowers −D(G(z))
+        return loss
+
+    def steepness(self, points: Tensor) -> Tensor:
+        """Mean of (‖∇D‖₂ − 1)² at points (n, c, s, s)."""
+        # In single precision: second derivatives lose too much in what autocast takes on a GPU.
+        with torch.autocast(points.device.type, enabled=False):
+            points = points.requires_grad_()
+            (slope,) = torch.autograd.grad(self.critic(points)[1].sum(), points, create_graph=True)
+            excess: Tensor = slope.flatten(1).norm(dim=1) - 1
+            return (excess**2).mean()
+
+
+class FAnoganNetwork(Network):
+    """E, before a G and D that are ready."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build them for tiles (n, channels, side, side)."""
+        super().__init__()
+        self.config, self.tile = config, side
+        self.gan = Gan(side, channels, config)
+        grids = halvings(self.gan.side, channels, config.width, config.widest)
+        self.encoder = encoder(grids, config.latent, norm=True)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the encoder between training and evaluation; G and D stay as they are."""
+        super().train(mode)
+        self.gan.eval()
+        return self
+
+    def rebuild(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and x̂ (n, c, s, s) of tiles (n, c, t, t)."""
+        x = 2 * resized(tiles, self.gan.side) - 1
+        return x, self.gan.generator(self.encoder(x))
+
+    def residual(self, x: Tensor, rebuilt: Tensor) -> Tensor:
+        """A (n,): how far pictures (n, c, s, s) are from their reconstructions, and their features from theirs."""
+        # A_R = ‖x − G(E(x))‖² / n, A_D = ‖f(x) − f(G(E(x)))‖² / n_d, A = A_R + κ A_D; the loss of "izi_f" is its mean
+        apart = (self.gan.critic.features(x) - self.gan.critic.features(rebuilt)).float()
+        image = ((x - rebuilt.float()) ** 2).mean(dim=(1, 2, 3))
+        total: Tensor = image + self.config.features * (apart**2).mean(dim=1)
+        return total
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean of A."""
+        return self.residual(*self.rebuild(tiles)).mean()
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
+        x, rebuilt = self.rebuild(tiles)
+        error = (x - rebuilt).abs().mean(dim=1, keepdim=True) / 2  # in [0, 1], as tiles are
+        return self.residual(x, rebuilt), resized(error, self.tile)[:, 0], resized((rebuilt + 1) / 2, self.tile)
+
+
+class FAnogan(LearnedDetector):
+    """The residual of the nearest picture that a generator of good parts can be brought to make."""
+
+    name: ClassVar[str] = "f-anogan"
+    summary: ClassVar[str] = "f-AnoGAN: what a generator of good parts cannot make of a picture; a comparison method"
+    position_aware: ClassVar[bool] = True
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {
+            "width": 16,
+            "widest": 128,
+            "batch": 8,
+            "gan_steps": 1200,
+            "gan_learning_rate": 5e-4,
+            "steps": 500,
+        },
+        "full": {"width": 64, "widest": 512, "batch": 64, "gan_steps": 50_000, "steps": 50_000},
+    }
+
+    def network(self, side: int, channels: int) -> FAnoganNetwork:
+        """Build the untrained networks for tiles (n, channels, side, side)."""
+        return FAnoganNetwork(side, channels, self.config)
+
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
+        """Estimate time and memory of both stages of `fit` from a few timed steps of each."""
+        with torch.random.fork_rng(devices=[]):
+            found = [loop.forecast(tiles) for _, loop in self._stages(self._untrained(tiles), run)]
+        return Forecast(sum(f.seconds for f in found), max(f.megabytes for f in found))
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Learn from good tiles, G and D first and then E; a second call forgets the first."""
+        curves = ["stage,step,learning_rate,loss,held_out_loss,seconds"]
+        with torch.random.fork_rng(devices=[]):
+            network = self._untrained(tiles)
+            for stage, loop in self._stages(network, run):
+                run.tell(f"training the {stage}")
+                lines = loop.fit(tiles, f"{self.name} {stage}").splitlines()
+                curves += [f"{stage},{line}" for line in lines[1:]]
+        self.curve = "\n".join([*curves, ""])
+        self._network, self._graph = network.cpu(), None
+        self._shape = (tiles.side, tiles.channels, tiles.depth)
+        return self
+
+    def _untrained(self, tiles: Tiles) -> FAnoganNetwork:
+        torch.manual_seed(mix(self.seed, "weights"))
+        return self.network(tiles.side, tiles.channels)
+
+    def _stages(self, network: FAnoganNetwork, run: Run) -> Iterator[tuple[str, Loop]]:
+        """Yield the loop of each stage, the second's once the first has run. Each has half of a time that is given."""
+        config, half = self.config, run.seconds and run.seconds / 2
+        runs = {
+            stage: replace(run, seconds=half, folder=run.folder and run.folder / stage) for stage in ("gan", "encoder")
+        }
+        # The gan has no loss that falls when it gets better, so nothing is held out for one.
+        first = {"steps": config.gan_steps, "learning_rate": config.gan_learning_rate, "hold_out": 0.0}
+
+        def adversarial(batch: Tensor, generator: torch.Generator) -> Tensor:
+            return network.gan.loss(batch, generator, (loop.state.step + 1) % config.critic_steps == 0)
+
+        loop = Loop(network.gan, adversarial, config.model_copy(update=first), self.seed, runs["gan"])
+        yield "gan", loop
+        network.gan.requires_grad_(False)
+        yield "encoder", Loop(network, network.loss, config, self.seed, runs["encoder"])

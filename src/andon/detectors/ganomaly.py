@@ -1,0 +1,104 @@
+"""ganomaly: a picture is encoded, rebuilt and encoded again; of a defect the second code is far from the first.
+
+Paper: Akcay, Atapour-Abarghouei & Breckon, "GANomaly: Semi-Supervised Anomaly Detection via Adversarial Training",
+ACCV 2018 (arXiv 1805.06725). Layers: Radford, Metz & Chintala (DCGAN), ICLR 2016, as the paper has it. The texts of
+the papers were not at hand: written from what is known of them; no code of others. Symbols: x picture, G_E and G_D
+encoder and decoder of the generator G, z = G_E(x), x̂ = G_D(z) = G(x), E the second encoder, ẑ = E(x̂), D
+discriminator, f the features of its last convolution, A score.
+
+Differs from the paper:
+- Norms are means over their values, the L2 norms means of squares, so that weights hold at every size.
+- Scores are never scaled to [0, 1] over a test set, as eq. 6 does: a score must not depend on what else is inspected.
+- The paper has no anomaly map; ours is |x − x̂|, averaged over the channels.
+- G, E and D take their steps at the same time: one loss adds the terms of both sides, each with the other's weights
+  held fixed. The optimiser is the loop's (β₁ = 0.9; the paper: Adam, β₁ = 0.5).
+- The last grid becomes a vector by a fully connected layer; the paper's convolution over the whole grid is the same.
+  The decoder has LeakyReLU like the encoders, where the paper has ReLU.
+- Early stopping, where tiles are held out, looks at w_con L_con + w_enc L_enc, the part without an adversary.
+"""
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from andon.nn.convolutional import Critic, decoder, encoder, halvings, resized
+from andon.nn.learned import LearnedDetector, Network
+from andon.nn.loop import Schedule
+
+
+class Settings(Schedule):
+    """Settings of `ganomaly`, and of its training."""
+
+    side: Annotated[int, Field(ge=32)] = 64  # pixels a side that the networks see; larger tiles are reduced to it
+    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layers; each next has twice as many …
+    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
+    latent: Annotated[int, Field(ge=1)] = 100  # values of z
+    adversarial: Annotated[float, Field(ge=0)] = 1.0  # w_adv
+    contextual: Annotated[float, Field(ge=0)] = 50.0  # w_con
+    encoding: Annotated[float, Field(ge=0)] = 1.0  # w_enc
+    batch: Annotated[int, Field(ge=2)] = 16  # tiles a step; batch normalisation needs more than one
+    clip: Annotated[float, Field(gt=0)] = 100.0  # the greatest norm of a gradient; the paper does not clip
+
+
+class GanomalyNetwork(Network):
+    """G_E, G_D, E and D. They see values in [-1, 1], as the tanh of the paper's decoder has it."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build it for tiles (n, channels, side, side)."""
+        super().__init__()
+        self.config, self.tile, self.side = config, side, min(side, config.side)
+        grids = halvings(self.side, channels, config.width, config.widest)
+        self.encoder = encoder(grids, config.latent, norm=True)
+        self.decoder = decoder(grids, config.latent, nn.Tanh(), norm=True)
+        self.again = encoder(grids, config.latent, norm=True)
+        self.critic = Critic(grids, norm=True)
+
+    def rebuild(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return x, x̂ (n, c, s, s), z and ẑ (n, latent) of tiles (n, c, t, t)."""
+        x = 2 * resized(tiles, self.side) - 1
+        z = self.encoder(x)
+        rebuilt = self.decoder(z)
+        return x, rebuilt, z, self.again(rebuilt)
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of G and E, eq. 4, and that of D; in evaluation without what depends on D."""
+        x, rebuilt, z, z_again = self.rebuild(tiles)
+        contextual = (x - rebuilt.float()).abs().mean()  # eq. 2: L_con = ‖x − G(x)‖₁
+        encoding = ((z - z_again).float() ** 2).mean()  # eq. 3: L_enc = ‖G_E(x) − E(G(x))‖₂
+        alone = self.config.contextual * contextual + self.config.encoding * encoding
+        if not self.training:
+            return alone
+        wanted, real = self.critic(x)
+        _, fake = self.critic(rebuilt.detach())
+        judging = F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()  # −log D(x) − log(1 − D(x̂))
+        features, _ = self.critic.frozen(rebuilt)
+        adversarial = ((wanted.detach() - features).float() ** 2).mean()  # eq. 1: L_adv = ‖f(x) − f(G(x))‖₂
+        total: Tensor = judging + self.config.adversarial * adversarial + alone
+        return total
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
+        x, rebuilt, z, z_again = self.rebuild(tiles)
+        score = (z - z_again).abs().mean(dim=1)  # eq. 5: A(x) = ‖G_E(x) − E(G(x))‖₁
+        error = (x - rebuilt).abs().mean(dim=1, keepdim=True) / 2  # in [0, 1], as tiles are
+        return score, resized(error, self.tile)[:, 0], resized((rebuilt + 1) / 2, self.tile)
+
+
+class Ganomaly(LearnedDetector):
+    """The distance between the codes of a picture and of its reconstruction."""
+
+    name: ClassVar[str] = "ganomaly"
+    summary: ClassVar[str] = "GANomaly: how far the code of a picture is from that of its reconstruction; a comparison"
+    position_aware: ClassVar[bool] = True
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {"width": 16, "widest": 128, "batch": 8, "steps": 1000, "hold_out": 0.0},
+        "full": {"width": 64, "widest": 512, "batch": 64, "steps": 15_000, "learning_rate": 2e-3, "hold_out": 0.0},
+    }
+
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained networks for tiles (n, channels, side, side)."""
+        return GanomalyNetwork(side, channels, self.config)

@@ -1,0 +1,141 @@
+"""segmenter: a network that marks the defective pixels, taught by masks of real defects or by synthetic ones.
+
+Paper: source [4], figures 5 and 6: the five networks that its own methods are compared with. Their papers stand in
+`networks.py`. Dice loss: Milletari, Navab & Ahmadi, "V-Net", 3DV 2016. Focal loss: Lin et al., "Focal Loss for Dense
+Object Detection", ICCV 2017. Their weights, 1 : 20: Kirillov et al., "Segment Anything", ICCV 2023. The texts of the
+papers were not at hand: written from what is known of them; no code of others. Symbols: p probability that a pixel is
+defective, m its mask, p_t = p where m = 1 and 1 − p elsewhere, γ focus.
+
+Differs from the paper:
+- The source compares sizes and times and says nothing of the training: losses, balance and schedule are ours.
+- No α in the focal loss: Dice and the balance of the batches make up for how rare defective pixels are.
+- Plain code. segmentation-models-pytorch, which has two of the five, imports torchvision and timm; MONAI, which has
+  variants of the same two, would be one more package beside the three that had to be written anyway.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from andon.detectors.base import QUIET, Need, Run, Tiles
+from andon.detectors.segmenter.networks import NETWORKS, Name
+from andon.errors import DatasetError
+from andon.nn.labelled import LabelledTiles, parted
+from andon.nn.learned import LearnedDetector, Network
+from andon.nn.loop import Schedule
+from andon.nn.synthetic import KINDS, Kind, add_defects
+
+
+class Settings(Schedule):
+    """Settings of `segmenter`, and of its training."""
+
+    network: Name = "unet"
+    width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; the papers' are 64, of unet++ 32
+    defects: Literal["auto", "labelled", "synthetic"] = "auto"  # auto: labelled ones where masks say where they are
+    share: Annotated[float, Field(ge=0, le=0.9)] = 0.5  # of the tiles learnt from that show a defect
+    kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)] = KINDS  # of synthetic defects
+    least: Annotated[float, Field(gt=0, lt=1)] = 0.002  # share of a tile that a synthetic defect covers …
+    most: Annotated[float, Field(gt=0, lt=1)] = 0.1  # … and its greatest
+    focal: Annotated[float, Field(ge=0)] = 20.0  # weight of the focal loss; that of Dice is 1
+    focus: Annotated[float, Field(ge=0)] = 2.0  # γ: the higher, the less count pixels that are right already
+    top: Annotated[float, Field(ge=0, le=1)] = 0.001  # share of the map, its highest values, whose mean is the score
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Settings":
+        if self.least > self.most:
+            raise ValueError(f"least = {self.least} must not exceed most = {self.most}")
+        return self
+
+
+class SegmenterNetwork(Network):
+    """One of the five networks, its losses, and where its defects come from."""
+
+    def __init__(self, channels: int, config: Settings) -> None:
+        """Build it for tiles (n, channels, t, t)."""
+        super().__init__()
+        self.config, self.channels = config, channels
+        self.inner = NETWORKS[config.network](channels, config.width)
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Dice and focal loss of tiles (n, c + 1, t, t) with their masks, or (n, c, t, t) that are given defects."""
+        if tiles.shape[1] > self.channels:
+            tiles, masks = parted(tiles)
+        else:
+            tiles, masks = self.damaged(tiles, generator)
+        logits = self.inner(tiles).float()  # (n, k, t, t): k answers, of which each is supervised
+        target = masks[:, None].to(logits).expand_as(logits)
+        return dice_loss(logits, target) + self.config.focal * focal_loss(logits, target, self.config.focus)
+
+    def damaged(self, tiles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Give some of the tiles (n, c, t, t) a synthetic defect; return them and the masks (n, t, t)."""
+        s = self.config
+        chosen = torch.rand(len(tiles), generator=generator, device=tiles.device) < s.share
+        made, masks = add_defects(tiles, generator, s.kinds, s.least, s.most)
+        return torch.where(chosen[:, None, None, None], made, tiles), masks & chosen[:, None, None]
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t): logits, which tell sure from surer where p rounds to 1."""
+        found = self.inner(tiles)[:, 0]
+        highest = found.flatten(1).topk(max(1, round(self.config.top * found[0].numel()))).values
+        return highest.mean(dim=1), found
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 − Dice of all tiles (n, k, t, t) together, mean over the k answers: good tiles count by their false alarms."""
+    p = logits.sigmoid()
+    both, either = ((p * masks).sum(dim=(0, 2, 3)), (p + masks).sum(dim=(0, 2, 3)))
+    return (1 - (2 * both + 1) / (either + 1)).mean()  # + 1: defined where there is no defect
+
+
+def focal_loss(logits: Tensor, masks: Tensor, focus: float) -> Tensor:
+    """Mean over the pixels of −(1 − p_t)^γ log p_t, of logits and masks (n, k, t, t)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")  # −log p_t
+    return ((1 - torch.exp(-entropy)) ** focus * entropy).mean()
+
+
+class Segmenter(LearnedDetector):
+    """A segmentation network, taught by real or synthetic defects."""
+
+    name: ClassVar[str] = "segmenter"
+    summary: ClassVar[str] = "a network that marks defective pixels; taught by masks of real defects, or synthetic ones"
+    position_aware: ClassVar[bool] = False
+    defects: ClassVar[Need] = "optional"
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {"width": 8, "batch": 4, "steps": 200, "learning_rate": 2e-3, "evaluate": 50},
+        "full": {"width": 64, "batch": 16, "steps": 20_000},
+    }
+
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained network for tiles (n, channels, side, side)."""
+        return SegmenterNetwork(channels, self.config)
+
+    def stock(self, tiles: Tiles) -> Tiles:
+        """Return the good tiles, with the labelled defects where those are learnt from. DatasetError when none are."""
+        return self._labelled(tiles) or tiles
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> "Segmenter":
+        """Learn from good tiles, and from labelled defects where there are any; a second call forgets the first."""
+        labelled = self._labelled(tiles)
+        if labelled:
+            run.tell(
+                f"learning from {labelled.count} tiles of labelled defects, each {labelled.times} times as often as a "
+                f"good one of {len(tiles)}"
+            )
+        else:
+            run.tell(f"learning from synthetic defects ({', '.join(self.config.kinds)}): no masks of real ones")
+        return super().fit(tiles, run)
+
+    def _labelled(self, tiles: Tiles) -> LabelledTiles | None:
+        """Return good and defective tiles with their masks, or None where synthetic defects are to be learnt from."""
+        if self.config.defects == "synthetic" or (self.config.defects == "auto" and tiles.defects is None):
+            return None
+        try:
+            return LabelledTiles(tiles, need_masks=True, share=self.config.share)
+        except DatasetError:
+            if self.config.defects == "auto":
+                return None
+            raise

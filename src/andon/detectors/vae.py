@@ -1,0 +1,106 @@
+"""vae: a variational autoencoder; what a network that has learnt to generate good parts cannot rebuild of a picture.
+
+Paper: Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014. Reconstruction error as the anomaly score is
+how comparisons on MVTec AD use it. The texts of the papers were not at hand: written from what is known of them; no
+code of others. Symbols: x picture, z latent vector, x̂ mean of the decoder's distribution p(x|z), μ and σ² mean and
+variance of the encoder's distribution q(z|x), ε noise, p(z) the standard normal distribution, L the evidence lower
+bound (ELBO) of log p(x).
+
+Differs from the paper:
+- Strided convolutions in place of one hidden layer; numbers of layers, channels and latent values are ours.
+- The decoder's distribution is normal with one fixed deviation, the setting `noise`; the paper's decoder gives it too.
+- The loss is −L divided by the number of a picture's values, without constants, so that a learning rate holds at every
+  resolution. The optimiser is the loop's, not Adagrad.
+- To score, μ is decoded and nothing is drawn, so that one picture has one score; the reconstruction term of the score
+  `elbo` is therefore that of μ and not an expectation.
+- `score` can also be the highest value of the map, which finds defects too small to move the mean.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from andon.nn.convolutional import Odd, decoder, encoder, halvings, resized, smoothed
+from andon.nn.learned import LearnedDetector, Network
+from andon.nn.loop import Schedule
+
+
+class Settings(Schedule):
+    """Settings of `vae`, and of its training."""
+
+    score: Literal["mean", "max", "elbo"] = "mean"  # mean or max: of the map; elbo: −L a value
+    side: Annotated[int, Field(ge=32)] = 128  # pixels a side that the network sees; larger tiles are reduced to it
+    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …
+    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
+    latent: Annotated[int, Field(ge=1)] = 128  # values of z
+    noise: Annotated[float, Field(gt=0)] = 0.1  # deviation of p(x|z); 1: the range of a pixel; smaller: KL counts less
+    smooth: Annotated[Odd, Field(ge=1, le=63)] = 1  # pixels a side over which the map is averaged; odd; 1: not at all
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(q(z|x) ‖ p(z)) (n,) of normal distributions with these means and logarithms of variances (n, latent)."""
+    # Appendix B: ½ Σ (μ² + σ² − 1 − log σ²)
+    return (mean**2 + log_variance.exp() - 1 - log_variance).sum(dim=1) / 2
+
+
+class VaeNetwork(Network):
+    """The encoder of μ and log σ², and the decoder of x̂."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build it for tiles (n, channels, side, side)."""
+        super().__init__()
+        self.config, self.tile, self.side = config, side, min(side, config.side)
+        grids = halvings(self.side, channels, config.width, config.widest)
+        self.encoder = encoder(grids, 2 * config.latent)
+        self.decoder = decoder(grids, config.latent, nn.Sigmoid())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return μ and log σ² (n, latent) of pictures (n, c, s, s)."""
+        mean, log_variance = self.encoder(x).float().chunk(2, dim=1)
+        return mean, log_variance
+
+    def bound(self, x: Tensor, rebuilt: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Return −L (n,) of pictures (n, c, s, s), a value, without constants."""
+        # Eq. 10: −L = KL(q(z|x) ‖ p(z)) − log p(x|z), and −log p(x|z) = ‖x − x̂‖² / (2 noise²) + constants
+        misfit = ((x - rebuilt) ** 2).sum(dim=(1, 2, 3)) / (2 * self.config.noise**2)
+        return (misfit + divergence(mean, log_variance)) / x[0].numel()
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """−L of tiles (n, c, t, t), with one draw of z for each."""
+        x = resized(tiles, self.side)
+        mean, log_variance = self.encode(x)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        z = mean + (log_variance / 2).exp() * noise  # z = μ + σ ε, section 2.4
+        return self.bound(x, self.decoder(z).float(), mean, log_variance).mean()
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
+        x = resized(tiles, self.side)
+        mean, log_variance = self.encode(x)
+        rebuilt = self.decoder(mean)
+        error = ((x - rebuilt) ** 2).mean(dim=1, keepdim=True)  # (n, 1, s, s)
+        found = smoothed(resized(error, self.tile)[:, 0], self.config.smooth)
+        if self.config.score == "elbo":
+            score = self.bound(x, rebuilt, mean, log_variance)
+        else:
+            score = found.mean(dim=(1, 2)) if self.config.score == "mean" else found.amax(dim=(1, 2))
+        return score, found, resized(rebuilt, self.tile)
+
+
+class Vae(LearnedDetector):
+    """The reconstruction error of a variational autoencoder."""
+
+    name: ClassVar[str] = "vae"
+    summary: ClassVar[str] = "error of a variational autoencoder, as comparisons quote it; for parts that lie alike"
+    position_aware: ClassVar[bool] = True
+    Config: ClassVar[type[BaseModel]] = Settings
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {"side": 128, "width": 8, "widest": 128, "steps": 1000, "learning_rate": 2e-3},
+        "full": {"side": 256, "width": 32, "widest": 512, "latent": 256, "batch": 32, "steps": 20_000},
+    }
+
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained network for tiles (n, channels, side, side)."""
+        return VaeNetwork(side, channels, self.config)

@@ -1,0 +1,164 @@
+"""Piade: squeeze-and-excitation, pooling and terms against a plain computation, and ranges from held-out tiles."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from andon.detectors.base import Run  # noqa: E402
+from andon.detectors.piade import Excitation, Piade, PiadeNetwork, Settings  # noqa: E402
+from andon.inspection import Pixels  # noqa: E402
+from andon.nn.data import floats, split  # noqa: E402
+from andon.nn.losses import perceptual_loss, perceptual_map, ssim  # noqa: E402
+from andon.nn.resize import Resize  # noqa: E402
+from andon.nn.trunk import Trunk  # noqa: E402
+
+TINY: dict[str, Any] = {"width": 8, "blocks": 1, "stages": (1,), "steps": 1, "batch": 2}
+
+
+class Noise:
+    """Tiles of noise."""
+
+    defects = None
+
+    def __init__(self, count: int, side: int = 64) -> None:
+        self.side, self.channels, self.depth = side, 3, 8
+        self.groups = range(count)
+        self.tiles: Pixels = np.random.default_rng(0).integers(0, 255, (count, side, side, 3), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        for start in range(0, len(self.tiles), 3):
+            yield self.tiles[start : start + 3]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def network(**settings: Any) -> PiadeNetwork:
+    torch.manual_seed(0)
+    return PiadeNetwork(128, 3, Settings(**{**TINY, **settings})).eval()
+
+
+def test_excitation_weighs_channels_by_their_means() -> None:
+    torch.manual_seed(0)
+    layer, x = Excitation(8, 4), torch.randn(2, 8, 3, 5)
+    first, second = layer.weigh[0], layer.weigh[2]
+    hidden = torch.relu(x.mean(dim=(2, 3)) @ first.weight.T + first.bias)
+    assert hidden.shape == (2, 2)
+    weights = torch.sigmoid(hidden @ second.weight.T + second.bias)
+    torch.testing.assert_close(layer(x)[1, 3], x[1, 3] * weights[1, 3])
+
+
+@torch.no_grad()
+def test_pooled_features_become_capsules_of_one_position() -> None:
+    net, features = network(), torch.randn(2, 64, 8, 8)
+    taken: list[torch.Tensor] = []
+    net.capsules.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+    assert net.route(features).shape == (2, 2, 64)
+    assert taken[0].shape == (2, 15 * 64 // 8, 8)  # 64 + 4 · 32 + 16 · 16 + 64 · 8 values, eight a capsule
+    narrow = net.pools[1]  # a grid of 2 with half of the channels, after the grid of 1 with all: 8 capsules
+    pooled = torch.relu(narrow(features[:, :, :4, 4:].mean(dim=(2, 3), keepdim=True)))[:, :, 0, 0]
+    torch.testing.assert_close(taken[0][:, 8 + 4 : 8 + 8].flatten(1), pooled, atol=1e-5, rtol=1e-4)
+    one = net.pools[3](features)  # a grid of 8: every position by itself
+    torch.testing.assert_close(taken[0][0, -1], torch.relu(one)[0, :, 7, 7], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_longer_vector_is_decoded() -> None:
+    net, images = network(), torch.rand(2, 3, 128, 128)
+    vectors = torch.zeros(2, 2, 64)
+    vectors[0, 1, 3], vectors[1, 0, 5], vectors[1, 1, 6] = 0.5, 0.9, 0.8
+    net.route = lambda features: vectors  # type: ignore[method-assign]
+    asked: list[torch.Tensor] = []
+    net.unfold.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+    net.rebuild(images)
+    torch.testing.assert_close(asked[0], torch.stack([vectors[0, 1], vectors[1, 0]]))
+
+
+@torch.no_grad()
+def test_loss_and_score_are_the_three_terms() -> None:
+    net, images = network(), torch.rand(3, 3, 128, 128)
+    rebuilt = net.rebuild(images)
+    trunk = Trunk("efficientnet-lite0", (1,))
+    seen, again = trunk(images), trunk(rebuilt)
+    unit = [[m / m.square().sum(1, keepdim=True).sqrt() for m in maps] for maps in (seen, again)]
+    deep = (unit[0][0] - unit[1][0]).square().sum(1).mean((1, 2))
+    terms = torch.stack(
+        [(images - rebuilt).square().mean((1, 2, 3)), 1 - ssim(images, rebuilt).mean((1, 2, 3)), deep], dim=1
+    )
+    assert float(net.loss(images, torch.Generator())) == pytest.approx(float(terms.mean(0).sum()), rel=1e-4)
+    net.learn_ranges(iter([images[:2], images[2:]]))
+    torch.testing.assert_close(net.least, terms.amin(0), rtol=1e-4, atol=1e-6)
+    spread = torch.maximum(terms.amax(0) - terms.amin(0), 0.01 * terms.amax(0))
+    torch.testing.assert_close(net.range, spread, rtol=1e-2, atol=1e-6)
+    score, pixel, shown = net(images)
+    expected = ((terms - net.least) / net.range).sum(1)
+    torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pixel.mean((1, 2)), score, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shown, rebuilt)
+
+
+@pytest.mark.parametrize(("hold_out", "count"), [(0.2, 2), (0.1, 1), (0.0, 0)])
+def test_ranges_come_from_held_out_tiles_where_there_are_some(hold_out: float, count: int) -> None:
+    tiles, told = Noise(11), list[str]()
+    detector = Piade(Settings(**TINY, hold_out=hold_out), 0).fit(tiles, Run(device="cpu", tell=told.append))
+    net = detector._fitted()
+    assert isinstance(net, PiadeNetwork)
+    held = split(tiles.groups, hold_out, 0)[1]
+    rows = held if count > 1 else np.arange(11)  # one tile has no range
+    assert len(held) == count
+    least, spread = net.least.clone(), net.range.clone()
+    net.learn_ranges(iter([floats(tiles.tiles[rows])]))
+    torch.testing.assert_close(net.least, least, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(net.range, spread, rtol=1e-2, atol=1e-5)
+    assert any("ranges" in sentence for sentence in told) is (count < 2)
+
+
+def test_a_batch_of_one_is_trained_and_one_tile_has_a_range() -> None:
+    detector = Piade(Settings(**{**TINY, "batch": 1}, hold_out=0.0), 0).fit(Noise(1), Run(device="cpu"))
+    assert np.isfinite(detector.score(Noise(1).tiles).image).all()
+
+
+def test_perceptual_loss_is_the_mean_of_its_map_and_knows_no_scale() -> None:
+    torch.manual_seed(0)
+    maps, others = ([torch.randn(2, 6, 8, 8), torch.randn(2, 9, 4, 4)] for _ in range(2))
+    loss = float(perceptual_loss(maps, others))
+    assert float(perceptual_map(maps, others, 32).mean()) == pytest.approx(loss, rel=1e-5)
+    assert float(perceptual_loss([7 * m for m in maps], others)) == pytest.approx(loss, rel=1e-5)
+    assert float(perceptual_loss(maps, maps)) == 0
+    assert float(perceptual_loss(maps, [-m for m in maps])) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("sides", [(40, 16), (16, 40), (30, 7), (24, 24)])
+def test_resize_keeps_means_and_flat_images(sides: tuple[int, int]) -> None:
+    before, after = sides
+    resize = Resize(before, after)
+    torch.testing.assert_close(resize(torch.full((1, 2, before, before), 0.3)), torch.full((1, 2, after, after), 0.3))
+    ramp = torch.linspace(0, 1, before).expand(1, 1, before, before)
+    assert float(resize(ramp).mean()) == pytest.approx(0.5, abs=1e-4)
+    image = torch.rand(1, 3, before, before)
+    expected = torch.nn.functional.interpolate(image, size=(after, after), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resize(image), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_ssim_and_resize_are_exact_in_a_training_that_rounds() -> None:
+    torch.manual_seed(0)
+    x, resize = torch.rand(1, 3, 32, 32), Resize(32, 20)
+    y = x + 0.01 * torch.randn_like(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ssim(x, y), resize(x)
+    assert torch.equal(found[0], ssim(x, y)) and torch.equal(found[1], resize(x))
+
+
+def test_presets_are_those_of_the_house() -> None:
+    assert set(Piade.presets) == {"cpu", "full"}
+    for settings in Piade.presets.values():
+        Settings(**settings)

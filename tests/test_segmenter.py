@@ -1,0 +1,190 @@
+"""Segmenter: its five networks, its losses against plain computations, and where its defects come from."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from andon import features  # noqa: E402
+from andon.detectors.base import Labelled, Run  # noqa: E402
+from andon.detectors.segmenter import Segmenter, SegmenterNetwork, Settings, dice_loss, focal_loss  # noqa: E402
+from andon.detectors.segmenter.networks import NETWORKS, Name, pooled, unpooled  # noqa: E402
+from andon.errors import DatasetError  # noqa: E402
+from andon.inspection import Pixels  # noqa: E402
+from andon.nn.learned import Network, exported  # noqa: E402
+
+SIDE = 64
+TINY: dict[str, Any] = {"network": "unet", "width": 2, "batch": 4, "steps": 2, "hold_out": 0}
+
+
+class Spots:
+    """Twelve dark tiles, and `count` with a bright square, of which the first `masked` say where it is."""
+
+    side, channels, depth, groups = SIDE, 3, 8, range(12)
+
+    def __init__(self, count: int = 0, masked: int = 0) -> None:
+        rng = np.random.default_rng(0)
+        self.good: Pixels = rng.integers(60, 80, (12, SIDE, SIDE, 3), dtype=np.uint8)
+        pixels: Pixels = rng.integers(60, 80, (count, SIDE, SIDE, 3), dtype=np.uint8)
+        pixels[:, 12:24, 12:24] = 220
+        masks, known = np.ones((count, SIDE, SIDE), np.bool_), np.arange(count) < masked
+        masks[known] = False
+        masks[known, 12:24, 12:24] = True
+        self.defects: Any = [Labelled(pixels, masks, known)] if count else None
+
+    def __len__(self) -> int:
+        return len(self.good)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        yield self.good
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def told(tiles: Spots, **settings: Any) -> list[str]:
+    sentences: list[str] = []
+    Segmenter(Settings(**{**TINY, **settings}), 0).fit(tiles, Run(device="cpu", tell=sentences.append))
+    return sentences
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "answers", "millions"),
+    [
+        ("fcn32", 64, 1, 134.3),  # VGG-16 without its last layer has 134.3
+        ("unet", 64, 1, 31.0),  # the usual count of its paper's layers
+        ("unet++", 32, 4, 9.16),  # 9.04 in its paper
+        ("u2net", 64, 7, 44.0),  # 176.3 MB in its paper
+        ("segnet", 64, 1, 29.5),  # the usual count of its paper's layers
+    ],
+)
+def test_networks_have_the_size_of_their_papers(name: Name, width: int, answers: int, millions: float) -> None:
+    with torch.device("meta"):
+        full = NETWORKS[name](3, width)
+    assert sum(p.numel() for p in full.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+    small = NETWORKS[name](1, 4).eval()
+    with torch.no_grad():
+        assert small(torch.rand(2, 1, 96, 96)).shape == (2, answers, 96, 96)
+
+
+def test_unpooling_puts_values_back_where_the_maxima_were() -> None:
+    x = torch.rand(2, 3, 8, 12)
+    values, which = pooled(x)
+    expected, index = F.max_pool2d(x, 2, return_indices=True)
+    assert torch.equal(values, expected)
+    assert torch.equal(unpooled(values, which), F.max_unpool2d(expected, index, 2))
+
+
+def test_dice_and_focal_are_those_of_the_papers() -> None:
+    rng = np.random.default_rng(0)
+    logits, masks = rng.normal(size=(3, 2, 8, 8)), rng.random((3, 2, 8, 8)) < 0.2
+    p = 1 / (1 + np.exp(-logits))
+    dice = [(2 * p[:, k][masks[:, k]].sum() + 1) / (p[:, k].sum() + masks[:, k].sum() + 1) for k in range(2)]
+    found = dice_loss(torch.tensor(logits), torch.tensor(masks).double())
+    assert float(found) == pytest.approx(1 - np.mean(dice))
+    right = np.where(masks, p, 1 - p)
+    for focus in (0, 2):
+        expected = np.mean(-((1 - right) ** focus) * np.log(right))
+        assert float(focal_loss(torch.tensor(logits), torch.tensor(masks).double(), focus)) == pytest.approx(expected)
+    none = torch.zeros(2, 1, 8, 8)
+    assert float(dice_loss(none - 20, none)) == pytest.approx(0, abs=1e-5)  # a good tile without a false alarm
+    assert float(dice_loss(none + 20, none)) == pytest.approx(1, abs=0.01)
+
+
+def test_loss_takes_masks_from_the_last_channel_and_makes_them_where_there_is_none() -> None:
+    net = SegmenterNetwork(3, Settings(**TINY, share=0.5)).eval()
+    tiles = torch.rand(40, 3, SIDE, SIDE)
+    made, masks = net.damaged(tiles, torch.Generator().manual_seed(0))
+    changed = (made != tiles).flatten(1).any(dim=1)
+    assert torch.equal(changed, masks.flatten(1).any(dim=1))
+    assert 10 < int(changed.sum()) < 30
+    with torch.no_grad():
+        labelled = net.loss(torch.cat([made, masks[:, None]], dim=1), torch.Generator())
+        synthetic = net.loss(tiles, torch.Generator().manual_seed(0))
+    assert float(labelled) == pytest.approx(float(synthetic), rel=1e-6)
+    none, every = (SegmenterNetwork(3, Settings(**TINY, share=share)) for share in (0.0, 0.9))
+    assert not none.damaged(tiles, torch.Generator())[1].any()
+    assert int(every.damaged(tiles, torch.Generator())[1].flatten(1).any(dim=1).sum()) > 30
+
+
+@torch.no_grad()
+def test_score_is_the_mean_of_the_highest_logits() -> None:
+    tiles = torch.rand(2, 3, SIDE, SIDE)
+    for top, count in ((0, 1), (0.01, 41), (1, 4096)):
+        torch.manual_seed(0)
+        net = SegmenterNetwork(3, Settings(**TINY, top=top)).eval()
+        score, found = net(tiles)
+        expected = np.sort(found.flatten(1).numpy(), axis=1)[:, -count:].mean(axis=1)
+        np.testing.assert_allclose(score.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_masks_are_learnt_from_where_there_are_any_and_synthetic_defects_elsewhere() -> None:
+    assert "synthetic" in told(Spots())[0]
+    assert "synthetic" in told(Spots(4, masked=0))[0]  # without a mask nobody knows where
+    assert "synthetic" in told(Spots(4, masked=2), defects="synthetic")[0]
+    assert "from 2 tiles of labelled defects, each 6 times" in told(Spots(4, masked=2))[0]  # 2 · 6 beside 12 good ones
+    assert "each 1 times" in told(Spots(4, masked=2), share=0.0)[0]
+    for tiles in (Spots(), Spots(4, masked=0)):
+        with pytest.raises(DatasetError, match="with a mask in ground_truth"):
+            told(tiles, defects="labelled")
+
+
+def test_repeated_defects_stay_on_one_side_of_the_hold_out() -> None:
+    stock = Segmenter(Settings(**TINY), 0).stock(Spots(4, masked=3))
+    assert len(stock) == len(stock.groups) == 12 + 3 * 4 == sum(len(batch) for batch in stock)
+    assert sorted(stock.groups) == sorted([*range(12), *[12, 13, 14] * 4])
+    pixels = np.concatenate(list(stock))
+    for group in (12, 13, 14):
+        same = pixels[[i for i, g in enumerate(stock.groups) if g == group]]
+        assert (same == same[0]).all() and same[0, 20, 20, 3] == 255 and same[0, 0, 0, 3] == 0
+
+
+def test_labelled_defects_are_found() -> None:
+    tiles = Spots(4, masked=4)
+    settings = {**TINY, "width": 4, "steps": 25, "learning_rate": 1e-2}
+    scores = (
+        Segmenter(Settings(**settings), 0)
+        .fit(tiles, Run(device="cpu"))
+        .score(np.concatenate([tiles.good[:4], tiles.defects[0].pixels]))
+    )
+    assert scores.image[4:].min() > scores.image[:4].max()
+    inside = scores.pixel[4:, 14:22, 14:22]
+    assert inside.mean() > scores.pixel[4:, 40:, 40:].max()
+
+
+def test_unpooling_can_be_exported() -> None:
+    class Places(Network):
+        def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+            found = unpooled(*pooled(tiles))[:, 0]
+            return found.amax(dim=(1, 2)), found
+
+    tiles = torch.rand(3, 1, 16, 16)
+    session = features.session(exported(Places(), 16, 1), threads=1)
+    found = session.run(["map"], {"tiles": tiles.numpy()})[0]
+    np.testing.assert_array_equal(found, Places()(tiles)[1].numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn32", "unet++", "u2net", "segnet"])  # the contract has unet
+def test_graphs_of_the_other_networks_agree_with_torch(name: Name) -> None:
+    tiles = Spots()
+    detector = Segmenter(Settings(**{**TINY, "network": name, "steps": 1}), 0).fit(tiles, Run(device="cpu"))
+    found = features.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.good[:3]})
+    expected = detector.score(tiles.good[:3])
+    np.testing.assert_allclose(found[0], expected.image, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], expected.pixel, rtol=1e-3, atol=1e-4)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not exceed most"):
+        Settings(least=0.3, most=0.2)
+    with pytest.raises(ValueError, match="kinds"):
+        Settings(kinds=())
