@@ -1,9 +1,10 @@
 """Several bundles on the same labelled images: figures side by side, whether they differ, and the same pictures."""
 
+import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from andon import evaluate, files, geometry, image, metrics, pages, plots, render
 from andon.dataset import Dataset
 from andon.detectors.base import Progress, silent
-from andon.errors import AndonError, DatasetError
+from andon.errors import AndonError, DatasetError, ImageError
 from andon.evaluate import Evaluation, Row
 from andon.inspection import Verdict
 from andon.inspector import Inspector
@@ -23,6 +24,9 @@ from andon.render import Picture
 RESAMPLES = 4000
 SIDE = 300  # pixels, the longer side of a picture
 DISAGREED, TYPICAL, GOOD = 6, 6, 3  # images in each section of panels
+VECTORS = {"latent": "latent vectors", "embedding": "embeddings"}  # outputs of a graph, in words
+PERPLEXITY = 30.0  # of t-SNE: about how many neighbours count
+FEWEST = 10  # images that t-SNE makes sense for
 
 
 class Difference(NamedTuple):
@@ -60,6 +64,14 @@ class Section(NamedTuple):
     title: str
     words: str
     panels: list[Panel]
+
+
+class Cloud(NamedTuple):
+    """The images as one bundle's vectors of them lie to each other."""
+
+    name: str  # of the bundle
+    kind: str  # which vectors, in words
+    plot: Markup
 
 
 class Comparison:
@@ -172,6 +184,7 @@ def write(compared: Comparison, folder: str | Path) -> Path:
 def html(compared: Comparison) -> bytes:
     """Make the page."""
     differences = compared.differences()
+    laid_out, no_clouds = clouds(compared)
     evaluations = list(compared.evaluations.items())
     return pages.render(
         "compare.html",
@@ -185,6 +198,8 @@ def html(compared: Comparison) -> bytes:
         grouped=compared.dataset.grouped,
         resamples=RESAMPLES,
         roc=Markup(roc_plot(compared)),
+        clouds=laid_out,
+        no_clouds=no_clouds,
         sections=sections(compared),
         colours=COLOURS,
         errors=sorted({error for _, found in evaluations for error in found.errors}),
@@ -230,6 +245,55 @@ def roc_plot(compared: Comparison) -> str:
         curve = metrics.roc(compared.defective, scores)
         lines.append(Line(curve.fpr, curve.tpr, name, COLOURS[j % len(COLOURS)]))
     return plots.line_plot(lines, "good images stopped", "defective images caught", diagonal=True, size=(520, 460))
+
+
+def clouds(compared: Comparison) -> tuple[list[Cloud], str]:
+    """Lay the images out by t-SNE of each bundle's vectors of them; and say why there is no such figure.
+
+    van der Maaten and Hinton, "Visualizing data using t-SNE", JMLR 9, 2008; by scikit-learn, seeded.
+    """
+    kinds = {name: _outputs(inspector) & set(VECTORS) for name, inspector in compared.inspectors.items()}
+    if not any(kinds.values()):
+        return [], ""
+    if importlib.util.find_spec("sklearn") is None:
+        return [], "left out, for scikit-learn is not installed: pip install 'andon[train]'"
+    if len(compared.images) < FEWEST:
+        return [], f"left out, for {len(compared.images)} images are too few; it needs {FEWEST}"
+    from sklearn.manifold import TSNE
+
+    made = []
+    for name, inspector in compared.inspectors.items():
+        for kind, values in vectors(inspector, compared.images, sorted(kinds[name], reverse=True)).items():
+            known = np.isfinite(values).all(axis=1)
+            if np.count_nonzero(known) < FEWEST or not np.ptp(values[known], axis=0).any():
+                continue  # nothing to tell apart
+            perplexity = min(PERPLEXITY, (np.count_nonzero(known) - 1) / 3)
+            start = "pca" if values.shape[1] > 1 else "random"
+            points = TSNE(perplexity=perplexity, init=start, random_state=0).fit_transform(values[known])
+            made.append(Cloud(name, VECTORS[kind], Markup(plots.cloud(points, compared.defective[known]))))
+    return made, ""
+
+
+def vectors(inspector: Inspector, images: Sequence[Row], kinds: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """Return each kind of vector (images, d) that a bundle makes; NaN where the part was not found.
+
+    Of an image in tiles it is the mean of theirs.
+    """
+    session = onnxruntime.InferenceSession(inspector.bundle.graph, providers=["CPUExecutionProvider"])
+    found: dict[str, list[NDArray[np.float32] | float]] = {kind: [] for kind in kinds}
+    for row in images if kinds else ():
+        try:
+            pieces = geometry.split(_view(inspector, row), inspector.recipe.geometry)
+            made = [
+                np.concatenate(x)
+                for x in zip(*(session.run(kinds, {"tiles": t[None]}) for _, t in pieces), strict=True)
+            ]
+            means: list[Any] = [x.mean(axis=0) for x in made]
+        except ImageError:
+            means = [np.nan] * len(kinds)
+        for kind, mean in zip(kinds, means, strict=True):
+            found[kind].append(mean)
+    return {kind: np.stack(np.broadcast_arrays(*rows)) for kind, rows in found.items()}
 
 
 def sections(compared: Comparison) -> list[Section]:
@@ -287,13 +351,22 @@ class _Draw:
         """What the detector made of the image, in the frame of the image; None where it makes nothing."""
         if name not in self._sessions:
             return None
-        read = image.read(row.path)
-        view = geometry.align(read.pixels, inspector.recipe.geometry, read.name)
+        view = _view(inspector, row)
         places, tiles = zip(*geometry.split(view, inspector.recipe.geometry), strict=True)
         (made,) = self._sessions[name].run(["reconstruction"], {"tiles": np.stack(tiles)})  # (n, t, t, c) in [0, 1]
         planes = [geometry.join(view, zip(places, made[..., c], strict=True)) for c in range(made.shape[3])]
         values = np.nan_to_num(np.stack(planes, axis=2)) * 255
         return render.fit(render.display(np.round(values).astype(np.uint8)), SIDE)
+
+
+def _view(inspector: Inspector, row: Row) -> geometry.View:
+    read = image.read(row.path)
+    return geometry.align(read.pixels, inspector.recipe.geometry, read.name, inspector.reference)
+
+
+def _outputs(inspector: Inspector) -> set[str]:
+    session = onnxruntime.InferenceSession(inspector.bundle.graph, providers=["CPUExecutionProvider"])
+    return {output.name for output in session.get_outputs()}
 
 
 def _jpeg(picture: Picture) -> str:

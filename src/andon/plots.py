@@ -50,6 +50,14 @@ class Cut(NamedTuple):
     dashed: bool = False
 
 
+class Bar(NamedTuple):
+    """One row of bars: its parts stand one after the other, and are told in words at its end."""
+
+    name: str
+    values: Sequence[float]  # one a part
+    words: str
+
+
 class Axis:
     """Values ↔ pixels on one axis, linear or logarithmic."""
 
@@ -192,6 +200,48 @@ def scatter(
     parts.append(_text(x_label + (" (logarithmic)" if log else ""), (56 + width - 14) / 2, height - 10, "middle"))
     parts.append(_text(y_label, 14, (height - 34) / 2, "middle", f'transform="rotate(-90 14 {(height - 34) / 2:.0f})"'))
     return _svg(width, height, f"{y_label} against {x_label}", parts)
+
+
+def bars(rows: Sequence[Bar], parts: Sequence[str], x_label: str, width: int = 760) -> str:
+    """Draw bars, one below the other; where they have several parts, those are named above them."""
+    named = parts if len(parts) > 1 else ()
+    left, right, top, row = 160, width - 20 - 7 * max(len(bar.words) for bar in rows), 34 if named else 12, 26
+    bottom = top + row * len(rows)
+    x = Axis(0, max(sum(bar.values) for bar in rows) or 1, left, right)
+    drawn, at = [_grid_x(x, top, bottom)], float(left)
+    for name, colour in zip(named, COLOURS, strict=False):
+        drawn.append(f'<rect x="{at:.0f}" y="10" width="10" height="10" fill="{colour}"/>')
+        drawn.append(_text(name, at + 15, 19, "start"))
+        at += 34 + 7 * len(name)
+    for j, bar in enumerate(rows):
+        ends = x.at(np.cumsum([0, *bar.values])).tolist()
+        line = top + row * j + 5
+        drawn += [
+            f'<rect x="{start:.1f}" y="{line}" width="{stop - start:.1f}" height="{row - 9}" fill="{colour}"/>'
+            for start, stop, colour in zip(ends, ends[1:], COLOURS, strict=False)
+        ]
+        drawn.append(_text(_cut_short(bar.name, 21), left - 8, line + 13, "end"))
+        drawn.append(_text(bar.words, ends[-1] + 6, line + 13, "start"))
+    drawn.append(_text(x_label, (left + right) / 2, bottom + 36, "middle"))
+    return _svg(width, bottom + 44, f"bars of {x_label}", drawn)
+
+
+def cloud(points: ArrayLike, defective: ArrayLike, side: int = 300) -> str:
+    """Draw points (n, 2) of good and of defective (n,) images on one scale; without axes, which mean nothing."""
+    at, bad = np.asarray(points, np.float64), np.asarray(defective, bool)
+    low, high = at.min(axis=0), at.max(axis=0)
+    scale = (side - 24) / max(float((high - low).max()), 1e-12)
+    pixels = side / 2 + (at - (low + high) / 2) * scale
+    parts = [f'<rect x="0.5" y="0.5" width="{side - 1}" height="{side - 1}" fill="none" stroke="{GRID}"/>']
+    for kind, colour in ((~bad, GOOD), (bad, DEFECT)):
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}" fill-opacity="0.75"/>' for x, y in pixels[kind]
+        ]
+    parts.append(f'<rect x="0" y="{side + 8}" width="10" height="10" fill="{GOOD}"/>')
+    parts.append(_text(f"{np.count_nonzero(~bad)} good", 15, side + 17, "start"))
+    parts.append(f'<rect x="90" y="{side + 8}" width="10" height="10" fill="{DEFECT}"/>')
+    parts.append(_text(f"{np.count_nonzero(bad)} defective", 105, side + 17, "start"))
+    return _svg(side, side + 24, "images laid out on a plane", parts)
 
 
 def critical_difference(

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from andon import dataset, evaluate, files, training
+from andon.cost.clock import peak_mb
 from andon.errors import AndonError
 from andon.inspector import Inspector
 from andon.recipe import Recipe
@@ -80,20 +81,6 @@ def save(job: Job, result: Json) -> None:
     """Write a result where it belongs, whole or not at all."""
     result["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     files.write(job.result, json.dumps(result, indent=1, ensure_ascii=False).encode())
-
-
-def peak_mb() -> float | None:
-    """The most memory this process has held, MB; None where the system does not tell."""
-    try:  # Linux: of this program alone; what getrusage says begins with the process that started it
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
 
 
 def _end_with_parent() -> None:

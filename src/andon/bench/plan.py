@@ -113,12 +113,18 @@ def cells(plan: Plan) -> list[Cell]:
 
     Errors: RecipeError or DatasetError for the first that cannot be run, with the entry of the plan that it comes from.
     """
+    found = combined(plan)
+    for product in plan.products:
+        _check_folder(product)
+    return found
+
+
+def combined(plan: Plan) -> list[Cell]:
+    """All cells, as `cells`, without a look into the products' folders. RecipeError for the first that cannot be."""
     _distinct("detector", [entry.called.lower() for entry in plan.detectors], "Give each a label of its own.")
     _distinct("product", [entry.name.lower() for entry in plan.products], "Give each a name of its own.")
     _distinct("size", plan.sizes, "Name it once.")
     _distinct("seed", plan.seeds, "Name it once.")
-    for product in plan.products:
-        _check_folder(product)
     found: list[Cell] = []
     for seed in plan.seeds:
         for size in plan.sizes:

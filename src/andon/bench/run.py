@@ -12,15 +12,19 @@ import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from andon import dataset, files
 from andon.bench import plan as plans
-from andon.bench import table
+from andon.bench import protocols, table
 from andon.bench.cell import Job, save
 from andon.bench.plan import Cell, Plan, Product
 from andon.bench.table import Json
 from andon.detectors.base import Progress, silent
+from andon.errors import RecipeError
+
+Protocol = Literal["train-test", "one-class"]
+"""What the folders of a plan hold: a training and a test side, or classes of which each is normal in turn."""
 
 Tell = Callable[[str], None]
 
@@ -34,15 +38,28 @@ class Summary(NamedTuple):
     parquet: Path
 
 
-def run(path: str | Path, out: str | Path, progress: Progress = silent, tell: Tell = lambda sentence: None) -> Summary:
+def run(
+    path: str | Path,
+    out: str | Path,
+    progress: Progress = silent,
+    tell: Tell = lambda sentence: None,
+    protocol: Protocol = "train-test",
+) -> Summary:
     """Run the plan at `path` into the folder `out`. AndonError, before anything runs, when it cannot be run.
 
     A cell that fails is a row with the error's text, and the others go on.
     """
-    plan = plans.load(path)
-    cells = plans.cells(plan)
+    plan, out = plans.load(path), Path(out)
     table.check_parquet()
-    out = Path(out)
+    if protocol == "one-class":
+        plans.combined(plan)  # what is wrong with the plan is said before pictures are written
+        plan = protocols.one_class(plan, out, progress, tell)
+    elif product := next((product for product in plan.products if protocols.kind(product.folder)), None):
+        raise RecipeError(
+            f"plan: product '{product.name}': {product.folder} holds the classes of {protocols.kind(product.folder)} "
+            "files, no training and test side of one product. Make each class normal in turn: --protocol one-class."
+        )
+    cells = plans.cells(plan)
     for place in (out / "cells", out / "products"):
         files.make_folder(place)
     for half in (half for place in ("cells", "products", "bundles") for half in (out / place).rglob(".*.part")):

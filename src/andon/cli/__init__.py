@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
 app.add_typer(measuring.bench, name="bench")
+app.add_typer(measuring.study, name="study")
 app.add_typer(features_app, name="features")
 
 for command in (
@@ -35,10 +36,12 @@ for command in (
     judging.inspect,
     judging.evaluate,
     judging.check,
+    making.preview,
     making.calibrate,
     judging.show,
     judging.detectors,
     measuring.compare,
+    measuring.cost,
 ):
     app.command()(command)
 features_app.command("build")(making.features_build)

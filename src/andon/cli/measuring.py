@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
-from andon.cli.options import Groups, Quiet, progress_bars, teller
+from andon.cli.options import BundleFile, Groups, Quiet, Threads, progress_bars, teller
 
 
 class PlanFirst(TyperGroup):
@@ -25,6 +25,13 @@ def bench_run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the results; default: beside the plan, by its name.")
     ] = None,
+    protocol: Annotated[
+        Literal["train-test", "one-class"],
+        typer.Option(
+            help="one-class: the products are data sets of classes (MNIST, Fashion-MNIST, CIFAR-10, COIL-100; BTAD), "
+            "of which each is normal in turn."
+        ),
+    ] = "train-test",
     quiet: Quiet = False,
 ) -> None:
     """Train and measure every cell of a plan; interrupted or killed, the same command goes on from there.
@@ -35,7 +42,7 @@ def bench_run(
 
     folder = out or plan.with_suffix("")
     with progress_bars(quiet) as progress:
-        found = run.run(plan, folder, progress, teller(quiet))
+        found = run.run(plan, folder, progress, teller(quiet), protocol)
     page = report.write(folder)
     if not quiet:
         print(f"{found.done} cells done, {found.failed} failed; table: {found.parquet}; report: {page}")
@@ -79,6 +86,91 @@ def compare(
         raise typer.Exit(1)
 
 
+def cost(
+    subjects: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Detectors by name; bundles, and benchmark plans for their detectors, by path. None: every detector.",
+            metavar="[DETECTOR|BUNDLE|PLAN]...",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(help="Pixels a side; of a bundle, its own.")] = 256,
+    preset: Annotated[str, typer.Option(help="Of the detectors that are named.")] = "cpu",
+    threads: Threads = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for cost.csv, cost.md and two plots.", show_default=False)
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell what detectors cost: parameters, multiply-adds, sizes, memory, latency and throughput.
+
+    Each graph runs in a process of its own, on one tile and on eight; on a GPU too, where there is one. A detector is
+    fitted on random tiles first, by gradient for one step. Exit code 1 when one of them could not be measured.
+    """
+    from andon.cost import run, table
+
+    if out:
+        table.check_place(out)
+    with progress_bars(quiet) as progress:
+        rows, failures = run.run(subjects or [], size=size, preset=preset, threads=threads, progress=progress)
+    if rows:
+        print(table.markdown(rows), end="")
+        if out:
+            table.write(rows, out)
+    for failure in failures:
+        print(f"could not be measured: {failure}", file=sys.stderr)
+    if failures:
+        raise typer.Exit(1)
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the CSV file and the plots.")]
+
+
+def study_moments(
+    source: Annotated[
+        str, typer.Argument(help="A folder of good images, or a recipe (.toml).", show_default=False, metavar="RECIPE")
+    ],
+    out: Out = Path("study"),
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side of the picture; its windows have half.", show_default=False)
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Mean and deviation of each pixel over sliding windows of good images: is every place like every other?"""
+    from andon import study, training
+
+    recipe = training.compose(source, size=size)
+    with progress_bars(quiet) as progress:
+        found = study.moments(recipe, progress)
+    for path in study.write_moments(found, out):
+        print(path)
+
+
+def study_orthogonality(
+    bundle: BundleFile,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder of good images; default: those of its recipe.", show_default=False)
+    ] = None,
+    out: Out = Path("study"),
+    draws: Annotated[int, typer.Option(min=2, help="Corrupted images for each width of the patch.")] = 40,
+    images: Annotated[int, typer.Option(min=2, help="Good images among which the nearest is sought, at most.")] = 200,
+    quiet: Quiet = False,
+) -> None:
+    """Put foreign patches into good images: how often is the original still nearest, before and after the network?"""
+    from andon import study
+    from andon.bundle import Bundle
+
+    loaded = Bundle.load(bundle)
+    with progress_bars(quiet) as progress:
+        rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress)
+    for path in study.write_orthogonality(rows, out):
+        print(path)
+
+
 bench = typer.Typer(cls=PlanFirst, no_args_is_help=True, help="Benchmarks: detectors × products × sizes × seeds.")
 bench.command("run")(bench_run)
 bench.command("report")(bench_report)
+study = typer.Typer(no_args_is_help=True, help="Analyses of detectors that rebuild pictures, as plots and CSV.")
+study.command("moments")(study_moments)
+study.command("orthogonality")(study_orthogonality)

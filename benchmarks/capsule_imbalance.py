@@ -1,0 +1,205 @@
+"""Capsules against a plain CNN of as many parameters when defects are rare: AUROC and AP at 1:1, 1:10, 1:100, 1:500.
+
+    python benchmarks/arrange_elpv.py
+    python benchmarks/capsule_imbalance.py [--seeds 0 1 2 3 4] [--steps 1000]
+
+Every product's test defects are halved by the seed, photographs of one piece together: one half is what may be learnt
+from, the other is tested, with the good test images, at every imbalance. All good training images are learnt from and
+one defect to so many of them (one at least); at 1:1 there are fewer defects than good images, so as many good images
+are drawn. Both networks have the same two convolutions, the same batches and the same steps; the plain one ends in a
+hidden layer and cross-entropy. One training of `capsule` gives both of its scores. Each line of --out is one figure;
+what is there is not run again.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from andon import dataset, image, metrics
+from andon.detectors.base import Labelled, Run
+from andon.detectors.capsule import PRIMARY, Capsule, CapsuleNetwork, Settings
+from andon.inspection import Pixels
+from andon.nn.labelled import parted
+from andon.nn.learned import Network
+from segmenter_masks import pieces
+
+HERE = Path(__file__).resolve().parent
+PRODUCTS = {"magnetic_tile": HERE.parents[1] / "shared/data/magnetic_tile", "elpv": HERE / "elpv"}
+RATIOS = (1, 10, 100, 500)
+
+
+class Stock:
+    """Tiles in memory: some good, some defective."""
+
+    def __init__(self, good: Pixels, defective: Pixels) -> None:
+        """Take tiles (n, t, t, c) of either."""
+        self.side, self.channels, self.depth = good.shape[1], good.shape[3], 8
+        self.groups: Sequence[int] = range(len(good))
+        self._good, self.defects = good, Faulty(defective)
+
+    def __len__(self) -> int:
+        return len(self._good)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        yield self._good
+
+
+class Faulty:
+    """Defective tiles whose masks are not used."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        """Take tiles (n, t, t, c)."""
+        self._pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        yield Labelled(self._pixels, np.ones(self._pixels.shape[:3], np.bool_), np.zeros(len(self), np.bool_))
+
+
+class PlainNetwork(Network):
+    """The convolutions of `capsule`, then a hidden layer that makes up for the parameters of capsules and decoder."""
+
+    def __init__(self, side: int, channels: int, config: Settings) -> None:
+        """Build it for tiles (n, channels, side, side)."""
+        super().__init__()
+        other = CapsuleNetwork(side, channels, config)
+        self.shrink, self.encoder = other.shrink, other.encoder
+        inputs = config.types * PRIMARY * self.encoder.grid**2
+        hidden = round((parameters(other) - parameters(self.encoder)) / (inputs + 2))
+        self.head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+
+    def logit(self, tiles: Tensor) -> Tensor:
+        """Tiles (n, c, t, t) → (n,), higher is more likely defective."""
+        found: Tensor = self.head(self.encoder(self.shrink(tiles)))[:, 0]
+        return found
+
+    def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
+        """Cross-entropy of labelled tiles (n, c + 1, t, t)."""
+        pixels, masks = parted(tiles)
+        return F.binary_cross_entropy_with_logits(self.logit(pixels), masks.flatten(1).any(dim=1).float())
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
+        """Tiles (n, c, t, t) → score (n,); the map is empty."""
+        return self.logit(tiles), torch.zeros_like(tiles[:, 0])
+
+
+class Plain(Capsule):
+    """The plain CNN, trained and scored like `capsule`."""
+
+    def network(self, side: int, channels: int) -> Network:
+        """Build the untrained network for tiles (n, channels, side, side)."""
+        return PlainNetwork(side, channels, self.config)
+
+
+def parameters(module: nn.Module) -> int:
+    """Count what is learnt."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def read(samples: Sequence[dataset.Sample], size: int) -> Pixels:
+    """Read images as gray tiles (n, size, size, 1)."""
+    tiles = []
+    for sample in samples:
+        pixels = image.read(sample.path).pixels
+        gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if pixels.shape[2] == 3 else pixels[..., 0]
+        tiles.append(cv2.resize(gray, (size, size), interpolation=cv2.INTER_AREA)[..., None])
+    return np.stack(tiles)
+
+
+def figures(product: str, folder: Path, options: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[Any]:
+    """Train and test what is not done yet; yield one figure after another."""
+    data = dataset.load(folder)
+    good, of = read(data.to_learn(), options.size), pieces(product, data.defective("test"))
+    defective = [read(piece, options.size) for piece in of]
+    tested = read(data.good("test"), options.size)
+    for seed in options.seeds:
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(defective))
+        known, unknown = (np.concatenate([defective[i] for i in half]) for half in np.array_split(order, 2))
+        tiles = np.concatenate([tested, unknown])
+        labels = np.arange(len(tiles)) >= len(tested)
+        shuffled = good[rng.permutation(len(good))]
+        for ratio in RATIOS:
+            some = known[: max(1, round(len(good) / ratio))]
+            stock = Stock(shuffled[: len(some)] if ratio == 1 else shuffled, some)
+            for kind in (Capsule, Plain):
+                name = "plain" if kind is Plain else "capsule"
+                scores = ["logit"] if kind is Plain else ["lengths", "reconstruction"]
+                if all((product, ratio, seed, name, score) in done for score in scores):
+                    continue
+                settings = {**Capsule.presets[options.preset], "steps": options.steps, "hold_out": 0.0}
+                began = time.perf_counter()
+                detector = kind(Settings(**settings), seed).fit(stock, Run(device=options.device))
+                seconds = time.perf_counter() - began
+                network = detector._fitted()
+                for score in scores:
+                    if isinstance(network, CapsuleNetwork):
+                        network.config = Settings(**settings, score=score)
+                    found = detector.score(tiles).image
+                    yield {
+                        **{"product": product, "ratio": ratio, "seed": seed, "network": name, "score": score},
+                        **{"good": len(stock), "defects": len(some), "steps": options.steps, "preset": options.preset},
+                        "auroc": metrics.auroc(labels, found),
+                        "ap": metrics.average_precision(labels, found),
+                        "parameters": parameters(network),
+                        "seconds": round(seconds, 1),
+                    }
+
+
+def table(rows: Sequence[Any]) -> str:
+    """Mean ± standard deviation over the seeds, in %, as Markdown."""
+    cells: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
+    for row in rows:
+        cells[row["product"], row["ratio"], row["network"], row["score"]].append(row)
+    lines = ["| product | defects : good | network | score | AUROC | AP | seeds |", "|---|---|---|---|---|---|---|"]
+    for (product, _, network, score), of in sorted(cells.items()):
+        shown = [f"{100 * mean(v):.1f}" + (f" ± {100 * stdev(v):.1f}" if len(v) > 1 else "") for v in columns(of)]
+        counts = f"{of[0]['defects']} : {of[0]['good']}"
+        lines.append(f"| {product} | {counts} | {network} | {score} | {shown[0]} | {shown[1]} | {len(of)} |")
+    return "\n".join(lines)
+
+
+def columns(rows: Sequence[Any]) -> tuple[list[float], list[float]]:
+    """Return AUROC and AP of rows."""
+    return [row["auroc"] for row in rows], [row["ap"] for row in rows]
+
+
+def main() -> None:
+    """Run what is missing, and print the table of everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--preset", choices=Capsule.presets, default="cpu")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--size", type=int, default=64, help="pixels a side of the tiles")
+    parser.add_argument("--device", default="")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "capsule_imbalance.jsonl")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = [row for row in rows if (row["steps"], row["preset"]) == (options.steps, options.preset)]
+    done = {(row["product"], row["ratio"], row["seed"], row["network"], row["score"]) for row in rows}
+    with options.out.open("a") as out:
+        for product in options.products:
+            for row in figures(product, PRODUCTS[product], options, done):
+                print(json.dumps(row), flush=True)
+                print(json.dumps(row), file=out, flush=True)
+                rows.append(row)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

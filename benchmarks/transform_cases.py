@@ -1,0 +1,98 @@
+"""Which transforms carry the signal: the error of each case on good and on defective test images, as a picture.
+
+    python benchmarks/transform_cases.py ../shared/data/mvtec_ad/bottle [--out bottle_cases.svg] [--preset cpu]
+        [--set family=type-3 …] [--seed 0] [--size 256]
+
+Trains transform-classification on the product's training images, then prints for every transform the mean error on
+good and on defective test images and the AUROC of that one error, and draws the AUROCs as bars. It looks at labels, so
+no setting may be chosen by it.
+"""
+
+import argparse
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from andon import dataset, files, image, plots, survey, training
+from andon.detectors.base import Run
+from andon.detectors.transform_classification import GEOMETRY, TransformClassification, TransformNetwork
+from andon.inspection import Array
+from andon.metrics import auroc
+from andon.nn.data import floats
+from andon.recipe import Recipe
+
+
+def main() -> None:
+    """Train, measure every case, print and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--preset", default="cpu")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=256)
+    options = parser.parse_args()
+    recipe = training.compose(
+        options.folder,
+        detector="transform-classification",
+        preset=options.preset,
+        settings=dict(map(setting, options.settings)),
+        size=options.size,
+        seed=options.seed,
+    )
+    model, recipe = training.construct(recipe)
+    assert isinstance(model, TransformClassification)
+    data = dataset.load(options.folder)
+    looked = survey.look_over(data.to_learn(), recipe, lambda stage, done, total: None)
+    model.fit(survey.GoodTiles(looked.samples, looked, recipe.geometry), Run(tell=print))
+
+    tested = [sample for sample in data.samples if sample.split == "test"]
+    errors = np.stack([errors_of(model, sample.path, recipe) for sample in tested])  # (images, N)
+    defective = np.array([not sample.good for sample in tested])
+    names, rows = titles(model), []
+    print("transform                   good  defective  AUROC %")
+    for number, name in enumerate(names):
+        good, bad = errors[~defective, number], errors[defective, number]
+        score = 100 * float(auroc(defective, errors[:, number]))
+        print(f"{name:24} {good.mean():7.3f}    {bad.mean():7.3f}   {score:6.2f}")
+        rows.append(plots.Bar(name, [score], f"{score:.1f}   error {good.mean():.2f} → {bad.mean():.2f}"))
+    print(f"{'all':24} {'':18}   {100 * float(auroc(defective, errors.mean(axis=1))):6.2f}")
+    out = options.out or Path(f"{options.folder.name}_cases.svg")
+    drawn = plots.bars(rows, ["AUROC"], f"image AUROC of one transform's error, %, {options.folder.name}")
+    files.write(out, drawn.encode())
+    print(f"wrote {out}")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Read KEY=VALUE; a value is TOML, or else a word."""
+    key, _, value = text.partition("=")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def errors_of(model: TransformClassification, path: Path, recipe: Recipe) -> Array:
+    """What each transform adds to the score of an image (N,); of several tiles, that with the highest score."""
+    network = model._fitted()
+    assert isinstance(network, TransformNetwork)
+    tiles = np.stack(list(survey.cut(image.read(path), recipe.geometry, None)))
+    with torch.no_grad():
+        found = torch.cat([network.errors(floats(tile[None])) for tile in tiles]).numpy()
+    worst: Array = found[found.mean(axis=1).argmax()]
+    return worst
+
+
+def titles(model: TransformClassification) -> list[str]:
+    """Name the transforms, in the network's order."""
+    cases = model.config.cases()
+    if cases:
+        return [f"{operation} {width}×{height}" for operation, width, height in cases]
+    return [f"turn {90 * turns}°{' flip' if flip else ''} {right:+} {down:+}" for turns, flip, right, down in GEOMETRY]
+
+
+if __name__ == "__main__":
+    main()
