@@ -79,27 +79,26 @@ class DefectTiles:
         self.digests: list[str] = []  # of the files that are learnt from
         for sample in samples:
             try:
-                count = sum(1 for _ in self._tiles(sample))
-                digest = files.digest(image.contents(sample.path)[0])
+                data, name = image.contents(sample.path)
+                count = sum(1 for _ in self._tiles(sample, image.read(data, name)))
             except ImageError as error:
                 warn(f"left out: {error}")
                 continue
             self._samples.append(sample)
             self._count += count
-            self.digests.append(digest)
+            self.digests.append(files.digest(data))
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Labelled]:
-        pieces = (piece for sample in self._samples for piece in self._tiles(sample))
+        pieces = (piece for sample in self._samples for piece in self._tiles(sample, image.read(sample.path)))
         for batch in geometry.batches(pieces, self._geometry.size):
             tiles, masks, known = zip(*batch, strict=True)
             yield Labelled(np.stack(tiles), np.stack(masks), np.array(known))
 
-    def _tiles(self, sample: Sample) -> Iterator[tuple[Pixels, NDArray[np.bool_], bool]]:
+    def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_], bool]]:
         """Yield the tiles (t, t, c) of one image, the mask (t, t) of each, and whether a mask said so."""
-        read = image.read(sample.path)
         image.accept(read, self._rule)
         shape = read.pixels.shape[:2]
         marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)

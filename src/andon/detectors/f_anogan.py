@@ -163,9 +163,7 @@ class FAnogan(LearnedDetector):
                 lines = loop.fit(tiles, f"{self.name} {stage}").splitlines()
                 curves += [f"{stage},{line}" for line in lines[1:]]
         self.curve = "\n".join([*curves, ""])
-        self._network, self._graph = network.cpu(), None
-        self._shape = (tiles.side, tiles.channels, tiles.depth)
-        return self
+        return self._keep(network, tiles)
 
     def _untrained(self, tiles: Tiles) -> FAnoganNetwork:
         torch.manual_seed(mix(self.seed, "weights"))

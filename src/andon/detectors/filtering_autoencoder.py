@@ -30,7 +30,7 @@ from andon.detectors.base import QUIET, Forecast, Run, Tiles
 from andon.errors import RecipeError
 from andon.nn.convolutional import Odd, smoothed
 from andon.nn.corruption import Corrupted, Corruption, Kind, elsewhere
-from andon.nn.data import floats, mix, split, vary
+from andon.nn.data import chosen, floats, mix, split, vary
 from andon.nn.learned import TILES_AT_ONCE, LearnedDetector, Network
 from andon.nn.loop import CURVE, Loop, Schedule, choose
 from andon.nn.losses import ssim
@@ -296,9 +296,7 @@ class FilteringAutoencoder(LearnedDetector):
                     self._remember(member, tiles, loop.device)
                 members.append(member.cpu())
         self.curve = "\n".join([*curve, ""])
-        self._network, self._graph = Ensemble(*members) if len(members) == 2 else members[0], None
-        self._shape = (tiles.side, tiles.channels, tiles.depth)
-        return self
+        return self._keep(Ensemble(*members) if len(members) == 2 else members[0], tiles)
 
     def preview(self, tiles: Tiles, run: Run = QUIET) -> Iterator[Corrupted]:
         """Yield what training will see of tiles, varied and corrupted, a batch at a time; on the CPU."""
@@ -348,13 +346,11 @@ class FilteringAutoencoder(LearnedDetector):
     def _remember(self, member: FilteringNetwork, tiles: Tiles, device: torch.device) -> None:
         """Equation 13: the mean map of the tiles held out for early stopping, or of all where none are."""
         held = split(tiles.groups, self.config.hold_out, self.seed)[1]
-        wanted = np.isin(np.arange(len(tiles)), held) if len(held) else np.ones(len(tiles), bool)
-        together, done = torch.zeros_like(member.average), 0
+        rows = held if len(held) else np.arange(len(tiles))
+        together = torch.zeros_like(member.average)
         with torch.no_grad():
-            for batch in tiles:
-                chosen = batch[wanted[done : done + len(batch)]]
-                done += len(batch)
-                for start in range(0, len(chosen), TILES_AT_ONCE):
-                    x = floats(chosen[start : start + TILES_AT_ONCE], device)
+            for batch in chosen(tiles, rows):
+                for start in range(0, len(batch), TILES_AT_ONCE):
+                    x = floats(batch[start : start + TILES_AT_ONCE], device)
                     together += member.difference(x, member.rebuild(x), self.config.correction_repeats).sum(dim=0)
-        member.average.copy_((together / wanted.sum()).clamp(max=1))
+        member.average.copy_((together / len(rows)).clamp(max=1))

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from andon.detectors.base import QUIET, Run, Tiles
 from andon.nn.capsules import CapsuleLayer
-from andon.nn.data import floats, split
+from andon.nn.data import chosen, floats, split
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.losses import perceptual_map, ssim
@@ -217,15 +217,5 @@ class Piade(LearnedDetector):
         if len(held) < 2:
             run.tell(f"{len(held)} tiles are held out, so the ranges of the score's terms are those of all tiles")
             held = np.arange(len(tiles))
-        network.learn_ranges(_rows(tiles, set(held.tolist())))
+        network.learn_ranges(floats(batch) for batch in chosen(tiles, held))
         return self
-
-
-def _rows(tiles: Tiles, rows: set[int]) -> Iterator[Tensor]:
-    """Yield batches (b, c, t, t) of the tiles in these rows."""
-    start = 0
-    for batch in tiles:
-        kept = [at for at in range(len(batch)) if start + at in rows]
-        if kept:
-            yield floats(batch[kept])
-        start += len(batch)

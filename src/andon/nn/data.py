@@ -85,6 +85,16 @@ def split(groups: Sequence[int], share: float, seed: int) -> tuple[Rows, Rows]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def chosen(tiles: Tiles, rows: Rows) -> Iterator[Pixels]:
+    """Yield the tiles in some rows, in batches (b, t, t, c) of at least one."""
+    wanted, done = np.isin(np.arange(len(tiles)), rows), 0
+    for batch in tiles:
+        kept = batch[wanted[done : done + len(batch)]]
+        done += len(batch)
+        if len(kept):
+            yield kept
+
+
 def mix(seed: int, purpose: str, step: int = 0) -> int:
     """Return a seed of 63 bits for one purpose at one step."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose} {step}".encode()).digest()[:8], "big") >> 1

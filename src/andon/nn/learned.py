@@ -3,7 +3,7 @@
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -80,9 +80,7 @@ class LearnedDetector(ABC):
         with torch.random.fork_rng(devices=[]):
             network, loop = self._loop(tiles, run)
             self.curve = loop.fit(self.stock(tiles), self.name)
-        self._network, self._graph = network.cpu(), None
-        self._shape = (tiles.side, tiles.channels, tiles.depth)
-        return self
+        return self._keep(network, tiles)
 
     def score(self, tiles: Pixels) -> Scores:
         """Score tiles (n, t, t, c) with torch."""
@@ -116,6 +114,12 @@ class LearnedDetector(ABC):
         network = self.network(tiles.side, tiles.channels)
         return network, Loop(network, network.loss, self.config, self.seed, run)
 
+    def _keep(self, network: Network, tiles: Tiles) -> Self:
+        """Keep what was learnt from tiles like these, and forget the graph of what was learnt before."""
+        self._network, self._graph = network.cpu(), None
+        self._shape = (tiles.side, tiles.channels, tiles.depth)
+        return self
+
     def _fitted(self) -> Network:
         if self._network is None:
             raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
@@ -127,14 +131,27 @@ def exported(network: Network, side: int, channels: int) -> onnx.ModelProto:
     example = torch.zeros(2, channels, side, side)
     with torch.no_grad():
         names = OUTPUTS[: len(network(example))]
-    with quiet():
+    return export(network, example, {0: torch.export.Dim("n")}, "tiles", names)
+
+
+def export(
+    module: nn.Module,
+    example: Tensor,
+    sizes: dict[int, Any],
+    name: str,
+    outputs: Sequence[str],
+    opset: int | None = None,
+) -> onnx.ModelProto:
+    """Export a module of one input `name`, whose axes in `sizes` may differ from the example's; no trace of where."""
+    with _quiet():
         program = torch.onnx.export(
-            network,
+            module,
             (example,),
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("n")},),
-            input_names=["tiles"],
-            output_names=list(names),
+            opset_version=opset,
+            dynamic_shapes=(sizes,),
+            input_names=[name],
+            output_names=list(outputs),
             verbose=False,
         )
     assert program is not None
@@ -146,7 +163,7 @@ def exported(network: Network, side: int, channels: int) -> onnx.ModelProto:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
     """Keep to itself what torch's exporter says of its own insides, and of torchvision, which andon does not use."""
     log = logging.getLogger("torch.onnx")
     level = log.level

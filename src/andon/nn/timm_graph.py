@@ -6,6 +6,7 @@ tensors only. The graph takes images in [-1, 1] like every feature graph; what e
 as ImageNet's mean and deviation, becomes its first operation.
 """
 
+import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from andon import features, files
 from andon.errors import AndonError, unknown
 from andon.features import Sidecar, Stage
-from andon.nn.learned import quiet
+from andon.nn.learned import export
 
 SIDE = 32  # pixels: sizes are multiples of it, or of the network's largest stride
 MOST_LACKING = 3  # positions a side; Xception's first map, of two layers without padding, lacks so many
@@ -89,7 +90,7 @@ def read(weights: Path, sha256: str) -> tuple[dict[str, Tensor], str]:
 
             state: Any = load(content)
         else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except ImportError as error:
         raise AndonError(f"{weights}: reading it needs {error.name}. Install it: pip install 'andon[timm]'") from None
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, _safetensors_error()) as error:
@@ -191,24 +192,10 @@ def graph(
     for x, stage, lacks in zip(_run(taps, 3 * unit), stages, lacking, strict=True):
         if _lacking(x, stage, 3 * unit, network) != lacks:
             raise AndonError(f"{network}: its map {stage.name} does not grow with the image. Choose another network.")
-    with quiet():
-        program = torch.onnx.export(
-            taps,
-            (torch.zeros(2, 3, 2 * unit, 2 * unit),),
-            dynamo=True,
-            opset_version=18,
-            dynamic_shapes=(
-                {0: torch.export.Dim("n"), 2: unit * torch.export.Dim("h"), 3: unit * torch.export.Dim("w")},
-            ),
-            input_names=["images"],
-            output_names=[stage.name for stage in stages],
-            verbose=False,
-        )
-    assert program is not None
-    model = onnx.version_converter.convert_version(program.model_proto, 17)  # what the other feature graphs are of
-    for part in (model, model.graph, *model.graph.node):  # where the exporter was called from, paths included
-        del part.metadata_props[:]
-        part.doc_string = ""
+    sizes = {0: torch.export.Dim("n"), 2: unit * torch.export.Dim("h"), 3: unit * torch.export.Dim("w")}
+    names = [stage.name for stage in stages]
+    model = export(taps, torch.zeros(2, 3, 2 * unit, 2 * unit), sizes, "images", names, opset=18)
+    model = onnx.version_converter.convert_version(model, 17)  # what the other feature graphs are of
     for node in model.graph.node:  # opset 17 has no such attribute, and the converter forgets to take it away
         for attribute in [a for a in node.attribute if a.name == "noop_with_empty_axes" and not a.i]:
             node.attribute.remove(attribute)
