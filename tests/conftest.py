@@ -1,5 +1,7 @@
 """What several test files share: real data where it is at hand, synthetic parts, and one small trained bundle."""
 
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -7,7 +9,15 @@ import numpy as np
 import pytest
 
 from andon import training
+from andon.detectors.base import Defects
 from andon.inspection import Pixels
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Let torch, where a test file has loaded it, use one thread: the same results wherever the tests run."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +27,33 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the data sets of ../shared/data are not on this machine")
     return folder
+
+
+class Stack:
+    """Tiles in memory, as a detector is given them: each a part of its own, `batch` at a time or all at once."""
+
+    def __init__(self, tiles: Pixels, batch: int | None = None) -> None:
+        self.tiles, self._batch = tiles, batch or len(tiles)
+        self.side, self.channels, self.depth = tiles.shape[1], tiles.shape[3], 8 * tiles.itemsize
+        self.groups: Sequence[int] = range(len(tiles))
+        self.defects: Defects | None = None
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __iter__(self) -> Iterator[Pixels]:
+        return (self.tiles[start : start + self._batch] for start in range(0, len(self.tiles), self._batch))
+
+
+def noise(count: int, side: int, channels: int = 3, seed: int = 0) -> Pixels:
+    """Tiles (count, side, side, channels) of 8-bit noise."""
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
+
+
+def flat(count: int, side: int, channels: int = 3) -> Pixels:
+    """Tiles (count, side, side, channels) of one brightness each."""
+    levels = np.linspace(50, 200, count).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, side, side, channels)).copy()
 
 
 def part(seed: int, side: int = 96, channels: int = 3, depth: int = 8) -> Pixels:

@@ -1,41 +1,28 @@
 """Autoencoder: its equations, its shapes, and SSIM against a plain implementation."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, flat
 
 torch = pytest.importorskip("torch")
 
 from andon import features  # noqa: E402
 from andon.detectors.autoencoder import Autoencoder, AutoencoderNetwork, Settings  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
-from andon.inspection import Array, Pixels  # noqa: E402
+from andon.inspection import Array  # noqa: E402
 from andon.nn.losses import gaussian, ssim, ssim_loss  # noqa: E402
 
 TINY: dict[str, Any] = {"width": 4, "widest": 8, "latent": 4, "steps": 3, "hold_out": 0}
 
 
-class Flat:
+class Flat(Stack):
     """Tiles of one brightness each, at a side that is no power of two."""
 
     def __init__(self, side: int = 96) -> None:
-        self.side, self.channels, self.depth = side, 3, 8
-        self.groups, self.defects = range(6), None
-        levels = np.linspace(50, 200, 6).astype(np.uint8)
-        self.tiles: Pixels = np.broadcast_to(levels[:, None, None, None], (6, side, side, 3)).copy()
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.tiles
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(flat(6, side, 3))
 
 
 def network(side: int = 64, channels: int = 3, **settings: Any) -> AutoencoderNetwork:

@@ -46,11 +46,6 @@ class Spots:
         yield self.good
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def network(side: int = 40, **settings: Any) -> CapsuleNetwork:
     torch.manual_seed(0)
     return CapsuleNetwork(side, 3, Settings(**{**TINY, **settings}))

@@ -16,11 +16,6 @@ from andon.nn.corruption import Corrupted, Corruption, elsewhere  # noqa: E402
 KINDS = ("elastic", "occlusion", "cutout", "swap", "brightness", "rotation")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def pictures(count: int = 4, side: int = 64, channels: int = 3) -> Any:
     return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0)) * 0.8 + 0.1
 

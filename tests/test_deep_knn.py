@@ -11,7 +11,7 @@ from andon.detectors.deep_knn import DeepKnn, Settings
 from andon.errors import AndonError, TrainingError
 from andon.inspection import Pixels
 from andon.neighbours import Neighbours
-from test_variation import Given
+from conftest import Stack
 
 
 def noise(count: int, side: int = 64, seed: int = 0) -> Pixels:
@@ -26,7 +26,7 @@ def pooled(tiles: Pixels, stages: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("stages", [(10,), (4, 10)])
 def test_score_is_the_mean_distance_to_the_nearest_of_scikit_learn(stages: tuple[int, ...]) -> None:
     good, tiles = noise(9), noise(3, seed=1)
-    detector = DeepKnn(Settings(stages=stages, neighbours=4), 0).fit(Given(good))
+    detector = DeepKnn(Settings(stages=stages, neighbours=4), 0).fit(Stack(good, 2))
     scaler = StandardScaler().fit(pooled(good, stages))
     search = NearestNeighbors(n_neighbors=4).fit(scaler.transform(pooled(good, stages)))
     f = scaler.transform(pooled(tiles, stages))
@@ -40,7 +40,7 @@ def test_score_is_the_mean_distance_to_the_nearest_of_scikit_learn(stages: tuple
 
 def test_map_is_what_a_place_has_beyond_the_neighbours() -> None:
     good, tile = noise(6), noise(1, seed=1)
-    detector = DeepKnn(Settings(neighbours=6), 0).fit(Given(good))
+    detector = DeepKnn(Settings(neighbours=6), 0).fit(Stack(good, 2))
     raw = pooled(good, (10,))
     (x,) = features.Extractor("efficientnet-lite0", (10,), threads=1)(tile)
     excess = (x[0] - raw.mean(axis=0)[:, None, None]) / raw.std(axis=0)[:, None, None]
@@ -53,25 +53,25 @@ def test_map_is_what_a_place_has_beyond_the_neighbours() -> None:
 
 def test_of_an_image_it_has_seen_only_the_other_neighbours_count() -> None:
     good = noise(5)
-    detector = DeepKnn(Settings(neighbours=1), 0).fit(Given(good))
+    detector = DeepKnn(Settings(neighbours=1), 0).fit(Stack(good, 2))
     assert detector.score(good).image.max() < 1e-3
     assert features.session(detector.graph(), 1).run(["score"], {"tiles": good})[0].max() < 1e-2
 
 
 def test_fewer_images_than_neighbours_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"14 training tiles for 15 neighbours.*neighbours = 14"):
-        DeepKnn(Settings(), 0).fit(Given(noise(14)))
+        DeepKnn(Settings(), 0).fit(Stack(noise(14), 2))
     with pytest.raises(TrainingError, match="15 neighbours"):
-        DeepKnn(Settings(), 0).forecast(Given(noise(14)))
+        DeepKnn(Settings(), 0).forecast(Stack(noise(14), 2))
     with pytest.raises(TrainingError, match="multiple of 16"):
-        DeepKnn(Settings(neighbours=2), 0).fit(Given(noise(3, side=40)))
+        DeepKnn(Settings(neighbours=2), 0).fit(Stack(noise(3, side=40), 2))
     with pytest.raises(AndonError, match="Did you mean 'efficientnet-lite0'"):
         DeepKnn(Settings(network="efficientnet_lite0"), 0)
 
 
 def test_flat_images_give_finite_scores() -> None:
     good = np.full((6, 64, 64, 3), 90, np.uint8)  # equal: no feature varies
-    detector = DeepKnn(Settings(neighbours=3), 0).fit(Given(good))
+    detector = DeepKnn(Settings(neighbours=3), 0).fit(Stack(good, 2))
     session = features.session(detector.graph(), threads=1)
     score, pixel = session.run(["score", "map"], {"tiles": np.concatenate([good[:1], noise(1)])})
     assert np.isfinite(score).all() and np.isfinite(pixel).all()

@@ -1,11 +1,13 @@
 """f-anogan: gradient penalty, both losses, whose turn it is, and two stages that go on after a kill."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, noise
 
 torch = pytest.importorskip("torch")
 
@@ -15,7 +17,6 @@ from andon import training  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.f_anogan import FAnogan, FAnoganNetwork, Gan, Settings  # noqa: E402
 from andon.errors import TrainingError  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 from andon.inspector import Inspector  # noqa: E402
 from andon.nn import checkpoint  # noqa: E402
 
@@ -33,25 +34,11 @@ TINY: dict[str, Any] = {
 }
 
 
-class Noise:
+class Noise(Stack):
     """Tiles of noise."""
 
     def __init__(self, count: int = 12, side: int = 64, channels: int = 3) -> None:
-        self.side, self.channels, self.depth = side, channels, 8
-        self.groups, self.defects = range(count), None
-        rng = np.random.default_rng(0)
-        self.tiles: Pixels = rng.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.tiles
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(noise(count, side, channels))
 
 
 def gan(**settings: Any) -> Gan:

@@ -35,11 +35,6 @@ from andon.runtime import rebuilder  # noqa: E402
 TINY: dict[str, Any] = {"width": 0.03, "steps": 4, "batch": 2, "evaluate": 2, "hold_out": 0}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def detector(**settings: Any) -> FilteringAutoencoder:
     return FilteringAutoencoder(Settings(**{**TINY, **settings}), 0)
 

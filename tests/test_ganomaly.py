@@ -1,10 +1,11 @@
 """ganomaly: its equations term by term, who learns from which, and its settings."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, noise
 
 torch = pytest.importorskip("torch")
 
@@ -13,31 +14,16 @@ from torch.nn import functional as F  # noqa: E402
 from andon import features  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.ganomaly import Ganomaly, GanomalyNetwork, Settings  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 from andon.nn.convolutional import Critic, decoder, encoder, halvings, resized  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 32, "width": 4, "widest": 8, "latent": 4, "batch": 4, "steps": 3, "hold_out": 0.0}
 
 
-class Noise:
+class Noise(Stack):
     """Tiles of noise."""
 
     def __init__(self, count: int = 12, side: int = 64, channels: int = 3) -> None:
-        self.side, self.channels, self.depth = side, channels, 8
-        self.groups, self.defects = range(count), None
-        rng = np.random.default_rng(0)
-        self.tiles: Pixels = rng.integers(0, 256, (count, side, side, channels), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.tiles
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(noise(count, side, channels))
 
 
 def network(side: int = 32, channels: int = 3, **settings: Any) -> GanomalyNetwork:

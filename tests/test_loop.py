@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, noise
 
 torch = pytest.importorskip("torch")
 
@@ -18,7 +20,6 @@ from torch import nn  # noqa: E402
 
 from andon.detectors.base import Run  # noqa: E402
 from andon.errors import AndonError, TrainingError  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 from andon.nn import checkpoint  # noqa: E402
 from andon.nn.loop import Loop, Schedule, choose  # noqa: E402
 from andon.recipe import Augment  # noqa: E402
@@ -26,20 +27,11 @@ from andon.recipe import Augment  # noqa: E402
 VARIED = Augment(flip=True, quarter_turns=True, rotate=5.0, brightness=0.1)
 
 
-class Noise:
+class Noise(Stack):
     """Tiles of noise."""
 
     def __init__(self, count: int = 30, seed: int = 0, side: int = 8) -> None:
-        self.side, self.channels, self.depth = side, 1, 8
-        self.groups, self.defects = range(count), None
-        self.tiles: Pixels = np.random.default_rng(seed).integers(0, 256, (count, side, side, 1), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        for start in range(0, len(self.tiles), 7):
-            yield self.tiles[start : start + 7]
+        super().__init__(noise(count, side, 1, seed), batch=7)
 
 
 class Small(nn.Module):
@@ -82,11 +74,6 @@ def fit(settings: Schedule, run: Run, seed: int = 0, tiles: Noise | None = None)
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_one_seed_one_result() -> None:

@@ -1,7 +1,5 @@
 """The equations of `memory-bank`: whitening, coreset, credit, sampling, and its bounds."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -9,23 +7,16 @@ from pydantic import ValidationError
 from andon import features
 from andon.detectors.memory_bank import MemoryBank, Settings, k_centre, neighbour_distance, whitening
 from andon.errors import TrainingError
-from andon.inspection import Array, Pixels
+from andon.inspection import Array
+from conftest import Stack
 
 
-class Noise:
+class Noise(Stack):
     """Tiles of coarse noise."""
 
     def __init__(self, count: int, side: int = 64, seed: int = 0) -> None:
-        self.side, self.channels, self.depth = side, 3, 8
         coarse = np.random.default_rng(seed).integers(60, 200, (count, side // 8, side // 8, 3), dtype=np.uint8)
-        self.tiles: Pixels = coarse.repeat(8, axis=1).repeat(8, axis=2)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        for start in range(0, len(self.tiles), 3):
-            yield self.tiles[start : start + 3]
+        super().__init__(coarse.repeat(8, axis=1).repeat(8, axis=2), batch=3)
 
 
 def rows(count: int, width: int, seed: int = 0) -> Array:

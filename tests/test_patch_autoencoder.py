@@ -31,11 +31,6 @@ TINY: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def network(side: int = 64, channels: int = 3, **settings: Any) -> PatchNetwork:
     torch.manual_seed(0)
     return PatchNetwork(side, channels, Settings(**{**TINY, **settings}))

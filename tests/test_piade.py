@@ -1,16 +1,16 @@
 """Piade: squeeze-and-excitation, pooling and terms against a plain computation, and ranges from held-out tiles."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from conftest import Stack, noise
+
 torch = pytest.importorskip("torch")
 
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.piade import Excitation, Piade, PiadeNetwork, Settings  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 from andon.nn.data import floats, split  # noqa: E402
 from andon.nn.losses import perceptual_loss, perceptual_map, ssim  # noqa: E402
 from andon.nn.resize import Resize  # noqa: E402
@@ -19,27 +19,11 @@ from andon.nn.trunk import Trunk  # noqa: E402
 TINY: dict[str, Any] = {"width": 8, "blocks": 1, "stages": (1,), "steps": 1, "batch": 2}
 
 
-class Noise:
+class Noise(Stack):
     """Tiles of noise."""
 
-    defects = None
-
     def __init__(self, count: int, side: int = 64) -> None:
-        self.side, self.channels, self.depth = side, 3, 8
-        self.groups = range(count)
-        self.tiles: Pixels = np.random.default_rng(0).integers(0, 255, (count, side, side, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        for start in range(0, len(self.tiles), 3):
-            yield self.tiles[start : start + 3]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(noise(count, side), batch=3)
 
 
 def network(**settings: Any) -> PiadeNetwork:

@@ -13,11 +13,6 @@ from andon.nn.trunk import Trunk  # noqa: E402
 TINY: dict[str, Any] = {"side": 64, "width": 4, "widest": 8, "latent": 4, "stages": (1,)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def network(tile: int = 64, **settings: Any) -> PyramidNetwork:
     torch.manual_seed(0)
     return PyramidNetwork(tile, 3, Settings(**{**TINY, **settings}))

@@ -45,11 +45,6 @@ class Spots:
         yield self.good
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def told(tiles: Spots, **settings: Any) -> list[str]:
     sentences: list[str] = []
     Segmenter(Settings(**{**TINY, **settings}), 0).fit(tiles, Run(device="cpu", tell=sentences.append))

@@ -16,7 +16,7 @@ import pytest
 from andon import features
 from andon.detectors.deep_knn import DeepKnn, Settings
 from andon.errors import AndonError
-from test_variation import Given
+from conftest import Stack
 
 torch = pytest.importorskip("torch")
 
@@ -91,7 +91,7 @@ def test_build_gives_a_network_that_every_detector_finds(
     for ours, theirs in zip((shallow, deep), again, strict=True):
         np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-3, atol=1e-4)
 
-    good = Given(np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8))
+    good = Stack(np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8), 2)
     detector = DeepKnn(Settings(network=name, stages=(1,), neighbours=2), 0).fit(good)
     score = features.session(detector.graph(), 1).run(["score"], {"tiles": good.tiles})[0]
     np.testing.assert_allclose(score, detector.score(good.tiles).image, rtol=1e-3)

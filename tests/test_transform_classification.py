@@ -1,12 +1,13 @@
 """transform-classification: its families, margins, Dirichlets and scores against independent computations."""
 
 import math
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, noise
 
 torch = pytest.importorskip("torch")
 
@@ -14,7 +15,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from andon import features, training  # noqa: E402
-from andon.detectors.base import Defects, Run  # noqa: E402
+from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.transform_classification import (  # noqa: E402
     GEOMETRY,
     Head,
@@ -26,7 +27,6 @@ from andon.detectors.transform_classification import (  # noqa: E402
     geometric,
 )
 from andon.errors import RecipeError, TrainingError  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 from andon.nn import dirichlet  # noqa: E402
 from andon.recipe import Augment, validate  # noqa: E402
 
@@ -44,24 +44,11 @@ TINY: dict[str, Any] = {
 CPU = Run(device="cpu")
 
 
-class Noise:
+class Noise(Stack):
     """Tiles of noise."""
 
     def __init__(self, count: int = 12, side: int = 16) -> None:
-        self.side, self.channels, self.depth, self.groups = side, 1, 8, range(count)
-        self.defects: Defects | None = None
-        self.tiles: Pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 1), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield from np.split(self.tiles, [5])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(noise(count, side, 1), batch=5)
 
 
 def network(side: int = 16, **settings: Any) -> TransformNetwork:

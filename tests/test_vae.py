@@ -1,10 +1,11 @@
 """vae: its bound against torch.distributions and a sample, its scores, and its settings."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, flat
 
 torch = pytest.importorskip("torch")
 
@@ -13,30 +14,15 @@ from torch import distributions  # noqa: E402
 from andon import features  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.vae import Settings, Vae, VaeNetwork, divergence  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 32, "width": 4, "widest": 8, "latent": 4, "steps": 3, "hold_out": 0.0}
 
 
-class Flat:
+class Flat(Stack):
     """Tiles of one brightness each, larger than what the network sees and no multiple of it."""
 
     def __init__(self, side: int = 96, channels: int = 3) -> None:
-        self.side, self.channels, self.depth = side, channels, 8
-        self.groups, self.defects = range(6), None
-        levels = np.linspace(50, 200, 6).astype(np.uint8)
-        self.tiles: Pixels = np.broadcast_to(levels[:, None, None, None], (6, side, side, channels)).copy()
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.tiles
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(flat(6, side, channels))
 
 
 def network(side: int = 64, channels: int = 3, **settings: Any) -> VaeNetwork:

@@ -1,27 +1,11 @@
 """The equations of `variation`; what every detector promises is in test_detectors_contract.py."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from andon import features
 from andon.detectors.variation import Settings, Variation
-from andon.inspection import Pixels
-
-
-class Given:
-    """Tiles as they are, two at a time."""
-
-    def __init__(self, tiles: Pixels) -> None:
-        self.tiles, self.side, self.channels = tiles, tiles.shape[1], tiles.shape[3]
-        self.depth = 8 if tiles.dtype == np.uint8 else 16
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        return (self.tiles[start : start + 2] for start in range(0, len(self.tiles), 2))
+from conftest import Stack
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -31,7 +15,7 @@ def test_map_is_the_squared_deviation_and_score_its_mean(kind: type) -> None:
     good = rng.integers(0, top + 1, (7, 32, 32, 3)).astype(kind)
     tile = rng.integers(0, top + 1, (1, 32, 32, 3)).astype(kind)
     z = (tile[0] - good.mean(axis=0)) / np.maximum(good.std(axis=0), 0.01 * top)
-    found = Variation(Settings(), 0).fit(Given(good)).score(tile)
+    found = Variation(Settings(), 0).fit(Stack(good, 2)).score(tile)
     np.testing.assert_allclose(found.pixel[0], (z**2).mean(axis=2), rtol=1e-5)
     np.testing.assert_allclose(found.image[0], (z**2).mean(), rtol=1e-5)
 
@@ -40,7 +24,7 @@ def test_a_pixel_that_never_varied_has_the_floor_as_its_deviation() -> None:
     good = np.full((5, 32, 32, 1), 200, np.uint8)
     tile = good[:1].copy()
     tile[0, 3, 4] = 205
-    detector = Variation(Settings(floor=0.02), 0).fit(Given(good))
+    detector = Variation(Settings(floor=0.02), 0).fit(Stack(good, 2))
     found = detector.score(tile)
     assert found.pixel[0, 3, 4] == pytest.approx((5 / (0.02 * 255)) ** 2)
     assert np.count_nonzero(found.pixel) == 1
@@ -53,6 +37,6 @@ def test_16_bit_sums_stay_exact() -> None:
     # Deviations of one level in 60,000: float32 sums, or squares of them, would lose it.
     good = np.full((400, 32, 32, 1), 60_000, np.uint16)
     good[::2] += 1
-    detector = Variation(Settings(floor=1e-9), 0).fit(Given(good))
+    detector = Variation(Settings(floor=1e-9), 0).fit(Stack(good, 2))
     tile = np.full((1, 32, 32, 1), 60_001, np.uint16)
     np.testing.assert_allclose(detector.score(tile).pixel, 1.0, rtol=1e-6)

@@ -1,11 +1,12 @@
 """vt-adl: its likelihood against scikit-learn's, its attention and scores against plain computations, and bad sizes."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conftest import Stack, noise
 
 torch = pytest.importorskip("torch")
 mixture = pytest.importorskip("sklearn.mixture")
@@ -15,7 +16,6 @@ from torch.nn import functional as F  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.vt_adl import VTADL, Layer, Mixture, Settings, VTADLNetwork, log_likelihood  # noqa: E402
 from andon.errors import RecipeError, TrainingError  # noqa: E402
-from andon.inspection import Pixels  # noqa: E402
 from andon.nn.losses import ssim  # noqa: E402
 
 TINY: dict[str, Any] = {
@@ -31,25 +31,11 @@ TINY: dict[str, Any] = {
 }
 
 
-class Noise:
+class Noise(Stack):
     """Six noisy tiles."""
 
-    channels, depth, groups, defects = 3, 8, range(6), None
-
     def __init__(self, side: int = 64) -> None:
-        self.side = side
-        self.tiles: Pixels = np.random.default_rng(0).integers(0, 256, (6, side, side, 3), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return 6
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.tiles
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+        super().__init__(noise(6, side))
 
 
 def network(side: int = 64, **settings: Any) -> VTADLNetwork:
