@@ -134,11 +134,13 @@ def test_a_rotation_turns_and_repeats_the_edge() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_stored_tiles_turn_as_floats_do(channels: int, kind: type) -> None:
+def test_stored_tiles_move_as_floats_do(channels: int, kind: type) -> None:
     smooth = cv2.GaussianBlur(noise(5, 40, 40, channels)[0], (0, 0), 3).reshape(40, 40, channels)
     tile = (smooth.astype(np.float64) * (np.iinfo(kind).max / 255)).astype(kind)
-    stored = data.floats(data._rotated(tile, 17.0)[None])
-    floated = data.rotated(data.floats(tile[None]), torch.tensor([17.0]))
+    flip = data._flips(torch.tensor([[0, 1]]))
+    move = data._quarter_turns(torch.tensor([3])) @ flip @ data._rotations(torch.tensor([17.0]))
+    stored = data.floats(data._moved(tile, move[0].double().numpy())[None])
+    floated = data._sampled(data.floats(tile[None]), move)
     assert (stored - floated).abs().max() < 0.01  # OpenCV's positions are whole 32nds of a pixel
 
 
