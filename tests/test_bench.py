@@ -190,7 +190,7 @@ def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
         job.result.write_text(json.dumps(result))
         return result
 
-    monkeypatch.setattr(run, "_run", stand_in)
+    monkeypatch.setattr(run, "_run_cell", stand_in)
     product(tmp_path / "ring")
     product(tmp_path / "hoop")
     path, out, said = tmp_path / "plan.toml", tmp_path / "out", list[str]()
@@ -239,6 +239,12 @@ def test_killed_and_resumed_the_table_is_the_same(finished: Path, bench: Path) -
     assert fixed(out) == fixed(finished)
     kept = Bundle.load(out / "bundles/ring/variation/64-0.andon")
     assert kept.digest() == table.rows(out)[0]["bundle_digest"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(bench: Path, tmp_path: Path) -> None:
+    with run._alone(tmp_path), pytest.raises(AndonError, match="another andon bench"):
+        run.run(bench / "plan.toml", tmp_path)
+    assert not (tmp_path / "plan.json").exists()
 
 
 def test_a_process_that_dies_is_a_failure(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from andon.detectors.f_anogan import FAnogan, FAnoganNetwork, Gan, Settings  # n
 from andon.errors import TrainingError  # noqa: E402
 from andon.inspector import Inspector  # noqa: E402
 from andon.nn import checkpoint  # noqa: E402
+from andon.nn.resize import Resize  # noqa: E402
 
 TINY: dict[str, Any] = {
     "side": 32,
@@ -112,7 +113,7 @@ def test_score_is_the_residual_of_pixels_and_of_features() -> None:
     tiles = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         score, pixel, shown = net(tiles)
-        x = 2 * F.avg_pool2d(tiles, 2) - 1
+        x = 2 * Resize(64, 32)(tiles) - 1
         rebuilt = net.gan.generator(net.encoder(x))
         real, fake = net.gan.critic(x)[0], net.gan.critic(rebuilt)[0]
         loss = net.loss(tiles, torch.Generator())

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: E402
 from andon import features  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.ganomaly import Ganomaly, GanomalyNetwork, Settings  # noqa: E402
-from andon.nn.convolutional import Critic, decoder, encoder, halvings, resized  # noqa: E402
+from andon.nn.resize import Resize  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 32, "width": 4, "widest": 8, "latent": 4, "batch": 4, "steps": 3, "hold_out": 0.0}
 
@@ -82,7 +82,7 @@ def test_score_and_map_are_the_distances_of_codes_and_of_pixels() -> None:
     net, tiles = network(64).eval(), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         score, pixel, shown = net(tiles)
-        x = 2 * F.avg_pool2d(tiles, 2) - 1
+        x = 2 * Resize(64, 32)(tiles) - 1
         z = net.encoder(x)
         rebuilt = net.decoder(z)
         apart = z - net.again(rebuilt)
@@ -116,25 +116,3 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for wrong in ({"batch": 1}, {"side": 16}, {"contextual": -1.0}, {"latent": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings(**wrong)
-
-
-@pytest.mark.parametrize(("side", "halved"), [(32, 3), (48, 3), (63, 3), (64, 4), (100, 4), (256, 6)])
-@pytest.mark.parametrize("norm", [False, True])
-def test_shared_layers_follow_the_side(side: int, halved: int, norm: bool) -> None:
-    grids = halvings(side, 3, 4, 8)
-    assert grids.widths == [3, 4, *[8] * (halved - 1)] and len(grids.sides) == halved + 1
-    down, up, critic = encoder(grids, 5, norm), decoder(grids, 5, torch.nn.Sigmoid(), norm), Critic(grids, norm)
-    pictures = torch.rand(2, 3, side, side)
-    assert up(down(pictures)).shape == pictures.shape
-    normed = [sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules()) for net in (down, up, critic)]
-    assert normed == ([halved - 1, halved, halved - 1] if norm else [0, 0, 0])
-    found, verdict = critic(pictures)
-    assert found.shape == (2, grids.size) and verdict.shape == (2,)
-
-
-def test_resized_pictures_keep_their_mean() -> None:
-    pictures = torch.rand(2, 3, 96, 96)
-    assert resized(pictures, 96) is pictures
-    small = resized(pictures, 32)
-    torch.testing.assert_close(small, F.avg_pool2d(pictures, 3))
-    torch.testing.assert_close(resized(small, 96).mean(dim=(2, 3)), small.mean(dim=(2, 3)), rtol=1e-2, atol=1e-3)

@@ -12,8 +12,7 @@ torch = pytest.importorskip("torch")
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.piade import Excitation, Piade, PiadeNetwork, Settings  # noqa: E402
 from andon.nn.data import floats, split  # noqa: E402
-from andon.nn.losses import perceptual_loss, perceptual_map, ssim  # noqa: E402
-from andon.nn.resize import Resize  # noqa: E402
+from andon.nn.losses import ssim  # noqa: E402
 from andon.nn.trunk import Trunk  # noqa: E402
 
 TINY: dict[str, Any] = {"width": 8, "blocks": 1, "stages": (1,), "steps": 1, "batch": 2}
@@ -109,37 +108,6 @@ def test_ranges_come_from_held_out_tiles_where_there_are_some(hold_out: float, c
 def test_a_batch_of_one_is_trained_and_one_tile_has_a_range() -> None:
     detector = Piade(Settings(**{**TINY, "batch": 1}, hold_out=0.0), 0).fit(Noise(1), Run(device="cpu"))
     assert np.isfinite(detector.score(Noise(1).tiles).image).all()
-
-
-def test_perceptual_loss_is_the_mean_of_its_map_and_knows_no_scale() -> None:
-    torch.manual_seed(0)
-    maps, others = ([torch.randn(2, 6, 8, 8), torch.randn(2, 9, 4, 4)] for _ in range(2))
-    loss = float(perceptual_loss(maps, others))
-    assert float(perceptual_map(maps, others, 32).mean()) == pytest.approx(loss, rel=1e-5)
-    assert float(perceptual_loss([7 * m for m in maps], others)) == pytest.approx(loss, rel=1e-5)
-    assert float(perceptual_loss(maps, maps)) == 0
-    assert float(perceptual_loss(maps, [-m for m in maps])) == pytest.approx(4)
-
-
-@pytest.mark.parametrize("sides", [(40, 16), (16, 40), (30, 7), (24, 24)])
-def test_resize_keeps_means_and_flat_images(sides: tuple[int, int]) -> None:
-    before, after = sides
-    resize = Resize(before, after)
-    torch.testing.assert_close(resize(torch.full((1, 2, before, before), 0.3)), torch.full((1, 2, after, after), 0.3))
-    ramp = torch.linspace(0, 1, before).expand(1, 1, before, before)
-    assert float(resize(ramp).mean()) == pytest.approx(0.5, abs=1e-4)
-    image = torch.rand(1, 3, before, before)
-    expected = torch.nn.functional.interpolate(image, size=(after, after), mode="bilinear", antialias=True)
-    torch.testing.assert_close(resize(image), expected, atol=1e-5, rtol=1e-4)
-
-
-def test_ssim_and_resize_are_exact_in_a_training_that_rounds() -> None:
-    torch.manual_seed(0)
-    x, resize = torch.rand(1, 3, 32, 32), Resize(32, 20)
-    y = x + 0.01 * torch.randn_like(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = ssim(x, y), resize(x)
-    assert torch.equal(found[0], ssim(x, y)) and torch.equal(found[1], resize(x))
 
 
 def test_presets_are_those_of_the_house() -> None:

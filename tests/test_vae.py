@@ -14,6 +14,7 @@ from torch import distributions  # noqa: E402
 from andon import features  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.vae import Settings, Vae, VaeNetwork, divergence  # noqa: E402
+from andon.nn.resize import Resize  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 32, "width": 4, "widest": 8, "latent": 4, "steps": 3, "hold_out": 0.0}
 
@@ -56,7 +57,7 @@ def test_bound_is_the_log_likelihood_and_the_divergence_without_constants() -> N
 
 
 def test_loss_draws_z_about_its_mean_as_the_generator_says() -> None:
-    net, tiles = network(), torch.rand(3, 3, 32, 32)
+    net, tiles = network(32), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         found = net.loss(tiles, torch.Generator().manual_seed(7))
         mean, log_variance = net.encode(tiles)
@@ -69,7 +70,7 @@ def test_loss_draws_z_about_its_mean_as_the_generator_says() -> None:
 
 def test_scores_are_of_the_mean_and_draw_nothing() -> None:
     tiles = torch.rand(2, 3, 64, 64)
-    small = tiles.unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean(dim=(3, 5))  # each pixel the mean of four
+    small = Resize(64, 32)(tiles)
     with torch.no_grad():
         found = {score: network(score=score)(tiles) for score in ("mean", "max", "elbo")}
         again = network()(tiles)

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,7 +21,7 @@ from andon.bench.cell import Job, save
 from andon.bench.plan import Cell, Plan, Product
 from andon.bench.table import Json
 from andon.detectors.base import Progress, silent
-from andon.errors import RecipeError
+from andon.errors import AndonError, RecipeError
 
 Protocol = Literal["train-test", "one-class"]
 """What the folders of a plan hold: a training and a test side, or classes of which each is normal in turn."""
@@ -60,6 +60,35 @@ def run(
             "files, no training and test side of one product. Make each class normal in turn: --protocol one-class."
         )
     cells = plans.cells(plan)
+    with _alone(out):
+        return _run_all(plan, cells, out, progress, tell)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second run away from the folder; the lock goes with the process, however that ends."""
+    from filelock import FileLock, Timeout  # comes with pyarrow in andon[bench]
+
+    files.make_folder(out)
+    lock = FileLock(out / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise AndonError(
+            f"{out}: another andon bench is writing its results there. Wait until it has ended, or choose another "
+            "folder with --out."
+        ) from error
+    except OSError as error:
+        raise AndonError(
+            f"{out}: cannot be written: {(error.strerror or str(error)).lower()}. Choose another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, tell: Tell) -> Summary:
     for place in (out / "cells", out / "products"):
         files.make_folder(place)
     for half in (half for place in ("cells", "products", "bundles") for half in (out / place).rglob(".*.part")):
@@ -74,7 +103,7 @@ def run(
     try:
         for number, j in enumerate(waiting):
             progress("cells", kept + number, len(cells))
-            result = _run(jobs[j])
+            result = _run_cell(jobs[j])
             left = _time_left([jobs[k] for k in waiting[number + 1 :]], jobs)
             tell(f"[{kept + number + 1}/{len(cells)}] {cells[j]}: {_outcome(result)}{left}")
         progress("cells", len(cells), len(cells))
@@ -171,7 +200,7 @@ def _decided(recipe: str) -> Json:
     return {**tomllib.loads(recipe), "data": None}
 
 
-def _run(job: Job) -> Json:
+def _run_cell(job: Job) -> Json:
     """Run a cell in a process of its own and return its result; a process that dies is a failure too."""
     job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.unlink(missing_ok=True)

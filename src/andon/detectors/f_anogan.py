@@ -25,10 +25,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from andon.detectors.base import QUIET, Forecast, Run, Tiles
-from andon.nn.convolutional import Critic, decoder, encoder, halvings, resized
+from andon.nn.convolutional import Critic, decoder, encoder, halvings
 from andon.nn.data import mix
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Loop, Schedule
+from andon.nn.resize import Resize
 
 
 class Settings(Schedule):
@@ -54,13 +55,14 @@ class Gan(nn.Module):
         """Build them for tiles (n, channels, side, side)."""
         super().__init__()
         self.config, self.side = config, min(side, config.side)
+        self.shrink = Resize(side, self.side)
         grids = halvings(self.side, channels, config.width, config.widest)
         self.generator = decoder(grids, config.latent, nn.Tanh(), norm=True)
         self.critic = Critic(grids)
 
     def loss(self, tiles: Tensor, generator: torch.Generator, both: bool) -> Tensor:
         """Loss of D, and with `both` the gradient of G's too, whose value is left out: it is D's, turned round."""
-        x = 2 * resized(tiles, self.side) - 1
+        x = 2 * self.shrink(tiles) - 1
         z = torch.randn(len(x), self.config.latent, generator=generator, device=x.device)
         with torch.set_grad_enabled(both):
             made = self.generator(z)
@@ -89,8 +91,8 @@ class FAnoganNetwork(Network):
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build them for tiles (n, channels, side, side)."""
         super().__init__()
-        self.config, self.tile = config, side
-        self.gan = Gan(side, channels, config)
+        self.config, self.gan = config, Gan(side, channels, config)
+        self.enlarge = Resize(self.gan.side, side)
         grids = halvings(self.gan.side, channels, config.width, config.widest)
         self.encoder = encoder(grids, config.latent, norm=True)
 
@@ -102,7 +104,7 @@ class FAnoganNetwork(Network):
 
     def rebuild(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """Return x and x̂ (n, c, s, s) of tiles (n, c, t, t)."""
-        x = 2 * resized(tiles, self.gan.side) - 1
+        x = 2 * self.gan.shrink(tiles) - 1
         return x, self.gan.generator(self.encoder(x))
 
     def residual(self, x: Tensor, rebuilt: Tensor) -> Tensor:
@@ -121,7 +123,7 @@ class FAnoganNetwork(Network):
         """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
         x, rebuilt = self.rebuild(tiles)
         error = (x - rebuilt).abs().mean(dim=1, keepdim=True) / 2  # in [0, 1], as tiles are
-        return self.residual(x, rebuilt), resized(error, self.tile)[:, 0], resized((rebuilt + 1) / 2, self.tile)
+        return self.residual(x, rebuilt), self.enlarge(error)[:, 0], self.enlarge((rebuilt + 1) / 2)
 
 
 class FAnogan(LearnedDetector):

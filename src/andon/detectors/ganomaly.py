@@ -24,9 +24,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon.nn.convolutional import Critic, decoder, encoder, halvings, resized
+from andon.nn.convolutional import Critic, decoder, encoder, halvings
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
+from andon.nn.resize import Resize
 
 
 class Settings(Schedule):
@@ -49,7 +50,8 @@ class GanomalyNetwork(Network):
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build it for tiles (n, channels, side, side)."""
         super().__init__()
-        self.config, self.tile, self.side = config, side, min(side, config.side)
+        self.config, self.side = config, min(side, config.side)
+        self.shrink, self.enlarge = Resize(side, self.side), Resize(self.side, side)
         grids = halvings(self.side, channels, config.width, config.widest)
         self.encoder = encoder(grids, config.latent, norm=True)
         self.decoder = decoder(grids, config.latent, nn.Tanh(), norm=True)
@@ -58,7 +60,7 @@ class GanomalyNetwork(Network):
 
     def rebuild(self, tiles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return x, x̂ (n, c, s, s), z and ẑ (n, latent) of tiles (n, c, t, t)."""
-        x = 2 * resized(tiles, self.side) - 1
+        x = 2 * self.shrink(tiles) - 1
         z = self.encoder(x)
         rebuilt = self.decoder(z)
         return x, rebuilt, z, self.again(rebuilt)
@@ -84,7 +86,7 @@ class GanomalyNetwork(Network):
         x, rebuilt, z, z_again = self.rebuild(tiles)
         score = (z - z_again).abs().mean(dim=1)  # eq. 5: A(x) = ‖G_E(x) − E(G(x))‖₁
         error = (x - rebuilt).abs().mean(dim=1, keepdim=True) / 2  # in [0, 1], as tiles are
-        return score, resized(error, self.tile)[:, 0], resized((rebuilt + 1) / 2, self.tile)
+        return score, self.enlarge(error)[:, 0], self.enlarge((rebuilt + 1) / 2)
 
 
 class Ganomaly(LearnedDetector):

@@ -22,9 +22,10 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from andon.nn.convolutional import Odd, decoder, encoder, halvings, resized, smoothed
+from andon.nn.convolutional import Odd, decoder, encoder, halvings, smoothed
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
+from andon.nn.resize import Resize
 
 
 class Settings(Schedule):
@@ -51,7 +52,8 @@ class VaeNetwork(Network):
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build it for tiles (n, channels, side, side)."""
         super().__init__()
-        self.config, self.tile, self.side = config, side, min(side, config.side)
+        self.config, self.side = config, min(side, config.side)
+        self.shrink, self.enlarge = Resize(side, self.side), Resize(self.side, side)
         grids = halvings(self.side, channels, config.width, config.widest)
         self.encoder = encoder(grids, 2 * config.latent)
         self.decoder = decoder(grids, config.latent, nn.Sigmoid())
@@ -69,7 +71,7 @@ class VaeNetwork(Network):
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """−L of tiles (n, c, t, t), with one draw of z for each."""
-        x = resized(tiles, self.side)
+        x = self.shrink(tiles)
         mean, log_variance = self.encode(x)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         z = mean + (log_variance / 2).exp() * noise  # z = μ + σ ε, section 2.4
@@ -77,16 +79,16 @@ class VaeNetwork(Network):
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
-        x = resized(tiles, self.side)
+        x = self.shrink(tiles)
         mean, log_variance = self.encode(x)
         rebuilt = self.decoder(mean)
         error = ((x - rebuilt) ** 2).mean(dim=1, keepdim=True)  # (n, 1, s, s)
-        found = smoothed(resized(error, self.tile)[:, 0], self.config.smooth)
+        found = smoothed(self.enlarge(error)[:, 0], self.config.smooth)
         if self.config.score == "elbo":
             score = self.bound(x, rebuilt, mean, log_variance)
         else:
             score = found.mean(dim=(1, 2)) if self.config.score == "mean" else found.amax(dim=(1, 2))
-        return score, found, resized(rebuilt, self.tile)
+        return score, found, self.enlarge(rebuilt)
 
 
 class Vae(LearnedDetector):

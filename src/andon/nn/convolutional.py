@@ -103,15 +103,6 @@ class Critic(nn.Module):
         return found
 
 
-def resized(pictures: Tensor, side: int) -> Tensor:
-    """Resize pictures (n, c, s, s) to (n, c, side, side): smaller by averages over areas, larger bilinearly."""
-    if pictures.shape[-1] == side:
-        return pictures
-    if pictures.shape[-1] > side:
-        return F.interpolate(pictures, size=(side, side), mode="area")
-    return F.interpolate(pictures, size=(side, side), mode="bilinear", align_corners=False)
-
-
 def smoothed(error: Tensor, window: int) -> Tensor:
     """Average maps (n, h, w) over a square of `window` pixels a side, odd; at the border over what there is of it."""
     if window == 1:
