@@ -123,7 +123,11 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: Any) -> Non
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child process")
 def test_ctrl_c_while_training_leaves_nothing(parts: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "andon", "train", str(parts), "-o", str(tmp_path / "b.andon"), "--size", "512"]
-    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as running:
+
+    def listen() -> None:  # a shell lets what it runs in the background ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, preexec_fn=listen) as running:
         assert running.stderr is not None
         for line in running.stderr:
             if "expected to take" in line:

@@ -165,7 +165,7 @@ def random_images(seed, levels):
     return maps, masks
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 10**6), st.sampled_from([0.1, 1, 4, 1000]), st.sampled_from([(8, 4, 2), (50, 20, 5), (9999, 999, 9)])
 )
