@@ -78,6 +78,17 @@ def test_a_batch_goes_on_past_bad_files(bundle_file: Path, parts: Path, tmp_path
     assert len((tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
+def test_a_heat_map_that_cannot_be_written_stops_no_batch(bundle_file: Path, tmp_path: Path, capsys: Any) -> None:
+    long = "x" * 248  # with two more endings the heat map's name is longer than a name may be
+    for number, name in enumerate(["a", long, "部" * 80]):
+        save(tmp_path / "in" / f"{name}.png", part(number))
+    code, out, err = run(capsys, "inspect", bundle_file, tmp_path / "in", "--out", tmp_path / "out")
+    assert code == 1 and "3 images" in out
+    assert err.count("without a heat map") == 1 and long in err
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 2
+    assert len((tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
 def sources(file: Path) -> list[str]:
     return [json.loads(line)["source"] for line in file.read_text().splitlines()]
 
@@ -199,8 +210,8 @@ def test_a_record_is_kept_though_its_picture_cannot_be(
 ) -> None:
     (tmp_path / "overlays/100.png.png").mkdir(parents=True)
     code, _, err = run(capsys, "inspect", bundle_file, parts / "test/good", "--out", tmp_path, "-q")
-    assert code == 2 and "it is a folder" in err
-    assert len(sources(tmp_path / "records.jsonl")) == 1
+    assert code == 1 and "without a heat map" in err and "it is a folder" in err
+    assert len(sources(tmp_path / "records.jsonl")) == len(list((parts / "test/good").iterdir()))
 
 
 def test_json_is_plain_ascii(bundle_file: Path, tmp_path: Path, capsys: Any) -> None:
@@ -256,6 +267,12 @@ def test_the_help_teaches(capsys: Any) -> None:
         (["show", "{parts}/test/good/100.png"], "not a bundle"),
         (["detectors", "patchcore"], "unknown detector 'patchcore'"),
         (["features", "build", "resnet50"], "unknown feature network 'resnet50'"),
+        (["features", "build", "legacy_xception"], "--weights FILE"),
+        (["features", "build", "efficientnet-lite1", "--sha256", "ab"], "digest of a file of weights"),
+        (["features", "build", "efficientnet-lite1", "--out", "{bundle}"], "the folder cannot be made"),
+        (["compare", "{bundle}", "{bundle}"], "expected the folder of labelled images as the last argument"),
+        (["compare", "{bundle}", "{bundle}", "{parts}", "-o", "{bundle}"], "the folder cannot be made"),
+        (["study", "moments", "{parts}", "-o", "{bundle}"], "the folder cannot be made"),
         (["nonsense"], "nonsense"),
         (["inspect", "{bundle}", ""], "one of the arguments is empty"),
         (["inspect", "{bundle}", "{pipe}"], "a pipe or device; expected a picture"),
@@ -268,7 +285,7 @@ def test_the_help_teaches(capsys: Any) -> None:
         (["train", "{parts}", "-o", "x" * 300], "file name too long"),
         (["train", "{parts}", "--groups", "(" + "x" * 300 + ")"], "no match"),
         (["calibrate", "{bundle}", "--min-area", "3", "-o", "{parts}/test/good/100.png"], "it is not overwritten"),
-        (["calibrate", "{bundle}", "--reject-threshold", "nan"], "reject_threshold = nan: Input should be a finite"),
+        (["calibrate", "{bundle}", "--reject-threshold", "nan"], "reject_threshold = nan: expected a finite number"),
         (["calibrate", "{bundle}", "--reject-rate", "0.01", "--reject-threshold", "9"], "expected one of them"),
         (["calibrate", "{bundle}", "--review-threshold", "9", "--reject-threshold", "1"], "must not exceed"),
         (["train", "{parts}", "--size", "big"], "--size"),

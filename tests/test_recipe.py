@@ -1,11 +1,13 @@
 """Recipes: what is written is what is meant, and a slip of the pen is told with the nearest key."""
 
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import BaseModel, Field
 
 from andon.errors import RecipeError
-from andon.recipe import Recipe
+from andon.recipe import Recipe, validate
 
 FULL = """
 product = "bottle"
@@ -69,11 +71,15 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("[geometry]\nsize = 64.0", "geometry.size = 64.0: Input should be a valid integer"),
         ("[geometry]\ntiles = 1", "geometry.tiles = 1: Input should be a valid boolean"),
         ("[geometry]\ncrop = [true, 0, 64, 64]", "geometry.crop.0 = True: Input should be a valid integer"),
-        ("[geometry]\nignore = [[[0, nan], [9, 0], [9, 9]]]", "geometry.ignore.0.0.1 = nan: Input should be a finite"),
+        ("[geometry]\nignore = [[[0, nan], [9, 0], [9, 9]]]", "geometry.ignore.0.0.1 = nan: expected a finite number"),
         ("[geometry]\nignore = [[[0, 3e9], [9, 0], [9, 9]]]", "Input should be less than or equal to 1000000"),
         ("[geometry]\ninclude = [[[1, 1], [2, 2], [9, 9]]]", "geometry.include.0: polygon"),
         ('[decision]\nreview_rate = "0.05"', "decision.review_rate = '0.05': Input should be a valid number"),
-        ("[decision]\npixel_threshold = inf", "decision.pixel_threshold = inf: Input should be a finite number"),
+        ("[decision]\npixel_threshold = inf", "decision.pixel_threshold = inf: expected a finite number"),
+        (
+            'detector = "variation"',
+            "r.toml: detector = 'variation': expected a section, [detector], with keys of its own",
+        ),
         ("[decision]\nreview_threshold = 50\nreject_threshold = 10", "review_threshold = 50 must not exceed"),
     ],
 )
@@ -81,6 +87,20 @@ def test_a_wrong_recipe_names_key_value_and_expectation(text: str, message: str)
     with pytest.raises(RecipeError) as caught:
         Recipe.parse(text, "r.toml")
     assert message in str(caught.value)
+
+
+def test_wrong_items_are_not_told_as_a_list_that_is_too_short() -> None:
+    class Listed(BaseModel):
+        names: Annotated[tuple[Literal["a", "b"], ...], Field(strict=False, min_length=1)]
+
+    with pytest.raises(RecipeError) as caught:
+        validate(Listed, {"names": ["c"]}, "r.toml")
+    assert "names.0 = 'c'" in str(caught.value) and "at least 1 item" not in str(caught.value)
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes("\ufeffseed = 3\n".encode())
+    assert Recipe.load(tmp_path / "r.toml").seed == 3
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])

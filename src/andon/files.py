@@ -83,7 +83,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
     is missing, may not be written to, or is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")  # 255 bytes at most, in any script
     try:
         with temporary.open("xb") as file:
             yield file

@@ -1,6 +1,8 @@
 """The decisions of a person: product, input, geometry, detector and settings, decision. Written as TOML."""
 
+import math
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -108,7 +110,7 @@ class Recipe(BaseModel):
         """Read a recipe; paths in it are relative to its folder. RecipeError says which key is wrong and why."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark of the encoding first
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({error}). Expected a recipe, a TOML file.") from None
         recipe = cls.parse(text, str(path))
@@ -149,10 +151,26 @@ class Recipe(BaseModel):
 
 def validate(model: type[M], values: dict[str, Any], name: str) -> M:
     """Build a model; RecipeError names key, value and expectation, and for an unknown key the nearest known one."""
+    for path, value in _floats(values):
+        if not math.isfinite(value):
+            raise RecipeError(f"{name}: {path} = {value}: expected a finite number.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError("; ".join(_explain(model, e, name) for e in error.errors())) from None
+        faults = error.errors()
+        within = {tuple(fault["loc"][:depth]) for fault in faults for depth in range(1, len(fault["loc"]))}
+        # A list is also called too short when its items are wrong; that is no fault of its own.
+        told = [fault for fault in faults if fault["type"] != "too_short" or tuple(fault["loc"]) not in within]
+        raise RecipeError("; ".join(_explain(model, fault, name) for fault in told)) from None
+
+
+def _floats(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
+    """Every float in tables and lists, with the keys that lead to it."""
+    if isinstance(values, float):
+        yield ".".join(path), values
+    elif isinstance(values, dict | list | tuple):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _floats(value, (*path, str(key)))
 
 
 def _explain(model: type[BaseModel], error: Any, name: str) -> str:
@@ -168,5 +186,11 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
             ]
             owner = models[0] if models else owner
         return f"{where}: {unknown('key', path[-1], owner.model_fields)}"
+    if error["type"] == "missing":
+        return f"{where}: not there; it must be given"
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where} = {error['input']!r}: expected a section, [{'.'.join(path)}], with keys of its own"
+    if error["type"] in ("list_type", "tuple_type") and isinstance(error["input"], dict):
+        return f"{where}: expected a list, each entry under [[{'.'.join(path)}]]; found a single section"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if error["type"] == "value_error" else f"{where} = {error['input']!r}: {message}"

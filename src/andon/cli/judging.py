@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from andon.cli.options import AsJson, BundleFile, EngineName, Groups, Quiet, Threads, progress_bars
-from andon.errors import DatasetError, ImageError
+from andon.errors import AndonError, DatasetError, ImageError
 
 if TYPE_CHECKING:
     from andon.bundle import Bundle
@@ -46,13 +46,17 @@ def inspect(
     failures: list[str] = []
     counts: dict[str, int] = {}
     records = Records(out / "records.jsonl") if out else None
-    with progress_bars(quiet or as_json or len(paths) < 3) as progress, _closing(records):
+    with (
+        progress_bars(quiet or as_json or len(paths) < 3) as progress,
+        _closing(records),
+        _reporting(failures, as_json),
+    ):
         for done, (path, shown) in enumerate(paths):
             progress("inspecting", done, len(paths))
             try:
                 inspection = inspector.inspect(path)
             except ImageError as error:
-                failures.append(str(error))
+                failures.append(f"could not be inspected: {error}")
                 record = {"source": path.as_posix(), "error": str(error)}
             else:
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
@@ -60,20 +64,20 @@ def inspect(
             if records:
                 records.add(record)  # before the picture: what was decided is kept though the disk may be full
             if overlays and "error" not in record:
-                picture = render.overlay(
-                    image.read(path).pixels, inspection.anomaly_map, inspector.scale, inspection.regions
-                )
                 target = overlays / shown.with_name(shown.name + ".png")
-                files.make_folder(target.parent)
-                image.write(target, picture)
+                try:
+                    pixels = image.read(path).pixels
+                    files.make_folder(target.parent)
+                    image.write(
+                        target, render.overlay(pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
+                    )
+                except AndonError as error:
+                    failures.append(f"inspected, but without a heat map: {error}")
             if as_json:
                 print(json.dumps(record))
             elif "error" not in record and not quiet:
                 print(_line(record))
         progress("inspecting", len(paths), len(paths))
-    if not as_json:
-        for failure in failures:
-            print(f"could not be inspected: {failure}", file=sys.stderr)
     if len(paths) > 1 and not quiet and not as_json:
         summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
         print(f"{len(paths)} images: {summary or 'none inspected'}" + (f"; {len(failures)} failed" if failures else ""))
@@ -175,6 +179,17 @@ def _closing(records: Any) -> Iterator[None]:
     else:
         with records:
             yield
+
+
+@contextmanager
+def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
+    """Name what failed in the block, however it ends."""
+    try:
+        yield
+    finally:
+        if not as_json:
+            for failure in failures:
+                print(failure, file=sys.stderr)
 
 
 def _images(sources: list[Path], overlays: Path | None) -> list[tuple[Path, Path]]:

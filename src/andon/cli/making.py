@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from andon.cli.options import BundleFile, Groups, Quiet, progress_bars, teller
-from andon.errors import AndonError
+from andon.errors import AndonError, unknown
 
 
 def train(
@@ -149,8 +149,14 @@ def features_build(
     if own and weights:
         raise AndonError(f"{network}: its weights come from a package, not from {weights}. Leave --weights out.")
     if not own and not weights:
-        features.known(network)
-        raise AndonError(f"{network}: built from a file of weights. Name it: --weights FILE.")
+        raise AndonError(
+            f"{unknown('feature network', network, features.NETWORKS)} A network of timm is built from a file of its "
+            "weights; name it: --weights FILE."
+        )
+    if sha256 and not weights:
+        raise AndonError(
+            "--sha256 is the digest of a file of weights, and none is named. Add --weights, or leave it out."
+        )
     try:
         if weights:
             from andon.nn import timm_graph

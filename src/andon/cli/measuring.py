@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from andon.cli.options import BundleFile, Groups, Quiet, Threads, progress_bars, teller
+from andon.errors import AndonError
 
 
 class PlanFirst(TyperGroup):
@@ -69,9 +70,12 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Set several bundles side by side on the same labelled images: figures, a paired test, the same pictures."""
-    from andon import compare, dataset
+    from andon import compare, dataset, files
 
     *bundles, folder = paths
+    if files.is_file(folder):
+        raise AndonError(f"{folder}: a file; expected the folder of labelled images as the last argument. Add it.")
+    _check_place(out, "compare.html")
     inspectors = compare.load(bundles)
     with progress_bars(quiet) as progress:
         compared = compare.Comparison(inspectors, dataset.load(folder, groups=groups), progress)
@@ -111,7 +115,7 @@ def cost(
     from andon.cost import run, table
 
     if out:
-        table.check_place(out)
+        _check_place(out, "cost.csv")
     with progress_bars(quiet) as progress:
         rows, failures = run.run(subjects or [], size=size, preset=preset, threads=threads, progress=progress)
     if rows:
@@ -122,6 +126,14 @@ def cost(
         print(f"could not be measured: {failure}", file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Find out, before long work, whether a file can be written into a folder, which is made if need be."""
+    from andon import files
+
+    files.make_folder(folder)
+    files.check_writable(folder / name)
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the CSV file and the plots.")]
@@ -140,6 +152,7 @@ def study_moments(
     """Mean and deviation of each pixel over sliding windows of good images: is every place like every other?"""
     from andon import study, training
 
+    _check_place(out, "moments.csv")
     recipe = training.compose(source, size=size)
     with progress_bars(quiet) as progress:
         found = study.moments(recipe, progress)
@@ -161,6 +174,7 @@ def study_orthogonality(
     from andon import study
     from andon.bundle import Bundle
 
+    _check_place(out, "orthogonality.csv")
     loaded = Bundle.load(bundle)
     with progress_bars(quiet) as progress:
         rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress)

@@ -75,12 +75,6 @@ def _figure(value: float | None) -> str:
     return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
-def check_place(out: Path) -> None:
-    """Find out, before long work, whether `write` will be allowed to. AndonError when not."""
-    files.make_folder(out)
-    files.check_writable(out / "cost.csv")
-
-
 def write(rows: Sequence[Row], out: Path) -> None:
     """Write cost.csv, cost.md, and [4]'s figures 5 and 6: latency.svg, a bar a detector, and sizes.svg, stacked."""
     files.make_folder(out)

@@ -18,17 +18,15 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Tensor, Var, argument, build
 
-from andon import features
+from andon import features, files
 from andon.errors import AndonError
 
 
 def write(network: str, out: Path) -> Path:
     """Build the feature graph of `network` and write it to the file `out`; say nothing of its digest."""
     model = graph(network)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_bytes(model.SerializeToString(deterministic=True))
-    part.replace(out)
+    files.make_folder(out.parent)
+    files.write(out, model.SerializeToString(deterministic=True))
     return out
 
 
