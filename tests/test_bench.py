@@ -105,7 +105,19 @@ def fixed(out: Path) -> list[table.Json]:
         ("label =", "labels =", "detectors 'nearest-image'.*Did you mean 'label'"),
         ('folder = "data/ring"', 'folders = "data/ring"', "products 'ring'.*Did you mean 'folder'"),
         ('label = "nearest"', 'label = "a/b"', "label"),
-        ('folder = "data/ring"', 'folder = "data/wing"', "data/wing.*nothing"),
+        ('folder = "data/ring"', 'folder = "data/wing"', "product 'ring'.*data/wing.*nothing"),
+        ('folder = "data/ring"', r'folder = "data/\u0000ring"', "product 'ring'.*nothing"),
+        ('folder = "data/ring"', f'folder = "data/ring"\ngroups = "({"x" * 300})"', "product 'ring'.*no match"),
+        (
+            'folder = "data/ring"',
+            'folder = "data/ring"\ngeometry = { registration = { reference = "nix.png" } }',
+            "product 'ring'.*no file .*bench.*/nix.png",
+        ),
+        (
+            'name = "variation"',
+            'name = "filtering-autoencoder"\nsettings = { occlusion_images = "nix" }',
+            "detector 'filtering-autoencoder'.*no folder .*bench.*/nix",
+        ),
         ('folder = "data/ring"', 'folder = "data/ring/train"', "no test|under test"),
         ('folder = "data/ring"', 'folder = "data/ring"\ngeometry = { crop = [0, 0] }', "crop"),
         ('folder = "data/ring"', 'folder = "data/ring"\ngeometry = { tiles = true }', "cannot work on tiles"),
@@ -116,6 +128,9 @@ def fixed(out: Path) -> list[table.Json]:
         ("seeds = [0]", "seeds = [0, 0]", "seed 0 stands there twice"),
         ("sizes = [64]", "sizes = [65]", "size.*multiple of 32"),
         ("sizes = [64]", "sizes = []", "sizes"),
+        ("sizes = [64]", 'sizes = ["64"]', r"sizes\.0 = '64'.*integer"),
+        ("seeds = [0]", "seeds = [true]", r"seeds\.0 = True.*integer"),
+        ("seeds = [0]", "seeds = [1.0]", r"seeds\.0 = 1\.0.*integer"),
         ("sizes = [64]", "sizes = [64", "not TOML"),
         ('"published.toml"', '"publish.toml"', "no file .*publish.toml"),
     ],
@@ -129,6 +144,20 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(
     with pytest.raises(AndonError, match=message):
         run.run(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["detectors", "products"])
+def test_a_number_where_a_list_belongs_is_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(f"{key} = 5")
+    with pytest.raises(RecipeError, match=f"{key} = 5.*list"):
+        plan.load(path)
+
+
+def test_a_plan_saved_by_notepad_is_read(bench: Path) -> None:
+    path = bench / "notepad.toml"
+    path.write_text(PLAN, encoding="utf-8-sig")
+    assert plan.load(path) == plan.load(bench / "plan.toml")
 
 
 def test_cells_are_every_combination_with_every_setting_spelled_out(bench: Path) -> None:
@@ -158,7 +187,7 @@ def test_each_cell_is_a_row_and_a_failure_is_one_too(finished: Path) -> None:
             assert row["image_auroc"] is None
     read = pyarrow.parquet.read_table(finished / "results.parquet")
     assert read.to_pylist() == rows
-    assert not (finished / "work").exists()
+    assert not (finished / ".work").exists()
 
 
 def test_training_sees_nothing_of_the_test_side(finished: Path, bench: Path, tmp_path: Path) -> None:
@@ -180,17 +209,144 @@ def test_what_is_finished_is_kept_and_what_failed_is_tried_again(finished: Path,
     ]
 
 
-def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stand_in(job: Job) -> table.Json:
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """In place of trainings: cells are done at once, and listed."""
+    ran = []
+
+    def done(job: Job) -> table.Json:
+        ran.append(job)
         result = {**job.head(), "status": "done", "total_seconds": 60.0, "peak_mb": 1.0}
         result["metrics"] = {"image": {"auroc": len(list((tmp_path / "ring/train/good").iterdir()))}}
-        job.result.parent.mkdir(parents=True, exist_ok=True)
         job.result.write_text(json.dumps(result))
         return result
 
-    monkeypatch.setattr(run, "_run_cell", stand_in)
+    monkeypatch.setattr(run, "_run_cell", done)
+    return ran
+
+
+ONE = """
+sizes = [64]
+detectors = [{ name = "variation" }]
+products = [{ name = "ring", folder = "ring" }]
+"""
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A plan of one detector and one product, beside it."""
+    product(tmp_path / "ring", good=2)
+    (tmp_path / "plan.toml").write_text(ONE)
+    return tmp_path / "plan.toml"
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", "other files in this folder.*--out"),
+        ("mine", "other files in this folder.*--out"),
+        ("ring", "in the folder of product 'ring'.*--out"),
+        ("ring/results", "in the folder of product 'ring'.*--out"),
+        ("plan.toml", "a file is in its place"),
+    ],
+)
+def test_a_folder_that_holds_other_things_takes_no_results(
+    one: Path, stand_in: list[Job], out: str, message: str
+) -> None:
+    for name in ("work/notes.txt", "mine/plan.json", "products/.notes.part"):
+        (one.parent / name).parent.mkdir(exist_ok=True)
+        (one.parent / name).write_text("{}")
+    before = sorted(one.parent.rglob("*"))
+    with pytest.raises(AndonError, match=message):
+        run.run(one, one.parent / out)
+    assert sorted(one.parent.rglob("*")) == before and not stand_in
+
+
+def test_results_of_an_earlier_bench_stay_where_they_are_and_so_does_what_lies_beside_them(
+    one: Path, stand_in: list[Job]
+) -> None:
+    out = one.parent / "ring/out"
+    run.run(one, one.parent / "out")
+    (one.parent / "out").rename(out)
+    for name in ("work/notes.txt", "products/.notes.part"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).touch()
+    (out / "products/.ring.json.0123abcd.part").touch()
+    assert run.run(one, out).kept == 1 and len(stand_in) == 1
+    assert (out / "work/notes.txt").exists() and [path.name for path in out.rglob("*.part")] == [".notes.part"]
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("results.parquet", "folder"),
+        ("cells/ring/variation/64-0.json", "folder"),
+        ("bundles/ring/variation/64-0.andon", "folder"),
+        ("cells", "file"),
+        ("cells/ring", "file"),
+        (".work", "file"),
+    ],
+)
+def test_a_place_that_is_taken_is_noticed_before_anything_runs(
+    one: Path, stand_in: list[Job], place: str, kind: str
+) -> None:
+    one.write_text("keep_bundles = true\n" + ONE)
+    taken = one.parent / "out" / place
+    taken.parent.mkdir(parents=True)
+    taken.mkdir() if kind == "folder" else taken.touch()
+    (one.parent / "out/.lock").touch()
+    with pytest.raises(AndonError, match=f"it is a {kind}|a {kind} is in its place"):
+        run.run(one, one.parent / "out")
+    assert not stand_in
+
+
+def test_a_changed_picture_outside_the_product_is_noticed_and_a_moved_one_is_the_same(
+    one: Path, stand_in: list[Job], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    text = ONE.replace('"ring" }', '"ring", geometry = { registration = { reference = "near.png" } } }').replace(
+        "]\nproducts", ', { name = "filtering-autoencoder", settings = { occlusion_images = "far" } }]\nproducts'
+    )
+    one.write_text(text)
+    save(tmp_path / "near.png", part(1, 64))
+    save(tmp_path / "far/a.png", part(2, 64))
+    run.run(one, out)
+    assert [job.detector for job in stand_in] == ["variation", "filtering-autoencoder"]
+    save(tmp_path / "far/a.png", part(3, 64))
+    run.run(one, out)
+    assert [job.detector for job in stand_in[2:]] == ["filtering-autoencoder"]
+    save(tmp_path / "near.png", part(4, 64))
+    run.run(one, out)
+    assert len(stand_in) == 5
+    for name in ("near.png", "far"):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    one.write_text(text.replace("near.png", "elsewhere/near.png").replace('"far"', '"elsewhere/far"'))
+    assert run.run(one, out).kept == 2
+
+
+def test_a_picture_that_cannot_be_read_counts_by_its_name(one: Path) -> None:
+    ring, found = plan.load(one).products[0], set[str]()
+    for make in (lambda path: None, os.mkfifo, lambda path: path.symlink_to("nowhere"), lambda path: path.touch()):
+        path = one.parent / "ring/test/good/200.png"
+        path.unlink(missing_ok=True)
+        make(path)
+        found.add(run.contents(ring, one.parent))
+        assert run.contents(ring, one.parent) in found
+    assert len(found) == 4
+
+
+def test_names_that_are_not_utf8(one: Path) -> None:
+    odd = one.parent / os.fsdecode(b"caf\xe9")
+    save(one.parent / "gray.png", part(50, 64, channels=1)).rename(one.parent / "ring/train/good" / f"{odd.name}.png")
+    assert run.run(one, odd).failed == 1
+    assert "/caf?.png" in table.rows(odd)[0]["error"]
+    report.write(odd)
+
+
+def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[Job]
+) -> None:
     product(tmp_path / "ring")
     product(tmp_path / "hoop")
     path, out, said = tmp_path / "plan.toml", tmp_path / "out", list[str]()

@@ -197,10 +197,15 @@ def test_killed_while_writing_it_goes_on_as_if_nothing_had_been(
     monkeypatch.setattr(protocols, "_digest", lambda pool: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         protocols.one_class(planned(root), out)
-    assert not (out / "data/set").exists()
+    assert not list((out / "data").iterdir())
     monkeypatch.undo()
     with pytest.raises(KeyboardInterrupt):
         protocols.one_class(planned(root), out, killed)
+    monkeypatch.setattr(protocols.os, "link", lambda source, link: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        protocols.one_class(planned(root), out)
+    assert not list(out.rglob("*.part"))
+    monkeypatch.undo()
     plan = protocols.one_class(planned(root), out)
     assert all(counts(Path(product.folder)).total() == 22 for product in plan.products)
     assert not list(out.rglob("*.part"))
@@ -306,7 +311,7 @@ def test_a_broken_or_missing_view_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_nothing_known_says_what_is_known(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
+    for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "a\0b"):
         with pytest.raises(DatasetError, match=r"data_batch_1.bin"):
             protocols.one_class(planned(folder), tmp_path / "out")
 
@@ -325,13 +330,12 @@ folder = "m"
 
 def in_this_process(job: Job) -> table.Json:
     result = cell.run(job)
-    job.result.parent.mkdir(parents=True, exist_ok=True)
     cell.save(job, result)
     return result
 
 
 def test_a_plan_runs_by_the_protocol_and_is_refused_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_run", in_this_process)
+    monkeypatch.setattr(run, "_run_cell", in_this_process)
     mnist(tmp_path / "m")
     path = tmp_path / "plan.toml"
     path.write_text(PLAN.replace("variation", "variance"))
@@ -341,6 +345,9 @@ def test_a_plan_runs_by_the_protocol_and_is_refused_without_it(tmp_path: Path, m
     with pytest.raises(RecipeError, match=r"IDX files.*--protocol one-class"):
         run.run(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(protocols, "_digest", lambda pool: (_ for _ in ()).throw(KeyboardInterrupt))
+        run.run(path, tmp_path / "out", protocol="one-class")
     found = run.run(path, tmp_path / "out", protocol="one-class")
     assert (found.done, found.failed) == (3, 0)
     rows = table.rows(tmp_path / "out")

@@ -53,7 +53,7 @@ def run(job: Job) -> Json:
     """Train and measure. AndonError when the detector, the settings or the images do not allow it."""
     began = time.perf_counter()
     recipe = Recipe.parse(job.recipe, "cell")
-    job.work.mkdir(parents=True, exist_ok=True)
+    files.make_folder(job.work)
     path = job.work / "part.andon"
     bundle = training.train(recipe, path)
     inspector = Inspector.load(path)
@@ -72,15 +72,15 @@ def run(job: Job) -> Json:
         "metrics": found,
     }
     if job.keep:
-        job.keep.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(job.keep.parent)
         shutil.move(path, job.keep)
     return result
 
 
 def save(job: Job, result: Json) -> None:
-    """Write a result where it belongs, whole or not at all."""
+    """Write a result where it belongs, whole or not at all; what is no UTF-8 in a file's name becomes a "?"."""
     result["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    files.write(job.result, json.dumps(result, indent=1, ensure_ascii=False).encode())
+    files.write(job.result, json.dumps(result, indent=1, ensure_ascii=False).encode(errors="replace"))
 
 
 def _end_with_parent() -> None:
@@ -90,7 +90,7 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     """Run the job that standard input names, and write its result, or why there is none."""
-    job = Job.model_validate_json(sys.stdin.buffer.readline())
+    job = Job.model_validate(json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = run(job)

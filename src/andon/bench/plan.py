@@ -7,17 +7,18 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from andon import dataset, training
+from andon import dataset, files, training
 from andon.errors import AndonError, RecipeError
 from andon.recipe import Recipe, validate
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # it names a file, and a row of a table
+OCCLUSIONS = "occlusion_images"  # the setting that names a folder
 
 
 class Contender(BaseModel):
     """A detector with its settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     label: Name | None = None  # what the tables call it; needed where one detector stands in the plan twice
@@ -33,7 +34,7 @@ class Contender(BaseModel):
 class Product(BaseModel):
     """A folder with a training and a test side."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Name
     folder: str  # relative to the plan, as every path in it
@@ -45,7 +46,7 @@ class Product(BaseModel):
 class Plan(BaseModel):
     """What is to be run: every detector on every product, at every size, with every seed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     detectors: Annotated[list[Contender], Field(min_length=1)]
     products: Annotated[list[Product], Field(min_length=1)]
@@ -77,32 +78,45 @@ def load(path: str | Path) -> Plan:
     """Read a plan; its paths become absolute. RecipeError names the key that is wrong."""
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}). Expected a plan, a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}.") from None
     plan = _validated(values, str(path))
     here = path.resolve().parent
+    detectors = [
+        entry.model_copy(update={"settings": _beside(here, entry.settings, OCCLUSIONS)}) for entry in plan.detectors
+    ]
     products = [
         product.model_copy(
             update={
                 "folder": str(here / product.folder),
-                "groups": str(here / product.groups) if (here / product.groups).is_file() else product.groups,
+                "groups": str(here / product.groups) if files.is_file(here / product.groups) else product.groups,
+                "geometry": _beside(here, product.geometry, "registration", "reference"),
             }
         )
         for product in plan.products
     ]
     published = str(here / plan.published) if plan.published else ""
-    if published and not Path(published).is_file():
+    if published and not files.is_file(published):
         raise RecipeError(f"{path}: published: there is no file {published}. Correct the path, or leave it out.")
-    return plan.model_copy(update={"products": products, "published": published})
+    return plan.model_copy(update={"detectors": detectors, "products": products, "published": published})
+
+
+def _beside(here: Path, values: dict[str, Any], key: str, *inner: str) -> dict[str, Any]:
+    """The values; the path under these keys, where there is one, is taken from `here`."""
+    value = values.get(key)
+    if inner and isinstance(value, dict):
+        return {**values, key: _beside(here, value, *inner)}
+    return {**values, key: str(here / value)} if not inner and isinstance(value, str) and value else values
 
 
 def _validated(values: dict[str, Any], name: str) -> Plan:
     """Build the plan, with errors that name an unknown key inside a list too."""
     for key, model in (("detectors", Contender), ("products", Product)):
-        for entry in values.get(key, []):
+        entries = values.get(key)
+        for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict):
                 validate(model, entry, f"{name}: {key} '{entry.get('label') or entry.get('name', '?')}'")
     return validate(Plan, values, name)
@@ -111,7 +125,7 @@ def _validated(values: dict[str, Any], name: str) -> Plan:
 def cells(plan: Plan) -> list[Cell]:
     """All cells in the order they are run: seeds outermost, so that an early table has every detector and product.
 
-    Errors: RecipeError or DatasetError for the first that cannot be run, with the entry of the plan that it comes from.
+    Errors: RecipeError for the first that cannot be run, with the entry of the plan that it comes from.
     """
     found = combined(plan)
     for product in plan.products:
@@ -156,14 +170,35 @@ def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
     }
     recipe = validate(Recipe, values, where)
     try:
-        return training.construct(recipe)[1]
+        recipe = training.construct(recipe)[1]
     except AndonError as error:
         raise RecipeError(f"{where}: {error}") from None
+    reference, folder = outside(recipe)
+    if reference and not files.is_file(reference):
+        raise RecipeError(
+            f"{where}: geometry.registration.reference: there is no file {reference}; expected a picture, relative to "
+            "the plan. Correct the path, or leave it out."
+        )
+    if folder and not files.is_folder(folder):
+        raise RecipeError(
+            f"{where}: settings.{OCCLUSIONS}: there is no folder {folder}; expected one of pictures, relative to the "
+            "plan. Correct the path, or leave it out."
+        )
+    return recipe
+
+
+def outside(recipe: Recipe) -> tuple[str, str]:
+    """What training reads besides the images: the reference picture, and the folder that fills occlusions; or ""."""
+    registration = recipe.geometry.registration
+    return registration.reference if registration else "", recipe.detector.settings.get(OCCLUSIONS, "")
 
 
 def _check_folder(product: Product) -> None:
     """Refuse a folder without a training and a test side: evaluation would see what was learnt."""
-    data = dataset.load(product.folder, groups=product.groups or None)
+    try:
+        data = dataset.load(product.folder, groups=product.groups or None)
+    except AndonError as error:
+        raise RecipeError(f"plan: product '{product.name}': {error}") from None
     test = [sample for sample in data.samples if sample.split == "test"]
     if not data.good("train") or not any(sample.defect == "good" for sample in test) or not data.defective("test"):
         raise RecipeError(

@@ -22,7 +22,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -92,7 +92,7 @@ def kind(folder: str | Path) -> str:
     """Name the layout of a data set of classes by the names of its files; "" where it is none."""
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no path at all
         return ""
     patterns = {"IDX": _IDX, "CIFAR-10": _CIFAR, "COIL-100": _COIL}
     return next((kind for kind, pattern in patterns.items() if any(pattern.fullmatch(name) for name in names)), "")
@@ -110,7 +110,7 @@ def _folders(product: Product) -> list[Product]:
         return [product]
     try:
         parts = sorted(entry.name for entry in os.scandir(folder) if files.is_folder(folder / entry.name / "train"))
-    except OSError:
+    except (OSError, ValueError):
         parts = []
     return [_part(product, part, folder / part) for part in parts]
 
@@ -334,43 +334,48 @@ def _mark(place: Path) -> dict[str, object] | None:
 
 def _write(found: Classes, expected: dict[str, object], place: Path, stage: str, progress: Progress) -> None:
     """Write all pictures and the mark beside their place; together they take its name, whole or not at all."""
-    half = place.with_name(f".{place.name}.part")
-    shutil.rmtree(half, ignore_errors=True)
-    for split in ("train", "test"):
-        for label in found.labels:
-            (half / POOL / split / label).mkdir(parents=True)
-    for done, picture in enumerate(found.pictures):
-        if done % 500 == 0:
-            progress(stage, done, len(found.pictures))
-        (half / POOL / picture.split / picture.label / picture.name).write_bytes(picture.png())
-    progress(stage, len(found.pictures), len(found.pictures))
-    files.write(half / MARK, json.dumps({**expected, "images": _digest(half / POOL)}).encode())
-    if place.exists():
-        shutil.rmtree(place)
-    half.rename(place)
+    with _whole(place.with_name(f".{place.name}.part"), place) as half:
+        for split in ("train", "test"):
+            for label in found.labels:
+                (half / POOL / split / label).mkdir(parents=True)
+        for done, picture in enumerate(found.pictures):
+            if done % 500 == 0:
+                progress(stage, done, len(found.pictures))
+            (half / POOL / picture.split / picture.label / picture.name).write_bytes(picture.png())
+        progress(stage, len(found.pictures), len(found.pictures))
+        files.write(half / MARK, json.dumps({**expected, "images": _digest(half / POOL)}).encode())
 
 
 def _digest(pool: Path) -> str:
-    paths = dataset.images(pool) if pool.is_dir() else []
+    paths = dataset.images(pool) if files.is_folder(pool) else []
     return files.digest_of_all((path.relative_to(pool).as_posix(), files.digest(path.read_bytes())) for path in paths)
 
 
 def _lay_out(found: Classes, label: str, place: Path) -> None:
     """Make the product in which one class is good, anew: its files are links where the disk knows them, else copies."""
-    half, target = place / ".class.part", place / label
+    with _whole(place / ".class.part", place / label) as half:
+        for split in ("train", "test"):
+            for other in found.labels if split == "test" else [label]:
+                (half / split / ("good" if other == label else other)).mkdir(parents=True)
+        for picture in found.pictures:
+            good = picture.label == label
+            if good or picture.split == "test":
+                source = place / POOL / picture.split / picture.label / picture.name
+                link = half / picture.split / ("good" if good else picture.label) / picture.name
+                try:
+                    os.link(source, link)
+                except OSError:  # a disk without hard links
+                    shutil.copy2(source, link)
+
+
+@contextmanager
+def _whole(half: Path, place: Path) -> Iterator[Path]:
+    """Fill the folder `half`; it replaces `place` when the block ends well, and goes away when it does not."""
     shutil.rmtree(half, ignore_errors=True)
-    for split in ("train", "test"):
-        for other in found.labels if split == "test" else [label]:
-            (half / split / ("good" if other == label else other)).mkdir(parents=True)
-    for picture in found.pictures:
-        good = picture.label == label
-        if good or picture.split == "test":
-            source = place / POOL / picture.split / picture.label / picture.name
-            link = half / picture.split / ("good" if good else picture.label) / picture.name
-            try:
-                os.link(source, link)
-            except OSError:  # a disk without hard links
-                shutil.copy2(source, link)
-    if target.exists():
-        shutil.rmtree(target)
-    half.rename(target)
+    try:
+        yield half
+        if place.exists():
+            shutil.rmtree(place)
+        half.rename(place)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)

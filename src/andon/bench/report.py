@@ -196,10 +196,10 @@ def _costs(found: Results) -> Table:
 
 def _read_published(out: Path) -> list[Json]:
     path = out / "published.toml"
-    if not path.is_file():
+    if not files.is_file(path):
         return []
     try:
-        tables: list[Json] = tomllib.loads(path.read_text(encoding="utf-8"))["tables"]
+        tables: list[Json] = tomllib.loads(path.read_text(encoding="utf-8-sig"))["tables"]
         for each in tables:
             wrong = next((r for r in each["rows"] if len(r["values"]) != len(each["products"])), None)
             if wrong:

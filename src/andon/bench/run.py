@@ -1,7 +1,7 @@
 """Going through the cells of a plan: each in a process of its own, each result one file, written whole or not at all.
 
 What is finished is kept when the run is interrupted or killed, and the same command goes on from there. A cell is run
-again, and that is said, when its recipe or the contents of its product's folder have changed, or when it failed.
+again, and that is said, when its recipe or the contents of a picture that it reads have changed, or when it failed.
 """
 
 import json
@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from andon import dataset, files
+from andon import dataset, files, image
 from andon.bench import plan as plans
 from andon.bench import protocols, table
 from andon.bench.cell import Job, save
 from andon.bench.plan import Cell, Plan, Product
 from andon.bench.table import Json
 from andon.detectors.base import Progress, silent
-from andon.errors import AndonError, RecipeError
+from andon.errors import AndonError, ImageError, RecipeError
 
 Protocol = Literal["train-test", "one-class"]
 """What the folders of a plan hold: a training and a test side, or classes of which each is normal in turn."""
@@ -51,10 +51,13 @@ def run(
     """
     plan, out = plans.load(path), Path(out)
     table.check_parquet()
+    _check_place(out, plan)
     if protocol == "one-class":
         plans.combined(plan)  # what is wrong with the plan is said before pictures are written
-        plan = protocols.one_class(plan, out, progress, tell)
-    elif product := next((product for product in plan.products if protocols.kind(product.folder)), None):
+        with _alone(out):
+            plan = protocols.one_class(plan, out, progress, tell)
+            return _run_all(plan, plans.cells(plan), out, progress, tell)
+    if product := next((product for product in plan.products if protocols.kind(product.folder)), None):
         raise RecipeError(
             f"plan: product '{product.name}': {product.folder} holds the classes of {protocols.kind(product.folder)} "
             "files, no training and test side of one product. Make each class normal in turn: --protocol one-class."
@@ -62,6 +65,25 @@ def run(
     cells = plans.cells(plan)
     with _alone(out):
         return _run_all(plan, cells, out, progress, tell)
+
+
+def _check_place(out: Path, plan: Plan) -> None:
+    """Refuse a folder that holds other things than results, and a new one among the images of a product."""
+    with suppress(AndonError):
+        table.planned(out)
+        return
+    for product in plan.products:
+        if files.is_folder(product.folder) and out.resolve().is_relative_to(Path(product.folder).resolve()):
+            raise RecipeError(
+                f"{out}: the results would lie in the folder of product '{product.name}', {product.folder}; expected a "
+                "place of their own. Choose another with --out."
+            )
+    with suppress(OSError):  # a file, or not to be read: whatever needs the folder says so
+        if not files.is_file(out / ".lock") and any(out.iterdir()):
+            raise RecipeError(
+                f"{out}: there are other files in this folder; expected an empty or new folder, or one of an earlier "
+                "bench. Choose another with --out."
+            )
 
 
 @contextmanager
@@ -91,11 +113,14 @@ def _alone(out: Path) -> Iterator[None]:
 def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, tell: Tell) -> Summary:
     for place in (out / "cells", out / "products"):
         files.make_folder(place)
-    for half in (half for place in ("cells", "products", "bundles") for half in (out / place).rglob(".*.part")):
-        half.unlink()  # what a killed run was writing
+    files.check_writable(out / "results.parquet")
+    for written in ("cells/*/*", "bundles/*/*", "products"):
+        for half in out.glob(f"{written}/.*????????.part"):
+            half.unlink()  # what a killed run was writing
     _describe(plan, cells, out)
     digests = {product.name: contents(product, out / "products", progress, tell) for product in plan.products}
-    jobs = [_job(cell, plan, digests[cell.product], out) for cell in cells]
+    others = {read: _outside(*read) for read in {plans.outside(cell.recipe) for cell in cells}}
+    jobs = [_job(cell, plan, _joined(digests[cell.product], others[plans.outside(cell.recipe)]), out) for cell in cells]
     waiting = [j for j, job in enumerate(jobs) if not _finished(job, tell)]
     kept = len(cells) - len(waiting)
     if kept:
@@ -107,7 +132,7 @@ def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, t
             left = _time_left([jobs[k] for k in waiting[number + 1 :]], jobs)
             tell(f"[{kept + number + 1}/{len(cells)}] {cells[j]}: {_outcome(result)}{left}")
         progress("cells", len(cells), len(cells))
-        shutil.rmtree(out / "work", ignore_errors=True)  # marks of cells that failed
+        shutil.rmtree(out / ".work", ignore_errors=True)  # marks of cells that failed
     finally:
         parquet = table.parquet(out)
     failed = sum(row["status"] != "done" for row in table.rows(out))
@@ -120,7 +145,7 @@ def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
         "cells": [{**cell._asdict(), "recipe": cell.recipe.dump(), "place": cell.place.as_posix()} for cell in cells],
         "published": {product.name: product.published for product in plan.products if product.published},
     }
-    files.write(out / "plan.json", json.dumps(described, indent=1, ensure_ascii=False).encode())
+    files.write(out / "plan.json", json.dumps(described, indent=1, ensure_ascii=False).encode(errors="replace"))
     if plan.published:
         files.write(out / "published.toml", Path(plan.published).read_bytes())
 
@@ -140,10 +165,8 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
     now: dict[str, list[object]] = {}
     for done, path in enumerate(paths):
         progress(f"reading {product.name}"[:16], done, len(paths))
-        name, state = path.relative_to(data.root).as_posix(), path.stat()
-        stamp = [state.st_size, state.st_mtime_ns]
-        known = before.get(name, [])
-        now[name] = known if known[:2] == stamp else [*stamp, files.digest(path.read_bytes())]
+        name = path.relative_to(data.root).as_posix()
+        now[name] = _seen(path, name, before.get(name, []))
     progress(f"reading {product.name}"[:16], len(paths), len(paths))
     lost, new = before.keys() - now.keys(), now.keys() - before.keys()
     changed = [name for name in now.keys() & before.keys() if now[name][2] != before[name][2]]
@@ -153,8 +176,36 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
             "changed; its cells are run again"
         )
     files.write(cache, json.dumps(now).encode())
-    groups = Path(product.groups).read_text(encoding="utf-8") if Path(product.groups).is_file() else product.groups
-    return files.digest("\n".join([groups, *(f"{name} {now[name][2]}" for name in sorted(now))]).encode())
+    groups = Path(product.groups).read_text(encoding="utf-8") if files.is_file(product.groups) else product.groups
+    lines = [groups, *(f"{name} {now[name][2]}" for name in sorted(now))]
+    return files.digest("\n".join(lines).encode(errors="surrogateescape"))
+
+
+def _seen(path: Path, name: str, known: list[object]) -> list[object]:
+    """A picture's size, time of change and digest, or what is known of it; if it cannot be read, why, as its digest."""
+    stamp: list[object] = [None, None]
+    with suppress(OSError):
+        state = path.stat()
+        stamp = [state.st_size, state.st_mtime_ns]
+        if known[:2] == stamp:
+            return known
+    try:
+        return [*stamp, files.digest(image.contents(path, name)[0])]
+    except ImageError as error:  # training names it
+        return [None, None, str(error)]
+
+
+def _outside(reference: str, folder: str) -> list[tuple[str, str]]:
+    """Names and digests of the pictures that training reads besides the product's."""
+    named = [("reference", Path(reference))] if reference else []
+    if folder:
+        named += [(path.relative_to(folder).as_posix(), path) for path in dataset.images(Path(folder))]
+    return [(name, str(_seen(path, name, [])[2])) for name, path in named]
+
+
+def _joined(product: str, others: list[tuple[str, str]]) -> str:
+    """One digest for a product's and for other pictures; the product's own where there are no others."""
+    return files.digest_of_all([("product", product), *others]) if others else product
 
 
 def _job(cell: Cell, plan: Plan, digest: str, out: Path) -> Job:
@@ -166,13 +217,13 @@ def _job(cell: Cell, plan: Plan, digest: str, out: Path) -> Job:
         recipe=cell.recipe.dump(),
         data_digest=digest,
         result=out / "cells" / f"{cell.place}.json",
-        work=out / "work" / cell.place,
+        work=out / ".work" / cell.place,
         keep=out / "bundles" / f"{cell.place}.andon" if plan.keep_bundles else None,
     )
 
 
 def _finished(job: Job, tell: Tell) -> bool:
-    """Whether the cell's result stands; if not, say why where one is there, and take away what it left half done."""
+    """Whether the cell's result stands; if not, say why where one is there, and prepare the places of its files."""
     found, name = table.read(job.result), f"{job.product} · {job.detector} · {job.size}² · seed {job.seed}"
     mark = job.work / "job"
     started = files.digest(f"{_decided(job.recipe)}{job.data_digest}".encode())
@@ -184,25 +235,31 @@ def _finished(job: Job, tell: Tell) -> bool:
         tell(f"{name}: its images have changed; it is run again")
     elif found["status"] == "failed":
         tell(f"{name}: it failed; it is tried again")
-    elif job.keep and not job.keep.is_file():
+    elif job.keep and not files.is_file(job.keep):
         tell(f"{name}: its bundle was not kept; it is run again")
     else:
         return True
-    if job.work.exists() and (not mark.is_file() or mark.read_text() != started):
+    for place in (job.result, job.keep):
+        if place:
+            files.make_folder(place.parent)
+            files.check_writable(place)
+    if files.is_folder(job.work) and (not files.is_file(mark) or mark.read_text() != started):
         shutil.rmtree(job.work)  # of another recipe or other images; a training may go on from its own only
-    job.work.mkdir(parents=True, exist_ok=True)
+    files.make_folder(job.work)
     files.write(mark, started.encode())
     return False
 
 
 def _decided(recipe: str) -> Json:
     """The recipe without its paths: where the images lie does not matter, what they are is in the digest."""
-    return {**tomllib.loads(recipe), "data": None}
+    values = {**tomllib.loads(recipe), "data": None}
+    values["geometry"].get("registration", {}).pop("reference", None)
+    values["detector"]["settings"].pop(plans.OCCLUSIONS, None)
+    return values
 
 
 def _run_cell(job: Job) -> Json:
     """Run a cell in a process of its own and return its result; a process that dies is a failure too."""
-    job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "andon.bench.cell"]
     # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one.
@@ -210,7 +267,7 @@ def _run_cell(job: Job) -> Json:
     with suppress(BrokenPipeError), started as process:
         assert process.stdin is not None
         try:
-            process.stdin.write(job.model_dump_json() + "\n")
+            process.stdin.write(json.dumps(job.model_dump(mode="json")) + "\n")
             process.stdin.flush()
             process.wait()  # its standard input stays open: it ends when this process does
         except BaseException:

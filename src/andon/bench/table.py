@@ -73,16 +73,21 @@ def read(path: Path) -> Json | None:
     return found if isinstance(found, dict) and found.get("status") in ("done", "failed") else None
 
 
-def rows(out: Path) -> list[Json]:
-    """The table: every column of every cell of the plan; cells that have not been run are `missing`."""
+def planned(out: Path) -> list[Json]:
+    """The cells of the plan whose results lie here. AndonError when this is no folder of results."""
     try:
-        places = json.loads((out / "plan.json").read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError):
+        cells: list[Json] = json.loads((out / "plan.json").read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise AndonError(
             f"{out}: not the results of a benchmark. Expected the folder that `andon bench` wrote."
         ) from None
+    return cells
+
+
+def rows(out: Path) -> list[Json]:
+    """The table: every column of every cell of the plan; cells that have not been run are `missing`."""
     found = []
-    for cell in places:
+    for cell in planned(out):
         result = read(out / "cells" / f"{cell['place']}.json") or {**cell, "status": "missing"}
         found.append({column: _value(result, kind, path) for column, (kind, path) in COLUMNS.items()})
     return found
