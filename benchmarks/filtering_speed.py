@@ -1,6 +1,6 @@
 """How fast the graph of filtering-autoencoder is, against its convolutions alone; and a training step.
 
-    python benchmarks/filtering_speed.py [--width 0.125] [--sizes 256 512] [--threads 2] [--steps 5]
+    python benchmarks/filtering_speed.py [--width 0.25] [--sizes 256 512] [--threads 2] [--steps 5]
 
 The bare convolutions are the same graph with score, map, and all that is not a convolution taken out: every convolution
 runs by itself on a picture of zeros of the size it gets in the network, on ONNX Runtime, and their times are added. A
@@ -46,7 +46,7 @@ class Noise:
 def main() -> None:
     """Print a line a size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=float, default=0.125)
+    parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--kernel", type=int, default=3, choices=(3, 5))
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--threads", type=int, default=2)

@@ -1,5 +1,6 @@
 """Corruptions: the formula of the patches, each kind, where nothing may change, and images from elsewhere."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from conftest import save
 
 torch = pytest.importorskip("torch")
 
-from andon.errors import DatasetError, ImageError  # noqa: E402
+from andon.errors import DatasetError  # noqa: E402
 from andon.nn.corruption import Corrupted, Corruption, elsewhere  # noqa: E402
 
 KINDS = ("elastic", "occlusion", "cutout", "swap", "brightness", "rotation")
@@ -128,8 +129,20 @@ def test_images_from_elsewhere_are_read_and_are_not_those_of_the_data_set(tmp_pa
         elsewhere(str(tmp_path / "empty"), 32, 3, [], 0)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/x.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError):
+    with pytest.raises(DatasetError, match=r"occlusion_images = .*none of 1 images can be read.*x\.png"):
         elsewhere(str(tmp_path / "bad"), 32, 3, [], 0)
+
+
+def test_images_from_elsewhere_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("a", "c"):
+        save(tmp_path / f"out/{name}.png", rng.integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    whole = elsewhere(str(tmp_path / "out"), 32, 3, [], 0)
+    (tmp_path / "out/b.png").write_bytes((tmp_path / "out/a.png").read_bytes()[:900])
+    (tmp_path / "out/link.png").symlink_to(tmp_path / "nothing.png")
+    os.mkfifo(tmp_path / "out/pipe.png")
+    found = elsewhere(str(tmp_path / "out"), 32, 3, [tmp_path / "out/link.png"], 0)
+    np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -12,7 +12,7 @@ from test_detectors_contract import Textures
 
 torch = pytest.importorskip("torch")
 
-from andon import cli, image, study, training  # noqa: E402
+from andon import cli, dataset, image, study, training  # noqa: E402
 from andon.bundle import Bundle  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.filtering_autoencoder import (  # noqa: E402
@@ -321,6 +321,27 @@ def test_orthogonality_counts_the_nearest(bundle: tuple[Path, Path], tmp_path: P
     assert len(list(tmp_path.glob("*.svg"))) == 2
     with pytest.raises(BundleError, match="rebuilds no pictures"):
         study.orthogonality(Bundle.load(bundle_file), data)
+
+
+def test_studies_name_what_they_leave_out(bundle: tuple[Path, Path], tmp_path: Path) -> None:
+    for path in (bundle[0] / "train/good").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    cut = dataset.split_good(dataset.load(tmp_path).to_learn(), 0.2, 0)[0][3].path
+    cut.write_bytes(cut.read_bytes()[:900])
+    values = {"data": {"images": str(tmp_path)}, "geometry": {"size": 64}}
+    registering = {**values, "geometry": {"size": 64, "registration": {"max_rotation": 0.0}}}
+    previewing = {**registering, "detector": {"name": "filtering-autoencoder"}}
+    told: list[str] = []
+    study.moments(Recipe.model_validate(values), warn=told.append)
+    study.moments(Recipe.model_validate(registering), warn=told.append)
+    study.preview(Recipe.model_validate(previewing), 14, warn=told.append)
+    study.orthogonality(Bundle.load(bundle[1]), tmp_path, draws=2, warn=told.append)
+    assert len(told) == 4
+    assert all(sentence.startswith(f"left out: {cut.as_posix()}: ") for sentence in told)
+    for path in sorted(tmp_path.iterdir())[1:]:
+        path.write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match="1 good tiles of 14 images; expected several"):
+        study.orthogonality(Bundle.load(bundle[1]), tmp_path)
 
 
 def test_preview_shows_three_pictures_a_tile(bundle: tuple[Path, Path], tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import pytest
 from andon import dataset, training
 from andon.detectors.base import Labelled
 from andon.errors import DatasetError
-from andon.geometry import Geometry
+from andon.geometry import Geometry, Polygon
 from andon.image import Input
 from andon.survey import DefectTiles
 from conftest import part, save, scratched
 
 torch = pytest.importorskip("torch")
 
+from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings  # noqa: E402
 from andon.nn.labelled import LabelledTiles, parted  # noqa: E402
 
 RULE = Input(channels=3, depth=8, size=(96, 96))
@@ -67,6 +68,40 @@ def test_a_mask_of_another_size_leaves_its_image_out(scratches: Path) -> None:
     assert len(told) == 1 and "11_mask.png" in told[0] and "expected equal sizes" in told[0]
 
 
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_thin_mask_outlives_shrinking(tmp_path: Path, depth: int) -> None:
+    mask = np.zeros((960, 960, 1), np.uint8)
+    mask[100:900, 333] = 255
+    save(tmp_path / "train/good/0.png", part(0, 960, depth=depth))
+    save(tmp_path / "train/scratch/1.png", part(1, 960, depth=depth))
+    save(tmp_path / "ground_truth/scratch/1_mask.png", mask)
+    rule = Input(channels=3, depth=8 if depth == 8 else 16, size=(960, 960))
+    defects = DefectTiles(dataset.load(tmp_path).defective("train"), Geometry(size=96), rule, [].append)
+    found = joined(defects).masks[0]
+    assert np.flatnonzero(found.any(axis=0)).tolist() == [33]
+    assert np.flatnonzero(found.any(axis=1)).tolist() == list(range(10, 90))
+
+
+@pytest.mark.parametrize("include", [[], [[(8.0, 8.0), (60.0, 8.0), (60.0, 60.0), (8.0, 60.0)]]])
+def test_what_is_painted_over_is_not_marked(scratches: Path, include: list[Polygon]) -> None:
+    settings = Geometry(size=64, include=include, ignore=[[(20.0, 60.0), (95.0, 60.0), (95.0, 95.0), (20.0, 95.0)]])
+    found = joined(tiles_of(scratches, settings, []))
+    assert found.masks[0].any()
+    assert not found.masks[:, 41:, 14:].any()  # a pixel of the edge lies on both sides
+
+
+def test_an_image_whose_mask_is_cut_off_is_left_out(scratches: Path) -> None:
+    for name in ("10", "11"):
+        save(scratches / f"ground_truth/scratch/{name}_mask.png", np.eye(96, dtype=np.uint8)[..., None] * 255)
+    far = np.zeros((96, 96, 1), np.uint8)
+    far[90:, 90:] = 255
+    save(scratches / "ground_truth/scratch/11_mask.png", far)
+    told: list[str] = []
+    defects = tiles_of(scratches, Geometry(size=64, crop=(0, 0, 64, 64)), told)
+    assert len(defects) == len(defects.digests) == 2 and joined(defects).known.tolist() == [True, False]
+    assert len(told) == 1 and "scratch/11.png: nothing of what its mask marks is left" in told[0]
+
+
 class Good:
     """Two good tiles, and what is given as defects."""
 
@@ -94,10 +129,45 @@ def test_labelled_tiles_carry_the_mask_as_a_channel(scratches: Path) -> None:
     assert len(LabelledTiles(Good(tiles.__dict__["_tiles"].defects), need_masks=True)) == 4
 
 
-@pytest.mark.parametrize("defects", [None, ()])
-def test_no_defects_is_an_error(defects: Sequence[Labelled] | None) -> None:
-    with pytest.raises(DatasetError, match="expected some in train/DEFECT"):
+def test_capsule_learns_an_image_of_a_defect_as_defective_whatever_its_mask_shows(scratches: Path) -> None:
+    capsule = Capsule(Settings(side=28, width=4, types=2, capsule=4, decoder=(8, 8)), 0)
+    stock = np.concatenate(list(capsule.stock(Good(tiles_of(scratches, Geometry(size=96), [])))))
+    assert not stock[:2, ..., 3].any() and (stock[2:, ..., 3] == 255).all()
+    net = capsule.network(96, 3)
+    assert isinstance(net, CapsuleNetwork)
+    tiles = torch.tensor(stock[2:]).permute(0, 3, 1, 2) / 255
+    faint = torch.cat([tiles[:, :3], tiles[:, 3:] * 0.1], dim=1)  # made darker, as brightness varies
+    with torch.no_grad():
+        assert net.loss(faint, torch.Generator()) == net.loss(tiles, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("defects", "message"),
+    [(None, "expected some in train/DEFECT"), ((), "there are some, and all were left out.*masks that fit")],
+)
+def test_no_defects_is_an_error(defects: Sequence[Labelled] | None, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
         LabelledTiles(Good(defects))  # type: ignore[arg-type]
+
+
+def test_masks_that_are_all_refused_are_not_called_missing(scratches: Path, tmp_path: Path) -> None:
+    for name in ("10", "11", "12"):
+        save(scratches / f"ground_truth/scratch/{name}_mask.png", np.full((50, 96, 1), 255, np.uint8))
+    told: list[str] = []
+    with pytest.raises(DatasetError, match="there are some, and all were left out"):
+        training.train(scratches, tmp_path / "a.andon", detector="capsule", size=96, device="cpu", warn=told.append)
+    assert sum("expected equal sizes" in sentence for sentence in told) == 3
+
+
+def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> None:
+    (scratches / "ground_truth/scratch/10_mask.png").rename(scratches / "ground_truth/scratch/10-label.png")
+    for path in (scratches / "train/good").iterdir():
+        path.write_bytes(b"no picture")  # so that nothing is trained
+    told: list[str] = []
+    with pytest.raises(DatasetError, match="none of 4 images"):
+        training.train(scratches, tmp_path / "a.andon", detector="segmenter", size=96, warn=told.append)
+    assert "not learnt from: 1, such as ground_truth/scratch/10-label.png" in told[0]
+    assert "ground_truth/DEFECT/NAME_mask.png" in told[0]
 
 
 def test_a_detector_of_good_parts_says_that_it_leaves_defects_out(scratches: Path, tmp_path: Path) -> None:

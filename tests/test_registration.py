@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from andon import Inspector, Verdict, dataset, evaluate, geometry, image, training
+from andon import reference as references
 from andon.bundle import Bundle
 from andon.cli import app
-from andon.errors import BundleError, ImageError, RecipeError, TrainingError
+from andon.detectors.base import silent
+from andon.errors import BundleError, DatasetError, ImageError, RecipeError, TrainingError
 from andon.geometry import Geometry
 from andon.image import Image
 from andon.inspection import Pixels
@@ -428,6 +430,37 @@ def test_a_reference_that_resembles_nothing(tmp_path: Path) -> None:
         TrainingError, match=r"only 0 of 8 good images could be registered to the reference .*other.png"
     ):
         training.train(recipe(good, reference=str(tmp_path / "other.png")), tmp_path / "part.andon")
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "least"), [("to learn from", None), ("to learn from", 0.4), ("held out", None), ("reference", None)]
+)
+def test_a_side_without_a_part_is_told_before_the_fit(tmp_path: Path, spoilt: str, least: float | None) -> None:
+    good = folder_of(tmp_path / "good", 4)
+    sides = dataset.split_good(dataset.load(good).to_learn(), 0.5 if spoilt != "reference" else 0.2, 0)
+    side = sides[0] if spoilt == "to learn from" else sides[1]
+    golden = save(tmp_path / "golden.png", drawn())
+    if spoilt == "reference":
+        golden, spoilt = side[0].path, "held out for calibration, where the reference itself does not count"
+    else:
+        for i, sample in enumerate(side):
+            save(sample.path, ground(20 + i))
+    asked = recipe(good, reference=str(golden), least_quality=least)
+    asked = asked.model_copy(update={"split": asked.split.model_copy(update={"calibrate": len(sides[1]) / 4})})
+    told: list[str] = []
+    with pytest.raises(DatasetError) as caught:
+        training.train(asked, tmp_path / "part.andon", tell=told.append)
+    fit = 4 if "reference" in spoilt else 2
+    assert f"{fit} of 4 good images fit the reference {golden.as_posix()}" in str(caught.value)
+    assert f"none of the {len(side)} {spoilt}" in str(caught.value) and side[0].path.as_posix() in str(caught.value)
+    assert not any("expected to take" in sentence for sentence in told)
+
+
+def test_good_images_that_show_nothing_give_no_reference(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{i}.png", np.full((SIDE, SIDE, 1), 90 + i, np.uint8)) for i in range(3)]
+    with pytest.raises(DatasetError, match="the good images show nothing to register by") as caught:
+        references.choose(paths, Register(), silent)
+    assert "Name another" not in str(caught.value) and "leave geometry.registration out" in str(caught.value)
 
 
 def test_good_images_without_a_part_are_left_out(tmp_path: Path) -> None:

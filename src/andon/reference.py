@@ -8,7 +8,7 @@ import numpy as np
 
 from andon import image
 from andon.detectors.base import Progress
-from andon.errors import ImageError, RecipeError, TrainingError
+from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
 from andon.image import Input
 from andon.inspection import Registration
 from andon.recipe import Recipe
@@ -32,7 +32,7 @@ def given(recipe: Recipe) -> Reference | None:
 def choose(paths: Sequence[Path], settings: Register, progress: Progress) -> Reference:
     """Take the image with the highest sum of correlations with the others, on small gray versions.
 
-    The images must be readable. ImageError when even that one shows nothing.
+    The images must be readable. DatasetError when even that one shows nothing.
     """
     small = []
     for done, path in enumerate(paths):
@@ -44,7 +44,15 @@ def choose(paths: Sequence[Path], settings: Register, progress: Progress) -> Ref
         small.append(gray / max(float(np.linalg.norm(gray)), 1e-6))
     progress("choosing reference", len(paths), len(paths))
     each = np.stack(small)
-    return Reference.of(image.read(paths[int((each @ each.sum(axis=0)).argmax())]), settings)
+    likest = image.read(paths[int((each @ each.sum(axis=0)).argmax())])
+    try:
+        return Reference.of(likest, settings)
+    except ImageError:
+        raise DatasetError(
+            f"the good images show nothing to register by: the one most like the others, {likest.name}, is flat, or "
+            "too long and narrow. Take pictures that show the part and its outline, name one that does as "
+            "geometry.registration.reference, or leave geometry.registration out."
+        ) from None
 
 
 def fits(reference: Reference, rule: Input) -> None:
@@ -67,7 +75,9 @@ def enough(reference: Reference, found: Collection[Registration], reasons: Seque
 
 
 def least_quality(found: Sequence[Registration]) -> float:
-    """The quality below which a part counts as not found, from good images: far below what they reach."""
+    """The quality below which a part counts as not found, from good images, if any: far below what they reach."""
+    if not found:
+        return LEAST
     return max(LEAST, round(SHARE * float(np.quantile([each.quality for each in found], LOW)), 3))
 
 

@@ -22,12 +22,12 @@ from andon import dataset, files, image, plots, reference, render, training
 from andon.bundle import Bundle
 from andon.dataset import Sample
 from andon.detectors.base import Progress, Run, silent
-from andon.errors import DatasetError, RecipeError
+from andon.errors import DatasetError, ImageError, RecipeError
 from andon.inspection import Array, Pixels
 from andon.plots import COLOURS, Line
 from andon.recipe import Recipe
 from andon.runtime import rebuilder
-from andon.survey import GoodTiles, cut, look_over
+from andon.survey import GoodTiles, Tell, cut, look_over
 
 STUDIED = "filtering-autoencoder"
 WIDTHS = tuple(round(0.05 + 0.1 * j, 2) for j in range(10))  # of the patch, shares of the side
@@ -53,8 +53,11 @@ class Orthogonality(NamedTuple):
     deviation: float  # of it
 
 
-def preview(recipe: Recipe, count: int, progress: Progress = silent) -> bytes:
-    """Draw what training will see of some tiles, whole: original, mask and corrupted input side by side, as PNG."""
+def preview(recipe: Recipe, count: int, progress: Progress = silent, warn: Tell = lambda sentence: None) -> bytes:
+    """Draw what training will see of some tiles, whole: original, mask and corrupted input side by side, as PNG.
+
+    Here as in the studies, `warn` gets sentences on images that were left out.
+    """
     if recipe.detector.name != STUDIED:
         raise RecipeError(
             f"recipe: detector.name = '{recipe.detector.name}', which does not corrupt its pictures; a preview is of "
@@ -68,7 +71,7 @@ def preview(recipe: Recipe, count: int, progress: Progress = silent) -> bytes:
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
     learnt, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
     drawn = np.random.default_rng(recipe.seed).permutation(len(learnt))[:count]
-    tiles = _tiles([learnt[i] for i in drawn], learnt, recipe, progress)
+    tiles = _tiles([learnt[i] for i in drawn], learnt, recipe, progress, warn)
     run = Run(progress, augment=recipe.augment, images=[sample.path for sample in data.samples])
     rows = [row for seen in model.preview(tiles, run) for row in zip(seen.target, seen.mask, seen.input, strict=True)]
     levels = [
@@ -79,14 +82,14 @@ def preview(recipe: Recipe, count: int, progress: Progress = silent) -> bytes:
     return render.encode(sheet, "png")
 
 
-def moments(recipe: Recipe, progress: Progress = silent) -> Moments:
+def moments(recipe: Recipe, progress: Progress = silent, warn: Tell = lambda sentence: None) -> Moments:
     """Take the moments of a recipe's good images, over all windows of half a tile's side, one pixel apart."""
     _require_images(recipe)
     samples = _good(recipe.data.images)
     side = recipe.geometry.size
     window = side // 2
     first, second, count = np.zeros((window, window)), np.zeros((window, window)), 0
-    tiles = _tiles(samples, samples, recipe, progress)
+    tiles = _tiles(samples, samples, recipe, progress, warn)
     for batch in tiles:
         for tile in batch:
             gray = tile.mean(axis=2) / np.iinfo(tile.dtype).max
@@ -108,7 +111,12 @@ def _window_means(values: NDArray[np.float64], window: int) -> NDArray[np.float6
 
 
 def orthogonality(
-    bundle: Bundle, folder: str | Path, draws: int = 40, most: int = 200, progress: Progress = silent
+    bundle: Bundle,
+    folder: str | Path,
+    draws: int = 40,
+    most: int = 200,
+    progress: Progress = silent,
+    warn: Tell = lambda sentence: None,
 ) -> list[Orthogonality]:
     """Replace square patches of good images by foreign ones, and see where X̂ and F(X̂) lie among the good images.
 
@@ -119,9 +127,13 @@ def orthogonality(
     samples = _good(folder)
     if len(samples) > most:
         samples = [samples[i] for i in np.sort(rng.permutation(len(samples))[:most])]
-    tiles = np.concatenate([*_accepted(samples, bundle)])
-    if len(tiles) < 2:
-        raise DatasetError(f"{folder}: one good tile; expected several, to tell which is the nearest. Add good images.")
+    each = [tile for tiles in _accepted(samples, bundle, warn) for tile in tiles]
+    if len(each) < 2:
+        raise DatasetError(
+            f"{folder}: {len(each)} good tiles of {len(samples)} images; expected several, to tell which is nearest. "
+            "Add good images that the bundle takes."
+        )
+    tiles = np.stack(each)
     full = np.float32(np.iinfo(tiles.dtype).max)
     good = tiles.reshape(len(tiles), -1) / full
     centre = good.mean(axis=0)
@@ -175,23 +187,33 @@ def _good(folder: str | Path) -> list[Sample]:
     return samples
 
 
-def _tiles(samples: Sequence[Sample], learnt: Sequence[Sample], recipe: Recipe, progress: Progress) -> GoodTiles:
+def _tiles(
+    samples: Sequence[Sample], learnt: Sequence[Sample], recipe: Recipe, progress: Progress, warn: Tell
+) -> GoodTiles:
     """The tiles of some images as training cuts them; where parts are registered, to one of those learnt from."""
     settings = recipe.geometry.registration
     chosen = reference.given(recipe)
     if settings is not None and chosen is None:
-        chosen = reference.choose([sample.path for sample in learnt], settings, progress)
+        readable = look_over(learnt, recipe, progress).samples
+        chosen = reference.choose([sample.path for sample in readable], settings, progress)
     survey = look_over(samples, recipe, progress, chosen)
+    for reason in survey.skipped:
+        warn(f"left out: {reason}")
     return GoodTiles(survey.samples, survey, recipe.geometry)
 
 
-def _accepted(samples: Sequence[Sample], bundle: Bundle) -> Iterator[Pixels]:
-    """Yield the tiles (n, t, t, c) of each image, as inspection cuts them."""
+def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator[list[Pixels]]:
+    """Yield the tiles (t, t, c) of each image that the bundle takes, as inspection cuts them."""
     registered_to = bundle.registered_to()
     for sample in samples:
-        read = image.read(sample.path)
-        image.accept(read, bundle.manifest.input)
-        yield np.stack(list(cut(read, bundle.recipe.geometry, registered_to)))
+        try:
+            read = image.read(sample.path)
+            image.accept(read, bundle.manifest.input)
+            tiles = list(cut(read, bundle.recipe.geometry, registered_to))
+        except ImageError as error:
+            warn(f"left out: {error}")
+        else:
+            yield tiles
 
 
 def write_moments(found: Moments, out: Path) -> list[Path]:

@@ -80,12 +80,18 @@ class DefectTiles:
         for sample in samples:
             try:
                 data, name = image.contents(sample.path)
-                count = sum(1 for _ in self._tiles(sample, image.read(data, name)))
+                marked = [mask.any() for _, mask, _ in self._tiles(sample, image.read(data, name))]
             except ImageError as error:
                 warn(f"left out: {error}")
                 continue
+            if not any(marked):
+                warn(
+                    f"left out: {name}: nothing of what its mask marks is left in its tiles; expected a defect inside "
+                    "the crop and the region of interest. Correct them or the mask; of a speck, raise geometry.size."
+                )
+                continue
             self._samples.append(sample)
-            self._count += count
+            self._count += len(marked)
             self.digests.append(files.digest(data))
 
     def __len__(self) -> int:
@@ -110,9 +116,14 @@ class DefectTiles:
         top = np.iinfo(read.pixels.dtype).max
         # As one more channel, so that the mask goes the way of the image whatever the geometry does.
         mask = np.where(marked[..., None], top, 0).astype(read.pixels.dtype)
-        both = read._replace(pixels=np.concatenate([read.pixels, mask], axis=2))
-        for tile in cut(both, self._geometry, self._reference):
-            yield tile[..., :-1], tile[..., -1] > top // 2, sample.mask is not None
+        both = np.concatenate([read.pixels, mask], axis=2)
+        view = geometry.align(both, self._geometry, read.name, self._reference)
+        if view.roi is not None:
+            view.pixels[~view.roi, -1] = 0  # what is painted over is no defect
+        for _, tile in geometry.split(view, self._geometry):
+            # Of a mark thinner than a pixel of the tile, shrinking leaves little; turning leaves a faint rim around it.
+            # Any of it counts: a rim too many does less harm than a defect that is learnt as good.
+            yield tile[..., :-1], tile[..., -1] > 0, sample.mask is not None
 
 
 def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Iterator[Pixels]:
@@ -216,3 +227,18 @@ def registered(
         [sample for sample in fit_on if sample.path in kept],
         [sample for sample in calibrate_on if sample.path in kept and sample.group not in groups],
     )
+
+
+def check_sides(survey: Survey, before: Sequence[Sequence[Sample]], after: Sequence[Sequence[Sample]]) -> None:
+    """DatasetError when registration left nothing of a side of the split: to learn from, or to calibrate on."""
+    assert survey.reference is not None
+    purposes = ("to learn from", "held out for calibration, where the reference itself does not count")
+    for purpose, side, left in zip(purposes, before, after, strict=True):
+        if not left:
+            names = ", ".join(sample.path.as_posix() for sample in side[:3]) + (", …" if len(side) > 3 else "")
+            raise DatasetError(
+                f"{len(survey.found)} of {sum(map(len, before))} good images fit the reference "
+                f"{survey.reference.name}, but none of the {len(side)} {purpose}: {names}; expected at least one. "
+                "Look at them; then add good images, widen max_rotation and max_shift, or name another picture as "
+                "geometry.registration.reference."
+            )

@@ -23,7 +23,7 @@ from andon.inspection import Array, Pixels
 from andon.recipe import Decision, Recipe, validate
 from andon.registration import Reference
 from andon.runtime import Engine, Runtime
-from andon.survey import DefectTiles, GoodTiles, Tell, look_over, registered
+from andon.survey import DefectTiles, GoodTiles, Tell, check_sides, look_over, registered
 
 TOLERANCE = 1e-3  # of the score range: how far the graph may be from the fitted detector
 GATE_TILES = 8
@@ -101,6 +101,13 @@ def train(
             f"left out: {len(defective)} images, taken as defects by their folders: {folders}. {model.name} learns "
             "from good parts only; if they are good, move them into the folder of good images."
         )
+    learnt = [] if model.defects == "none" else defective
+    if data.stray_masks and model.defects != "none":
+        warn(
+            f"masks that match no image of a defect, and are not learnt from: {len(data.stray_masks)}, such as "
+            f"{data.stray_masks[0].relative_to(data.root).as_posix()}. The mask of an image DEFECT/NAME.png is "
+            "ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png; rename them."
+        )
     if not defective and model.defects == "required":
         others = ", ".join(name for name in detectors.names() if name != model.name)
         raise DatasetError(
@@ -113,7 +120,7 @@ def train(
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
-    fit_on, calibrate_on = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
+    fit_on, calibrate_on = sides = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     skipped = len(survey.skipped)
     if recipe.geometry.registration is not None:
         survey, recipe, fit_on, calibrate_on = registered(survey.rule, fit_on, calibrate_on, recipe, given, progress)
@@ -122,13 +129,12 @@ def train(
         skipped += len(survey.skipped)
         said = reference.provenance(survey.reference, survey.found.values())
         tell(f"registered to {said['reference']}: {said['registered']}")
+        check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
-    defects = DefectTiles(
-        [] if model.defects == "none" else defective, recipe.geometry, survey.rule, warn, survey.reference
-    )
+    defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
-    tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if len(defects) else None)
+    tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if learnt else None)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
     files_of_all = [sample.path for sample in data.samples]

@@ -71,7 +71,7 @@ def preview(
     recipe = training.compose(source)
     files.check_writable(out)
     with progress_bars(quiet) as progress:
-        files.write(out, study.preview(recipe, count, progress))
+        files.write(out, study.preview(recipe, count, progress, teller(False)))
     print(out)
 
 

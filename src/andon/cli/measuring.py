@@ -155,7 +155,7 @@ def study_moments(
     _check_place(out, "moments.csv")
     recipe = training.compose(source, size=size)
     with progress_bars(quiet) as progress:
-        found = study.moments(recipe, progress)
+        found = study.moments(recipe, progress, teller(False))
     for path in study.write_moments(found, out):
         print(path)
 
@@ -177,7 +177,7 @@ def study_orthogonality(
     _check_place(out, "orthogonality.csv")
     loaded = Bundle.load(bundle)
     with progress_bars(quiet) as progress:
-        rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress)
+        rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress, teller(False))
     for path in study.write_orthogonality(rows, out):
         print(path)
 

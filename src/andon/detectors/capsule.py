@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from andon.detectors.base import Need, Tiles
 from andon.nn.capsules import EPSILON, CapsuleLayer, squash
-from andon.nn.labelled import LabelledTiles, parted
+from andon.nn.labelled import LabelledTiles
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.resize import Resize
@@ -110,8 +110,7 @@ class CapsuleNetwork(Network):
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Margin loss, and the error of what the capsule of the tile's own class rebuilds; tiles (n, c + 1, t, t)."""
-        pixels, masks = parted(tiles)
-        defective = masks.flatten(1).any(dim=1)
+        pixels, defective = tiles[:, :-1], (tiles[:, -1] > 0).flatten(1).any(dim=1)
         which = torch.stack([~defective, defective], dim=1).float()  # T_k (n, 2)
         images = self.shrink(pixels)
         capsules = self.encode(images)
@@ -155,7 +154,8 @@ class Capsule(LearnedDetector):
 
     def stock(self, tiles: Tiles) -> Tiles:
         """Return good and defective tiles. DatasetError when there are no defective ones."""
-        return LabelledTiles(tiles)
+        # Each tile is a whole picture, so its class needs no mask, which could be turned out of it or fade.
+        return LabelledTiles(tiles, whole=True)
 
     def network(self, side: int, channels: int) -> Network:
         """Build the untrained network for tiles (n, channels, side, side)."""

@@ -244,8 +244,8 @@ class FilteringAutoencoder(LearnedDetector):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # Steps are dear: many of two tiles end at a fifth of the held-out loss of half as many of four.
         "cpu": {
-            "width": 0.125,
-            "steps": 500,
+            "width": 0.25,
+            "steps": 1000,
             "batch": 2,
             "learning_rate": 1e-2,
             "evaluate": 50,

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from andon import dataset, files, image
-from andon.errors import DatasetError
+from andon.errors import DatasetError, ImageError
 from andon.inspection import Pixels
 from andon.nn.data import mix, rotated
 
@@ -199,8 +199,9 @@ def textures(tiles: Tensor, draw: _Draw) -> Tensor:
 def elsewhere(folder: str, side: int, channels: int, taken: Sequence[Path], seed: int) -> Pixels:
     """Read images that fill occlusions: (k, side, side, channels) uint8, at most `OUTSIDE`, drawn by the seed.
 
-    DatasetError when there is no such folder, no image in it, or one that is among those of the data set, `taken`:
-    the same file, or a copy of it. A copy that was saved anew is not noticed.
+    Those that cannot be read are left out. DatasetError when there is no such folder, no image in it that can be
+    read, or one that is among those of the data set, `taken`: the same file, or a copy of it. A copy that was saved
+    anew is not noticed.
     """
     place = Path(folder)
     paths = dataset.images(place) if files.is_folder(place) else []
@@ -211,19 +212,40 @@ def elsewhere(folder: str, side: int, channels: int, taken: Sequence[Path], seed
             "path, which is relative to where the command runs, or leave the setting out."
         )
     sizes: dict[int, list[Path]] = {}
-    for path in taken:
+    for path in filter(files.is_file, taken):
         sizes.setdefault(path.stat().st_size, []).append(path)
-    for path in paths:
+    for path in filter(files.is_file, paths):
         alike = sizes.get(path.stat().st_size, [])
-        digest = files.digest(path.read_bytes()) if alike else ""
-        twin = next((other for other in alike if files.digest(other.read_bytes()) == digest), None)
+        digest = _digest(path) if alike else ""
+        twin = next((other for other in alike if _digest(other) == digest), None)
         if twin:
             raise DatasetError(
                 f"occlusion_images: {path} is {twin} of the data set; expected images from elsewhere, or training sees "
                 "what it is tested on. Name another folder."
             )
-    order = np.random.default_rng(mix(seed, "elsewhere")).permutation(len(paths))[:OUTSIDE]
-    return np.stack([_fitted(paths[i], side, channels) for i in np.sort(order)])
+    fitted: dict[int, Pixels] = {}
+    skipped: list[str] = []
+    for i in np.random.default_rng(mix(seed, "elsewhere")).permutation(len(paths)).tolist():
+        try:
+            fitted[i] = _fitted(paths[i], side, channels)
+        except ImageError as error:
+            skipped.append(str(error))
+        if len(fitted) == OUTSIDE:
+            break
+    if not fitted:
+        raise DatasetError(
+            f"occlusion_images = '{folder}': none of {len(paths)} images can be read; expected pictures of something "
+            f"else. Replace them, or leave the setting out. One of them: {skipped[0]}"
+        )
+    return np.stack([fitted[i] for i in sorted(fitted)])
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the file; one that cannot be read is like no other."""
+    try:
+        return files.digest(image.contents(path)[0])
+    except ImageError:
+        return str(path)
 
 
 def _fitted(path: Path, side: int, channels: int) -> Pixels:

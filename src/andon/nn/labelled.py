@@ -15,17 +15,23 @@ class LabelledTiles:
 
     defects: Defects | None = None
 
-    def __init__(self, tiles: Tiles, need_masks: bool = False, share: float = 0) -> None:
+    def __init__(self, tiles: Tiles, need_masks: bool = False, share: float = 0, whole: bool = False) -> None:
         """Take the good tiles and their `defects`; with `need_masks` only those whose mask says where they are.
 
         Each defect comes as often as it takes for defects to be about `share` of the tiles. One without a mask is
-        marked all over. DatasetError when no defect is left.
+        marked all over, and with `whole` each of them is, for networks that learn which tile is defective and not
+        where. DatasetError when no defect is left.
         """
-        self._tiles, self._need_masks = tiles, need_masks
+        self._tiles, self._need_masks, self._whole = tiles, need_masks, whole
         self.side, self.depth = tiles.side, tiles.depth
         self.channels = tiles.channels + 1
         self.count = sum(len(batch) for batch in self._defective())
         """Number of tiles of images of defects; in those cut from a large image the mask may be empty."""
+        if not self.count and tiles.defects is not None and not len(tiles.defects):
+            raise DatasetError(
+                "no images of defects to learn from: there are some, and all were left out; expected readable images "
+                "with masks that fit them. Correct what was said of each."
+            )
         if not self.count:
             which = "with a mask in ground_truth" if need_masks else "in train/DEFECT beside train/good"
             raise DatasetError(f"no images of defects to learn from; expected some {which}. Add them.")
@@ -48,7 +54,7 @@ class LabelledTiles:
         for pixels, masks, known in self._tiles.defects or ():
             chosen = known if self._need_masks else np.ones_like(known)
             if chosen.any():
-                marks = np.where(masks[..., None], top, 0).astype(pixels.dtype)
+                marks = np.where(masks[..., None] | self._whole, top, 0).astype(pixels.dtype)
                 yield np.concatenate([pixels, marks], axis=3)[chosen]
 
 
