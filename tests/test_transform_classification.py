@@ -212,6 +212,18 @@ def test_score_and_map_are_the_mean_error(heads: str, objective: str) -> None:
         np.testing.assert_allclose(net.errors(tiles).mean(dim=1), score, rtol=1e-5)
 
 
+def test_what_cannot_be_told_apart_is_no_error() -> None:
+    for family, left_out in (("type-1", [0, 9]), ("type-2", []), ("type-3", [0, 16]), ("geometry", [])):
+        assert [i for i, counted in enumerate(Settings(family=family).counted()) if not counted] == left_out
+    net, tiles = network(operations=("erosion", "dilation"), widths=(1, 4), heights=(1,)), torch.rand(2, 1, 16, 16)
+    with torch.no_grad():
+        errors, (score, _) = net.errors(tiles), net(tiles)
+    assert not errors[:, [0, 2]].any() and (errors[:, [1, 3]] > 0).all()
+    torch.testing.assert_close(score, errors[:, [1, 3]].mean(dim=1))
+    with pytest.raises(ValueError, match="cannot be told apart"):
+        Settings(family="morphology", operations=("erosion", "dilation"), widths=(1,), heights=(1,))
+
+
 def test_transforms_come_before_the_tile_is_made_small() -> None:
     tile = torch.ones(1, 1, 64, 64)
     tile[0, 0, 32, 32] = 0

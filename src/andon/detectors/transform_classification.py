@@ -9,10 +9,10 @@ CVPR 2018. Dirichlet: Minka, "Estimating a Dirichlet distribution", 2000. Writte
 Symbols: g one of N transforms, n₁ n₂ n₃ its operation, width and height, F the network, θ the angle between a feature
 and the weights of its class, m margin, s scale, α a Dirichlet's concentrations, y a softmax vector.
 
-Good to know: an erosion and a dilation by 1×1 are both the picture itself, and a 1×1 gradient is black. The first two
-cannot be told apart. As in the source both classes stay; they add the same error to every picture.
-
 Differs from the paper:
+- An erosion and a dilation by 1×1 are both the picture itself, so nobody can tell them apart. As in the source both are
+  classes in training, but the error does not count them: what the network guesses there is a throw of dice, several
+  times as large as the errors that mean something. (A 1×1 gradient is black, and counts.)
 - Rectangles are in pixels of the tile; what the transforms made is then brought down to `side` pixels. A crack of a
   pixel is first widened by the erosion and then made small, so it survives; the other way round it would be gone.
 - A step may draw some transforms of each tile (`draw`); the source takes all of them every time (draw = 0).
@@ -98,6 +98,8 @@ class Settings(Schedule):
                 )
         elif not self.widths or not self.heights:
             raise ValueError("family = 'morphology' needs widths and heights, such as [1, 8, 28]; one of them is empty")
+        if not any(self.counted()):
+            raise ValueError("an erosion and a dilation by 1 × 1 cannot be told apart. Lengthen widths or heights")
         if len(self.labels()) < 2:
             raise ValueError(
                 "this family has one transform; expected two or more, for a network to tell apart. Lengthen a list"
@@ -123,6 +125,11 @@ class Settings(Schedule):
         values = [list(dict.fromkeys(factor)) for factor in zip(*cases, strict=True)]
         told = [factor for factor in range(len(values)) if len(values[factor]) > 1] or [0]
         return [tuple(values[factor].index(case[factor]) for factor in told) for case in cases]
+
+    def counted(self) -> list[bool]:
+        """Return which transforms the error counts: all but those that leave the picture as it is, if there are two."""
+        whole = [case.width == case.height == 1 and case.operation != "gradient" for case in self.cases()]
+        return [not same for same in whole] if sum(whole) > 1 else [True] * len(self.labels())
 
 
 def geometric(tiles: Tensor, chosen: Sequence[int]) -> Tensor:
@@ -254,8 +261,11 @@ class TransformNetwork(Network):
         # density.
         self.register_buffer("constants", torch.zeros(len(labels)), persistent=False)
         self.constants: Tensor
+        counted = torch.tensor(config.counted())
+        self.counted = int(counted.sum())
         for head, count in enumerate(classes):
-            self.register_buffer(f"weights{head}", F.one_hot(labels[:, head], count).float(), persistent=False)
+            weights = F.one_hot(labels[:, head], count).float() * counted[:, None]
+            self.register_buffer(f"weights{head}", weights, persistent=False)
 
     def views(self, tiles: Tensor, chosen: Sequence[int]) -> Tensor:
         """Apply some transforms to tiles (n, c, t, t): (n, chosen, c, side, side), about zero; `chosen` ascends."""
@@ -290,9 +300,9 @@ class TransformNetwork(Network):
             images.append(self._read(features.mean(dim=(3, 4)), part).sum(dim=1))
             maps.append(self._read(features.movedim(2, 4), part).sum(dim=1))  # at every position
         # The constants last and all in one: taken off each transform, OpenVINO 2026.4 loses those of the score.
-        count, constant = len(self.labels), self.constants.mean()
-        grid = torch.stack(maps).sum(dim=0) / count - constant
-        return torch.stack(images).sum(dim=0) / count - constant, self.enlarge(grid[:, None])[:, 0]
+        constant = self.constants.mean()
+        grid = torch.stack(maps).sum(dim=0) / self.counted - constant
+        return torch.stack(images).sum(dim=0) / self.counted - constant, self.enlarge(grid[:, None])[:, 0]
 
     def errors(self, tiles: Tensor) -> Tensor:
         """Return what each transform adds to the score: (n, N)."""
@@ -306,7 +316,8 @@ class TransformNetwork(Network):
 
     def measure_by(self, concentrations: Sequence[Tensor]) -> None:
         """Read Dirichlet densities in place of the error; concentrations (N, classes) of each head."""
-        constants = torch.zeros(len(self.labels), dtype=torch.float64)
+        self.counted = len(self.labels)
+        constants = torch.zeros(self.counted, dtype=torch.float64)
         for j, alpha in enumerate(concentrations):
             setattr(self, f"weights{j}", (alpha - 1).float())
             constants += torch.lgamma(alpha.sum(dim=1)) - torch.lgamma(alpha).sum(dim=1)
