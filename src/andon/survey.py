@@ -122,7 +122,8 @@ class DefectTiles:
             view.pixels[~view.roi, -1] = 0  # what is painted over is no defect
         for _, tile in geometry.split(view, self._geometry):
             # Of a mark thinner than a pixel of the tile, shrinking leaves little; turning leaves a faint rim around it.
-            # Any of it counts: a rim too many does less harm than a defect that is learnt as good.
+            # To learn from, any of it counts: a rim too many does less harm than a defect that is learnt as good.
+            # Nothing is measured by these masks.
             yield tile[..., :-1], tile[..., -1] > 0, sample.mask is not None
 
 
