@@ -75,6 +75,12 @@ def check_writable(path: str | Path) -> None:
             probe.unlink(missing_ok=True)
 
 
+def prepare(path: str | Path) -> None:
+    """Make the folder of a file that comes after long work, and find out whether it may be written. Errors: of both."""
+    make_folder(Path(path).parent)
+    check_writable(path)
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing under a temporary name beside `path`; it takes its name when the block ends well.

@@ -241,8 +241,7 @@ def _finished(job: Job, tell: Tell) -> bool:
         return True
     for place in (job.result, job.keep):
         if place:
-            files.make_folder(place.parent)
-            files.check_writable(place)
+            files.prepare(place)
     if files.is_folder(job.work) and (not files.is_file(mark) or mark.read_text() != started):
         shutil.rmtree(job.work)  # of another recipe or other images; a training may go on from its own only
     files.make_folder(job.work)

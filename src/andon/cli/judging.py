@@ -105,8 +105,7 @@ def evaluate(
     inspector = Inspector.load(bundle, engine, threads)
     labelled = dataset.load(folder, groups=groups)
     if out:
-        files.make_folder(out)
-        files.check_writable(out / "report.html")
+        files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
         evaluation = evaluate.evaluate(inspector, labelled, progress)
     if out:

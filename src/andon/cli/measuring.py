@@ -75,7 +75,7 @@ def compare(
     *bundles, folder = paths
     if files.is_file(folder):
         raise AndonError(f"{folder}: a file; expected the folder of labelled images as the last argument. Add it.")
-    _check_place(out, "compare.html")
+    files.prepare(out / "compare.html")
     inspectors = compare.load(bundles)
     with progress_bars(quiet) as progress:
         compared = compare.Comparison(inspectors, dataset.load(folder, groups=groups), progress)
@@ -112,10 +112,11 @@ def cost(
     Each graph runs in a process of its own, on one tile and on eight; on a GPU too, where there is one. A detector is
     fitted on random tiles first, by gradient for one step. Exit code 1 when one of them could not be measured.
     """
+    from andon import files
     from andon.cost import run, table
 
     if out:
-        _check_place(out, "cost.csv")
+        files.prepare(out / "cost.csv")
     with progress_bars(quiet) as progress:
         rows, failures = run.run(subjects or [], size=size, preset=preset, threads=threads, progress=progress)
     if rows:
@@ -126,14 +127,6 @@ def cost(
         print(f"could not be measured: {failure}", file=sys.stderr)
     if failures:
         raise typer.Exit(1)
-
-
-def _check_place(folder: Path, name: str) -> None:
-    """Find out, before long work, whether a file can be written into a folder, which is made if need be."""
-    from andon import files
-
-    files.make_folder(folder)
-    files.check_writable(folder / name)
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the CSV file and the plots.")]
@@ -150,9 +143,9 @@ def study_moments(
     quiet: Quiet = False,
 ) -> None:
     """Mean and deviation of each pixel over sliding windows of good images: is every place like every other?"""
-    from andon import study, training
+    from andon import files, study, training
 
-    _check_place(out, "moments.csv")
+    files.prepare(out / "moments.csv")
     recipe = training.compose(source, size=size)
     with progress_bars(quiet) as progress:
         found = study.moments(recipe, progress, teller(False))
@@ -171,10 +164,10 @@ def study_orthogonality(
     quiet: Quiet = False,
 ) -> None:
     """Put foreign patches into good images: how often is the original still nearest, before and after the network?"""
-    from andon import study
+    from andon import files, study
     from andon.bundle import Bundle
 
-    _check_place(out, "orthogonality.csv")
+    files.prepare(out / "orthogonality.csv")
     loaded = Bundle.load(bundle)
     with progress_bars(quiet) as progress:
         rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress, teller(False))

@@ -10,9 +10,8 @@ Symbols: g one of N transforms, n₁ n₂ n₃ its operation, width and height, 
 and the weights of its class, m margin, s scale, α a Dirichlet's concentrations, y a softmax vector.
 
 Differs from the paper:
-- An erosion and a dilation by 1×1 are both the picture itself, so nobody can tell them apart. As in the source both are
-  classes in training, but the error does not count them: what the network guesses there is a throw of dice, several
-  times as large as the errors that mean something. (A 1×1 gradient is black, and counts.)
+- An erosion and a dilation by 1×1 are both the picture itself. As in the source both are classes in training, but the
+  error does not count them: the guess between them is a throw of dice, and outweighs the errors that mean something.
 - Rectangles are in pixels of the tile; what the transforms made is then brought down to `side` pixels. A crack of a
   pixel is first widened by the erosion and then made small, so it survives; the other way round it would be gone.
 - A step may draw some transforms of each tile (`draw`); the source takes all of them every time (draw = 0).
