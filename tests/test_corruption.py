@@ -141,8 +141,10 @@ def test_images_from_elsewhere_that_cannot_be_read_are_left_out(tmp_path: Path) 
     (tmp_path / "out/b.png").write_bytes((tmp_path / "out/a.png").read_bytes()[:900])
     (tmp_path / "out/link.png").symlink_to(tmp_path / "nothing.png")
     os.mkfifo(tmp_path / "out/pipe.png")
-    found = elsewhere(str(tmp_path / "out"), 32, 3, [tmp_path / "out/link.png"], 0)
+    told: list[str] = []
+    found = elsewhere(str(tmp_path / "out"), 32, 3, [tmp_path / "out/link.png"], 0, told.append)
     np.testing.assert_array_equal(found, whole)
+    assert len(told) == 3 and all("occlusion_images: left out: " in line for line in told)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

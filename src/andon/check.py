@@ -169,7 +169,7 @@ def _kinds(seen: Sequence[Seen]) -> Iterator[Finding]:
 
 def _labels(data: Dataset) -> Iterator[Finding]:
     if strange := [s for s in data.samples if s.split == "train" and not s.good]:
-        message = "of a defect in train; training leaves them out. Move them to test:"
+        message = "of a defect in train; only supervised detectors learn from them. For others, move them to test:"
         yield Finding("warning", "defect-in-train", f"{_n(strange)} {message}", _alone(data, strange))
     if unlabelled := [s for s in data.samples if s.split == "test" and not s.defect]:
         message = "in test without label, of no use to evaluation. Move them to test/good or test/<defect>:"

@@ -242,15 +242,8 @@ class FilteringAutoencoder(LearnedDetector):
     position_aware: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Steps are dear: many of two tiles end at a fifth of the held-out loss of half as many of four.
-        "cpu": {
-            "width": 0.25,
-            "steps": 1000,
-            "batch": 2,
-            "learning_rate": 1e-2,
-            "evaluate": 50,
-            "grow_until": 0.25,
-        },
+        # Whole tiles from the first step, and few of them in each: so the held-out loss falls fastest in minutes.
+        "cpu": {"width": 0.25, "steps": 1500, "batch": 2, "learning_rate": 5e-3, "evaluate": 50, "grow_from": 1.0},
         "full": {"steps": 20_000, "batch": 8, "evaluate": 250},
     }
 
@@ -270,7 +263,7 @@ class FilteringAutoencoder(LearnedDetector):
         """Estimate time and memory of `fit` from a few timed steps on whole tiles."""
         with torch.random.fork_rng(devices=[]):
             found = []
-            for loop in self._loops(tiles, run).values():
+            for loop in self._loops(tiles, replace(run, tell=QUIET.tell)).values():
                 member = loop.module
                 assert isinstance(member, FilteringNetwork)
                 area = 0.0
@@ -340,7 +333,7 @@ class FilteringAutoencoder(LearnedDetector):
         folder = self.config.occlusion_images
         if not folder:
             return None
-        pixels = elsewhere(folder, tiles.side, tiles.channels, run.images, self.seed)
+        pixels = elsewhere(folder, tiles.side, tiles.channels, run.images, self.seed, run.tell)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).to(choose(run.device))
 
     def _remember(self, member: FilteringNetwork, tiles: Tiles, device: torch.device) -> None:

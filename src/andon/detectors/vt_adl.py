@@ -100,7 +100,7 @@ class Mixture(nn.Module):
         """Tokens (…, D) → log π (…, K), μ (…, K, D) and σ² (…, K)."""
         h = self.hidden(y)
         mean = self.mean(h).unflatten(-1, (-1, y.shape[-1]))
-        return self.weight(h).log_softmax(dim=-1), mean, F.softplus(self.variance(h)) + self.floor
+        return self.weight(h).log_softmax(dim=-1), mean, self.variance(h).exp() + self.floor
 
 
 def log_likelihood(y: Tensor, log_weight: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

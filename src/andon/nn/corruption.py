@@ -16,7 +16,7 @@ The papers leave sizes and shapes open. Ours:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -196,10 +196,17 @@ def textures(tiles: Tensor, draw: _Draw) -> Tensor:
     return (draw.uniform(count, channels, 1, 1) + clouds).clamp(0, 1)
 
 
-def elsewhere(folder: str, side: int, channels: int, taken: Sequence[Path], seed: int) -> Pixels:
+def elsewhere(
+    folder: str,
+    side: int,
+    channels: int,
+    taken: Sequence[Path],
+    seed: int,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Pixels:
     """Read images that fill occlusions: (k, side, side, channels) uint8, at most `OUTSIDE`, drawn by the seed.
 
-    Those that cannot be read are left out. DatasetError when there is no such folder, no image in it that can be
+    Those that cannot be read are left out, and `tell` hears of each. DatasetError when there is no such folder, no image in it that can be
     read, or one that is among those of the data set, `taken`: the same file, or a copy of it. A copy that was saved
     anew is not noticed.
     """
@@ -230,6 +237,7 @@ def elsewhere(folder: str, side: int, channels: int, taken: Sequence[Path], seed
             fitted[i] = _fitted(paths[i], side, channels)
         except ImageError as error:
             skipped.append(str(error))
+            tell(f"occlusion_images: left out: {error}")
         if len(fitted) == OUTSIDE:
             break
     if not fitted:
