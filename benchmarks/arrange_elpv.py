@@ -4,6 +4,7 @@ The pictures, and how they are divided, are those of scripts/demo.py: monocrysta
 elpv-dataset, labelled certainly good or certainly defective. Needs: pip install --no-deps elpv-dataset
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ sys.path.insert(0, str(HERE.parent / "scripts"))
 from demo import arrange  # noqa: E402
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "elpv"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=HERE / "elpv")
+    folder = parser.parse_args().folder
     train, good, defective = arrange(folder)
     print(f"{folder}: {train} good cells to learn from; to test: {good} good, {defective} defective")
