@@ -151,7 +151,12 @@ def spoil(folder: Path, how: str) -> None:
         ("mixed-kinds", "error", "train/good/00.png", "8-bit gray (27), 8-bit colour (1); expected one kind. Convert"),
         ("mixed-sizes", "note", "", "images of 2 sizes; the recipe's geometry brings them to one."),
         ("formats-differ", "warning", "", "good images are PNG, the others JPEG: a detector may learn the compression"),
-        ("defect-in-train", "warning", "train/dent/0.png", "1 image of a defect in train; only supervised detectors learn from them."),
+        (
+            "defect-in-train",
+            "warning",
+            "train/dent/0.png",
+            "1 image of a defect in train; only supervised detectors learn from them.",
+        ),
         ("unlabelled", "warning", "test/0.png", "1 image in test without label, of no use to evaluation."),
         ("mask-missing", "warning", "test/scratch/0.png", "1 image of 4 of defects without mask; pixel figures"),
         ("mask-without-image", "warning", "ground_truth/scratch/77_mask.png", "1 mask without an image of a defect."),

@@ -206,9 +206,9 @@ def elsewhere(
 ) -> Pixels:
     """Read images that fill occlusions: (k, side, side, channels) uint8, at most `OUTSIDE`, drawn by the seed.
 
-    Those that cannot be read are left out, and `tell` hears of each. DatasetError when there is no such folder, no image in it that can be
-    read, or one that is among those of the data set, `taken`: the same file, or a copy of it. A copy that was saved
-    anew is not noticed.
+    Those that cannot be read are left out, and `tell` hears of each. DatasetError when there is no such folder, no
+    image in it that can be read, or one that is among those of the data set, `taken`: the same file, or a copy of it.
+    A copy that was saved anew is not noticed.
     """
     place = Path(folder)
     paths = dataset.images(place) if files.is_folder(place) else []
