@@ -101,7 +101,7 @@ def dilate(images: Tensor, width: int, height: int) -> Tensor:
 def rectangle(images: Tensor, width: int, height: int, pick: Pick) -> Tensor:
     """Maximum or minimum (`pick`) over one rectangle, images (n, c, h, w).
 
-    On the CPU some planes at a time, in the same three buffers that stay in the cache.
+    On the CPU some planes at a time, in the same four buffers that stay in the cache.
     """
     if images.device.type != "cpu" or width == height == 1:
         return _running(_running(images, [width], -1, pick)[width], [height], -2, pick)[height]
@@ -122,25 +122,35 @@ def rectangle(images: Tensor, width: int, height: int, pick: Pick) -> Tensor:
 def _workspace(planes: Tensor, width: int, height: int, pick: Pick) -> tuple[Tensor, list[Triple], Pair]:
     """Lay out buffers for planes (b, h, w): where they go in, the passes between buffers, and what the last picks from.
 
-    The planes lie in one run of memory, each with a border that never wins. A column further is one place further, a
-    row further is a row's length; so all passes but the last are one run over one piece of memory. What they make of
-    the places past a row's end is never asked for.
+    First along the rows, then down the columns; for each the planes lie in one run of memory, with a border in that
+    direction that never wins. A column further is one place further, a row further is a row's length; so a pass is one
+    run over one piece of memory. What it makes of the places past a row's end is never asked for.
     """
     b, h, w = planes.shape
-    rows, columns = h + height - 1, w + width - 1
     limits = torch.finfo(planes.dtype) if planes.is_floating_point() else torch.iinfo(planes.dtype)
-    field = planes.new_full((b, rows, columns), limits.min if pick is torch.maximum else limits.max)
-    current = field.view(-1)
-    scratch = [torch.empty_like(current) for _ in range(2)]
-    *steps, final = [step * columns for step in _steps(height)] + _steps(width)
-    passes: list[Triple] = []
-    for step in steps:
-        into = scratch[len(passes) % 2][: len(current) - step]
-        passes.append((current[: len(into)], current[step:], into))
-        current = into
-    first, second = (current.as_strided((b, h, w), field.stride(), shift) for shift in (0, final))
-    inside = field[:, height // 2 :, width // 2 :][:, :h, :w]
-    return inside, passes, (first, second)
+    never = limits.min if pick is torch.maximum else limits.max
+    scratch = [planes.new_empty(b * max(h * (w + width - 1), (h + height - 1) * w)) for _ in range(2)]
+    taken, passes, last = planes, [], (planes, planes)
+    for size, axis, stride in ((width, 2, 1), (height, 1, w)):
+        if size == 1:
+            continue
+        shape = [b, h, w]
+        shape[axis] += size - 1
+        field = planes.new_full(shape, never)
+        inside = field.narrow(axis, size // 2, planes.shape[axis])
+        if taken is planes:
+            taken = inside
+        else:
+            passes.append((*last, inside))
+        current = field.view(-1)
+        *steps, final = [step * stride for step in _steps(size)]
+        for step in steps:
+            into = scratch[len(passes) % 2][: len(current) - step]
+            passes.append((current[: len(into)], current[step:], into))
+            current = into
+        first, second = (current.as_strided((b, h, w), field.stride(), shift) for shift in (0, final))
+        last = first, second
+    return taken, passes, last
 
 
 def _steps(size: int, reached: int = 1) -> list[int]:
