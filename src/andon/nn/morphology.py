@@ -122,33 +122,34 @@ def rectangle(images: Tensor, width: int, height: int, pick: Pick) -> Tensor:
 def _workspace(planes: Tensor, width: int, height: int, pick: Pick) -> tuple[Tensor, list[Triple], Pair]:
     """Lay out buffers for planes (b, h, w): where they go in, the passes between buffers, and what the last picks from.
 
-    First along the rows, then down the columns; for each the planes lie in one run of memory, with a border in that
-    direction that never wins. A column further is one place further, a row further is a row's length; so a pass is one
-    run over one piece of memory. What it makes of the places past a row's end is never asked for.
+    First along the rows, then down the columns; for each the planes lie in one run of memory, and between two rows, or
+    two planes, lies a border that never wins: the end of the one and the beginning of the next. A column further is one
+    place further, a row further is a row's length; so a pass is one run over one piece of memory. What it makes of the
+    places in the border is never asked for.
     """
     b, h, w = planes.shape
     limits = torch.finfo(planes.dtype) if planes.is_floating_point() else torch.iinfo(planes.dtype)
     never = limits.min if pick is torch.maximum else limits.max
-    scratch = [planes.new_empty(b * max(h * (w + width - 1), (h + height - 1) * w)) for _ in range(2)]
+    scratch = [planes.new_empty(b * max(h * (w + width), (h + height) * w)) for _ in range(2)]
     taken, passes, last = planes, [], (planes, planes)
-    for size, axis, stride in ((width, 2, 1), (height, 1, w)):
+    for size, along_rows in ((width, True), (height, False)):
         if size == 1:
             continue
-        shape = [b, h, w]
-        shape[axis] += size - 1
-        field = planes.new_full(shape, never)
-        inside = field.narrow(axis, size // 2, planes.shape[axis])
+        border = size // 2
+        row, rows, step = (w + border, h, 1) if along_rows else (w, h + border, w)
+        field = planes.new_full((b * rows * row + (size - 1) // 2 * step,), never)
+        current, strides = field, (rows * row, row, 1)
+        inside = field.as_strided(planes.shape, strides, border * step)
         if taken is planes:
             taken = inside
         else:
             passes.append((*last, inside))
-        current = field.view(-1)
-        *steps, final = [step * stride for step in _steps(size)]
-        for step in steps:
-            into = scratch[len(passes) % 2][: len(current) - step]
-            passes.append((current[: len(into)], current[step:], into))
+        *shifts, final = [shift * step for shift in _steps(size)]
+        for shift in shifts:
+            into = scratch[len(passes) % 2][: len(current) - shift]
+            passes.append((current[: len(into)], current[shift:], into))
             current = into
-        first, second = (current.as_strided((b, h, w), field.stride(), shift) for shift in (0, final))
+        first, second = (current.as_strided(planes.shape, strides, shift) for shift in (0, final))
         last = first, second
     return taken, passes, last
 
