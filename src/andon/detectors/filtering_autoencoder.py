@@ -246,11 +246,11 @@ class FilteringAutoencoder(LearnedDetector):
         # parts falls fastest. With λ = 0.5 a network first learns to trust no detail at all, and stays there for long.
         "cpu": {
             "width": 0.25,
-            "steps": 1500,
+            "steps": 6000,
             "batch": 2,
             "learning_rate": 1e-2,
             "balance": 0.1,
-            "evaluate": 50,
+            "evaluate": 200,
             "grow_from": 1.0,
         },
         "full": {"steps": 20_000, "batch": 8, "evaluate": 250},
