@@ -1,10 +1,11 @@
 """segmenter: a network that marks the defective pixels, taught by masks of real defects or by synthetic ones.
 
 Paper: source [4], figures 5 and 6: the five networks that its own methods are compared with. Their papers stand in
-`networks.py`. Dice loss: Milletari, Navab & Ahmadi, "V-Net", 3DV 2016. Focal loss: Lin et al., "Focal Loss for Dense
-Object Detection", ICCV 2017. Their weights, 1 : 20: Kirillov et al., "Segment Anything", ICCV 2023. The texts of the
-papers were not at hand: written from what is known of them; no code of others. Symbols: p probability that a pixel is
-defective, m its mask, p_t = p where m = 1 and 1 − p elsewhere, γ focus.
+`networks.py`. Dice loss: Milletari, Navab & Ahmadi, "V-Net", 3DV 2016. Focal loss, and the probability that a network
+begins with: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017. Weights of the losses, 1 : 20: Kirillov et
+al., "Segment Anything", ICCV 2023. The texts of the papers were not at hand: written from what is known of them; no
+code of others. Symbols: p probability that a pixel is defective, m its mask, p_t = p where m = 1 and 1 − p elsewhere,
+γ focus.
 
 Differs from the paper:
 - The source compares sizes and times and says nothing of the training: losses, balance and schedule are ours.
@@ -13,6 +14,7 @@ Differs from the paper:
   variants of the same two, would be one more package beside the three that had to be written anyway.
 """
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -27,6 +29,8 @@ from andon.nn.labelled import LabelledTiles, parted
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.synthetic import KINDS, Kind, add_defects
+
+PRIOR = 0.01  # p of every pixel before training: few are defective, and that need not be learnt first
 
 
 class Settings(Schedule):
@@ -65,9 +69,14 @@ class SegmenterNetwork(Network):
             tiles, masks = parted(tiles)
         else:
             tiles, masks = self.damaged(tiles, generator)
-        logits = self.inner(tiles).float()  # (n, k, t, t): k answers, of which each is supervised
+        logits = self.logits(tiles)
         target = masks[:, None].to(logits).expand_as(logits)
         return dice_loss(logits, target) + self.config.focal * focal_loss(logits, target, self.config.focus)
+
+    def logits(self, tiles: Tensor) -> Tensor:
+        """Tiles (n, c, t, t) → (n, k, t, t): k answers, of which the first is the map and each is supervised."""
+        logits: Tensor = self.inner(tiles).float() + math.log(PRIOR / (1 - PRIOR))
+        return logits
 
     def damaged(self, tiles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Give some of the tiles (n, c, t, t) a synthetic defect; return them and the masks (n, t, t)."""
@@ -78,7 +87,7 @@ class SegmenterNetwork(Network):
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) → score (n,), map (n, t, t): logits, which tell sure from surer where p rounds to 1."""
-        found = self.inner(tiles)[:, 0]
+        found = self.logits(tiles)[:, 0]
         highest = found.flatten(1).topk(max(1, round(self.config.top * found[0].numel()))).values
         return highest.mean(dim=1), found
 
@@ -105,7 +114,7 @@ class Segmenter(LearnedDetector):
     defects: ClassVar[Need] = "optional"
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "cpu": {"width": 8, "batch": 4, "steps": 200, "learning_rate": 2e-3, "evaluate": 50},
+        "cpu": {"width": 8, "batch": 4, "steps": 400, "learning_rate": 2e-3, "evaluate": 100},
         "full": {"width": 64, "batch": 16, "steps": 20_000},
     }
 
