@@ -110,7 +110,6 @@ def test_loss_takes_masks_from_the_last_channel_and_makes_them_where_there_is_no
     assert int(every.damaged(tiles, torch.Generator())[1].flatten(1).any(dim=1).sum()) > 30
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pixels_are_taken_for_good_before_training(name: Name) -> None:
     torch.manual_seed(0)
@@ -120,6 +119,7 @@ def test_pixels_are_taken_for_good_before_training(name: Name) -> None:
     assert torch.allclose(logits.sigmoid(), torch.tensor(0.01), atol=0.02)
 
 
+@torch.no_grad()
 def test_score_is_the_mean_of_the_highest_logits() -> None:
     tiles = torch.rand(2, 3, SIDE, SIDE)
     for top, count in ((0, 1), (0.01, 41), (1, 4096)):
