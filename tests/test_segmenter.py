@@ -71,11 +71,18 @@ def test_networks_have_the_size_of_their_papers(name: Name, width: int, answers:
 
 
 def test_unpooling_puts_values_back_where_the_maxima_were() -> None:
-    x = torch.rand(2, 3, 8, 12)
-    values, which = pooled(x)
+    torch.manual_seed(0)
+    x = torch.rand(2, 3, 4, 6, 4).argsort(dim=-1).view(2, 3, 4, 6, 2, 2).transpose(3, 4).reshape(2, 3, 8, 12).float()
+    values, where = pooled(x)
     expected, index = F.max_pool2d(x, 2, return_indices=True)
     assert torch.equal(values, expected)
-    assert torch.equal(unpooled(values, which), F.max_unpool2d(expected, index, 2))
+    assert torch.equal(unpooled(values, where), F.max_unpool2d(expected, index, 2))
+
+
+def test_rounding_does_not_decide_where_a_maximum_was() -> None:
+    one, other = (torch.tensor([[[[0.5, 0.5 + up], [0.0, 0.1]]]]) for up in (1e-6, -1e-6))
+    torch.testing.assert_close(unpooled(*pooled(one)), unpooled(*pooled(other)), rtol=0, atol=5e-4)
+    assert torch.equal(unpooled(*pooled(torch.zeros(1, 1, 4, 4))), torch.zeros(1, 1, 4, 4))
 
 
 def test_dice_and_focal_are_those_of_the_papers() -> None:

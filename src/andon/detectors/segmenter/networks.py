@@ -14,6 +14,7 @@ from it: at 64 (UNet++: 32) they are the paper's.
 Differs from the papers:
 - Every convolution is padded, and followed by batch normalisation, which FCN and U-Net did not have.
 - VGG-16, which FCN and SegNet begin with, starts from random weights, not from those of ImageNet.
+- SegNet puts a value back in two places where two pixels were the maximum but for a hundredth (`pooled`).
 - One logit a pixel in place of two classes. UNet++ is not pruned: the last of its four outputs is the answer.
 """
 
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 Name = Literal["fcn32", "unet", "unet++", "u2net", "segnet"]
 
+RIVAL = 0.01  # share of a maximum within which another value counts for one too
 VGG = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of the convolutions between poolings, in widths
 
 
@@ -202,17 +204,23 @@ class U2Net(nn.Module):
 
 
 def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima of 2 × 2 windows (n, c, h/2, w/2), and which of the four each was (n, c, h/2, w/2, 4)."""
+    """Maxima of 2 × 2 windows of x ≥ 0, (n, c, h/2, w/2), and where each was: 1 at its place, 0 at the other three.
+
+    A value less than `RIVAL` below the maximum has a share of the place, from 1 down to 0 at that distance. So no
+    rounding, which differs between runtimes, can move a maximum to the pixel beside it. Places: (n, c, h/2, w/2, 4).
+    """
     n, c, h, w = x.shape
     windows = x.view(n, c, h // 2, 2, w // 2, 2).transpose(3, 4).reshape(n, c, h // 2, w // 2, 4)
-    which = windows.argmax(dim=-1, keepdim=True) == torch.arange(4, device=x.device)
-    return windows.amax(dim=-1), which
+    values = windows.amax(dim=-1)
+    highest = values.detach()[..., None]
+    below = (highest - windows.detach()) / (RIVAL * highest + 1e-12)  # 0 below 0 is none
+    return values, (1 - below).clamp(min=0)
 
 
-def unpooled(x: Tensor, which: Tensor) -> Tensor:
+def unpooled(x: Tensor, where: Tensor) -> Tensor:
     """Put values (n, c, h, w) back where the maxima were, (n, c, 2h, 2w); elsewhere 0."""
     n, c, h, w = x.shape
-    return (x[..., None] * which).view(n, c, h, w, 2, 2).transpose(3, 4).reshape(n, c, 2 * h, 2 * w)
+    return (x[..., None] * where).view(n, c, h, w, 2, 2).transpose(3, 4).reshape(n, c, 2 * h, 2 * w)
 
 
 class SegNet(nn.Module):
@@ -234,10 +242,10 @@ class SegNet(nn.Module):
         """(n, channels, h, w) → logits (n, 1, h, w)."""
         places = []
         for stage in self.down:
-            x, which = pooled(stage(x))
-            places.append(which)
-        for stage, which in zip(self.up, places[::-1], strict=True):
-            x = stage(unpooled(x, which))
+            x, where = pooled(stage(x))
+            places.append(where)
+        for stage, where in zip(self.up, places[::-1], strict=True):
+            x = stage(unpooled(x, where))
         logits: Tensor = self.head(x)
         return logits
 
