@@ -213,7 +213,7 @@ def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
     windows = x.view(n, c, h // 2, 2, w // 2, 2).transpose(3, 4).reshape(n, c, h // 2, w // 2, 4)
     values = windows.amax(dim=-1)
     highest = values.detach()[..., None]
-    below = (highest - windows.detach()) / (RIVAL * highest + 1e-12)  # 0 below 0 is none
+    below = (highest - windows.detach()) / (RIVAL * highest.clamp(min=1e-6))  # where all are 0, none is below
     return values, (1 - below).clamp(min=0)
 
 
