@@ -14,40 +14,35 @@ import numpy as np
 
 from andon import dataset
 from andon.evaluate import evaluate
-from andon.inspection import Pixels, Scores
+from andon.inspection import Pixels, Scorer, Scores
 from andon.inspector import Inspector
 
 
 class Higher:
     """A scorer whose map is the higher of two at each pixel, and whose score is the mean of that map."""
 
-    def __init__(self, one: Inspector, other: Inspector) -> None:
-        """Take the scorers of two inspectors."""
-        self.scorers = (one.scorer, other.scorer)
+    def __init__(self, *scorers: Scorer) -> None:
+        """Take two scorers of tiles of one size."""
+        self.scorers = scorers
 
     def score(self, tiles: Pixels) -> Scores:
         """Tiles (n, t, t, c) → scores (n,) and maps (n, t, t)."""
-        one, other = (scorer.score(tiles).pixel for scorer in self.scorers)
-        found = np.maximum(one, other)
+        found = np.maximum(*(scorer.score(tiles).pixel for scorer in self.scorers))
         return Scores(found.mean(axis=(1, 2)), found)
 
 
 def main() -> None:
-    """Print image AUROC, pixel AUROC and AUPRO of each and of both, in %."""
+    """Print image AUROC, pixel AUROC and AUPRO of the ensemble, in %."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("restore", type=Path)
     parser.add_argument("amplify", type=Path)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    bundles = {"restore": options.restore, "amplify": options.amplify}
-    inspectors = {name: Inspector.load(path) for name, path in bundles.items()}
-    inspectors["ensemble"] = Inspector.load(options.restore)
-    inspectors["ensemble"].scorer = Higher(inspectors["restore"], inspectors["amplify"])
-    data = dataset.load(options.folder)
-    for name, inspector in inspectors.items():
-        found = evaluate(inspector, data).metrics
-        figures = (found["image"]["auroc"], found["pixel"]["auroc"], found["pixel"]["aupro_30"])
-        print(name, " / ".join(f"{100 * figure:.1f}" for figure in figures))
+    inspector = Inspector.load(options.restore)
+    inspector.scorer = Higher(inspector.scorer, Inspector.load(options.amplify).scorer)
+    found = evaluate(inspector, dataset.load(options.folder)).metrics
+    figures = (found["image"]["auroc"], found["pixel"]["auroc"], found["pixel"]["aupro_30"])
+    print("ensemble", " / ".join(f"{100 * figure:.1f}" for figure in figures))
 
 
 if __name__ == "__main__":
