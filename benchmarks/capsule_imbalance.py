@@ -6,9 +6,9 @@
 Every product's test defects are halved by the seed, photographs of one piece together: one half is what may be learnt
 from, the other is tested, with the good test images, at every imbalance. All good training images are learnt from and
 one defect to so many of them (one at least); at 1:1 there are fewer defects than good images, so as many good images
-are drawn. Both networks have the same two convolutions, the same batches and the same steps; the plain one ends in a
-hidden layer and cross-entropy. One training of `capsule` gives both of its scores. Each line of --out is one figure;
-what is there is not run again.
+are drawn. Both networks have the same two convolutions, the same batches and the same steps. The plain one ends in a
+hidden layer and cross-entropy, and has batch normalisation: without it, it ends in a constant on magnetic tiles. One
+training of `capsule` gives both of its scores. Each line of --out is one figure; what is there is not run again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from andon import dataset, image, metrics
 from andon.detectors.base import Labelled, Run
-from andon.detectors.capsule import PRIMARY, Capsule, CapsuleNetwork, Settings
+from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
 from andon.inspection import Pixels
 from andon.nn.labelled import parted
 from andon.nn.learned import Network
@@ -76,14 +76,19 @@ class PlainNetwork(Network):
         """Build it for tiles (n, channels, side, side)."""
         super().__init__()
         other = CapsuleNetwork(side, channels, config)
-        self.shrink, self.encoder = other.shrink, other.encoder
-        inputs = config.types * PRIMARY * self.encoder.grid**2
-        hidden = round((parameters(other) - parameters(self.encoder)) / (inputs + 2))
-        self.head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.shrink, encoder = other.shrink, other.encoder
+        stem, primary = encoder.stem, encoder.primary
+        self.features = nn.Sequential(
+            *(stem, nn.BatchNorm2d(stem.out_channels), nn.ReLU()),
+            *(primary, nn.BatchNorm2d(primary.out_channels), nn.ReLU(), nn.Flatten()),
+        )
+        inputs = primary.out_channels * encoder.grid**2
+        hidden = round((parameters(other) - parameters(self.features)) / (inputs + 2))
+        self.head = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def logit(self, tiles: Tensor) -> Tensor:
         """Tiles (n, c, t, t) → (n,), higher is more likely defective."""
-        found: Tensor = self.head(self.encoder(self.shrink(tiles)))[:, 0]
+        found: Tensor = self.head(self.features(self.shrink(tiles)))[:, 0]
         return found
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,7 +145,7 @@ def figures(product: str, folder: Path, options: argparse.Namespace, done: set[t
                 scores = ["logit"] if kind is Plain else ["lengths", "reconstruction"]
                 if all((product, ratio, seed, name, score) in done for score in scores):
                     continue
-                settings = {**Capsule.presets[options.preset], "steps": options.steps, "hold_out": 0.0}
+                settings = {**Capsule.presets[options.preset], "side": options.size, "steps": options.steps}
                 began = time.perf_counter()
                 detector = kind(Settings(**settings), seed).fit(stock, Run(device=options.device))
                 seconds = time.perf_counter() - began
@@ -151,7 +156,8 @@ def figures(product: str, folder: Path, options: argparse.Namespace, done: set[t
                     found = detector.score(tiles).image
                     yield {
                         **{"product": product, "ratio": ratio, "seed": seed, "network": name, "score": score},
-                        **{"good": len(stock), "defects": len(some), "steps": options.steps, "preset": options.preset},
+                        **{"good": len(stock), "defects": len(some)},
+                        **{"preset": options.preset, "steps": options.steps, "size": options.size},
                         "auroc": metrics.auroc(labels, found),
                         "ap": metrics.average_precision(labels, found),
                         "parameters": parameters(network),
@@ -184,13 +190,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--preset", choices=Capsule.presets, default="cpu")
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--size", type=int, default=64, help="pixels a side of the tiles")
+    parser.add_argument("--size", type=int, default=64, help="pixels a side that the networks see")
     parser.add_argument("--device", default="")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "capsule_imbalance.jsonl")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    rows = [row for row in rows if (row["steps"], row["preset"]) == (options.steps, options.preset)]
+    same = (options.preset, options.steps, options.size)
+    rows = [row for row in rows if (row["preset"], row["steps"], row["size"]) == same]
     done = {(row["product"], row["ratio"], row["seed"], row["network"], row["score"]) for row in rows}
     with options.out.open("a") as out:
         for product in options.products:
