@@ -88,6 +88,33 @@ def test_a_graph_that_differs_from_the_detector_is_refused(
     assert not (tmp_path / "b.andon").exists()
 
 
+@pytest.mark.parametrize(("apart", "allowed"), [(1e-4, True), (1e-2, False)])
+def test_a_score_wider_than_its_map_is_held_against_its_own_spread(
+    apart: float, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = np.zeros((8, 8, 8, 1), np.uint8)
+    flat = np.linspace(0, 1e-3, tiles.size, dtype=np.float32).reshape(tiles.shape[:3])  # vt-adl's, after many steps
+    scores = np.linspace(0, 1, len(tiles), dtype=np.float32)
+
+    class Engine:
+        def __init__(self, *_: Any) -> None: ...
+
+        def score(self, _: Pixels) -> Scores:
+            return Scores(scores + np.float32(apart), flat)
+
+    class Fitted(MemoryBank):
+        def score(self, _: Pixels) -> Scores:
+            return Scores(scores, flat)
+
+    monkeypatch.setattr(training, "Runtime", Engine)
+    fitted = Fitted(Fitted.Config(), 0)
+    if allowed:
+        assert training.gate(fitted, b"", tiles)["onnxruntime"] == pytest.approx(apart, rel=0.01)
+    else:
+        with pytest.raises(TrainingError, match=r"by 0\.01 of the score range"):
+            training.gate(fitted, b"", tiles)
+
+
 def test_an_interrupted_training_leaves_what_was_there(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
