@@ -35,7 +35,14 @@ from andon.nn.learned import Network
 from segmenter_masks import pieces
 
 HERE = Path(__file__).resolve().parent
-PRODUCTS = {"magnetic_tile": HERE.parents[1] / "shared/data/magnetic_tile", "elpv": HERE / "elpv"}
+DATA = HERE.parents[1] / "shared/data"
+PRODUCTS = {
+    "magnetic_tile": DATA / "magnetic_tile",
+    "elpv": HERE / "elpv",
+    "bottle": DATA / "mvtec_ad/bottle",
+    "screw": DATA / "mvtec_ad/screw",
+    "hazelnut_toy": DATA / "hazelnut_toy",
+}
 RATIOS = (1, 10, 100, 500)
 
 
@@ -137,7 +144,7 @@ def figures(product: str, folder: Path, options: argparse.Namespace, done: set[t
         tiles = np.concatenate([tested, unknown])
         labels = np.arange(len(tiles)) >= len(tested)
         shuffled = good[rng.permutation(len(good))]
-        for ratio in RATIOS:
+        for ratio in options.ratios:
             some = known[: max(1, round(len(good) / ratio))]
             stock = Stock(shuffled[: len(some)] if ratio == 1 else shuffled, some)
             for kind in (Capsule, Plain):
@@ -186,7 +193,8 @@ def columns(rows: Sequence[Any]) -> tuple[list[float], list[float]]:
 def main() -> None:
     """Run what is missing, and print the table of everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=list(PRODUCTS))
+    parser.add_argument("--products", nargs="+", choices=PRODUCTS, default=["magnetic_tile", "elpv"])
+    parser.add_argument("--ratios", nargs="+", type=int, choices=RATIOS, default=RATIOS, help="good images to a defect")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--preset", choices=Capsule.presets, default="cpu")
     parser.add_argument("--steps", type=int, default=1000)
