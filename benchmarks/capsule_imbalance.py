@@ -32,17 +32,11 @@ from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
 from andon.inspection import Pixels
 from andon.nn.labelled import parted
 from andon.nn.learned import Network
-from segmenter_masks import pieces
+from segmenter_masks import DATA, pieces
+from segmenter_masks import PRODUCTS as MASKED
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[1] / "shared/data"
-PRODUCTS = {
-    "magnetic_tile": DATA / "magnetic_tile",
-    "elpv": HERE / "elpv",
-    "bottle": DATA / "mvtec_ad/bottle",
-    "screw": DATA / "mvtec_ad/screw",
-    "hazelnut_toy": DATA / "hazelnut_toy",
-}
+PRODUCTS = {**MASKED, "elpv": HERE / "elpv", "hazelnut_toy": DATA / "hazelnut_toy"}
 RATIOS = (1, 10, 100, 500)
 
 

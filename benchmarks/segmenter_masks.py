@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--preset", choices=Segmenter.presets, default="cpu")
     parser.add_argument("--steps", type=int, help="in place of the preset's")
-    parser.add_argument("--size", type=int, default=128, help="pixels a side of the tiles; 256 takes four times")
+    parser.add_argument("--size", type=int, default=128, help="pixels a side of the tiles; at 256 four times as long")
     parser.add_argument("--device", default="")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "segmenter_masks.jsonl")
     options = parser.parse_args()

@@ -212,14 +212,15 @@ def gate(model: Detector, graph: bytes, tiles: Pixels) -> dict[str, float]:
 
     Every second tile has the values of its middle inverted, for the score range goes from good to defective: what a
     detector says of good tiles alone may be all but flat.
-    Returns engine → largest difference as a share of the score range. TrainingError past the tolerance.
+    Returns engine → largest difference as a share of the range: of the map, and for a score that is wider than its
+    map, as one not made of the map alone can be, of the scores. TrainingError past the tolerance.
     """
     tiles, quarter = tiles.copy(), tiles.shape[1] // 4
     middle = tiles[1::2, quarter:-quarter, quarter:-quarter]
     middle[:] = np.iinfo(tiles.dtype).max - middle
     expected = model.score(tiles)
     spread_of_map = float(np.ptp(expected.pixel))
-    spread = max(spread_of_map, float(np.ptp(expected.image)))  # of scores that are not made of the map alone
+    spread = max(spread_of_map, float(np.ptp(expected.image)))
     engines: list[Engine] = ["onnxruntime"]
     if importlib.util.find_spec("openvino"):
         engines.append("openvino")
