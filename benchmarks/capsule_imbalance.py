@@ -8,7 +8,8 @@ from, the other is tested, with the good test images, at every imbalance. All go
 one defect to so many of them (one at least); at 1:1 there are fewer defects than good images, so as many good images
 are drawn. Both networks have the same two convolutions, the same batches and the same steps. The plain one ends in a
 hidden layer and cross-entropy, and has batch normalisation: without it, it ends in a constant on magnetic tiles. One
-training of `capsule` gives both of its scores. Each line of --out is one figure; what is there is not run again.
+training of `capsule` gives both of its scores, and one map, measured at 256 pixels a side where the product has masks.
+Each line of --out is one figure; what is there is not run again.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from andon import dataset, image, metrics
 from andon.detectors.base import Labelled, Run
 from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
-from andon.inspection import Pixels
+from andon.inspection import Pixels, Scores
 from andon.nn.labelled import parted
 from andon.nn.learned import Network
 from segmenter_masks import DATA, pieces
@@ -38,6 +39,7 @@ from segmenter_masks import PRODUCTS as MASKED
 HERE = Path(__file__).resolve().parent
 PRODUCTS = {**MASKED, "elpv": HERE / "elpv", "hazelnut_toy": DATA / "hazelnut_toy"}
 RATIOS = (1, 10, 100, 500)
+MASK_SIDE = 256  # pixels a side at which maps are measured
 
 
 class Stock:
@@ -125,6 +127,19 @@ def read(samples: Sequence[dataset.Sample], size: int) -> Pixels:
     return np.stack(tiles)
 
 
+def located(samples: Sequence[dataset.Sample], found: Scores) -> dict[str, float]:
+    """Pixel AUROC and AUPRO of the maps of images, or nothing where a defective one has no mask."""
+    if any(not sample.good and sample.mask is None for sample in samples):
+        return {}
+    measured, size = metrics.PixelMetrics(), (MASK_SIDE, MASK_SIDE)
+    for sample, anomaly_map in zip(samples, found.pixel, strict=True):
+        shown = cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR)
+        mask = dataset.mask(sample.mask).astype(np.uint8) if sample.mask else None
+        measured.add(shown, None if mask is None else cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST))
+    of = measured.figures(limits=(0.3,))
+    return {"pixel_auroc": of.auroc, "aupro_30": of.aupro[0]}
+
+
 def figures(product: str, folder: Path, options: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[Any]:
     """Train and test what is not done yet; yield one figure after another."""
     data = dataset.load(folder)
@@ -136,6 +151,7 @@ def figures(product: str, folder: Path, options: argparse.Namespace, done: set[t
         order = rng.permutation(len(defective))
         known, unknown = (np.concatenate([defective[i] for i in half]) for half in np.array_split(order, 2))
         tiles = np.concatenate([tested, unknown])
+        samples = [*data.good("test"), *(s for i in np.array_split(order, 2)[1] for s in of[i])]
         labels = np.arange(len(tiles)) >= len(tested)
         shuffled = good[rng.permutation(len(good))]
         for ratio in options.ratios:
@@ -154,13 +170,14 @@ def figures(product: str, folder: Path, options: argparse.Namespace, done: set[t
                 for score in scores:
                     if isinstance(network, CapsuleNetwork):
                         network.config = Settings(**settings, score=score)
-                    found = detector.score(tiles).image
+                    found = detector.score(tiles)
                     yield {
                         **{"product": product, "ratio": ratio, "seed": seed, "network": name, "score": score},
                         **{"good": len(stock), "defects": len(some)},
                         **{"preset": options.preset, "steps": options.steps, "size": options.size},
-                        "auroc": metrics.auroc(labels, found),
-                        "ap": metrics.average_precision(labels, found),
+                        "auroc": metrics.auroc(labels, found.image),
+                        "ap": metrics.average_precision(labels, found.image),
+                        **(located(samples, found) if kind is Capsule else {}),
                         "parameters": parameters(network),
                         "seconds": round(seconds, 1),
                     }
@@ -171,17 +188,19 @@ def table(rows: Sequence[Any]) -> str:
     cells: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
     for row in rows:
         cells[row["product"], row["ratio"], row["network"], row["score"]].append(row)
-    lines = ["| product | defects : good | network | score | AUROC | AP | seeds |", "|---|---|---|---|---|---|---|"]
+    names = ("auroc", "ap", "pixel_auroc", "aupro_30")
+    lines = [f"| product | defects : good | network | score | {' | '.join(names)} | seeds |", "|---" * 9 + "|"]
     for (product, _, network, score), of in sorted(cells.items()):
-        shown = [f"{100 * mean(v):.1f}" + (f" ± {100 * stdev(v):.1f}" if len(v) > 1 else "") for v in columns(of)]
         counts = f"{of[0]['defects']} : {of[0]['good']}"
-        lines.append(f"| {product} | {counts} | {network} | {score} | {shown[0]} | {shown[1]} | {len(of)} |")
+        shown = " | ".join(spread([row[name] for row in of if name in row]) for name in names)
+        lines.append(f"| {product} | {counts} | {network} | {score} | {shown} | {len(of)} |")
     return "\n".join(lines)
 
 
-def columns(rows: Sequence[Any]) -> tuple[list[float], list[float]]:
-    """Return AUROC and AP of rows."""
-    return [row["auroc"] for row in rows], [row["ap"] for row in rows]
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, in %, of none or more values."""
+    deviation = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{deviation}" if values else "–"
 
 
 def main() -> None:
