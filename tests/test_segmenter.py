@@ -23,6 +23,13 @@ SIDE = 64
 TINY: dict[str, Any] = {"network": "unet", "width": 2, "batch": 4, "steps": 2, "hold_out": 0}
 
 
+class Marked(list[Labelled]):
+    """Batches of defective tiles, whose length is the number of tiles."""
+
+    def __len__(self) -> int:
+        return sum(len(batch.masks) for batch in self)
+
+
 class Spots:
     """Twelve dark tiles, and `count` with a bright square, of which the first `masked` say where it is."""
 
@@ -36,7 +43,7 @@ class Spots:
         masks, known = np.ones((count, SIDE, SIDE), np.bool_), np.arange(count) < masked
         masks[known] = False
         masks[known, 12:24, 12:24] = True
-        self.defects: Any = [Labelled(pixels, masks, known)] if count else None
+        self.defects: Any = Marked([Labelled(pixels, masks, known)]) if count else None
 
     def __len__(self) -> int:
         return len(self.good)
@@ -142,6 +149,8 @@ def test_masks_are_learnt_from_where_there_are_any_and_synthetic_defects_elsewhe
     assert "synthetic" in told(Spots(4, masked=0))[0]  # without a mask nobody knows where
     assert "synthetic" in told(Spots(4, masked=2), defects="synthetic")[0]
     assert "from 2 tiles of labelled defects, each 6 times" in told(Spots(4, masked=2))[0]  # 2 · 6 beside 12 good ones
+    assert told(Spots(4, masked=2))[0].endswith("; 2 tiles of images without a mask left out")
+    assert "left out" not in told(Spots(4, masked=4))[0]
     assert "each 1 times" in told(Spots(4, masked=2), share=0.0)[0]
     for tiles in (Spots(), Spots(4, masked=0)):
         with pytest.raises(DatasetError, match="with a mask in ground_truth"):

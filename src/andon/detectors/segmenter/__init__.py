@@ -130,9 +130,11 @@ class Segmenter(LearnedDetector):
         """Learn from good tiles, and from labelled defects where there are any; a second call forgets the first."""
         labelled = self._labelled(tiles)
         if labelled:
+            unmasked = len(tiles.defects or ()) - labelled.count
             run.tell(
                 f"learning from {labelled.count} tiles of labelled defects, each {labelled.times} times as often as a "
                 f"good one of {len(tiles)}"
+                + (f"; {unmasked} tiles of images without a mask left out" if unmasked else "")
             )
         else:
             run.tell(f"learning from synthetic defects ({', '.join(self.config.kinds)}): no masks of real ones")
