@@ -33,7 +33,7 @@ from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
 from andon.inspection import Pixels, Scores
 from andon.nn.labelled import parted
 from andon.nn.learned import Network
-from segmenter_masks import DATA, pieces
+from segmenter_masks import DATA, kept, pieces
 from segmenter_masks import PRODUCTS as MASKED
 
 HERE = Path(__file__).resolve().parent
@@ -64,12 +64,13 @@ class Faulty:
     def __init__(self, pixels: Pixels) -> None:
         """Take tiles (n, t, t, c)."""
         self._pixels = pixels
+        self.groups: Sequence[int] = range(len(pixels))
 
     def __len__(self) -> int:
         return len(self._pixels)
 
     def __iter__(self) -> Iterator[Labelled]:
-        yield Labelled(self._pixels, np.ones(self._pixels.shape[:3], np.bool_), np.zeros(len(self), np.bool_))
+        yield Labelled(self._pixels, np.ones(self._pixels.shape[:3], np.bool_))
 
 
 class PlainNetwork(Network):
@@ -81,6 +82,7 @@ class PlainNetwork(Network):
         other = CapsuleNetwork(side, channels, config)
         self.shrink, encoder = other.shrink, other.encoder
         stem, primary = encoder.stem, encoder.primary
+        self.widened = encoder.widened
         self.features = nn.Sequential(
             *(stem, nn.BatchNorm2d(stem.out_channels), nn.ReLU()),
             *(primary, nn.BatchNorm2d(primary.out_channels), nn.ReLU(), nn.Flatten()),
@@ -91,7 +93,7 @@ class PlainNetwork(Network):
 
     def logit(self, tiles: Tensor) -> Tensor:
         """Tiles (n, c, t, t) → (n,), higher is more likely defective."""
-        found: Tensor = self.head(self.features(self.shrink(tiles)))[:, 0]
+        found: Tensor = self.head(self.features(self.widened(self.shrink(tiles))))[:, 0]
         return found
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "capsule_imbalance.jsonl")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = kept(options.out)
     same = (options.preset, options.steps, options.size)
     rows = [row for row in rows if (row["preset"], row["steps"], row["size"]) == same]
     done = {(row["product"], row["ratio"], row["seed"], row["network"], row["score"]) for row in rows}

@@ -90,6 +90,15 @@ def measured(folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
     return {**figures, "latency_p50_ms": found["milliseconds"]["p50"], "seconds": timings["fit"]}
 
 
+def kept(path: Path) -> list[Any]:
+    """Read the lines of --out; the last one, which a kill may have cut off, goes when it is not whole."""
+    text = path.read_text() if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def table(rows: Sequence[Any]) -> str:
     """Mean ± standard deviation over the seeds, in %, as Markdown."""
     cells: dict[tuple[str, str, str], list[Any]] = defaultdict(list)
@@ -118,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     steps = options.steps or Segmenter.presets[options.preset]["steps"]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = kept(options.out)
     same = (options.preset, steps, options.size)
     rows = [row for row in rows if (row["preset"], row["steps"], row["size"]) == same]
     done = {(row["product"], row["seed"], row["network"], row["defects"]) for row in rows}

@@ -7,9 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from andon import training
-from andon.detectors.base import Defects
+from andon.detectors.base import Defects, Labelled
 from andon.inspection import Pixels
 
 
@@ -43,6 +44,20 @@ class Stack:
 
     def __iter__(self) -> Iterator[Pixels]:
         return (self.tiles[start : start + self._batch] for start in range(0, len(self.tiles), self._batch))
+
+
+class Marked:
+    """Defective tiles in memory with their masks, as a detector is given them: each a part of its own."""
+
+    def __init__(self, tiles: Pixels, masks: NDArray[np.bool_]) -> None:
+        self.tiles, self.masks = tiles, masks
+        self.groups: Sequence[int] = range(len(tiles))
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        yield Labelled(self.tiles, self.masks)
 
 
 def noise(count: int, side: int, channels: int = 3, seed: int = 0) -> Pixels:

@@ -78,6 +78,27 @@ def test_functions_are_looked_into_and_constants_counted_once() -> None:
     assert found.multiply_adds == 32 + 2  # what is summed up is one value
 
 
+@pytest.mark.parametrize(
+    ("equation", "shape", "multiply_adds"),
+    [
+        ("nhwc,cd->nhwd", (1, 5), 4 * 4 * 5),
+        ("... c, c d -> ... d", (1, 5), 4 * 4 * 5),
+        ("nhwc,cd", (1, 5), 4 * 4 * 5),  # those that stand there once come out
+        ("nhwc,hk->nwck", (4, 3), 4 * 3 * 4),
+    ],
+)
+def test_sums_over_named_indices_are_work(equation: str, shape: tuple[int, int], multiply_adds: int) -> None:
+    graph = model(
+        f"""small (uint8[n, 4, 4, 1] tiles) => (float[a, b, c, d] score) {{
+            values = Cast <to = 1> (tiles)
+            score = Einsum <equation = "{equation}"> (values, w)
+        }}""",
+        constant("w", *shape),
+    )
+    found = count.count(graph)
+    assert (found.parameters, found.multiply_adds) == (shape[0] * shape[1], multiply_adds)
+
+
 def test_a_shape_that_only_running_tells_is_found_by_running() -> None:
     graph = model(
         """small (uint8[n, 4, 4, 1] tiles) => (float[m, 2] score) {
@@ -117,6 +138,47 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure for a moment only."""
     measure = clock.measure
     monkeypatch.setattr(clock, "measure", lambda name, trial: measure(name, trial.model_copy(update={"seconds": 0.05})))
+
+
+def test_a_segmenter_that_learns_from_masks_alone_is_fitted_on_some(quick: None, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    plan = """
+        detectors = [
+            { name = "variation" },
+            { name = "segmenter", settings = { defects = "labelled", width = 2 } },
+        ]
+        products = [{ name = "none", folder = "." }]
+    """
+    (tmp_path / "plan.toml").write_text(plan)
+    rows, failures = run.run([str(tmp_path / "plan.toml")], size=64)
+    assert [row.detector for row in rows] == ["variation", "segmenter"] and not failures
+    assert rows[1].backward_mb is not None
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_runs_out_costs_one_row(error: Exception, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(recipe: Recipe, channels: int, depth: int) -> None:
+        if recipe.detector.name == "nearest-image":
+            raise error
+        return fitted(recipe, channels, depth)
+
+    fitted: Any = learning.fitted
+    monkeypatch.setattr(run, "fitted", fail)
+    rows, failures = run.run(["nearest-image", "variation"], size=64)
+    assert [row.detector for row in rows] == ["variation"]
+    assert len(failures) == 1 and failures[0].startswith("nearest-image: out of memory")
+
+
+def test_names_that_are_no_text_are_written_as_far_as_they_are(tmp_path: Path) -> None:
+    row = table.Row("b\udcff.andon", "cpu", 64, 1, 1, 1.0, None, 1.0, 1.0, None, 1.0, 1.0, 1.0)
+    table.write([row], tmp_path / "out")
+    assert "b?.andon" in (tmp_path / "out/cost.csv").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cost.csv",
+        "cost.md",
+        "latency.svg",
+        "sizes.svg",
+    ]
 
 
 @pytest.fixture(scope="module")

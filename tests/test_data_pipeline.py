@@ -74,6 +74,17 @@ def test_held_out_tiles_are_a_seeded_share() -> None:
     assert len(data.split(range(40), 0.0, seed=1)[1]) == 0
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_of_defective_parts_the_same_share_is_held_out(seed: int) -> None:
+    groups = np.array([*range(100), *[-1 - part for part in range(10)] * 3])
+    learn, held = data.split(groups, 0.2, seed=seed)
+    assert (groups[held] >= 0).sum() == 20 and (groups[held] < 0).sum() == 2 * 3
+    assert not set(groups[learn]) & set(groups[held])
+    np.testing.assert_array_equal(held[:20], data.split(range(100), 0.2, seed=seed)[1])
+    few = np.array([*range(100), *[-1 - part for part in range(9)]])  # of which none can be spared
+    assert len(data.split(few, 0.2, seed=seed)[1]) == 0
+
+
 def test_tiles_of_one_part_are_held_out_together() -> None:
     groups = np.repeat(np.arange(20), 6)
     learn, held = data.split(groups, 0.1, seed=3)
@@ -142,6 +153,14 @@ def test_stored_tiles_move_as_floats_do(channels: int, kind: type) -> None:
     stored = data.floats(data._moved(tile, move[0].double().numpy())[None])
     floated = data._sampled(data.floats(tile[None]), move)
     assert (stored - floated).abs().max() < 0.01  # OpenCV's positions are whole 32nds of a pixel
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_brightness_leaves_a_mask_alone(channels: int) -> None:
+    tiles = np.full((50, 8, 8, channels + 1), 100, np.uint8)
+    tiles[..., -1] = 255
+    found = varied(tiles, Augment(brightness=0.99))
+    assert (found[:, -1] == 1).all() and found[:, :-1].min() < 0.05 < 0.7 < found[:, :-1].max()
 
 
 def test_brightness_is_a_factor_of_each_tile() -> None:

@@ -9,9 +9,10 @@ import tomli_w
 from pydantic import ValidationError
 
 from andon import detectors, features
-from andon.detectors.base import Defects, Detector, Labelled
+from andon.detectors.base import Defects, Detector
 from andon.errors import AndonError, RecipeError
 from andon.inspection import Pixels, Scores
+from conftest import Marked
 
 SIDE = 64
 AGREE = 1e-4  # of the range of scores
@@ -191,19 +192,12 @@ def painted(tile: Pixels) -> Pixels:
     return out
 
 
-class Painted:
+def marked(good: Textures) -> Marked:
     """Defective tiles: good ones, painted, with a mask."""
-
-    def __init__(self, good: Textures) -> None:
-        self.pixels = np.stack([painted(tile) for tile in good.tiles])
-        self.masks = np.zeros(self.pixels.shape[:3], np.bool_)
-        self.masks[:, 20:32, 30:42] = True
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __iter__(self) -> Iterator[Labelled]:
-        yield Labelled(self.pixels, self.masks, np.ones(len(self), np.bool_))
+    tiles = np.stack([painted(tile) for tile in good.tiles])
+    masks = np.zeros(tiles.shape[:3], np.bool_)
+    masks[:, 20:32, 30:42] = True
+    return Marked(tiles, masks)
 
 
 def good_tiles(name: str, seed: int, **options: int) -> Textures:
@@ -213,8 +207,8 @@ def good_tiles(name: str, seed: int, **options: int) -> Textures:
     """
     model = new(name)
     tiles = Textures(seed, aligned=model.position_aware, **options)
-    if model.defects == "required":
-        tiles.defects = Painted(Textures(seed + 100, aligned=model.position_aware, **{**options, "count": 3}))
+    if model.defects in ("images", "masks"):
+        tiles.defects = marked(Textures(seed + 100, aligned=model.position_aware, **{**options, "count": 3}))
     return tiles
 
 

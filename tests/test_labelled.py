@@ -49,7 +49,6 @@ def test_masks_go_the_way_of_their_image(scratches: Path) -> None:
     _, mask = scratched(10)
     np.testing.assert_array_equal(found.masks[0], mask > 0)
     np.testing.assert_array_equal(found.pixels[0], scratched(10)[0])
-    assert found.known.tolist() == [True, True, False]
     assert found.masks[2].all()
     small = joined(tiles_of(scratches, Geometry(size=64, crop=(16, 16, 64, 64)), []))
     np.testing.assert_array_equal(small.masks[0], mask[16:80, 16:80] > 0)
@@ -98,7 +97,10 @@ def test_an_image_whose_mask_is_cut_off_is_left_out(scratches: Path) -> None:
     save(scratches / "ground_truth/scratch/11_mask.png", far)
     told: list[str] = []
     defects = tiles_of(scratches, Geometry(size=64, crop=(0, 0, 64, 64)), told)
-    assert len(defects) == len(defects.digests) == 2 and joined(defects).known.tolist() == [True, False]
+    assert len(defects) == len(defects.digests) == 2 and joined(defects).masks.all(axis=(1, 2)).tolist() == [
+        False,
+        True,
+    ]
     assert len(told) == 1 and "scratch/11.png: nothing of what its mask marks is left" in told[0]
 
 
@@ -125,8 +127,7 @@ def test_labelled_tiles_carry_the_mask_as_a_channel(scratches: Path) -> None:
     pixels, masks = parted(torch.tensor(stock).permute(0, 3, 1, 2) / 255)
     assert pixels.shape == (5, 3, 96, 96)
     np.testing.assert_array_equal(masks[2].numpy(), scratched(10)[1] > 0)
-    assert len(set(tiles.groups)) == 5
-    assert len(LabelledTiles(Good(tiles.__dict__["_tiles"].defects), need_masks=True)) == 4
+    assert tiles.groups == [0, 1, -1, -2, -3]
 
 
 def test_capsule_learns_an_image_of_a_defect_as_defective_whatever_its_mask_shows(scratches: Path) -> None:
@@ -166,8 +167,54 @@ def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> 
     told: list[str] = []
     with pytest.raises(DatasetError, match="none of 4 images"):
         training.train(scratches, tmp_path / "a.andon", detector="segmenter", size=96, warn=told.append)
-    assert "not learnt from: 1, such as ground_truth/scratch/10-label.png" in told[0]
-    assert "ground_truth/DEFECT/NAME_mask.png" in told[0]
+    assert "not learnt from: 1, such as ground_truth/scratch/10-label.png" in told[1]
+    assert "ground_truth/DEFECT/NAME_mask.png" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "used", "said"),
+    [
+        ("auto", 2, "left out: 1 of 3 images of defects, which have no mask, such as train/scratch/12.png"),
+        ("labelled", 2, "left out: 1 of 3 images of defects, which have no mask, such as train/scratch/12.png"),
+        ("synthetic", 0, "left out: 3 images, taken as defects by their folders: scratch. segmenter learns from good "),
+    ],
+)
+def test_a_bundle_has_learnt_from_what_was_used(
+    scratches: Path, tmp_path: Path, chosen: str, used: int, said: str
+) -> None:
+    pytest.importorskip("onnxscript")
+    told: list[str] = []
+    settings = {"defects": chosen, "width": 2, "steps": 1, "batch": 2}
+    bundle = training.train(
+        scratches,
+        tmp_path / "a.andon",
+        detector="segmenter",
+        settings=settings,
+        size=64,
+        device="cpu",
+        warn=told.append,
+    )
+    assert bundle.manifest.data["defects"] == used
+    assert len(bundle.manifest.learnt) == bundle.manifest.data["fit"] + used
+    assert told[0].startswith(said)
+
+
+def test_masks_alone_are_refused_where_there_are_none(scratches: Path, tmp_path: Path) -> None:
+    for path in (scratches / "ground_truth/scratch").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetError, match="no images of defects with masks in ground_truth to learn from; segmenter "):
+        training.train(
+            scratches, tmp_path / "a.andon", detector="segmenter", settings={"defects": "labelled"}, size=64, warn=print
+        )
+    assert not list(tmp_path.glob("a.andon*"))
+
+
+def test_tiles_of_one_image_of_a_defect_have_one_group(scratches: Path) -> None:
+    defects = tiles_of(scratches, Geometry(size=64, tiles=True), [])
+    assert list(defects.groups) == [0] * 4 + [1] * 4 + [2] * 4
+    stock = LabelledTiles(Good(defects))
+    shown = joined(defects).masks.any(axis=(1, 2))
+    assert stock.groups == [0, 1, *(-1 - group for group, shows in zip(defects.groups, shown, strict=True) if shows)]
 
 
 def test_a_detector_of_good_parts_says_that_it_leaves_defects_out(scratches: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,6 +210,34 @@ def test_killed_while_writing_it_goes_on_as_if_nothing_had_been(
     plan = protocols.one_class(planned(root), out)
     assert all(counts(Path(product.folder)).total() == 22 for product in plan.products)
     assert not list(out.rglob("*.part"))
+
+
+def test_a_folder_whose_name_can_be_no_product_is_named(tmp_path: Path) -> None:
+    for seed, place in enumerate(("train/good", "test/good", "test/bad")):
+        save(tmp_path / "btad/02 neu" / place / "0.png", part(seed, 16))
+    with pytest.raises(RecipeError, match=r"02 neu: as a product of its own: name = 'set-02 neu'"):
+        protocols.one_class(planned(tmp_path / "btad"), tmp_path / "out")
+
+
+def test_killed_while_the_old_pictures_are_removed_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = mnist(tmp_path / "mnist")
+    protocols.one_class(planned(root), tmp_path / "out")
+    mnist(root, side=20)
+
+    def killed(path: Path, **options: object) -> None:
+        if (path / protocols.MARK).exists():
+            (path / protocols.MARK).unlink()
+            raise KeyboardInterrupt
+        rmtree(path, **options)
+
+    rmtree: Any = protocols.shutil.rmtree
+    monkeypatch.setattr(protocols.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        protocols.one_class(planned(root), tmp_path / "out")
+    monkeypatch.setattr(protocols.shutil, "rmtree", rmtree)
+    made = protocols.one_class(planned(root), tmp_path / "out")
+    assert len(made.products) == CLASSES
+    assert sorted(path.name for path in (tmp_path / "out/data").iterdir()) == ["set"]
 
 
 def test_a_disk_without_hard_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,26 +12,20 @@ from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from andon import features  # noqa: E402
-from andon.detectors.base import Labelled, Run  # noqa: E402
+from andon.detectors.base import Run  # noqa: E402
 from andon.detectors.segmenter import Segmenter, SegmenterNetwork, Settings, dice_loss, focal_loss  # noqa: E402
 from andon.detectors.segmenter.networks import NETWORKS, Name, pooled, unpooled  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.nn.learned import Network, exported  # noqa: E402
+from conftest import Marked  # noqa: E402
 
 SIDE = 64
 TINY: dict[str, Any] = {"network": "unet", "width": 2, "batch": 4, "steps": 2, "hold_out": 0}
 
 
-class Marked(list[Labelled]):
-    """Batches of defective tiles, whose length is the number of tiles."""
-
-    def __len__(self) -> int:
-        return sum(len(batch.masks) for batch in self)
-
-
 class Spots:
-    """Twelve dark tiles, and `count` with a bright square, of which the first `masked` say where it is."""
+    """Twelve dark tiles, and `count` with a bright square, whose masks are empty but for the first `masked`."""
 
     side, channels, depth, groups = SIDE, 3, 8, range(12)
 
@@ -40,10 +34,9 @@ class Spots:
         self.good: Pixels = rng.integers(60, 80, (12, SIDE, SIDE, 3), dtype=np.uint8)
         pixels: Pixels = rng.integers(60, 80, (count, SIDE, SIDE, 3), dtype=np.uint8)
         pixels[:, 12:24, 12:24] = 220
-        masks, known = np.ones((count, SIDE, SIDE), np.bool_), np.arange(count) < masked
-        masks[known] = False
-        masks[known, 12:24, 12:24] = True
-        self.defects: Any = Marked([Labelled(pixels, masks, known)]) if count else None
+        masks = np.zeros((count, SIDE, SIDE), np.bool_)
+        masks[:masked, 12:24, 12:24] = True
+        self.defects: Any = Marked(pixels, masks) if count else None
 
     def __len__(self) -> int:
         return len(self.good)
@@ -146,25 +139,29 @@ def test_score_is_the_mean_of_the_highest_logits() -> None:
 
 def test_masks_are_learnt_from_where_there_are_any_and_synthetic_defects_elsewhere() -> None:
     assert "synthetic" in told(Spots())[0]
-    assert "synthetic" in told(Spots(4, masked=0))[0]  # without a mask nobody knows where
-    assert "synthetic" in told(Spots(4, masked=2), defects="synthetic")[0]
+    assert "synthetic" in told(Spots(4, masked=4), defects="synthetic")[0]
     assert "from 2 tiles of labelled defects, each 6 times" in told(Spots(4, masked=2))[0]  # 2 · 6 beside 12 good ones
-    assert told(Spots(4, masked=2))[0].endswith("; 2 tiles of images without a mask left out")
-    assert "left out" not in told(Spots(4, masked=4))[0]
     assert "each 1 times" in told(Spots(4, masked=2), share=0.0)[0]
-    for tiles in (Spots(), Spots(4, masked=0)):
-        with pytest.raises(DatasetError, match="with a mask in ground_truth"):
-            told(tiles, defects="labelled")
+    for defects, tiles in (("labelled", Spots()), ("auto", Spots(4, masked=0)), ("labelled", Spots(4, masked=0))):
+        with pytest.raises(DatasetError, match="no images of defects to learn from"):
+            told(tiles, defects=defects)
 
 
 def test_repeated_defects_stay_on_one_side_of_the_hold_out() -> None:
     stock = Segmenter(Settings(**TINY), 0).stock(Spots(4, masked=3))
     assert len(stock) == len(stock.groups) == 12 + 3 * 4 == sum(len(batch) for batch in stock)
-    assert sorted(stock.groups) == sorted([*range(12), *[12, 13, 14] * 4])
+    assert sorted(stock.groups) == sorted([*range(12), *[-1, -2, -3] * 4])
     pixels = np.concatenate(list(stock))
-    for group in (12, 13, 14):
+    for group in (-1, -2, -3):
         same = pixels[[i for i, g in enumerate(stock.groups) if g == group]]
         assert (same == same[0]).all() and same[0, 20, 20, 3] == 255 and same[0, 0, 0, 3] == 0
+
+
+def test_tiles_that_show_no_defect_do_not_count_as_defects() -> None:
+    tiles = Spots(40, masked=2)  # as when an image of a defect is cut into 20 tiles
+    stock = Segmenter(Settings(**TINY), 0).stock(tiles)
+    shown = np.concatenate(list(stock))[..., 3].any(axis=(1, 2))
+    assert shown.mean() == 0.5 and shown.tolist() == [group < 0 for group in stock.groups]
 
 
 def test_labelled_defects_are_found() -> None:
@@ -173,7 +170,7 @@ def test_labelled_defects_are_found() -> None:
     scores = (
         Segmenter(Settings(**settings), 0)
         .fit(tiles, Run(device="cpu"))
-        .score(np.concatenate([tiles.good[:4], tiles.defects[0].pixels]))
+        .score(np.concatenate([tiles.good[:4], tiles.defects.tiles]))
     )
     assert scores.image[4:].min() > scores.image[:4].max()
     inside = scores.pixel[4:, 14:22, 14:22]

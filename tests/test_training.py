@@ -83,9 +83,10 @@ def test_a_graph_that_differs_from_the_detector_is_refused(
         return Scores(np.zeros(len(tiles), np.float32), np.zeros(tiles.shape[:3], np.float32))
 
     monkeypatch.setattr(MemoryBank, "score", other)
+    (tmp_path / "b.andon.training").mkdir()  # where a detector by gradient has its checkpoint
     with pytest.raises(TrainingError, match="differs from the fitted memory-bank"):
         training.train(good, tmp_path / "b.andon", **FAST)
-    assert not (tmp_path / "b.andon").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
 @pytest.mark.parametrize(("apart", "allowed"), [(1e-4, True), (1e-2, False)])
@@ -113,6 +114,23 @@ def test_a_score_wider_than_its_map_is_held_against_its_own_spread(
     else:
         with pytest.raises(TrainingError, match=r"by 0\.01 of the score range"):
             training.gate(fitted, b"", tiles)
+
+
+def test_a_single_tile_is_held_against_itself_spoiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fitted(MemoryBank):
+        def score(self, tiles: Pixels) -> Scores:
+            seen.append(tiles)
+            pixel = tiles.mean(axis=3, dtype=np.float32)
+            return Scores(pixel.max(axis=(1, 2)), pixel)
+
+    class Engine(Fitted):
+        def __init__(self, *_: Any) -> None: ...
+
+    seen: list[Pixels] = []
+    tile = np.full((1, 8, 8, 1), 10, np.uint8)
+    monkeypatch.setattr(training, "Runtime", Engine)
+    assert training.gate(Fitted(Fitted.Config(), 0), b"", tile)["onnxruntime"] == 0
+    assert [found.max() for found in seen[0]] == [10, 245]
 
 
 def test_an_interrupted_training_leaves_what_was_there(

@@ -75,12 +75,14 @@ class DefectTiles:
     ) -> None:
         """Look over the images; `warn` hears of those that are left out, for they or their masks cannot be used."""
         self._samples: list[Sample] = []
-        self._geometry, self._rule, self._reference, self._count = settings, rule, registered_to, 0
+        self._geometry, self._rule, self._reference = settings, rule, registered_to
+        groups: list[int] = []
         self.digests: list[str] = []  # of the files that are learnt from
+        number = {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
         for sample in samples:
             try:
                 data, name = image.contents(sample.path)
-                marked = [mask.any() for _, mask, _ in self._tiles(sample, image.read(data, name))]
+                marked = [mask.any() for _, mask in self._tiles(sample, image.read(data, name))]
             except ImageError as error:
                 warn(f"left out: {error}")
                 continue
@@ -91,20 +93,21 @@ class DefectTiles:
                 )
                 continue
             self._samples.append(sample)
-            self._count += len(marked)
+            groups += [number[sample.group]] * len(marked)
             self.digests.append(files.digest(data))
+        self.groups: Sequence[int] = groups
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.groups)
 
     def __iter__(self) -> Iterator[Labelled]:
         pieces = (piece for sample in self._samples for piece in self._tiles(sample, image.read(sample.path)))
         for batch in geometry.batches(pieces, self._geometry.size):
-            tiles, masks, known = zip(*batch, strict=True)
-            yield Labelled(np.stack(tiles), np.stack(masks), np.array(known))
+            tiles, masks = zip(*batch, strict=True)
+            yield Labelled(np.stack(tiles), np.stack(masks))
 
-    def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_], bool]]:
-        """Yield the tiles (t, t, c) of one image, the mask (t, t) of each, and whether a mask said so."""
+    def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
+        """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""
         image.accept(read, self._rule)
         shape = read.pixels.shape[:2]
         marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
@@ -124,7 +127,7 @@ class DefectTiles:
             # Of a mark thinner than a pixel of the tile, shrinking leaves little; turning leaves a faint rim around it.
             # To learn from, any of it counts: a rim too many does less harm than a defect that is learnt as good.
             # Nothing is measured by these masks.
-            yield tile[..., :-1], tile[..., -1] > 0, sample.mask is not None
+            yield tile[..., :-1], tile[..., -1] > 0
 
 
 def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Iterator[Pixels]:

@@ -15,7 +15,7 @@ import numpy as np
 from andon import dataset, detectors, files, image, inspector, reference
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
-from andon.dataset import Sample
+from andon.dataset import Dataset, Sample
 from andon.detectors.base import Detector, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.image import Input
@@ -95,25 +95,7 @@ def train(
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
     good, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
-    if defective and model.defects == "none":
-        folders = ", ".join(sorted({sample.defect for sample in defective}))
-        warn(
-            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. {model.name} learns "
-            "from good parts only; if they are good, move them into the folder of good images."
-        )
-    learnt = [] if model.defects == "none" else defective
-    if data.stray_masks and model.defects != "none":
-        warn(
-            f"masks that match no image of a defect, and are not learnt from: {len(data.stray_masks)}, such as "
-            f"{data.stray_masks[0].relative_to(data.root).as_posix()}. The mask of an image DEFECT/NAME.png is "
-            "ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png; rename them."
-        )
-    if not defective and model.defects == "required":
-        others = ", ".join(name for name in detectors.names() if name != model.name)
-        raise DatasetError(
-            f"{recipe.data.images}: no images of defects to learn from; {model.name} needs some, in train/DEFECT "
-            f"beside train/good. These learn without: {others}."
-        )
+    learnt = _taken(defective, model, data, warn)
     if not good:
         raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
     survey = look_over(good, recipe, progress)
@@ -138,13 +120,18 @@ def train(
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
     files_of_all = [sample.path for sample in data.samples]
-    run = Run(progress, tell, recipe.augment, out.with_name(out.name + ".training"), device, seconds, files_of_all)
+    checkpoints = out.with_name(out.name + ".training")
+    run = Run(progress, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
     forecast = model.forecast(tiles, run)
     tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
-    parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
+    try:
+        parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
+    except TrainingError:  # to go on from the checkpoint would lead here again
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        raise
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
     calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn, survey.reference)
     timings["calibrate"] = time.perf_counter() - clock
@@ -172,10 +159,43 @@ def train(
     stored = survey.reference.data if survey.reference else b""
     bundle = Bundle(graph, recipe, calibration, manifest, model.curve, stored)
     bundle.save(out)
-    shutil.rmtree(out.with_name(out.name + ".training"), ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     for sentence in calibration.describe(recipe.decision):
         tell(sentence)
     return bundle
+
+
+def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
+    """Choose the images of defects that the detector learns from. DatasetError when it needs some and has none."""
+    need, by_settings = model.defects, "" if model.defects == type(model).defects else " with these settings"
+    if defective and need == "none":
+        folders = ", ".join(sorted({sample.defect for sample in defective}))
+        warn(
+            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. {model.name} learns "
+            f"from good parts only{by_settings}; if they are good, move them into the folder of good images."
+        )
+    taken = [s for s in defective if need == "images" or (need != "none" and s.mask)]
+    if need in ("masks", "masks if any") and len(taken) < len(defective):
+        first = next(sample for sample in defective if not sample.mask)
+        warn(
+            f"left out: {len(defective) - len(taken)} of {len(defective)} images of defects, which have no mask, such "
+            f"as {data.relative(first)}. {model.name} learns where defects are; the mask of an "
+            "image DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask.png."
+        )
+    if data.stray_masks and need != "none":
+        warn(
+            f"masks that match no image of a defect, and are not learnt from: {len(data.stray_masks)}, such as "
+            f"{data.stray_masks[0].relative_to(data.root).as_posix()}. The mask of an image DEFECT/NAME.png is "
+            "ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png; rename them."
+        )
+    if not taken and need in ("images", "masks"):
+        with_masks = " with masks in ground_truth" if need == "masks" else ""
+        others = ", ".join(name for name in detectors.names() if name != model.name)
+        raise DatasetError(
+            f"{data.root}: no images of defects{with_masks} to learn from; {model.name} needs some"
+            f"{by_settings}, in train/DEFECT beside train/good. These learn without: {others}."
+        )
+    return taken
 
 
 def _united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> list[Sample]:
@@ -215,7 +235,7 @@ def gate(model: Detector, graph: bytes, tiles: Pixels) -> dict[str, float]:
     Returns engine → largest difference as a share of the range: of the map, and for a score that is wider than its
     map, as one not made of the map alone can be, of the scores. TrainingError past the tolerance.
     """
-    tiles, quarter = tiles.copy(), tiles.shape[1] // 4
+    tiles, quarter = np.repeat(tiles, 2 if len(tiles) == 1 else 1, axis=0), tiles.shape[1] // 4
     middle = tiles[1::2, quarter:-quarter, quarter:-quarter]
     middle[:] = np.iinfo(tiles.dtype).max - middle
     expected = model.score(tiles)

@@ -1,4 +1,4 @@
-"""The plan of a benchmark: TOML → cells. Whatever cannot be run is refused before anything runs."""
+"""The plan of a benchmark: TOML → cells. What cannot be run by its words alone is refused before anything runs."""
 
 import tomllib
 from collections.abc import Sequence

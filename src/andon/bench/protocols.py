@@ -36,6 +36,7 @@ from andon.bench.plan import Plan, Product
 from andon.detectors.base import Progress, silent
 from andon.errors import AndonError, DatasetError
 from andon.inspection import Pixels
+from andon.recipe import validate
 
 Tell = Callable[[str], None]
 
@@ -117,9 +118,8 @@ def _folders(product: Product) -> list[Product]:
 
 def _part(product: Product, name: str, folder: Path) -> Product:
     published = f"{product.published}/{name}" if product.published else ""
-    return Product.model_validate(
-        {**product.model_dump(), "name": f"{product.name}-{name}", "folder": str(folder), "published": published}
-    )
+    values = {**product.model_dump(), "name": f"{product.name}-{name}", "folder": str(folder), "published": published}
+    return validate(Product, values, f"{folder}: as a product of its own")
 
 
 def _read(product: Product) -> Classes:
@@ -223,7 +223,10 @@ def _cifar10(folder: Path) -> Classes:
             "https://www.cs.toronto.edu/~kriz/cifar.html, unpack it, and name its folder."
         )
     labels_file = folder / "batches.meta.txt"
-    labels = labels_file.read_text(errors="replace").split() if files.is_file(labels_file) else list(CIFAR10)
+    try:
+        labels = labels_file.read_text(errors="replace").split() if files.is_file(labels_file) else list(CIFAR10)
+    except OSError as error:
+        raise DatasetError(f"{labels_file}: cannot be read: {error.strerror}. Allow reading.") from None
     fit = all(re.fullmatch(r"[A-Za-z0-9][\w+-]*", n) and n.lower() not in dataset.GOOD_FOLDERS for n in labels)
     if len(labels) != 10 or len(set(labels)) != 10 or not fit:
         raise DatasetError(f"{labels_file}: names {labels[:3]}, …; expected ten classes. Download it again.")
@@ -296,6 +299,8 @@ def _written(product: Product, found: Classes, place: Path, progress: Progress, 
     expected = {"format": FORMAT, "kind": found.kind, "sources": sources}
     stage = f"writing {product.name}"[:16]
     try:
+        for left in place.parent.glob(f".{place.name}.part*"):  # by a kill
+            shutil.rmtree(left, ignore_errors=True)
         mark = _mark(place)
         if mark is None or {**mark, "images": None} != {**expected, "images": None}:
             why = "" if mark is None else ": the files it was made from have changed"
@@ -371,11 +376,14 @@ def _lay_out(found: Classes, label: str, place: Path) -> None:
 @contextmanager
 def _whole(half: Path, place: Path) -> Iterator[Path]:
     """Fill the folder `half`; it replaces `place` when the block ends well, and goes away when it does not."""
-    shutil.rmtree(half, ignore_errors=True)
+    old = half.with_name(f"{half.name}.old")
+    for left in (half, old):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         yield half
-        if place.exists():
-            shutil.rmtree(place)
+        if place.exists():  # moved first: of a folder that is half removed nobody could tell whose it is
+            place.rename(old)
         half.rename(place)
     finally:
-        shutil.rmtree(half, ignore_errors=True)
+        for left in (half, old):
+            shutil.rmtree(left, ignore_errors=True)

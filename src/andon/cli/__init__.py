@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from andon.cli import judging, making, measuring
-from andon.errors import AndonError
+from andon.errors import AndonError, out_of_memory
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,6 +72,11 @@ def main() -> None:
     except BrokenPipeError:  # whoever reads has seen enough: `| head`
         _mute()
         sys.exit(0)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print("andon: out of memory. Free some, or take a smaller geometry.size or a smaller network.", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -118,9 +118,23 @@ def _matmul(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
 
 
+def _einsum(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+    # Each value that comes out is a sum over the indices that do not come out; "…" are axes that do.
+    equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+    terms, arrow, kept = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for term, name in zip(terms.split(","), node.input, strict=True):
+        first, _, last = term.partition("...")
+        sizes |= zip(first, shapes[name], strict=False)
+        sizes |= zip(reversed(last), reversed(shapes[name]), strict=False)
+    summed = [size for index, size in sizes.items() if (index not in kept if arrow else terms.count(index) > 1)]
+    return math.prod(shapes[node.output[0]]) * math.prod(summed)
+
+
 _WORK: dict[str, Callable[[onnx.NodeProto, Mapping[str, Shape]], int]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
+    "Einsum": _einsum,
     "Gemm": _gemm,
     "MatMul": _matmul,
 }

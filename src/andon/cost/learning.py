@@ -61,6 +61,7 @@ class RandomDefects:
     def __init__(self, tiles: Pixels) -> None:
         """Take the tiles (n, t, t, c)."""
         self._tiles = tiles
+        self.groups: Sequence[int] = range(len(tiles))
 
     def __len__(self) -> int:
         return len(self._tiles)
@@ -68,7 +69,7 @@ class RandomDefects:
     def __iter__(self) -> Iterator[Labelled]:
         masks, half = np.zeros(self._tiles.shape[:3], bool), self._tiles.shape[1] // 2
         masks[:, :half, :half] = True
-        yield Labelled(self._tiles, masks, np.ones(len(self), bool))
+        yield Labelled(self._tiles, masks)
 
 
 def fitted(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learning | None]:
@@ -79,7 +80,9 @@ def fitted(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learnin
     for count in BATCHES:
         try:
             model, held = _with_batch(recipe, count), Held()
-            tiles = RandomTiles(TILES, recipe.geometry.size, channels, depth, labelled=model.defects == "required")
+            tiles = RandomTiles(
+                TILES, recipe.geometry.size, channels, depth, labelled=model.defects in ("images", "masks")
+            )
             with held.watch():
                 model.fit(tiles, Run(device="cpu", seconds=A_MOMENT))
         except (AndonError, ValueError):  # the latter from batch normalisation

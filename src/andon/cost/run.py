@@ -19,7 +19,7 @@ from andon.cost.count import count
 from andon.cost.learning import Learning, fitted
 from andon.cost.table import Row
 from andon.detectors.base import Progress, silent
-from andon.errors import AndonError, RecipeError, unknown
+from andon.errors import AndonError, RecipeError, out_of_memory, unknown
 from andon.inspection import Pixels
 from andon.recipe import Recipe, validate
 
@@ -63,6 +63,10 @@ def run(
             rows += _measured(make(), threads, seconds)
         except (AndonError, ValueError) as error:  # random tiles may not be what a detector can learn from
             failures.append(f"{name}: {error}")
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            failures.append(f"{name}: out of memory while it was fitted. Free memory, or take a smaller size.")
     progress("cost", len(makers), len(makers))
     return rows, failures
 

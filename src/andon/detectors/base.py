@@ -19,8 +19,8 @@ Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); `total` 0 means unknown."""
 
 
-Need = Literal["none", "optional", "required"]
-"""Whether a detector learns from images of defects too."""
+Need = Literal["none", "images", "masks", "masks if any"]
+"""Which images of defects a detector learns from besides those of good parts: none, some, or some that have masks."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -32,11 +32,12 @@ class Labelled(NamedTuple):
 
     pixels: Pixels  # (b, t, t, c)
     masks: NDArray[np.bool_]  # (b, t, t), what is defective; all of a tile that has no mask
-    known: NDArray[np.bool_]  # (b,), whether there was a mask to say so
 
 
 class Defects(Protocol):
     """The training tiles of defective parts: as many passes as a detector wants, each in the same order."""
+
+    groups: Sequence[int]  # (n,), as those of `Tiles`
 
     def __len__(self) -> int:
         """How many tiles one pass yields."""
@@ -53,7 +54,7 @@ class Tiles(Protocol):
     side: int  # t, pixels
     channels: int  # 1 or 3
     depth: int  # 8 or 16 bits
-    groups: Sequence[int]  # (n,), tiles of one part, lot or session have the same number
+    groups: Sequence[int]  # (n,), tiles of one part, lot or session have the same number, below 0 if it is defective
     defects: Defects | None  # for detectors that learn from them, where there are any
 
     def __len__(self) -> int:
@@ -94,7 +95,7 @@ class Detector(Protocol):
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for `andon detectors`
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
-    defects: ClassVar[Need]  # images of defects, besides those of good parts
+    defects: ClassVar[Need]  # of the class; an instance may need others by its settings
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
     curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty

@@ -11,9 +11,9 @@ part is defective and not where; the map is the error of the picture that the ca
 
 Differs from the papers:
 - Theirs are pictures of 28². Here a tile is brought to `side` inside the graph, and the stride of the first convolution
-  grows with it (1 at 28, 3 at 64, 6 at 128), so that about as many primary capsules come out at every side: 6 · 6
-  positions of each type. At side 28 the network is theirs. The kernel of 9 is wider than any stride, so no pixel is
-  left out.
+  grows with it (1 at 28, 3 at 64, 6 at 128), so that about as many primary capsules come out at every side: 6 · 6 to
+  9 · 9 positions of each type, 4 · 4 to 11 · 11 below 60. At side 28 the network is theirs, and as in theirs the last
+  row and column may lie past the last kernel; where more would, the edge is repeated first.
 - The reconstruction's error enters as a mean and not a sum, so that its weight holds at every side; 0.392 of the mean
   is the paper's 0.0005 of the sum at 28² gray.
 - Nothing is held out for early stopping unless `hold_out` is set, for of a handful of defects all are needed.
@@ -65,15 +65,21 @@ class Encoder(nn.Module):
         """Choose the stride by the side."""
         super().__init__()
         stride = max(1, round((config.side - KERNEL + 1) / POSITIONS))
-        first = (config.side - KERNEL) // stride + 1
+        unseen = (config.side - KERNEL - (KERNEL - 1) * stride) % (2 * stride)  # rows that no kernel reaches
+        self.margin = 0 if unseen <= 1 else 2 * stride - unseen
+        first = (config.side + self.margin - KERNEL) // stride + 1
         self.grid = (first - KERNEL) // 2 + 1
         self.stem = nn.Conv2d(channels, config.width, KERNEL, stride)
         self.primary = nn.Conv2d(config.width, config.types * PRIMARY, KERNEL, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the primary capsules are cut from."""
-        features: Tensor = self.primary(F.relu(self.stem(images)))
+        features: Tensor = self.primary(F.relu(self.stem(self.widened(images))))
         return features
+
+    def widened(self, images: Tensor) -> Tensor:
+        """Repeat the right and the lower edge of images (n, c, side, side) until the kernels reach all of them."""
+        return F.pad(images, (0, self.margin, 0, self.margin), mode="replicate") if self.margin else images
 
 
 class CapsuleNetwork(Network):
@@ -145,7 +151,7 @@ class Capsule(LearnedDetector):
     name: ClassVar[str] = "capsule"
     summary: ClassVar[str] = "learns good from defective with a few images of defects; for parts that lie alike"
     position_aware: ClassVar[bool] = True
-    defects: ClassVar[Need] = "required"
+    defects: ClassVar[Need] = "images"
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {"width": 64, "types": 8, "decoder": (128, 256), "steps": 1000},

@@ -8,6 +8,7 @@ whether they count.
 import json
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,5 +88,7 @@ def make(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove the checkpoint of a folder, where there is one."""
+    """Remove the checkpoint of a folder, where there is one, and the folder if nothing else is in it."""
     (folder / NAME).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

@@ -22,6 +22,8 @@ from andon.errors import AndonError, TrainingError
 from andon.inspection import Pixels
 from andon.recipe import Augment
 
+FEWEST = 10  # groups, of which some can be held out
+
 Rows = NDArray[np.int64]
 
 
@@ -77,11 +79,15 @@ def _batches(tiles: Tiles, run: Run) -> Iterator[tuple[int, Pixels]]:
 def split(groups: Sequence[int], share: float, seed: int) -> tuple[Rows, Rows]:
     """Divide tiles (n,) of some groups into those to learn from and those held out for early stopping.
 
-    A group is never on both sides. Of fewer than ten groups, none is held out.
+    A group is never on both sides. Where there are groups of defective parts, below 0, the same share of them is held
+    out. Of fewer than `FEWEST` groups of good or of defective parts none is, and then nothing is.
     """
     of, known = np.asarray(groups, np.int64), np.unique(groups)
-    count = max(1, round(share * len(known))) if share and len(known) >= 10 else 0
-    held = np.isin(of, np.random.default_rng(mix(seed, "hold out")).permutation(known)[:count])
+    kinds = [kind for kind in (known[known >= 0], known[known < 0]) if len(kind)]
+    rng = np.random.default_rng(mix(seed, "hold out"))
+    enough = share > 0 and all(len(kind) >= FEWEST for kind in kinds)
+    drawn = [rng.permutation(kind)[: max(1, round(share * len(kind))) if enough else 0] for kind in kinds]
+    held = np.isin(of, np.concatenate([[], *drawn]))
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -155,7 +161,8 @@ def vary(pixels: Pixels, augment: Augment, generator: torch.Generator) -> Tensor
         tiles = _sampled(tiles, moves.to(device))
     if augment.brightness:
         factor = 1 + augment.brightness * (2 * torch.rand(count, generator=host) - 1)
-        tiles.mul_(factor.to(device).view(-1, 1, 1, 1)).clamp_(0, 1)
+        shown = tiles[:, : 3 if tiles.shape[1] >= 3 else 1]  # one channel more is a mask
+        shown.mul_(factor.to(device).view(-1, 1, 1, 1)).clamp_(0, 1)
     return tiles
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from andon.detectors.base import Defects, Tiles
+from andon.detectors.base import Defects, Labelled, Tiles
 from andon.errors import DatasetError
 from andon.inspection import Pixels
 
@@ -15,30 +16,30 @@ class LabelledTiles:
 
     defects: Defects | None = None
 
-    def __init__(self, tiles: Tiles, need_masks: bool = False, share: float = 0, whole: bool = False) -> None:
-        """Take the good tiles and their `defects`; with `need_masks` only those whose mask says where they are.
+    def __init__(self, tiles: Tiles, share: float = 0, whole: bool = False) -> None:
+        """Take the good tiles, and those of their `defects` that show one.
 
-        Each defect comes as often as it takes for defects to be about `share` of the tiles. One without a mask is
-        marked all over, and with `whole` each of them is, for networks that learn which tile is defective and not
-        where. DatasetError when no defect is left.
+        Each comes as often as it takes for defects to be about `share` of the tiles, once at least. With `whole` every
+        tile is taken and marked all over, for networks that learn which tile is defective and not where.
+        DatasetError when there is none.
         """
-        self._tiles, self._need_masks, self._whole = tiles, need_masks, whole
+        self._tiles, self._defects, self._whole = tiles, tiles.defects, whole
         self.side, self.depth = tiles.side, tiles.depth
         self.channels = tiles.channels + 1
-        self.count = sum(len(batch) for batch in self._defective())
-        """Number of tiles of images of defects; in those cut from a large image the mask may be empty."""
-        if not self.count and tiles.defects is not None and not len(tiles.defects):
+        shown = np.concatenate([np.zeros(0, np.bool_), *(self._shown(batch) for batch in tiles.defects or ())])
+        self.count = int(shown.sum())
+        """Number of defective tiles, each counted once."""
+        if not self.count or tiles.defects is None:
             raise DatasetError(
-                "no images of defects to learn from: there are some, and all were left out; expected readable images "
-                "with masks that fit them. Correct what was said of each."
+                "no images of defects to learn from; expected some in train/DEFECT beside train/good. Add them."
+                if tiles.defects is None
+                else "no images of defects to learn from: there are some, and all were left out; expected readable "
+                "images with masks that fit them. Correct what was said of each."
             )
-        if not self.count:
-            which = "with a mask in ground_truth" if need_masks else "in train/DEFECT beside train/good"
-            raise DatasetError(f"no images of defects to learn from; expected some {which}. Add them.")
-        own = max(tiles.groups, default=-1) + 1
         self.times = max(1, round(share / (1 - share) * len(tiles) / self.count))
         """How often each of them comes, in one group, so that none is both learnt from and held out."""
-        self.groups: Sequence[int] = [*tiles.groups, *list(range(own, own + self.count)) * self.times]
+        groups = [-1 - group for group, shows in zip(tiles.defects.groups, shown, strict=True) if shows]
+        self.groups: Sequence[int] = [*tiles.groups, *groups * self.times]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -51,14 +52,17 @@ class LabelledTiles:
 
     def _defective(self) -> Iterator[Pixels]:
         top = 2**self.depth - 1
-        for pixels, masks, known in self._tiles.defects or ():
-            chosen = known if self._need_masks else np.ones_like(known)
-            if chosen.any():
-                marks = np.where(masks[..., None] | self._whole, top, 0).astype(pixels.dtype)
-                yield np.concatenate([pixels, marks], axis=3)[chosen]
+        for batch in self._defects or ():
+            shown = self._shown(batch)
+            if shown.any():
+                marks = np.where(batch.masks[..., None] | self._whole, top, 0).astype(batch.pixels.dtype)
+                yield np.concatenate([batch.pixels, marks], axis=3)[shown]
+
+    def _shown(self, batch: Labelled) -> NDArray[np.bool_]:
+        """Which tiles of a batch (b,) are learnt from: in those cut from a large image the mask may be empty."""
+        return np.logical_or(batch.masks.any(axis=(1, 2)), self._whole)
 
 
 def parted(tiles: Tensor) -> tuple[Tensor, Tensor]:
     """Part labelled tiles (b, c + 1, t, t) into tiles (b, c, t, t) and masks (b, t, t), true where defective."""
-    # Changes of brightness reach the mask too, and rotation smooths it: what is above a quarter is meant.
-    return tiles[:, :-1], tiles[:, -1] > 0.25
+    return tiles[:, :-1], tiles[:, -1] > 0.25  # rotation smooths the mask: a quarter of a pixel is enough

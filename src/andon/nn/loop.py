@@ -8,7 +8,7 @@ Optimiser: AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Annotated, Any, Literal
@@ -18,11 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from andon.detectors.base import Forecast, Run, Tiles
-from andon.errors import AndonError, TrainingError
+from andon.errors import AndonError, TrainingError, out_of_memory
 from andon.files import digest
 from andon.inspection import Pixels
 from andon.nn import checkpoint
-from andon.nn.data import Feed, Rows, floats, gather, mix, split
+from andon.nn.data import FEWEST, Feed, Rows, floats, gather, mix, split
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
 """Mean loss of a batch (b, c, t, t) in [0, 1]; whatever it draws comes from the generator, or from torch's own."""
@@ -113,6 +113,11 @@ class Loop:
             checkpoint.make(run.folder)
         pixels, contents = gather(tiles, s.cache_mb, run)
         learn, held = split(tiles.groups, s.hold_out, self._seed)
+        if s.hold_out and not len(held):
+            run.tell(
+                f"nothing is held out for early stopping, which takes {FEWEST} parts, and as many defective ones where "
+                "those are learnt from: the last weights are kept"
+            )
         feed = Feed(pixels, learn, s.batch, self._seed, run.augment)
         identity = (
             FORMAT,
@@ -211,8 +216,11 @@ class Loop:
         while True:
             self._optimiser.zero_grad()
             generator = self._generator(purpose)
-            with suppress(torch.OutOfMemoryError):
+            try:
                 return self._backward(batch(generator), generator)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
             self._halve()  # here the failed attempt is forgotten, and its memory with it
 
     def _generator(self, purpose: str) -> torch.Generator:

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from andon.detectors.base import QUIET, Need, Run, Tiles
 from andon.detectors.segmenter.networks import NETWORKS, Name
-from andon.errors import DatasetError
 from andon.nn.labelled import LabelledTiles, parted
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
@@ -39,7 +38,7 @@ class Settings(Schedule):
     network: Name = "unet"
     width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; the papers' are 64, of unet++ 32
     defects: Literal["auto", "labelled", "synthetic"] = "auto"  # auto: labelled ones where masks say where they are
-    share: Annotated[float, Field(ge=0, le=0.9)] = 0.5  # of the tiles learnt from that show a defect
+    share: Annotated[float, Field(ge=0, le=0.9)] = 0.5  # of tiles with a defect; every labelled one comes once at least
     kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)] = KINDS  # of synthetic defects
     least: Annotated[float, Field(gt=0, lt=1)] = 0.002  # share of a tile that a synthetic defect covers …
     most: Annotated[float, Field(gt=0, lt=1)] = 0.1  # … and its greatest
@@ -111,12 +110,18 @@ class Segmenter(LearnedDetector):
     name: ClassVar[str] = "segmenter"
     summary: ClassVar[str] = "a network that marks defective pixels; taught by masks of real defects, or synthetic ones"
     position_aware: ClassVar[bool] = False
-    defects: ClassVar[Need] = "optional"
+    defects: ClassVar[Need] = "masks if any"
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {"width": 8, "batch": 4, "steps": 400, "learning_rate": 2e-3, "evaluate": 100},
         "full": {"width": 64, "batch": 16, "steps": 20_000},
     }
+
+    def __init__(self, config: Settings, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        super().__init__(config, seed)
+        needs: dict[str, Need] = {"auto": "masks if any", "labelled": "masks", "synthetic": "none"}
+        self.defects = needs[config.defects]  # type: ignore[misc]
 
     def network(self, side: int, channels: int) -> Network:
         """Build the untrained network for tiles (n, channels, side, side)."""
@@ -124,29 +129,18 @@ class Segmenter(LearnedDetector):
 
     def stock(self, tiles: Tiles) -> Tiles:
         """Return the good tiles, with the labelled defects where those are learnt from. DatasetError when none are."""
-        return self._labelled(tiles) or tiles
+        if self.defects == "none" or (self.defects == "masks if any" and not tiles.defects):
+            return tiles
+        return LabelledTiles(tiles, share=self.config.share)
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> "Segmenter":
         """Learn from good tiles, and from labelled defects where there are any; a second call forgets the first."""
-        labelled = self._labelled(tiles)
-        if labelled:
-            unmasked = len(tiles.defects or ()) - labelled.count
+        stock = self.stock(tiles)
+        if isinstance(stock, LabelledTiles):
             run.tell(
-                f"learning from {labelled.count} tiles of labelled defects, each {labelled.times} times as often as a "
-                f"good one of {len(tiles)}"
-                + (f"; {unmasked} tiles of images without a mask left out" if unmasked else "")
+                f"learning from {stock.count} tiles of labelled defects, each {stock.times} times as often as a good "
+                f"one of {len(tiles)}"
             )
         else:
-            run.tell(f"learning from synthetic defects ({', '.join(self.config.kinds)}): no masks of real ones")
+            run.tell(f"learning from synthetic defects ({', '.join(self.config.kinds)})")
         return super().fit(tiles, run)
-
-    def _labelled(self, tiles: Tiles) -> LabelledTiles | None:
-        """Return good and defective tiles with their masks, or None where synthetic defects are to be learnt from."""
-        if self.config.defects == "synthetic" or (self.config.defects == "auto" and tiles.defects is None):
-            return None
-        try:
-            return LabelledTiles(tiles, need_masks=True, share=self.config.share)
-        except DatasetError:
-            if self.config.defects == "auto":
-                return None
-            raise
