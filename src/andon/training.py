@@ -190,10 +190,10 @@ def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Te
         )
     if not taken and need in ("images", "masks"):
         with_masks = " with masks in ground_truth" if need == "masks" else ""
-        others = ", ".join(name for name in detectors.names() if name != model.name)
+        others = [name for name in detectors.names() if detectors.get(name).defects != "images" and name != model.name]
         raise DatasetError(
             f"{data.root}: no images of defects{with_masks} to learn from; {model.name} needs some"
-            f"{by_settings}, in train/DEFECT beside train/good. These learn without: {others}."
+            f"{by_settings}, in train/DEFECT beside train/good. These learn without: {', '.join(others)}."
         )
     return taken
 
