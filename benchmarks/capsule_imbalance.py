@@ -82,9 +82,8 @@ class PlainNetwork(Network):
         other = CapsuleNetwork(side, channels, config)
         self.shrink, encoder = other.shrink, other.encoder
         stem, primary = encoder.stem, encoder.primary
-        self.widened = encoder.widened
         self.features = nn.Sequential(
-            *(stem, nn.BatchNorm2d(stem.out_channels), nn.ReLU()),
+            *(encoder.widen, stem, nn.BatchNorm2d(stem.out_channels), nn.ReLU()),
             *(primary, nn.BatchNorm2d(primary.out_channels), nn.ReLU(), nn.Flatten()),
         )
         inputs = primary.out_channels * encoder.grid**2
@@ -93,7 +92,7 @@ class PlainNetwork(Network):
 
     def logit(self, tiles: Tensor) -> Tensor:
         """Tiles (n, c, t, t) → (n,), higher is more likely defective."""
-        found: Tensor = self.head(self.features(self.widened(self.shrink(tiles))))[:, 0]
+        found: Tensor = self.head(self.features(self.shrink(tiles)))[:, 0]
         return found
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from andon import detectors, features
-from andon.detectors.base import Defects, Detector
+from andon.detectors.base import REQUIRED, Defects, Detector
 from andon.errors import AndonError, RecipeError
 from andon.inspection import Pixels, Scores
 from conftest import Marked
@@ -207,7 +207,7 @@ def good_tiles(name: str, seed: int, **options: int) -> Textures:
     """
     model = new(name)
     tiles = Textures(seed, aligned=model.position_aware, **options)
-    if model.defects in ("images", "masks"):
+    if model.defects in REQUIRED:
         tiles.defects = marked(Textures(seed + 100, aligned=model.position_aware, **{**options, "count": 3}))
     return tiles
 

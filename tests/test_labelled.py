@@ -184,16 +184,8 @@ def test_a_bundle_has_learnt_from_what_was_used(
 ) -> None:
     pytest.importorskip("onnxscript")
     told: list[str] = []
-    settings = {"defects": chosen, "width": 2, "steps": 1, "batch": 2}
-    bundle = training.train(
-        scratches,
-        tmp_path / "a.andon",
-        detector="segmenter",
-        settings=settings,
-        size=64,
-        device="cpu",
-        warn=told.append,
-    )
+    asked = {"detector": "segmenter", "settings": {"defects": chosen, "width": 2, "steps": 1, "batch": 2}, "size": 64}
+    bundle = training.train(scratches, tmp_path / "a.andon", device="cpu", warn=told.append, **asked)
     assert bundle.manifest.data["defects"] == used
     assert len(bundle.manifest.learnt) == bundle.manifest.data["fit"] + used
     assert told[0].startswith(said)

@@ -47,7 +47,7 @@ class GoodTiles:
         self.side: int = settings.size
         self.channels: int = survey.rule.channels
         self.depth: int = survey.rule.depth
-        number = {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
+        number = _numbers(samples)
         self.groups: Sequence[int] = [number[s.group] for s in samples for _ in range(survey.counts[s.path])]
         self.defects: Defects | None = defects
 
@@ -78,7 +78,7 @@ class DefectTiles:
         self._geometry, self._rule, self._reference = settings, rule, registered_to
         groups: list[int] = []
         self.digests: list[str] = []  # of the files that are learnt from
-        number = {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
+        number = _numbers(samples)
         for sample in samples:
             try:
                 data, name = image.contents(sample.path)
@@ -128,6 +128,11 @@ class DefectTiles:
             # To learn from, any of it counts: a rim too many does less harm than a defect that is learnt as good.
             # Nothing is measured by these masks.
             yield tile[..., :-1], tile[..., -1] > 0
+
+
+def _numbers(samples: Sequence[Sample]) -> dict[str, int]:
+    """Number the groups of samples."""
+    return {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
 
 
 def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Iterator[Pixels]:

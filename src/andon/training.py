@@ -16,7 +16,7 @@ from andon import dataset, detectors, files, image, inspector, reference
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
 from andon.dataset import Dataset, Sample
-from andon.detectors.base import Detector, Progress, Run, silent
+from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.image import Input
 from andon.inspection import Array, Pixels
@@ -188,7 +188,7 @@ def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Te
             f"{data.stray_masks[0].relative_to(data.root).as_posix()}. The mask of an image DEFECT/NAME.png is "
             "ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png; rename them."
         )
-    if not taken and need in ("images", "masks"):
+    if not taken and need in REQUIRED:
         with_masks = " with masks in ground_truth" if need == "masks" else ""
         others = [name for name in detectors.names() if detectors.get(name).defects != "images" and name != model.name]
         raise DatasetError(

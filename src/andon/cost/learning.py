@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from andon import detectors, training
-from andon.detectors.base import Defects, Detector, Labelled, Run
+from andon.detectors.base import REQUIRED, Defects, Detector, Labelled, Run
 from andon.errors import AndonError
 from andon.inspection import Pixels
 from andon.recipe import Recipe
@@ -80,9 +80,7 @@ def fitted(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learnin
     for count in BATCHES:
         try:
             model, held = _with_batch(recipe, count), Held()
-            tiles = RandomTiles(
-                TILES, recipe.geometry.size, channels, depth, labelled=model.defects in ("images", "masks")
-            )
+            tiles = RandomTiles(TILES, recipe.geometry.size, channels, depth, labelled=model.defects in REQUIRED)
             with held.watch():
                 model.fit(tiles, Run(device="cpu", seconds=A_MOMENT))
         except (AndonError, ValueError):  # the latter from batch normalisation

@@ -82,18 +82,11 @@ def write(rows: Sequence[Row], out: Path) -> None:
     writer = csv.writer(text)
     writer.writerow(Row._fields)
     writer.writerows(rows)
-    files.write(out / "cost.csv", text.getvalue().encode(errors="replace"))
     made = f"{training.machine()}, {os.cpu_count()} cores; " + ", ".join(
         f"{k} {v}" for k, v in training.versions().items()
     )
     words = __doc__.partition("The words of its head:")[2].strip()
-    files.write(
-        out / "cost.md", f"# What detectors cost\n\n{markdown(rows)}\n{made}\n\n{words}\n".encode(errors="replace")
-    )
     times = [plots.Bar(_called(row), [row.p50_ms], f"{_figure(row.p50_ms)} ms") for row in rows]
-    files.write(
-        out / "latency.svg", plots.bars(times, ["p50"], "milliseconds for one tile, p50").encode(errors="replace")
-    )
     sizes = [
         plots.Bar(row.detector, parts, f"{_figure(sum(parts))} MB")
         for row in rows
@@ -101,7 +94,13 @@ def write(rows: Sequence[Row], out: Path) -> None:
         for parts in [[row.forward_mb or 0.0, row.backward_mb or 0.0, row.model_mb, row.onnx_mb]]
     ]
     named = ["forward", "backward", "full model", "ONNX file"]
-    files.write(out / "sizes.svg", plots.bars(sizes, named, "MB, for one tile").encode(errors="replace"))
+    for name, content in (
+        ("cost.csv", text.getvalue()),
+        ("cost.md", f"# What detectors cost\n\n{markdown(rows)}\n{made}\n\n{words}\n"),
+        ("latency.svg", plots.bars(times, ["p50"], "milliseconds for one tile, p50")),
+        ("sizes.svg", plots.bars(sizes, named, "MB, for one tile")),
+    ):
+        files.write(out / name, content.encode(errors="replace"))  # the name of a bundle may be no text
 
 
 def _called(row: Row) -> str:

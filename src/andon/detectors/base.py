@@ -21,6 +21,7 @@ Progress = Callable[[str, int, int], None]
 
 Need = Literal["none", "images", "masks", "masks if any"]
 """Which images of defects a detector learns from besides those of good parts: none, some, or some that have masks."""
+REQUIRED: tuple[Need, ...] = ("images", "masks")  # without which a detector cannot learn
 
 
 def silent(stage: str, done: int, total: int) -> None:

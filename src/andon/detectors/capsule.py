@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon.detectors.base import Need, Tiles
+from andon.detectors.base import QUIET, Need, Run, Tiles
 from andon.nn.capsules import EPSILON, CapsuleLayer, squash
 from andon.nn.labelled import LabelledTiles
 from andon.nn.learned import LearnedDetector, Network
@@ -66,20 +66,18 @@ class Encoder(nn.Module):
         super().__init__()
         stride = max(1, round((config.side - KERNEL + 1) / POSITIONS))
         unseen = (config.side - KERNEL - (KERNEL - 1) * stride) % (2 * stride)  # rows that no kernel reaches
-        self.margin = 0 if unseen <= 1 else 2 * stride - unseen
-        first = (config.side + self.margin - KERNEL) // stride + 1
+        margin = 0 if unseen <= 1 else 2 * stride - unseen
+        first = (config.side + margin - KERNEL) // stride + 1
         self.grid = (first - KERNEL) // 2 + 1
+        # The right and the lower edge are repeated until the kernels reach all of the picture.
+        self.widen = nn.ReplicationPad2d((0, margin, 0, margin)) if margin else nn.Identity()
         self.stem = nn.Conv2d(channels, config.width, KERNEL, stride)
         self.primary = nn.Conv2d(config.width, config.types * PRIMARY, KERNEL, 2)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the primary capsules are cut from."""
-        features: Tensor = self.primary(F.relu(self.stem(self.widened(images))))
+        features: Tensor = self.primary(F.relu(self.stem(self.widen(images))))
         return features
-
-    def widened(self, images: Tensor) -> Tensor:
-        """Repeat the right and the lower edge of images (n, c, side, side) until the kernels reach all of them."""
-        return F.pad(images, (0, self.margin, 0, self.margin), mode="replicate") if self.margin else images
 
 
 class CapsuleNetwork(Network):
@@ -158,7 +156,7 @@ class Capsule(LearnedDetector):
         "full": {"batch": 32, "steps": 20_000},
     }
 
-    def stock(self, tiles: Tiles) -> Tiles:
+    def stock(self, tiles: Tiles, run: Run = QUIET) -> Tiles:
         """Return good and defective tiles. DatasetError when there are no defective ones."""
         # Each tile is a whole picture, so its class needs no mask, which could be turned out of it or fade.
         return LabelledTiles(tiles, whole=True)

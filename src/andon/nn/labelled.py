@@ -23,17 +23,19 @@ class LabelledTiles:
         tile is taken and marked all over, for networks that learn which tile is defective and not where.
         DatasetError when there is none.
         """
-        self._tiles, self._defects, self._whole = tiles, tiles.defects, whole
+        self._tiles, self._whole = tiles, whole
         self.side, self.depth = tiles.side, tiles.depth
         self.channels = tiles.channels + 1
-        shown = np.concatenate([np.zeros(0, np.bool_), *(self._shown(batch) for batch in tiles.defects or ())])
-        self.count = int(shown.sum())
-        """Number of defective tiles, each counted once."""
-        if not self.count or tiles.defects is None:
+        if tiles.defects is None:
             raise DatasetError(
                 "no images of defects to learn from; expected some in train/DEFECT beside train/good. Add them."
-                if tiles.defects is None
-                else "no images of defects to learn from: there are some, and all were left out; expected readable "
+            )
+        shown = np.concatenate([np.zeros(0, np.bool_), *(self._shown(batch) for batch in tiles.defects)])
+        self.count = int(shown.sum())
+        """Number of defective tiles, each counted once."""
+        if not self.count:
+            raise DatasetError(
+                "no images of defects to learn from: there are some, and all were left out; expected readable "
                 "images with masks that fit them. Correct what was said of each."
             )
         self.times = max(1, round(share / (1 - share) * len(tiles) / self.count))
@@ -52,7 +54,7 @@ class LabelledTiles:
 
     def _defective(self) -> Iterator[Pixels]:
         top = 2**self.depth - 1
-        for batch in self._defects or ():
+        for batch in self._tiles.defects or ():
             shown = self._shown(batch)
             if shown.any():
                 marks = np.where(batch.masks[..., None] | self._whole, top, 0).astype(batch.pixels.dtype)

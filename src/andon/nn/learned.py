@@ -66,7 +66,7 @@ class LearnedDetector(ABC):
     def network(self, side: int, channels: int) -> Network:
         """Build the untrained network for tiles (n, channels, side, side)."""
 
-    def stock(self, tiles: Tiles) -> Tiles:
+    def stock(self, tiles: Tiles, run: Run = QUIET) -> Tiles:
         """Return what the loop learns from; one that learns from defects too returns `LabelledTiles` of them."""
         return tiles
 
@@ -79,7 +79,7 @@ class LearnedDetector(ABC):
         """Learn from good tiles; a second call forgets the first."""
         with torch.random.fork_rng(devices=[]):
             network, loop = self._loop(tiles, run)
-            self.curve = loop.fit(self.stock(tiles), self.name)
+            self.curve = loop.fit(self.stock(tiles, run), self.name)
         return self._keep(network, tiles)
 
     def score(self, tiles: Pixels) -> Scores:

@@ -127,20 +127,14 @@ class Segmenter(LearnedDetector):
         """Build the untrained network for tiles (n, channels, side, side)."""
         return SegmenterNetwork(channels, self.config)
 
-    def stock(self, tiles: Tiles) -> Tiles:
+    def stock(self, tiles: Tiles, run: Run = QUIET) -> Tiles:
         """Return the good tiles, with the labelled defects where those are learnt from. DatasetError when none are."""
         if self.defects == "none" or (self.defects == "masks if any" and not tiles.defects):
-            return tiles
-        return LabelledTiles(tiles, share=self.config.share)
-
-    def fit(self, tiles: Tiles, run: Run = QUIET) -> "Segmenter":
-        """Learn from good tiles, and from labelled defects where there are any; a second call forgets the first."""
-        stock = self.stock(tiles)
-        if isinstance(stock, LabelledTiles):
-            run.tell(
-                f"learning from {stock.count} tiles of labelled defects, each {stock.times} times as often as a good "
-                f"one of {len(tiles)}"
-            )
-        else:
             run.tell(f"learning from synthetic defects ({', '.join(self.config.kinds)})")
-        return super().fit(tiles, run)
+            return tiles
+        stock = LabelledTiles(tiles, share=self.config.share)
+        run.tell(
+            f"learning from {stock.count} tiles of labelled defects, each {stock.times} times as often as a good "
+            f"one of {len(tiles)}"
+        )
+        return stock
