@@ -311,25 +311,36 @@ def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | N
 def split_good(samples: Sequence[Sample], calibrate: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Divide good samples into those to fit on and those to calibrate on, seeded, both in the given order.
 
-    `calibrate` is the share of images held out. A group is never on both sides, and each side has at least one, so
-    with large groups the share is met as nearly as the drawn order of groups allows.
+    `calibrate` is the share of the groups held out, drawn without regard to how many images they have: a choice by size
+    would make held-out parts unlike new ones. A group is never on both sides, and each side has at least one.
 
     Errors: DatasetError with fewer than two groups.
     """
-    sizes = Counter(sample.group for sample in samples)
-    if len(sizes) < 2:
+    order = _shuffled(samples, seed)
+    held = set(order[: min(max(1, round(calibrate * len(order))), len(order) - 1)])
+    fit = [sample for sample in samples if sample.group not in held]
+    return fit, [sample for sample in samples if sample.group in held]
+
+
+def folds(samples: Sequence[Sample], count: int, seed: int) -> list[list[Sample]]:
+    """Divide good samples into `count` folds, seeded, each in the given order; fewer where there are fewer groups.
+
+    A group is in one fold, and the folds have as many groups as each other, give or take one. Errors: as `split_good`.
+    """
+    order = _shuffled(samples, seed)
+    count = min(count, len(order))
+    fold = {group: i % count for i, group in enumerate(order)}
+    return [[sample for sample in samples if fold[sample.group] == i] for i in range(count)]
+
+
+def _shuffled(samples: Sequence[Sample], seed: int) -> list[str]:
+    """The groups of samples in a seeded order. DatasetError when there are fewer than two."""
+    groups = sorted({sample.group for sample in samples})
+    if len(groups) < 2:
         raise DatasetError(
-            f"{len(samples)} good images in {len(sizes)} groups; a group to learn from and one to calibrate on are "
+            f"{len(samples)} good images in {len(groups)} groups; a group to learn from and one to calibrate on are "
             f"the least, and {ENOUGH} images or more are advised. Copies of one file count as one group. "
             "Add images, or give finer groups."
         )
-    order = np.random.default_rng(seed).permutation(sorted(sizes))
-    wanted = calibrate * len(samples)
-    held: set[str] = set()
-    count = 0
-    for group in order[:-1].tolist():
-        if not held or abs(count + sizes[group] - wanted) < abs(count - wanted):
-            held.add(group)
-            count += sizes[group]
-    fit = [sample for sample in samples if sample.group not in held]
-    return fit, [sample for sample in samples if sample.group in held]
+    shuffled: list[str] = np.random.default_rng(seed).permutation(groups).tolist()
+    return shuffled

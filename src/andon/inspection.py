@@ -1,5 +1,6 @@
 """Results as plain data: what a detector gives (`Scores`), and what an inspection says (`Inspection`)."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
@@ -36,7 +37,10 @@ class Verdict(StrEnum):
 
 
 class Thresholds(NamedTuple):
-    """A score above a threshold crosses it; all are in the raw units of the detector's score."""
+    """A score above a threshold crosses it; all are in the raw units of the detector's score.
+
+    `reject` is infinite where no part gets REJECT: see `Calibration.thresholds`.
+    """
 
     review: float
     reject: float
@@ -85,22 +89,23 @@ class Inspection:
     milliseconds: float  # from the source to this result
     notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
     registration: Registration | None = None  # None: the recipe asks for none
+    bundle: str = ""  # digest of the bundle
+    decision: str = ""  # digest of the decision: its settings and the thresholds that came of them
 
     def record(self) -> dict[str, Any]:
-        """Everything but the map, as plain data for JSON; score and p-value are null when INVALID."""
-        known = self.verdict is not Verdict.INVALID
+        """Everything but the map, as plain data for strict JSON: null for what is not a finite number."""
         return {
             "source": self.source,
             "verdict": self.verdict.value,
-            "score": self.score if known else None,
-            "p_value": self.p_value if known else None,
-            "thresholds": self.thresholds._asdict(),
+            "score": _finite(self.score),
+            "p_value": _finite(self.p_value),
+            "thresholds": {name: _finite(value) for name, value in self.thresholds._asdict().items()},
             "regions": [
                 {
                     "box": list(r.box),
                     "area": r.area,
                     "centroid": list(r.centroid),
-                    "peak": r.peak,
+                    "peak": _finite(r.peak),
                     "peak_at": list(r.peak_at),
                 }
                 for r in self.regions
@@ -109,4 +114,10 @@ class Inspection:
             "milliseconds": round(self.milliseconds, 3),
             "notes": list(self.notes),
             "registration": self.registration.record() if self.registration else None,
+            "bundle": self.bundle,
+            "decision": self.decision,
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

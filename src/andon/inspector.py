@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from andon import calibration, geometry, image
-from andon.bundle import Bundle
-from andon.calibration import HeldOut
+from andon import calibration, files, geometry, image
+from andon.bundle import Bundle, Manifest
+from andon.calibration import Calibration, HeldOut
 from andon.errors import AndonError, ImageError
 from andon.geometry import Geometry, Place
-from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Verdict
-from andon.recipe import Decision
+from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
+from andon.recipe import Decision, Recipe
 from andon.registration import NotFound, Reference
 from andon.render import Scale
 from andon.runtime import Engine, Runtime
@@ -28,50 +30,57 @@ class Scan(NamedTuple):
 
 
 def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
-    """Align, split, score and join one image (H, W, c). Errors: as `geometry.align`."""
+    """Align, split, score and join one image (H, W, c). Errors: as `geometry.align`.
+
+    One score or map value that is not finite, in any tile, makes the score NaN.
+    """
     view = geometry.align(pixels, settings, name, reference)
-    worst = -np.inf
+    scores: list[float] = []
 
     def maps() -> Iterator[tuple[Place, Array]]:
-        nonlocal worst
         for batch in geometry.batches(geometry.split(view, settings), settings.size):
-            scores = scorer.score(np.stack([tile for _, tile in batch]))
-            worst = max(worst, *scores.image.tolist())
-            yield from zip((place for place, _ in batch), scores.pixel, strict=True)
+            found = scorer.score(np.stack([tile for _, tile in batch]))
+            finite = np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
+            scores.append(float(found.image.max()) if finite else np.nan)
+            yield from zip((place for place, _ in batch), found.pixel, strict=True)
 
     anomaly_map = geometry.join(view, maps())
-    return Scan(float(worst), anomaly_map, view.registration)
+    return Scan(float(np.max(scores)), anomaly_map, view.registration)
 
 
-def held_out(found: Scan, part: str) -> HeldOut:
-    """Reduce a scan of a held-out good image to what calibration keeps of it."""
+def held_out(found: Scan, sample: HeldOut) -> HeldOut:
+    """Add to what is known of a held-out good image what calibration keeps of its scan."""
     values = found.anomaly_map[np.isfinite(found.anomaly_map)]
-    return HeldOut(part, found.score, float(values.max()), float(np.median(values, overwrite_input=True)))
+    median = float(np.median(values))
+    return sample._replace(score=found.score, peak=float(values.max()), median=median)
 
 
+@dataclass(frozen=True, eq=False)
 class Inspector:
-    """A bundle, ready to inspect.
+    """A bundle, ready to inspect. It never changes: another decision is another inspector.
 
     >>> inspector = Inspector.load("bottle.andon")
     >>> inspector.inspect("incoming/017.png").verdict
     <Verdict.PASS: 'PASS'>
+
+    `threads` 0 lets the engine decide. BundleError when the graph does not fit the bundle's recipe and input.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine = "onnxruntime", threads: int = 0) -> None:
-        """Start the engine on a bundle's graph; `threads` 0 lets the engine decide.
+    bundle: Bundle
+    engine: Engine = "onnxruntime"
+    threads: int = 0
+    decision: Decision = None  # type: ignore[assignment]  # the bundle's, unless another is given
+    scorer: Scorer = None  # type: ignore[assignment]  # the bundle's graph on the engine, unless it runs already
 
-        BundleError when the graph does not fit the bundle's recipe and input.
-        """
-        self.bundle = bundle
-        self.recipe = bundle.recipe
-        self.calibration = bundle.calibration
-        self.manifest = bundle.manifest
-        self.digest = bundle.digest()
-        self.reference = bundle.registered_to()
-        runtime = Runtime(bundle.graph, engine, threads)
-        runtime.expect(bundle.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
-        self.scorer: Scorer = runtime
-        self.decide(bundle.recipe.decision)
+    def __post_init__(self) -> None:
+        """Start the engine."""
+        if self.decision is None:
+            object.__setattr__(self, "decision", self.recipe.decision)
+        if self.scorer is None:
+            runtime = Runtime(self.bundle.graph, self.engine, self.threads)
+            runtime.expect(self.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
+            object.__setattr__(self, "scorer", runtime)
+        _ = self.reference  # a bundle whose reference cannot be used is refused now
 
     @classmethod
     def load(cls, path: str | Path, engine: Engine = "onnxruntime", threads: int = 0) -> Self:
@@ -79,14 +88,54 @@ class Inspector:
         return cls(Bundle.load(path), engine, threads)
 
     def decide(self, decision: Decision) -> Self:
-        """Use other rates or thresholds from now on; `andon calibrate` writes them into the bundle."""
-        self.decision = decision
-        self.thresholds = self.calibration.thresholds(decision)
-        self.scale = Scale.of(self.calibration.typical, self.thresholds.pixel)
-        return self
+        """Return an inspector of the same bundle with other rates or thresholds.
+
+        The bundle stays as it is; `andon calibrate` writes a decision into it.
+        """
+        return replace(self, decision=decision)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the bundle; its decision may be another than `decision`."""
+        return self.bundle.recipe
+
+    @property
+    def calibration(self) -> Calibration:
+        """The held-out scores of the bundle."""
+        return self.bundle.calibration
+
+    @property
+    def manifest(self) -> Manifest:
+        """The provenance of the bundle."""
+        return self.bundle.manifest
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the bundle."""
+        return self.bundle.digest()
+
+    @cached_property
+    def decision_digest(self) -> str:
+        """SHA-256 of the decision and of the thresholds that came of it: with the bundle's it names what decided."""
+        return files.digest(repr((self.decision.model_dump_json(), tuple(self.thresholds))).encode())
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The picture that parts are registered to, if the recipe asks for it."""
+        return self.bundle.registered_to()
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """The thresholds of the decision."""
+        return self.calibration.thresholds(self.decision)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The scale of all heat maps."""
+        return Scale.of(self.calibration.typical, self.thresholds.pixel)
 
     def promises(self) -> list[str]:
-        """Say which false-reject rates hold, and on how many parts that rests."""
+        """Say which false-reject rates hold, on how many parts that rests, and how far one calibration varies."""
         return self.calibration.describe(self.decision)
 
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
@@ -121,20 +170,25 @@ class Inspector:
                 milliseconds=1000 * (time.perf_counter() - began),
                 notes=(*read.notes, str(missing)),
                 registration=missing.registration,
+                bundle=self.digest,
+                decision=self.decision_digest,
             )
         regions, removed = calibration.regions(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
+        broken = () if np.isfinite(found.score) else ("the graph gave a score or map that is not a number",)
         return Inspection(
             source=read.name,
             verdict=calibration.judge(found.score, self.thresholds),
             score=found.score,
-            p_value=self.calibration.p_value(found.score),
+            p_value=self.calibration.p_value(found.score, self.decision.per),
             thresholds=self.thresholds,
             anomaly_map=found.anomaly_map,
             regions=regions,
             removed_regions=removed,
             milliseconds=1000 * (time.perf_counter() - began),
-            notes=read.notes,
+            notes=(*read.notes, *broken),
             registration=found.registration,
+            bundle=self.digest,
+            decision=self.decision_digest,
         )
 
     def inspect_many(

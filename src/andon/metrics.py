@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from andon.binomial import clopper_pearson
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -90,31 +92,6 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], F
     if truth.all() or not truth.any():
         raise ValueError(f"{truth.sum()} defects among {len(truth)} samples; expected good parts and defects")
     return truth, score
-
-
-def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact confidence interval of a rate of which `k` cases in `n` were seen; without cases, (0, 1)."""
-    if not 0 <= k <= n:
-        raise ValueError(f"{k} cases in {n}; expected 0 ≤ k ≤ n")
-    tail = (1 - level) / 2
-    low = 0.0 if k == 0 else 1 - _rate_with_tail(n - k, n, tail)
-    return low, 1.0 if k == n else _rate_with_tail(k, n, tail)
-
-
-def _rate_with_tail(k: int, n: int, tail: float) -> float:
-    """The rate p at which P(X ≤ k) = `tail` for X ~ Binomial(n, p), k < n, by bisection."""
-    i = np.arange(k + 1)
-    # log of the binomial coefficients C(n, i), from C(n, i + 1) = C(n, i) (n - i) / (i + 1)
-    coefficients = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])
-    low, high = 0.0, 1.0
-    while (middle := (low + high) / 2) not in (low, high):
-        logs = coefficients + i * math.log(middle) + (n - i) * math.log1p(-middle)
-        top = float(logs.max())
-        if top + math.log(np.exp(logs - top).sum()) > math.log(tail):
-            low = middle
-        else:
-            high = middle
-    return middle
 
 
 def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from andon.registration import Register
 M = TypeVar("M", bound=BaseModel)
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
+CROSS_BELOW = 200  # good parts; with as many or more, a fifth held out is enough for the default rates
 
 
 class Data(BaseModel):
@@ -70,6 +71,8 @@ class Decision(BaseModel):
     review_threshold: Threshold | None = None  # raw score
     reject_threshold: Threshold | None = None
     pixel_threshold: Threshold | None = None
+    per: Literal["image", "part"] = "image"  # unit of the rates: any one image of a new part, or its worst image
+    reject_unsupported: bool = False  # REJECT beyond all held-out parts, though they are too few for reject_rate
     min_area: Annotated[int, Field(ge=0)] = 0  # pixels of the image; smaller regions are counted, not shown
 
     @model_validator(mode="after")
@@ -83,11 +86,17 @@ class Decision(BaseModel):
 
 
 class Split(BaseModel):
-    """How good images are divided between learning and calibration: once, seeded, by group."""
+    """How good images serve both learning and calibration; seeded, and groups are never divided.
+
+    `split` holds some parts out. `cross` divides them into folds: each is scored by a detector that learnt from the
+    others, and the bundle's detector learns from all. It takes folds + 1 fits, and few parts support lower rates.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # share held out for thresholds
+    method: Literal["auto", "split", "cross"] = "auto"  # auto: cross below CROSS_BELOW parts, where a fit is cheap
+    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # split: share of the parts held out for thresholds
+    folds: Annotated[int, Field(ge=2, le=50)] = 5  # cross: how many; at most as many as there are parts
 
 
 class Recipe(BaseModel):
