@@ -1,6 +1,7 @@
 """An inspector that finds bright pixels anomalous: no graph, so evaluation and report are tested fast."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ class FakeInspector:
         self.thresholds = self.calibration.thresholds(self.decision)  # review 36, reject 38
         self.scale = Scale.of(self.calibration.typical, self.thresholds.pixel)
         self.digest = "0123456789abcdef" * 4
+        self.decision_digest = "fedcba9876543210" * 4
+        self.bundle = SimpleNamespace(sheet=b"")
         self.manifest = Manifest(
             created="2026-11-22T07:00:00+00:00",
             seed=3,

@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "andon"
 ORDER = [  # a module imports only from modules that stand before it
     "errors",
     "files",
+    "binomial",
     "inspection",
     "headers",
     "decoding",
@@ -76,6 +77,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.segmenter.networks",
     "detectors.segmenter",
     "detectors",
+    "calibrating",
     "training",
     "study",
     "bench",

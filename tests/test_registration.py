@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from andon import Inspector, Verdict, dataset, evaluate, geometry, image, training
+from andon import Inspector, Verdict, calibrating, dataset, evaluate, geometry, image, training
 from andon import reference as references
 from andon.bundle import Bundle
 from andon.cli import app
@@ -377,7 +377,7 @@ def test_recalibrating_registers_too(trained: tuple[Path, list[str]], tmp_path: 
     bundle = Bundle.load(trained[0])
     save(tmp_path / "new/empty.png", ground(5))
     warned: list[str] = []
-    after = training.recalibrate(bundle, folder_of(tmp_path / "new", 6, seed=6), warn=warned.append)
+    after = calibrating.recalibrate(bundle, folder_of(tmp_path / "new", 6, seed=6), warn=warned.append)
     assert after.calibration.images == 6
     assert after.reference == bundle.reference
     assert any("empty.png: the part was not found" in sentence for sentence in warned)

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, survey, training
+from andon import Inspector, calibrating, survey, training
 from andon.bundle import Bundle
 from andon.detectors.memory_bank import MemoryBank
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
 from andon.inspection import Pixels, Scores
-from andon.recipe import Data, Recipe
+from andon.recipe import Data, Recipe, Split
 from conftest import part, save, scratched
 
 FAST: dict[str, Any] = {"size": 64, "settings": {"bank": 100}}
@@ -154,18 +154,18 @@ def test_recalibrating_on_other_good_images(bundle_file: Path, tmp_path: Path) -
     for seed in range(700, 720):
         save(tmp_path / "new" / f"{seed}.png", part(seed))
     before = Bundle.load(bundle_file)
-    after = training.recalibrate(before, tmp_path / "new")
+    after = calibrating.recalibrate(before, tmp_path / "new")
     assert after.graph == before.graph
     assert after.calibration.images == 20
     assert after.manifest.history[-1].endswith("calibrated on 20 good images")
 
 
-def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(
-    bundle_file: Path, parts: Path, tmp_path: Path
-) -> None:
-    bundle, told = Bundle.load(bundle_file), list[str]()
+def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path, tmp_path: Path) -> None:
+    recipe = training.compose(parts, **FAST)
+    split = recipe.model_copy(update={"split": Split(method="split")})
+    bundle, told = training.train(split, tmp_path / "b.andon"), list[str]()
     assert len(bundle.manifest.learnt) == 32 and {len(name) for name in bundle.manifest.learnt} == {16}
-    assert training.recalibrate(bundle, parts, tell=told.append).calibration.images == 8
+    assert calibrating.recalibrate(bundle, parts, tell=told.append).calibration.images == 8
     assert told == ["left out: 32 of 40 good images, from which the bundle learnt"]
 
 
@@ -177,13 +177,13 @@ def test_calibration_goes_by_the_groups_of_the_recipe(tmp_path: Path) -> None:
             save(tmp_path / "new" / f"lot{lot}_{frame}.png", part(10 * lot + frame + 100, 64))
             rows.append(f"lot{lot}_{frame}.png,{lot}")
     bundle = training.train(tmp_path / "good", tmp_path / "b.andon", groups=r"(lot\d+)", **FAST)
-    found = training.recalibrate(bundle, tmp_path / "new").calibration
+    found = calibrating.recalibrate(bundle, tmp_path / "new").calibration
     assert (found.images, found.parts) == (12, 6)
     (tmp_path / "lots.csv").write_text("\n".join(rows))
     bundle = training.train(tmp_path / "good", tmp_path / "b.andon", groups=tmp_path / "lots.csv", **FAST)
     with pytest.raises(DatasetError, match=r"calibrated by the groups in .*lots\.csv.*Give groups"):
-        training.recalibrate(bundle, tmp_path / "new")
-    assert training.recalibrate(bundle, tmp_path / "new", groups=tmp_path / "lots.csv").calibration.parts == 6
+        calibrating.recalibrate(bundle, tmp_path / "new")
+    assert calibrating.recalibrate(bundle, tmp_path / "new", groups=tmp_path / "lots.csv").calibration.parts == 6
 
 
 def test_copies_of_a_file_count_as_one_part(good: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_copies_of_a_file_count_as_one_part(good: Path, tmp_path: Path) -> None:
     told: list[str] = []
     bundle = training.train(good, tmp_path / "b.andon", tell=told.append, **FAST)
     assert "9 of 21 good images are copies of another's file; such copies count as one part" in told
-    assert bundle.calibration.parts + len(bundle.manifest.learnt) == 12
+    assert bundle.calibration.parts == len(bundle.manifest.learnt) == 12
     for path in good.iterdir():
         path.write_bytes((good / "03.png").read_bytes())
     with pytest.raises(DatasetError, match=r"21 good images in 1 groups.*Copies of one file"):
@@ -222,14 +222,14 @@ def test_a_source_that_is_none(source: Any, tmp_path: Path) -> None:
 
 
 def test_a_new_rate_takes_the_place_of_a_threshold(bundle_file: Path) -> None:
-    bundle = training.redecide(Bundle.load(bundle_file), {"reject_threshold": 3.0})
+    bundle = calibrating.redecide(Bundle.load(bundle_file), {"reject_threshold": 3.0})
     assert bundle.recipe.decision.reject_threshold == 3.0
-    bundle = training.redecide(bundle, {"reject_rate": 0.02})
+    bundle = calibrating.redecide(bundle, {"reject_rate": 0.02})
     assert bundle.recipe.decision.reject_threshold is None
     with pytest.raises(RecipeError, match="both review_rate and review_threshold are given"):
-        training.redecide(bundle, {"review_rate": 0.1, "review_threshold": 3.0})
+        calibrating.redecide(bundle, {"review_rate": 0.1, "review_threshold": 3.0})
     with pytest.raises(RecipeError, match=r"reject_rate = 0\.9 must not exceed review_rate"):
-        training.redecide(bundle, {"reject_rate": 0.9})
+        calibrating.redecide(bundle, {"reject_rate": 0.9})
 
 
 def one_image(folder: Path) -> None:

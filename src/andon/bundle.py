@@ -30,8 +30,9 @@ MEMBERS = {  # name: bytes it may unpack to
     "calibration.json": 16 * 1024**2,
     "curve.csv": 16 * 1024**2,
     "reference.png": 2 * 1024**3,
+    "highest.jpg": 16 * 1024**2,
 }
-NEEDED = sorted(set(MEMBERS) - {"curve.csv", "reference.png"})
+NEEDED = sorted(set(MEMBERS) - {"curve.csv", "reference.png", "highest.jpg"})
 DIGITS = 16  # of an image's SHA-256 that name it in the manifest
 
 
@@ -55,7 +56,7 @@ class Manifest(BaseModel):
     digests: dict[str, str] = {}  # member → SHA-256
 
     def learnt_from(self, digests: Iterable[str]) -> list[bool]:
-        """Whether each image, by the SHA-256 of its file, was fitted on: a score of it is no witness."""
+        """Whether each image, by the SHA-256 of its file, was fitted on: its score is lower than that of a new part."""
         known = set(self.learnt)
         return [digest[:DIGITS] in known for digest in digests]
 
@@ -70,6 +71,7 @@ class Bundle:
     manifest: Manifest
     curve: str = ""  # how the loss fell in training by gradient, as CSV
     reference: bytes = b""  # the picture that parts are registered to, as PNG, where the recipe asks for it
+    sheet: bytes = b""  # JPEG: the held-out images with the highest scores, which set the thresholds
 
     def save(self, path: str | Path) -> None:
         """Write the bundle; the file appears whole or not at all. AndonError as `check_place`."""
@@ -83,6 +85,8 @@ class Bundle:
             members["curve.csv"] = self.curve.encode()
         if self.reference:
             members["reference.png"] = self.reference
+        if self.sheet:
+            members["highest.jpg"] = self.sheet
         digests = {name: files.digest(data) for name, data in members.items()}
         manifest = self.manifest.model_copy(update={"digests": digests}).model_dump_json(indent=1).encode()
         buffer = io.BytesIO()
@@ -120,7 +124,8 @@ class Bundle:
         if bool(reference) != (recipe.geometry.registration is not None):
             raise BundleError(f"{path}: its recipe and reference.png do not fit together. Train the bundle again.")
         curve = members.get("curve.csv", b"").decode()
-        return cls(members["graph.onnx"], recipe, calibration, manifest, curve, reference)
+        sheet = members.get("highest.jpg", b"")
+        return cls(members["graph.onnx"], recipe, calibration, manifest, curve, reference, sheet)
 
     def registered_to(self) -> Reference | None:
         """The reference that parts are registered to, ready; None where the recipe asks for none.

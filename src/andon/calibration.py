@@ -7,9 +7,9 @@ No distribution is assumed, only that a good part of tomorrow is drawn as the he
 Several pictures of one part are not independent observations. The promise is made for one of two units:
 
 - per image: any one picture of a new part. Each part weighs one, shared by its pictures: Dunn, Wasserman & Ramdas,
-  "Distribution-free prediction sets for two-layer hierarchical models", JASA 2022; the "+1" of the new part, which makes
-  the weights valid for finite samples: Lee, Barber & Willett, "Distribution-free inference with hierarchical data",
-  arXiv 2306.06342, 2023.
+  "Distribution-free prediction sets for two-layer hierarchical models", JASA 2022. That these weights with the "+1" of
+  the new part are valid for finite samples: Lee, Barber & Willett, "Distribution-free inference with hierarchical
+  data", arXiv 2306.06342, 2023.
 - per part: the worst picture of a new part. The score of a part is its highest; parts are exchangeable, so the plain
   conformal p-value holds.
 
@@ -131,7 +131,7 @@ class Calibration(BaseModel):
         return (1 + float(weights[values >= score].sum())) / (1 + self.parts)
 
     def _units(self, values: Sequence[float], per: Unit) -> tuple[Floats, Floats]:
-        """Values and their weights (m,): an image weighs its share of a part; of a part only the highest value counts."""
+        """Values and weights (m,): an image weighs its share of a part; per part only the highest value counts."""
         part, of = np.asarray(self.part), np.asarray(values, np.float64)
         if per == "image":
             images = Counter(self.part)
@@ -190,7 +190,7 @@ class Calibration(BaseModel):
         return long_run(max(1, math.floor(rate * (self.parts + 1) + SLACK)), self.parts)
 
     def proved_rate(self, rate: float) -> float:
-        """The bound on the false-reject rate that is proved: the rate itself, or CV+'s bound where folds were crossed."""
+        """The proved bound on the false-reject rate: the rate itself, or the bound of CV+ where folds were crossed."""
         rate = max(rate, self.supported_rate)
         if not self.folds:
             return rate

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image
+from andon import files, image
 from andon.dataset import ENOUGH, Dataset, Sample
 from andon.detectors.base import Progress, silent
-from andon.errors import DatasetError, ImageError
+from andon.errors import ImageError
 from andon.headers import header
 from andon.image import Image, Input
 from andon.inspection import Array
@@ -25,7 +25,8 @@ STANDS_OUT = 0.3  # it lacks at most this part of what the crowd lacks of being 
 CERTAINLY = 0.995  # or correlates so highly
 FAR = 6.0  # robust standard deviations
 LEAST_SPREAD = (0.03, 0.1)  # octaves of brightness, of sharpness: spreads below these are taken as these
-HELD_OUT, REVIEW_RATE = 0.2, 0.05  # what a recipe says by default
+REVIEW_RATE = 0.05  # of a recipe, by default
+FEW = math.ceil(1 / REVIEW_RATE) - 1  # good parts that support it
 
 
 class Finding(NamedTuple):
@@ -324,17 +325,15 @@ def _few(data: Dataset) -> Iterator[Finding]:
     good = data.good("train") or data.good()
     groups = len({s.group for s in good})
     unit = "groups of good images" if data.grouped else "good images"
-    try:
-        held = len({s.group for s in dataset.split_good(good, HELD_OUT, seed=0)[1]})
-    except DatasetError as error:
-        yield Finding("error", "too-few", str(error))
+    if groups < 2:
+        yield Finding("error", "too-few", f"{groups} {unit}; at least 2 are needed, and {FEW} or more are advised.")
         return
-    if held < math.ceil(1 / REVIEW_RATE) - 1:
+    if groups < FEW:
         yield Finding(
             "warning",
             "few",
-            f"{groups} {unit}: the {held} held out by default support a false-reject rate of {1 / (held + 1):.1%}; "
-            f"for {REVIEW_RATE:.0%} have {math.ceil((1 / REVIEW_RATE - 1) / HELD_OUT)}.",
+            f"{groups} {unit} support a false-reject rate of {1 / (groups + 1):.1%} with cross-conformal calibration; "
+            f"for {REVIEW_RATE:.0%} have {FEW}.",
         )
 
 

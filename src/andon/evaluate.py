@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from andon import dataset as labels
 from andon import files, image, metrics
-from andon.calibration import percent
+from andon.binomial import clopper_pearson
+from andon.calibration import Unit, percent
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import Progress, silent
 from andon.errors import DatasetError, ImageError
@@ -73,11 +75,12 @@ class Evaluation:
                 f"The bundle learnt from {known} of these {len(self.rows)} images, so the figures are too good. "
                 "Evaluate on images it has not seen."
             )
-        for name, decided in self.metrics["decision"].items():
+        unit, decision = promised_unit(self.metrics)
+        for name, decided in decision.items():
             escapes, stopped = decided["escapes"], decided["false_rejects"]
             sentences.append(
-                f"At the {name} threshold {in_words(escapes)} defective images escape, "
-                f"and {in_words(stopped)} good images are stopped"
+                f"At the {name} threshold {in_words(escapes)} defective {unit} escape, "
+                f"and {in_words(stopped)} good {unit} are stopped"
                 + (f"; {percent(decided['promised_rate'])} was promised." if decided["promised_rate"] else ".")
             )
         ranked = self.metrics["image"]
@@ -129,6 +132,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
             "product": inspector.recipe.product,
             "detector": inspector.manifest.detector,
             "digest": inspector.digest,
+            "decision": inspector.decision_digest,
             "seed": inspector.manifest.seed,
         },
         "data": {
@@ -142,7 +146,8 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         },
         "image": image_figures(rows),
         "pixel": {**_pixel_figures(found), "images": found.images},
-        "decision": decision_figures(inspector, rows),
+        "decision_per": inspector.decision.per,
+        "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
         "groups": None,
         "defects": {},
         "milliseconds": {f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
@@ -153,7 +158,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         ranked = image_figures(grouped)
         figures["groups"] = {
             "image": ranked,
-            "decision": decision_figures(inspector, grouped),
+            "decision": decision_figures(inspector, grouped, "part"),
             "images_per_group": {
                 kind: figures["image"][f"n_{kind}"] / ranked[f"n_{kind}"] if ranked[f"n_{kind}"] else None
                 for kind in ("good", "defective")
@@ -278,22 +283,53 @@ def _pixel_figures(found: _Found, kind: str | None = None) -> Json:
     return dict(zip(names, values, strict=True))
 
 
-def decision_figures(inspector: Inspector, rows: Sequence[Row]) -> Json:
-    """Escapes and false rejects at the calibrated thresholds, beside what was promised."""
-    decision, supported = inspector.decision, inspector.calibration.supported_rate
+def decision_figures(inspector: Inspector, rows: Sequence[Row], unit: Unit) -> Json:
+    """Escapes and false rejects at the calibrated thresholds, beside what was promised.
+
+    The promise is null where another unit than the rows' is promised, or a threshold was set by hand.
+    """
+    decision, calibration = inspector.decision, inspector.calibration
     asked = {
         "review": (inspector.thresholds.review, decision.review_rate, decision.review_threshold),
         "reject": (inspector.thresholds.reject, decision.reject_rate, decision.reject_threshold),
     }
-    return {
-        name: {
+    figures = {}
+    for name, (threshold, rate, by_hand) in asked.items():
+        stated = by_hand is None and unit == decision.per and math.isfinite(threshold)
+        promised = max(rate, calibration.supported_rate)
+        interval = list(calibration.long_run(promised, unit) or ()) or None if stated else None
+        figures[name] = {
             "threshold": threshold if math.isfinite(threshold) else None,
-            "promised_rate": max(rate, supported) if by_hand is None else None,
+            "promised_rate": promised if stated else None,
+            "long_run": interval,
+            "by_hand": by_hand is not None,
             "false_rejects": rate_of([row.verdict in ALARMS[name] for row in rows if row.good]),
+            "false_rejects_per_part": _share_of_parts(rows, name),
             "escapes": _escapes(rows, name),
         }
-        for name, (threshold, rate, by_hand) in asked.items()
-    }
+    return figures
+
+
+def _share_of_parts(rows: Sequence[Row], threshold: str) -> Json:
+    """The mean over good parts of the share of their images that are stopped, with an interval that holds for parts.
+
+    The count is rounded down, so the lower end is a cautious one: Hoeffding, "Probability inequalities for sums of
+    bounded random variables", JASA 1963, bounds such a mean by a binomial.
+    """
+    stopped: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.good:
+            stopped.setdefault(row.group, []).append(row.verdict in ALARMS[threshold])
+    total, n = sum(fmean(each) for each in stopped.values()), len(stopped)
+    interval = [clopper_pearson(math.floor(total + 1e-9), n)[0], clopper_pearson(math.ceil(total - 1e-9), n)[1]]
+    return {"count": total, "n": n, "rate": total / n if n else None, "interval": interval}
+
+
+def promised_unit(figures: Json) -> tuple[str, Json]:
+    """In which unit the promise is made and measured, images or parts, and the figures of the decision in it."""
+    if figures["groups"] and figures["decision_per"] == "part":
+        return "parts", figures["groups"]["decision"]
+    return "images", figures["decision"]
 
 
 def _escapes(rows: Sequence[Row], threshold: str) -> Json:
@@ -303,7 +339,7 @@ def _escapes(rows: Sequence[Row], threshold: str) -> Json:
 def rate_of(cases: Sequence[bool]) -> Json:
     """A count as a rate, with its exact 95 % interval."""
     k, n = sum(cases), len(cases)
-    return {"count": k, "n": n, "rate": k / n if n else None, "interval": list(metrics.clopper_pearson(k, n))}
+    return {"count": k, "n": n, "rate": k / n if n else None, "interval": list(clopper_pearson(k, n))}
 
 
 def in_words(rate: Json) -> str:

@@ -97,15 +97,15 @@ class Inspection:
         return {
             "source": self.source,
             "verdict": self.verdict.value,
-            "score": _finite(self.score),
-            "p_value": _finite(self.p_value),
-            "thresholds": {name: _finite(value) for name, value in self.thresholds._asdict().items()},
+            "score": finite(self.score),
+            "p_value": finite(self.p_value),
+            "thresholds": {name: finite(value) for name, value in self.thresholds._asdict().items()},
             "regions": [
                 {
                     "box": list(r.box),
                     "area": r.area,
                     "centroid": list(r.centroid),
-                    "peak": _finite(r.peak),
+                    "peak": finite(r.peak),
                     "peak_at": list(r.peak_at),
                 }
                 for r in self.regions
@@ -119,5 +119,6 @@ class Inspection:
         }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number for strict JSON: null where it is not finite."""
     return value if math.isfinite(value) else None

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from andon import files, image, metrics, pages, plots, render
 from andon.calibration import percent
-from andon.evaluate import Evaluation, Row, in_words
+from andon.evaluate import Evaluation, Row, in_words, promised_unit
 from andon.inspection import Verdict
 from andon.inspector import Inspector
 from andon.plots import Band, Cut, Line, Mark
@@ -60,6 +60,8 @@ def html(evaluation: Evaluation) -> bytes:
         galleries=galleries(evaluation),
         legend=pages.data(render.encode(render.colour_bar(inspector.scale, 180), "png"), "png"),
         promises=inspector.promises(),
+        highest=inspector.calibration.highest(),
+        sheet=pages.data(inspector.bundle.sheet, "jpeg") if inspector.bundle.sheet else "",
         manifest=inspector.manifest,
         inspector=inspector,
         recipe=inspector.recipe.dump(),
@@ -68,24 +70,32 @@ def html(evaluation: Evaluation) -> bytes:
 
 def headline(evaluation: Evaluation) -> str:
     """The answer in two sentences: what slips through, what is stopped for nothing, and how well scores rank."""
-    decided, ranked = evaluation.metrics["decision"]["review"], evaluation.metrics["image"]
-    escapes, stopped = decided["escapes"], decided["false_rejects"]
+    unit, decision = promised_unit(evaluation.metrics)
+    escapes, stopped = decision["review"]["escapes"], decision["review"]["false_rejects"]
+    ranked = evaluation.metrics["image"]
     sentence = (
-        f"{escapes['n'] - escapes['count']} of {escapes['n']} defective images are caught, "
-        f"and {stopped['count']} of {stopped['n']} good ones are stopped for nothing."
+        f"At the review threshold {escapes['n'] - escapes['count']} of {escapes['n']} defective {unit} are caught, "
+        f"and {stopped['count']} of {stopped['n']} good {unit} are stopped."
     )
     return sentence if ranked["auroc"] is None else f"{sentence} Image AUROC {ranked['auroc']:.4f}."
 
 
 def broken_promises(evaluation: Evaluation) -> list[str]:
-    """Sentences on thresholds that stop more good images than promised, beyond what chance explains."""
+    """Sentences on thresholds that stop more good parts than promised, beyond chance and the long-run interval.
+
+    In the unit of the promise; images of one part count as one observation.
+    """
     sentences = []
-    for name, decided in (evaluation.metrics["groups"] or evaluation.metrics)["decision"].items():
-        promised, stopped = decided["promised_rate"], decided["false_rejects"]
-        if promised is not None and stopped["n"] and stopped["interval"][0] > promised:
+    for name, decided in promised_unit(evaluation.metrics)[1].items():
+        promised, stopped = decided["promised_rate"], decided["false_rejects_per_part"]
+        if promised is None or not stopped["n"]:
+            continue
+        limit = decided["long_run"][1] if decided["long_run"] else promised
+        if stopped["interval"][0] > limit:
             sentences.append(
-                f"The {name} threshold stops {in_words(stopped)} of the good; {percent(promised)} was promised. "
-                "These images differ from those it was calibrated on: recalibrate on good images taken like these."
+                f"The {name} threshold stops {in_words(decided['false_rejects'])} of the good; {percent(promised)} was "
+                "promised. These images differ from those it was calibrated on: recalibrate on good images taken like "
+                "these."
             )
     return sentences
 

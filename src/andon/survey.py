@@ -208,14 +208,14 @@ def registered(
 ) -> tuple[Survey, Recipe, list[Sample], list[Sample]]:
     """Look over the good images again, registered, and spell the recipe's least quality out.
 
-    Images held out for calibration have no say in either, and a reference that was given is not held out. Returns the
-    survey, the recipe, and what is left of both sides.
+    Images held out for calibration alone have no say in either, and a reference is not held out. Returns the survey,
+    the recipe, and what is left of both sides, which may be the same images.
     """
     settings = recipe.geometry.registration
     assert settings is not None
     chosen = given or reference.choose([sample.path for sample in fit_on], settings, progress)
     reference.fits(chosen, rule)
-    survey = look_over([*fit_on, *calibrate_on], recipe, progress, chosen)
+    survey = look_over(list(dict.fromkeys([*fit_on, *calibrate_on])), recipe, progress, chosen)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})

@@ -4,24 +4,23 @@ import importlib.util
 import platform
 import shutil
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from andon import dataset, detectors, files, image, inspector, reference
+from andon import dataset, detectors, files, reference
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
-from andon.calibration import Calibration
+from andon.calibrating import calibrate, now, united
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
-from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
-from andon.image import Input
+from andon.errors import DatasetError, RecipeError, TrainingError, unknown
 from andon.inspection import Array, Pixels
-from andon.recipe import Decision, Recipe, validate
-from andon.registration import Reference
+from andon.recipe import CROSS_BELOW, Recipe, validate
 from andon.runtime import Engine, Runtime
 from andon.survey import DefectTiles, GoodTiles, Tell, check_sides, look_over, registered
 
@@ -101,8 +100,11 @@ def train(
     survey = look_over(good, recipe, progress)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
-    samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
-    fit_on, calibrate_on = sides = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
+    samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
+    crossed = _crosses(recipe, model, samples)
+    fit_on, calibrate_on = sides = (
+        (samples, samples) if crossed else dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
+    )
     skipped = len(survey.skipped)
     if recipe.geometry.registration is not None:
         survey, recipe, fit_on, calibrate_on = registered(survey.rule, fit_on, calibrate_on, recipe, given, progress)
@@ -112,18 +114,30 @@ def train(
         said = reference.provenance(survey.reference, survey.found.values())
         tell(f"registered to {said['reference']}: {said['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
-    tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
+    folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
+    if crossed:
+        tell(
+            f"{len(fit_on)} good images to learn from; cross-conformal calibration on {len(calibrate_on)} of them in "
+            f"{len(folds)} folds"
+        )
+    else:
+        tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
-    tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if learnt else None)
+
+    def tiles_of(samples: Sequence[Sample]) -> GoodTiles:
+        return GoodTiles(samples, survey, recipe.geometry, defects if learnt else None)
+
+    tiles = tiles_of(fit_on)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
     files_of_all = [sample.path for sample in data.samples]
     checkpoints = out.with_name(out.name + ".training")
     run = Run(progress, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
     forecast = model.forecast(tiles, run)
-    tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
+    fits = 1 + (len(folds) - 1 if crossed else 0)  # each of n folds learns from n - 1 shares of n
+    tell(f"expected to take about {forecast.seconds * fits:.0f} s and {forecast.megabytes:.0f} MB")
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
@@ -133,11 +147,23 @@ def train(
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
-    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn, survey.reference)
+
+    def scorer_without(fold: Sequence[Sample], number: int) -> Runtime:
+        """Fit another detector on all but the groups of a fold."""
+        groups = {sample.group for sample in fold}
+        other, _ = construct(recipe)
+        quiet = replace(run, progress=silent, tell=lambda sentence: None, folder=checkpoints / f"fold-{number}")
+        other.fit(tiles_of([sample for sample in fit_on if sample.group not in groups]), quiet)
+        return Runtime(other.graph().SerializeToString())
+
+    scorers: list[Callable[[], Runtime]] = (
+        [partial(scorer_without, fold, i) for i, fold in enumerate(folds)] if crossed else [partial(Runtime, graph)]
+    )
+    found = calibrate(list(zip(scorers, folds, strict=True)), recipe, survey.rule, progress, warn, survey.reference)
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
-        created=_now(),
+        created=now(),
         seed=recipe.seed,
         detector=recipe.detector.name,
         input=survey.rule,
@@ -157,12 +183,18 @@ def train(
         learnt=sorted({digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests]}),
     )
     stored = survey.reference.data if survey.reference else b""
-    bundle = Bundle(graph, recipe, calibration, manifest, model.curve, stored)
+    bundle = Bundle(graph, recipe, found.calibration, manifest, model.curve, stored, found.sheet)
     bundle.save(out)
     shutil.rmtree(checkpoints, ignore_errors=True)
-    for sentence in calibration.describe(recipe.decision):
+    for sentence in found.calibration.describe(recipe.decision):
         tell(sentence)
     return bundle
+
+
+def _crosses(recipe: Recipe, model: Detector, samples: Sequence[Sample]) -> bool:
+    """Whether the calibration is crossed: asked for, or few parts and a detector that is fitted quickly."""
+    few = len({sample.group for sample in samples}) < CROSS_BELOW
+    return recipe.split.method == "cross" or (recipe.split.method == "auto" and few and model.quick)
 
 
 def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
@@ -196,14 +228,6 @@ def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Te
             f"{by_settings}, in train/DEFECT beside train/good. These learn without: {', '.join(others)}."
         )
     return taken
-
-
-def _united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> list[Sample]:
-    """Let copies of one file (digests (n,)) count as one part, and say so."""
-    copies = len(digests) - len(set(digests))
-    if copies:
-        warn(f"{copies} of {len(digests)} good images are copies of another's file; such copies count as one part")
-    return dataset.united(samples, digests)
 
 
 def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
@@ -263,107 +287,6 @@ def _apart(found: Array, expected: Array, spread: float) -> float:
     if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return float("nan")
     return float(np.abs(found - expected).max()) / max(spread, 1e-12)
-
-
-def calibrate(
-    scorer: Runtime,
-    recipe: Recipe,
-    rule: Input,
-    samples: Sequence[Sample],
-    progress: Progress,
-    warn: Tell,
-    registered_to: Reference | None = None,
-) -> Calibration:
-    """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them."""
-    found = []
-    for done, sample in enumerate(samples):
-        progress("calibrating", done, len(samples))
-        try:
-            read = image.read(sample.path)
-            image.accept(read, rule)
-            scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
-        except ImageError as error:
-            warn(f"left out: {error}")
-            continue
-        if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
-            raise TrainingError(f"{read.name}: the graph's score is no number. Train again with other settings.")
-        found.append(inspector.held_out(scanned, sample.group))
-    progress("calibrating", len(samples), len(samples))
-    if not found:
-        raise DatasetError(f"none of {len(samples)} good images could be used to calibrate.")
-    return Calibration.learn(found)
-
-
-def recalibrate(
-    bundle: Bundle,
-    folder: str | Path,
-    *,
-    groups: str | Path | None = None,
-    device: str = "",
-    seconds: float | None = None,
-    progress: Progress = silent,
-    tell: Tell = lambda sentence: None,
-    warn: Tell | None = None,
-) -> Bundle:
-    """Replace a bundle's calibration by one on new good images, without retraining.
-
-    Images that the bundle learnt from are left out: their scores are no witness. A pattern of groups in the recipe
-    holds for the new images too, if no other is given. `tell` and `warn` as in `train`.
-    """
-    warn, trained_by = warn or tell, bundle.recipe.data.groups
-    if groups is None and trained_by:
-        if dataset.is_table(trained_by):
-            raise DatasetError(
-                f"the bundle was calibrated by the groups in {trained_by}, which names other images. "
-                "Give groups for these (--groups); '(.*)' makes each image its own."
-            )
-        groups = trained_by
-    data = dataset.load(folder, groups=groups)
-    good = data.to_learn()
-    digests = [_digest(sample) for sample in good]
-    learnt = bundle.manifest.learnt_from(digests)
-    fresh = [i for i in range(len(good)) if not learnt[i]]
-    if any(learnt):
-        warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
-    if not fresh:
-        raise DatasetError(
-            f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
-            "Calibration needs new good images, outside a test split."
-        )
-    samples = _united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
-    scorer, registered_to = Runtime(bundle.graph), bundle.registered_to()
-    found = calibrate(scorer, bundle.recipe, bundle.manifest.input, samples, progress, warn, registered_to)
-    return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
-
-
-def _digest(sample: Sample) -> str:
-    """SHA-256 of the file; one that cannot be read is like no other, and calibration says why it is left out."""
-    try:
-        return files.digest(image.contents(sample.path)[0])
-    except ImageError:
-        return str(sample.path)
-
-
-def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
-    """Give a bundle other rates or thresholds. A new rate takes the place of a threshold that was set by hand.
-
-    RecipeError when a rate comes with the threshold that would override it, or a value is impossible.
-    """
-    decision = bundle.recipe.decision.model_dump()
-    for key in changes:
-        threshold = key.replace("_rate", "_threshold")
-        if threshold != key:
-            if threshold in changes:
-                raise RecipeError(f"both {key} and {threshold} are given; expected one of them. Leave one out.")
-            decision[threshold] = None
-    decided = validate(Decision, {**decision, **changes}, "decision")
-    recipe = bundle.recipe.model_copy(update={"decision": decided})
-    event = ", ".join(f"{key} = {value:g}" for key, value in changes.items())
-    return bundle.changed(f"{_now()} decision changed: {event}", recipe=recipe)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def machine() -> str:

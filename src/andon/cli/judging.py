@@ -1,6 +1,7 @@
 """Commands that inspect pictures, measure bundles and tell what is there."""
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def inspect(
                 record = {"source": path.as_posix(), "error": str(error)}
             else:
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
-                record = {**inspection.record(), "bundle": inspector.digest}
+                record = inspection.record()
             if records:
                 records.add(record)  # before the picture: what was decided is kept though the disk may be full
             if overlays and "error" not in record:
@@ -235,6 +236,8 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _contents(bundle: "Bundle") -> dict[str, Any]:
+    from andon.inspection import finite
+
     calibration, decision = bundle.calibration, bundle.recipe.decision
     return {
         "digest": bundle.digest(),
@@ -244,10 +247,23 @@ def _contents(bundle: "Bundle") -> dict[str, Any]:
             "images": calibration.images,
             "parts": calibration.parts,
             "supported_rate": calibration.supported_rate,
-            "thresholds": calibration.thresholds(decision)._asdict(),
+            "folds": calibration.folds,
+            "thresholds": {name: finite(value) for name, value in calibration.thresholds(decision)._asdict().items()},
             "sentences": calibration.describe(decision),
+            "highest": [each._asdict() for each in calibration.highest()],
+            "scores": dict(zip(calibration.digests, calibration.scores, strict=False)),
         },
     }
+
+
+def _highest(bundle: "Bundle") -> list[str]:
+    if not (highest := bundle.calibration.highest()):
+        return []
+    return [
+        "Highest held-out good images, which set the thresholds",
+        *(f"  {each.score:<10.6g} {each.name}  SHA-256 {each.digest[:16]}" for each in highest),
+        "",
+    ]
 
 
 def _describe(path: Path, bundle: "Bundle") -> str:
@@ -258,10 +274,12 @@ def _describe(path: Path, bundle: "Bundle") -> str:
         *manifest.history,
         "",
         "Decision",
-        f"  above {thresholds.review:.6g} REVIEW, above {thresholds.reject:.6g} REJECT; "
-        f"a region is where the map exceeds {thresholds.pixel:.6g}",
+        f"  above {thresholds.review:.6g} REVIEW, "
+        + (f"above {thresholds.reject:.6g} REJECT" if math.isfinite(thresholds.reject) else "no part gets REJECT")
+        + f"; a region is where the map exceeds {thresholds.pixel:.6g}",
         *(f"  {sentence}" for sentence in bundle.calibration.describe(bundle.recipe.decision)),
         "",
+        *_highest(bundle),
         "Recipe",
         *(f"  {line}" for line in bundle.recipe.dump().splitlines()),
         "",

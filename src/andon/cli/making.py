@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -95,11 +95,19 @@ def calibrate(
     reject_threshold: Annotated[float | None, typer.Option(help="Raw score, instead of a rate.")] = None,
     pixel_threshold: Annotated[float | None, typer.Option(help="Raw map value, instead of a rate.")] = None,
     min_area: Annotated[int | None, typer.Option(help="Smallest region to show, in pixels of the image.")] = None,
+    per: Annotated[
+        Literal["image", "part"] | None,
+        typer.Option(help="Unit of the rates: any one image of a new part, or its worst image.", show_default=False),
+    ] = None,
+    reject_unsupported: Annotated[
+        bool | None,
+        typer.Option(help="REJECT parts beyond all held-out ones, though they are too few for the reject rate."),
+    ] = None,
     groups: Groups = None,
     quiet: Quiet = False,
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
-    from andon import training
+    from andon import calibrating
     from andon.bundle import Bundle, check_place
 
     loaded = Bundle.load(bundle)
@@ -113,14 +121,16 @@ def calibrate(
         "reject_threshold": reject_threshold,
         "pixel_threshold": pixel_threshold,
         "min_area": min_area,
+        "per": per,
+        "reject_unsupported": reject_unsupported,
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if not given and not folder:
         raise AndonError("nothing to change. Give a folder of good images, a rate or a threshold (see --help).")
-    loaded = training.redecide(loaded, given) if given else loaded
+    loaded = calibrating.redecide(loaded, given) if given else loaded
     if folder:
         with progress_bars(quiet) as progress:
-            loaded = training.recalibrate(
+            loaded = calibrating.recalibrate(
                 loaded, folder, groups=groups, progress=progress, tell=tell, warn=teller(False)
             )
     loaded.save(target)

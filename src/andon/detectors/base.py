@@ -97,6 +97,7 @@ class Detector(Protocol):
     summary: ClassVar[str]  # one line for `andon detectors`
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
     defects: ClassVar[Need]  # of the class; an instance may need others by its settings
+    quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
     curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty

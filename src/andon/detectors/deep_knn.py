@@ -52,6 +52,7 @@ class DeepKnn:
     summary: ClassVar[str] = "distance of a picture's deep features to the nearest good pictures'; fits in seconds"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

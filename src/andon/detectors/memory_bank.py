@@ -74,6 +74,7 @@ class MemoryBank:
     summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

@@ -47,6 +47,7 @@ class NearestImage:
     summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

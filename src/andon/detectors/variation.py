@@ -44,6 +44,7 @@ class Variation:
     summary: ClassVar[str] = "deviation of each pixel from the good images' mean; for parts that always lie the same"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""
