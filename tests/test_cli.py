@@ -34,9 +34,9 @@ def test_the_main_job(parts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, "train", parts / "train/good", "--size", 96)
     assert code == 0
-    assert "8 held out for calibration" in err
+    assert "cross-conformal calibration on 40 of them in 5 folds" in err
     assert "expected to take" in err
-    assert "support a false-reject rate of 11.1 %" in err
+    assert "support a false-reject rate of 2.4 %" in err
     code, out, _ = run(capsys, "inspect", "ring.andon", parts / "test", "--out", "results")
     assert code == 0
     assert "10 images: " in out
@@ -157,7 +157,7 @@ def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
     assert "takes 8-bit colour images of 96 × 96 pixels" in out
     assert "SHA-256" in out
     code, out, _ = run(capsys, "show", bundle_file, "--json")
-    assert json.loads(out)["calibration"]["parts"] == 8
+    assert json.loads(out)["calibration"]["parts"] == 40
     code, out, _ = run(capsys, "detectors")
     assert out.startswith("memory-bank")
     code, out, _ = run(capsys, "detectors", "memory-bank")

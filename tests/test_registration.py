@@ -19,7 +19,7 @@ from andon.errors import BundleError, DatasetError, ImageError, RecipeError, Tra
 from andon.geometry import Geometry
 from andon.image import Image
 from andon.inspection import Pixels
-from andon.recipe import Recipe
+from andon.recipe import Recipe, Split
 from andon.registration import Matrix, NotFound, Reference, Register
 from conftest import save
 
@@ -301,6 +301,8 @@ def recipe(images: Path, **registration: Any) -> Recipe:
             "data": {"images": str(images)},
             "geometry": {"size": 96, "registration": registration},
             "detector": {"name": "variation"},
+            "decision": {"review_rate": 0.06, "reject_rate": 0.06},
+            "split": {"method": "split"},
         }
     )
 
@@ -309,7 +311,8 @@ def recipe(images: Path, **registration: Any) -> Recipe:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("registered")
     told: list[str] = []
-    training.train(recipe(folder_of(root / "good", 20)), root / "part.andon", tell=told.append)
+    crossed = recipe(folder_of(root / "good", 20)).model_copy(update={"split": Split()})
+    training.train(crossed, root / "part.andon", tell=told.append)
     return root / "part.andon", told
 
 
@@ -391,6 +394,10 @@ def test_a_reference_is_learnt_from_and_not_calibrated_on(tmp_path: Path) -> Non
         bundle = training.train(recipe(good, reference=str(sample.path)), tmp_path / "part.andon")
         assert bundle.manifest.data["reference"] == sample.path.name
         assert bundle.calibration.images == left
+        assert sample.path.name not in bundle.calibration.names
+    crossed = recipe(good, reference=str(sample.path)).model_copy(update={"split": Split()})
+    bundle = training.train(crossed, tmp_path / "part.andon")
+    assert set(bundle.calibration.names) == {path.name for path in good.iterdir()} - {sample.path.name}
 
 
 def test_a_recipe_names_a_reference_beside_it(tmp_path: Path) -> None:
