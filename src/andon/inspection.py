@@ -82,15 +82,17 @@ class Inspection:
     anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
     regions: tuple[Region, ...]
     removed_regions: int  # how many the minimum area filtered out
-    milliseconds: float  # from the source to this result
+    milliseconds: float  # from the source to this result; of an `Image`, without reading it
     notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
     registration: Registration | None = None  # None: the recipe asks for none
+    digest: str = ""  # SHA-256 of the file's bytes, or of the array; see `image.Image`
 
     def record(self) -> dict[str, Any]:
         """Everything but the map, as plain data for JSON; score and p-value are null when INVALID."""
         known = self.verdict is not Verdict.INVALID
         return {
             "source": self.source,
+            "digest": self.digest,
             "verdict": self.verdict.value,
             "score": self.score if known else None,
             "p_value": self.p_value if known else None,

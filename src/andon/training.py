@@ -4,7 +4,7 @@ import importlib.util
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -105,7 +105,7 @@ def train(
     fit_on, calibrate_on = sides = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     skipped = len(survey.skipped)
     if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey.rule, fit_on, calibrate_on, recipe, given, progress)
+        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
@@ -133,7 +133,9 @@ def train(
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
-    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn, survey.reference)
+    calibration = calibrate(
+        Runtime(graph), recipe, survey.rule, calibrate_on, survey.digests, progress, warn, survey.reference
+    )
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
@@ -154,7 +156,9 @@ def train(
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
-        learnt=sorted({digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests]}),
+        learnt=sorted(
+            {digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests.values()]}
+        ),
     )
     stored = survey.reference.data if survey.reference else b""
     bundle = Bundle(graph, recipe, calibration, manifest, model.curve, stored)
@@ -270,16 +274,20 @@ def calibrate(
     recipe: Recipe,
     rule: Input,
     samples: Sequence[Sample],
+    digests: Mapping[Path, str],
     progress: Progress,
     warn: Tell,
     registered_to: Reference | None = None,
 ) -> Calibration:
-    """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them."""
+    """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them.
+
+    `digests`: path → digest of the file as it was read before; one that has changed since is left out.
+    """
     found = []
     for done, sample in enumerate(samples):
         progress("calibrating", done, len(samples))
         try:
-            read = image.read(sample.path)
+            read = image.read_again(sample.path, digests[sample.path])
             image.accept(read, rule)
             scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
         except ImageError as error:
@@ -320,8 +328,8 @@ def recalibrate(
         groups = trained_by
     data = dataset.load(folder, groups=groups)
     good = data.to_learn()
-    digests = [_digest(sample) for sample in good]
-    learnt = bundle.manifest.learnt_from(digests)
+    digests = {sample.path: _digest(sample) for sample in good}
+    learnt = bundle.manifest.learnt_from(digests.values())
     fresh = [i for i in range(len(good)) if not learnt[i]]
     if any(learnt):
         warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
@@ -330,9 +338,9 @@ def recalibrate(
             f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
             "Calibration needs new good images, outside a test split."
         )
-    samples = _united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
+    samples = _united([good[i] for i in fresh], [digests[good[i].path] for i in fresh], warn)
     scorer, registered_to = Runtime(bundle.graph), bundle.registered_to()
-    found = calibrate(scorer, bundle.recipe, bundle.manifest.input, samples, progress, warn, registered_to)
+    found = calibrate(scorer, bundle.recipe, bundle.manifest.input, samples, digests, progress, warn, registered_to)
     return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
 
 
