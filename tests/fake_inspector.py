@@ -43,8 +43,11 @@ class FakeInspector:
     def promises(self):
         return self.calibration.describe(self.decision)
 
+    def read(self, source, name=None):
+        return image.read(source, name)
+
     def inspect(self, source, name=None):
-        read = image.read(source, name)
+        read = self.read(source, name)
         anomaly_map = read.pixels[:, :, 0].astype(np.float32)
         anomaly_map[:, 0] = np.nan
         score = float(np.nanmax(anomaly_map))
@@ -59,6 +62,7 @@ class FakeInspector:
             regions=regions,
             removed_regions=removed,
             milliseconds=2.0,
+            digest=read.digest,
         )
 
 

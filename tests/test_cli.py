@@ -37,6 +37,8 @@ def test_the_main_job(parts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
     assert "cross-conformal calibration on 40 of them in 5 folds" in err
     assert "expected to take" in err
     assert "support a false-reject rate of 2.4 %" in err
+    code, _, err = run(capsys, "calibrate", "ring.andon", "--reject-unsupported")
+    assert code == 0 and "reject: 40 held-out good images support a false-reject rate of 2.4 %" in err
     code, out, _ = run(capsys, "inspect", "ring.andon", parts / "test", "--out", "results")
     assert code == 0
     assert "10 images: " in out

@@ -1,6 +1,6 @@
 """Good images → calibration: on images held out, crossed in folds, or on new ones for a finished bundle."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ class Shown(NamedTuple):
 
 def calibrate(
     folds: Sequence[tuple[Callable[[], Scorer], Sequence[Sample]]],
+    digests: Mapping[Path, str],
     recipe: Recipe,
     rule: Input,
     progress: Progress,
@@ -54,6 +55,7 @@ def calibrate(
     """Score held-out good images on the path that inspection takes, each by the scorer of its fold.
 
     `folds` pairs a function that makes a scorer with the images that it has not learnt; one pair is a plain split.
+    `digests`: path → digest of the file as it was read before; one that has changed since is left out.
     Errors: DatasetError when no image can be used, TrainingError when a score is not a number.
     """
     found: list[HeldOut] = []
@@ -66,8 +68,7 @@ def calibrate(
             progress("calibrating", done, total)
             done += 1
             try:
-                data, name = image.contents(sample.path)
-                read = image.read(data, name)
+                read = image.read_again(sample.path, digests[sample.path])
                 image.accept(read, rule)
                 scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
             except ImageError as error:
@@ -77,7 +78,7 @@ def calibrate(
                 raise TrainingError(
                     f"{read.name}: the graph gave a score or map that is not a number. Train again with other settings."
                 )
-            held = HeldOut(sample.group, 0.0, 0.0, 0.0, sample.path.name, files.digest(data), fold)
+            held = HeldOut(sample.group, 0.0, 0.0, 0.0, sample.path.name, read.digest, fold)
             found.append(inspector.held_out(scanned, held))
             shown = sorted([*shown, _shown(scanned, read)], key=lambda each: -each.score)[:SHOWN]
     progress("calibrating", total, total)
@@ -133,8 +134,8 @@ def recalibrate(
         groups = trained_by
     data = dataset.load(folder, groups=groups)
     good = data.to_learn()
-    digests = [_digest(sample) for sample in good]
-    learnt = bundle.manifest.learnt_from(digests)
+    digests = {sample.path: _digest(sample) for sample in good}
+    learnt = bundle.manifest.learnt_from(digests.values())
     fresh = [i for i in range(len(good)) if not learnt[i]]
     if any(learnt):
         warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
@@ -143,9 +144,10 @@ def recalibrate(
             f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
             "Calibration needs new good images, outside a test split."
         )
-    samples = united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
+    samples = united([good[i] for i in fresh], [digests[good[i].path] for i in fresh], warn)
     found = calibrate(
         [(lambda: Runtime(bundle.graph), samples)],
+        digests,
         bundle.recipe,
         bundle.manifest.input,
         progress,

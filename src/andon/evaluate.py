@@ -43,12 +43,16 @@ class Row:
     verdict: Verdict
     regions: int
     milliseconds: float
-    digest: str = ""  # SHA-256 of the file
+    digest: str  # SHA-256 of the file
 
     @property
     def good(self) -> bool:
         """Whether the label says good."""
         return self.defect == "good"
+
+    def read(self) -> image.Image:
+        """The picture that was inspected. ImageError when its file is gone, or no longer the same."""
+        return image.read_again(self.path, self.digest)
 
     def truth(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
         """The mask of the image of `shape` (H, W), where it has one that can be used; others are among the errors."""
@@ -215,7 +219,7 @@ def _row(dataset: Dataset, sample: Sample, found: Inspection) -> Row:
         verdict=found.verdict,
         regions=len(found.regions),
         milliseconds=found.milliseconds,
-        digest=files.digest(image.contents(sample.path)[0]),
+        digest=found.digest,
     )
 
 

@@ -16,9 +16,6 @@ from andon.errors import ImageError
 from andon.headers import Header, header
 from andon.inspection import Pixels
 
-Source = str | Path | bytes | np.ndarray[Any, Any]
-"""A file's path, a file's contents, or pixels: (H, W), (H, W, 1), (H, W, 3) in RGB order, (H, W, 4) with alpha."""
-
 MIN_SIDE = 8  # pixels
 MAX_PIXELS = 250_000_000
 
@@ -29,6 +26,12 @@ class Image(NamedTuple):
     pixels: Pixels  # (H, W, c), c is 1 or 3 (RGB), uint8 or uint16
     name: str
     notes: tuple[str, ...] = ()  # what was done to it that one might not expect
+    digest: str = ""  # SHA-256 of the file's bytes; of an array: see `_from_array`
+
+
+Source = str | Path | bytes | np.ndarray[Any, Any] | Image
+"""A file's path, a file's contents, pixels (H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4) with alpha, or an
+image that was read already."""
 
 
 class Input(BaseModel):
@@ -53,20 +56,36 @@ def read(source: Source, name: str | None = None) -> Image:
     """Read a picture.
 
     EXIF orientation is applied; palettes, 1-bit and CMYK pictures become gray or RGB at 8 bits; 16 bits stay 16;
-    alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path.
+    alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path. A file is read once:
+    pixels and digest come from the same bytes.
 
     Errors: ImageError, beginning with the name, for all that would otherwise be read in part or wrongly.
     """
+    if isinstance(source, Image):
+        name = name or source.name
+        made = source if source.digest else _from_array(source.pixels, name)
+        return made._replace(name=name, notes=source.notes)
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
     data, name = contents(source, name)
     pixels, notes = decode(data, _checked(data, name), name)
-    return Image(pixels, name, notes)
+    return Image(pixels, name, notes, files.digest(data))
+
+
+def read_again(path: Path, digest: str) -> Image:
+    """Read a file that was read before. ImageError when it is not the same: its digest was `digest` then."""
+    image = read(path)
+    if image.digest != digest:
+        raise ImageError(
+            f"{image.name}: the file has changed: SHA-256 {image.digest[:12]}…; expected {digest[:12]}…, as when it "
+            "was first read. Run the command again when nothing writes to the folder."
+        )
+    return image
 
 
 def peek(source: Source, name: str | None = None) -> Input:
     """Say what `read` would give, from the header alone. Errors: as `read`, but damaged pixels go unseen."""
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | Image):
         return described(read(source, name))
     data, name = contents(source, name)
     found = _checked(data, name)
@@ -219,6 +238,7 @@ _SAMPLES = {"gray", "RGB", "YCbCr", "palette", "gray palette", "CMYK", "YCCK"}
 
 
 def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
+    """Check an array. Its digest is the SHA-256 of a line with shape and dtype, then of its bytes in C order."""
     expected = "(H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4), uint8 or uint16"
     if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         remedy = "Scale to uint8 or uint16 by one fixed range for all images."
@@ -234,8 +254,9 @@ def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
             f"{'Channels seem to come first: use array.transpose(1, 2, 0).' if height in (1, 3, 4) else 'Check it.'}"
         )
     notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
+    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode() + pixels.tobytes())
     pixels = pixels.reshape(height, width, -1)[..., :3]
-    return Image(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), name, notes)
+    return Image(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), name, notes, digest)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -86,9 +86,10 @@ class Inspection:
     anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
     regions: tuple[Region, ...]
     removed_regions: int  # how many the minimum area filtered out
-    milliseconds: float  # from the source to this result
+    milliseconds: float  # from the source to this result; of an `Image`, without reading it
     notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
     registration: Registration | None = None  # None: the recipe asks for none
+    digest: str = ""  # SHA-256 of the file's bytes, or of the array; see `image.Image`
     bundle: str = ""  # digest of the bundle
     decision: str = ""  # digest of the decision: its settings and the thresholds that came of them
 
@@ -96,6 +97,7 @@ class Inspection:
         """Everything but the map, as plain data for strict JSON: null for what is not a finite number."""
         return {
             "source": self.source,
+            "digest": self.digest,
             "verdict": self.verdict.value,
             "score": finite(self.score),
             "p_value": finite(self.p_value),

@@ -140,21 +140,22 @@ class Inspector:
 
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
         """Read an image and score it, undecided. ImageError as `inspect`; NotFound when the part is not found."""
-        read = self._read(source, name)
+        read = self.read(source, name)
         return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
 
-    def _read(self, source: image.Source, name: str | None) -> image.Image:
+    def read(self, source: image.Source, name: str | None = None) -> image.Image:
+        """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
         read = image.read(source, name)
         image.accept(read, self.manifest.input)
         return read
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
-        """Inspect a file, encoded bytes or an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16.
+        """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
 
         INVALID when the part is not found. ImageError when the image is not what the bundle was trained on.
         """
         began = time.perf_counter()
-        read = self._read(source, name)
+        read = self.read(source, name)
         try:
             found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
         except NotFound as missing:
@@ -172,6 +173,7 @@ class Inspector:
                 registration=missing.registration,
                 bundle=self.digest,
                 decision=self.decision_digest,
+                digest=read.digest,
             )
         regions, removed = calibration.regions(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
         broken = () if np.isfinite(found.score) else ("the graph gave a score or map that is not a number",)
@@ -189,6 +191,7 @@ class Inspector:
             registration=found.registration,
             bundle=self.digest,
             decision=self.decision_digest,
+            digest=read.digest,
         )
 
     def inspect_many(
@@ -200,7 +203,7 @@ class Inspector:
 
         AndonError when it is given one source instead of several.
         """
-        if isinstance(sources, str | bytes | Path | np.ndarray):
+        if isinstance(sources, str | bytes | Path | np.ndarray | image.Image):
             raise AndonError(
                 f"inspect_many was given one {type(sources).__name__}; expected a list of images. "
                 "Use inspect for one image, or list the files of a folder."

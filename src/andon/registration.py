@@ -79,9 +79,12 @@ class _Match(NamedTuple):
 class Reference:
     """A picture of the part that others are registered to."""
 
-    def __init__(self, data: bytes, settings: Register, name: str) -> None:
-        """Prepare an encoded picture. ImageError when it cannot be read, or shows nothing to hold on to."""
-        self.data, self.settings, self.name = data, settings, name
+    def __init__(self, data: bytes, settings: Register, name: str, digest: str = "") -> None:
+        """Prepare an encoded picture, made of the file with that digest.
+
+        ImageError when it cannot be read, or shows nothing to hold on to.
+        """
+        self.data, self.settings, self.name, self.digest = data, settings, name, digest
         picture = image.read(data, name)
         self.input, self._pixels = image.described(picture), picture.pixels
         pixels = picture.pixels
@@ -101,7 +104,7 @@ class Reference:
     @classmethod
     def of(cls, picture: Image, settings: Register) -> "Reference":
         """Make a reference of a picture that was read. ImageError as the constructor."""
-        return cls(image.png(picture.pixels), settings, picture.name)
+        return cls(image.png(picture.pixels), settings, picture.name, picture.digest)
 
     def find(self, pixels: Pixels, name: str) -> tuple[Matrix, Registration]:
         """Find the part in a picture (H, W, c): its pose as a matrix for whole pixels, and as figures.

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from andon import files, image, metrics, pages, plots, render
+from andon import files, metrics, pages, plots, render
 from andon.calibration import percent
+from andon.errors import ImageError
 from andon.evaluate import Evaluation, Row, in_words, promised_unit
 from andon.inspection import Verdict
 from andon.inspector import Inspector
@@ -146,18 +147,19 @@ def galleries(evaluation: Evaluation) -> list[Gallery]:
     for title, what, worst, none in chosen:
         order = "lowest" if title == "Escapes" else "highest"
         words = f"{what}: {_extent(worst)}, {order} score first." if worst else none
-        found.append(Gallery(title, words, _cards(worst[:SHOWN], evaluation.inspector)))
+        found.append(_gallery(title, words, worst[:SHOWN], evaluation.inspector))
     near = [*caught[:3], *passed[:3]]
     found.append(
-        Gallery(
+        _gallery(
             "Close calls",
             "The lowest scores among the defects that are caught, and the highest among the good images that pass.",
-            _cards(near, evaluation.inspector),
+            near,
+            evaluation.inspector,
         )
     )
     typical = _typical([row for row in caught if row not in near])
     words = "Defective images that are caught, typical scores of each type: does the heat map point at the defect?"
-    found.append(Gallery("Caught", words, _cards(typical, evaluation.inspector)))
+    found.append(_gallery("Caught", words, typical, evaluation.inspector))
     return [gallery for gallery in found if gallery.cards or gallery.title in ("Escapes", "False rejects")]
 
 
@@ -179,13 +181,18 @@ def _outwards(rows: list[Row]) -> list[Row]:
     return [rows[j] for j in sorted(range(len(rows)), key=lambda j: abs(j - middle))]
 
 
-def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
+def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) -> Gallery:
+    """Draw the rows; a picture whose file is not the one that was judged is left out, and the words say so."""
     cards = []
     for row in rows:
-        inspection = inspector.inspect(row.path)
-        pixels = image.read(row.path).pixels
+        try:
+            picture = row.read()
+        except ImageError as error:
+            words += f" Without a picture: {error}"
+            continue
+        inspection = inspector.inspect(picture)
         heat = render.overlay(
-            pixels,
+            picture.pixels,
             inspection.anomaly_map,
             inspector.scale,
             inspection.regions,
@@ -193,6 +200,6 @@ def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
             side=SIDE,
             bar=False,
         )
-        photo = render.fit(render.display(pixels), SIDE)
-        cards.append(Card(row, *(pages.data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))))
-    return cards
+        photo = render.fit(render.display(picture.pixels), SIDE)
+        cards.append(Card(row, *(pages.data(render.encode(drawn, "jpg"), "jpeg") for drawn in (photo, heat))))
+    return Gallery(title, words, cards)

@@ -194,8 +194,7 @@ def _tiles(
     settings = recipe.geometry.registration
     chosen = reference.given(recipe)
     if settings is not None and chosen is None:
-        readable = look_over(learnt, recipe, progress).samples
-        chosen = reference.choose([sample.path for sample in readable], settings, progress)
+        chosen = reference.choose(look_over(learnt, recipe, progress).digests, settings, progress)
     survey = look_over(samples, recipe, progress, chosen)
     for reason in survey.skipped:
         warn(f"left out: {reason}")

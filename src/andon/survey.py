@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, geometry, image, reference
+from andon import dataset, geometry, image, reference
 from andon.dataset import Sample
 from andon.detectors.base import Defects, Labelled, Progress
 from andon.errors import DatasetError, ImageError, RecipeError
@@ -59,7 +59,8 @@ class GoodTiles:
         return (np.stack(batch) for batch in geometry.batches(pieces, self.side))
 
     def _tiles(self, path: Path) -> Iterable[Pixels]:
-        return self._survey.tiles.get(path) or cut(image.read(path), self._geometry, self._survey.reference)
+        kept = self._survey.tiles.get(path)
+        return kept or cut(image.read_again(path, self._survey.digests[path]), self._geometry, self._survey.reference)
 
 
 class DefectTiles:
@@ -77,31 +78,33 @@ class DefectTiles:
         self._samples: list[Sample] = []
         self._geometry, self._rule, self._reference = settings, rule, registered_to
         groups: list[int] = []
-        self.digests: list[str] = []  # of the files that are learnt from
+        self.digests: dict[Path, str] = {}  # of the files that are learnt from
         number = _numbers(samples)
         for sample in samples:
             try:
-                data, name = image.contents(sample.path)
-                marked = [mask.any() for _, mask in self._tiles(sample, image.read(data, name))]
+                read = image.read(sample.path)
+                marked = [mask.any() for _, mask in self._tiles(sample, read)]
             except ImageError as error:
                 warn(f"left out: {error}")
                 continue
             if not any(marked):
                 warn(
-                    f"left out: {name}: nothing of what its mask marks is left in its tiles; expected a defect inside "
-                    "the crop and the region of interest. Correct them or the mask; of a speck, raise geometry.size."
+                    f"left out: {read.name}: nothing of what its mask marks is left in its tiles; expected a defect "
+                    "inside the crop and the region of interest. Correct them or the mask; of a speck, raise "
+                    "geometry.size."
                 )
                 continue
             self._samples.append(sample)
             groups += [number[sample.group]] * len(marked)
-            self.digests.append(files.digest(data))
+            self.digests[sample.path] = read.digest
         self.groups: Sequence[int] = groups
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[Labelled]:
-        pieces = (piece for sample in self._samples for piece in self._tiles(sample, image.read(sample.path)))
+        again = ((each, image.read_again(each.path, self.digests[each.path])) for each in self._samples)
+        pieces = (piece for sample, read in again for piece in self._tiles(sample, read))
         for batch in geometry.batches(pieces, self._geometry.size):
             tiles, masks = zip(*batch, strict=True)
             yield Labelled(np.stack(tiles), np.stack(masks))
@@ -142,11 +145,16 @@ def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Ite
 
 
 def look_over(
-    good: Sequence[Sample], recipe: Recipe, progress: Progress, registered_to: Reference | None = None
+    good: Sequence[Sample],
+    recipe: Recipe,
+    progress: Progress,
+    registered_to: Reference | None = None,
+    known: Mapping[Path, str] = MappingProxyType({}),
 ) -> Survey:
     """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows.
 
-    Where parts are to be registered, there are tiles only once there is a reference.
+    Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
+    that were looked over before; one that has changed since cannot be used.
     """
     early = recipe.geometry.registration is not None and registered_to is None
     found: dict[Path, Registration] = {}
@@ -161,8 +169,8 @@ def look_over(
     for done, sample in enumerate(good):
         progress("reading images", done, len(good))
         try:
-            data, name = image.contents(sample.path)
-            read = image.read(data, name)
+            path = sample.path
+            read = image.read_again(path, known[path]) if path in known else image.read(path)
             view = None if early else geometry.align(read.pixels, recipe.geometry, read.name, registered_to)
             pieces = [tile for _, tile in geometry.split(view, recipe.geometry)] if view else []
         except ImageError as error:
@@ -178,7 +186,7 @@ def look_over(
         kept += sum(piece.nbytes for piece in pieces)
         if kept <= KEEP:
             tiles[sample.path] = pieces
-        digests[sample.path] = files.digest(data)
+        digests[sample.path] = read.digest
     progress("reading images", len(good), len(good))
     if registered_to is not None:
         reference.enough(registered_to, found.values(), missed)
@@ -199,7 +207,7 @@ def _declared(found: Input, rule: InputRule) -> Input:
 
 
 def registered(
-    rule: Input,
+    before: Survey,
     fit_on: Sequence[Sample],
     calibrate_on: Sequence[Sample],
     recipe: Recipe,
@@ -213,9 +221,10 @@ def registered(
     """
     settings = recipe.geometry.registration
     assert settings is not None
-    chosen = given or reference.choose([sample.path for sample in fit_on], settings, progress)
-    reference.fits(chosen, rule)
-    survey = look_over(list(dict.fromkeys([*fit_on, *calibrate_on])), recipe, progress, chosen)
+    known = before.digests
+    chosen = given or reference.choose({s.path: known[s.path] for s in fit_on}, settings, progress)
+    reference.fits(chosen, before.rule)
+    survey = look_over(list(dict.fromkeys([*fit_on, *calibrate_on])), recipe, progress, chosen, known)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})
@@ -227,8 +236,7 @@ def registered(
             found={path: found for path, found in survey.found.items() if path not in below},
             skipped=survey.skipped + [reference.below(path, found, least) for path, found in below.items()],
         )
-    itself = files.digest(image.contents(chosen.name)[0])
-    groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == itself}
+    groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == chosen.digest}
     kept = {sample.path for sample in survey.samples}
     return (
         survey,

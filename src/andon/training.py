@@ -107,7 +107,7 @@ def train(
     )
     skipped = len(survey.skipped)
     if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey.rule, fit_on, calibrate_on, recipe, given, progress)
+        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
@@ -159,7 +159,9 @@ def train(
     scorers: list[Callable[[], Runtime]] = (
         [partial(scorer_without, fold, i) for i, fold in enumerate(folds)] if crossed else [partial(Runtime, graph)]
     )
-    found = calibrate(list(zip(scorers, folds, strict=True)), recipe, survey.rule, progress, warn, survey.reference)
+    found = calibrate(
+        list(zip(scorers, folds, strict=True)), survey.digests, recipe, survey.rule, progress, warn, survey.reference
+    )
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
@@ -180,7 +182,9 @@ def train(
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
-        learnt=sorted({digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests]}),
+        learnt=sorted(
+            {digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests.values()]}
+        ),
     )
     stored = survey.reference.data if survey.reference else b""
     bundle = Bundle(graph, recipe, found.calibration, manifest, model.curve, stored, found.sheet)

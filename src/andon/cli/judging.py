@@ -3,8 +3,10 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,23 +56,25 @@ def inspect(
     ):
         for done, (path, shown) in enumerate(paths):
             progress("inspecting", done, len(paths))
+            began = time.perf_counter()
             try:
-                inspection = inspector.inspect(path)
+                read = inspector.read(path)  # once: verdict, digest and heat map come from the same bytes
+                inspection = inspector.inspect(read)
             except ImageError as error:
                 failures.append(f"could not be inspected: {error}")
                 record = {"source": path.as_posix(), "error": str(error)}
             else:
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
+                inspection = replace(inspection, milliseconds=1000 * (time.perf_counter() - began))
                 record = inspection.record()
             if records:
                 records.add(record)  # before the picture: what was decided is kept though the disk may be full
             if overlays and "error" not in record:
                 target = overlays / shown.with_name(shown.name + ".png")
                 try:
-                    pixels = image.read(path).pixels
                     files.make_folder(target.parent)
                     image.write(
-                        target, render.overlay(pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
+                        target, render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
                     )
                 except AndonError as error:
                     failures.append(f"inspected, but without a heat map: {error}")

@@ -83,10 +83,9 @@ def compare(
     if not quiet:
         print(compare.headline(compared, compared.differences()))
         print(f"report: {page}")
-    errors = sorted({error for found in compared.evaluations.values() for error in found.errors})
-    for error in errors:
+    for error in compared.errors:
         print(f"could not be evaluated: {error}", file=sys.stderr)
-    if errors:
+    if compared.errors:
         raise typer.Exit(1)
 
 
