@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from andon import calibration, geometry, image
+from andon import calibration, geometry, image, regions
 from andon.bundle import Bundle
 from andon.calibration import HeldOut
 from andon.errors import AndonError, ImageError
@@ -122,7 +122,7 @@ class Inspector:
                 notes=(*read.notes, str(missing)),
                 registration=missing.registration,
             )
-        regions, removed = calibration.regions(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
+        listed, unlisted = regions.find(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
         return Inspection(
             source=read.name,
             verdict=calibration.judge(found.score, self.thresholds),
@@ -130,8 +130,8 @@ class Inspector:
             p_value=self.calibration.p_value(found.score),
             thresholds=self.thresholds,
             anomaly_map=found.anomaly_map,
-            regions=regions,
-            removed_regions=removed,
+            regions=listed,
+            removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),
             notes=read.notes,
             registration=found.registration,
