@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from andon import calibration, image
+from andon import calibration, image, regions
 from andon.bundle import Manifest
 from andon.calibration import Calibration
 from andon.image import Input
@@ -51,7 +51,7 @@ class FakeInspector:
         anomaly_map = read.pixels[:, :, 0].astype(np.float32)
         anomaly_map[:, 0] = np.nan
         score = float(np.nanmax(anomaly_map))
-        regions, removed = calibration.regions(anomaly_map, self.thresholds.pixel, 0)
+        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, 0)
         return Inspection(
             source=read.name,
             verdict=Verdict.INVALID if score == 255 else calibration.judge(score, self.thresholds),
@@ -59,8 +59,8 @@ class FakeInspector:
             p_value=self.calibration.p_value(score),
             thresholds=self.thresholds,
             anomaly_map=anomaly_map,
-            regions=regions,
-            removed_regions=removed,
+            regions=listed,
+            removed_regions=unlisted,
             milliseconds=2.0,
             digest=read.digest,
         )

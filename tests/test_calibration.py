@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andon import calibration
 from andon.calibration import Calibration, HeldOut, judge
 from andon.inspection import Thresholds, Verdict
 from andon.recipe import Decision
@@ -221,18 +220,3 @@ def test_verdicts() -> None:
         Verdict.REJECT,
         Verdict.REJECT,
     ]
-
-
-def test_regions_are_measured_sorted_and_filtered() -> None:
-    values = np.zeros((40, 60), np.float32)
-    values[5:10, 10:20] = 2  # 50 pixels
-    values[7, 15] = 3
-    values[20:30, 30:40] = 5  # 100 pixels
-    values[35, 50] = 9  # 1 pixel
-    values[0, :] = np.nan
-    found, removed = calibration.regions(values, 1.0, min_area=2)
-    assert removed == 1
-    assert [(r.box, r.area, r.peak) for r in found] == [((30, 20, 10, 10), 100, 5.0), ((10, 5, 10, 5), 50, 3.0)]
-    assert found[1].peak_at == (15, 7)
-    assert found[0].centroid == (34.5, 24.5)
-    assert calibration.regions(values, 10.0, 0) == ((), 0)

@@ -21,6 +21,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "geometry",
     "recipe",
     "calibration",
+    "regions",
     "runtime",
     "cost",
     "cost.clock",

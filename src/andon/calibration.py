@@ -25,13 +25,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from andon.binomial import long_run
-from andon.inspection import Array, Region, Thresholds, Verdict
+from andon.inspection import Thresholds, Verdict
 from andon.recipe import Decision
 
 SLACK = 1e-9  # for sums of weights, which are fractions
@@ -312,22 +311,3 @@ def judge(score: float, thresholds: Thresholds) -> Verdict:
     if not (math.isfinite(score) and score <= thresholds.reject):
         return Verdict.REJECT
     return Verdict.REVIEW if score > thresholds.review else Verdict.PASS
-
-
-def regions(anomaly_map: Array, threshold: float, min_area: int) -> tuple[tuple[Region, ...], int]:
-    """Find connected areas (8 neighbours) of a map (H, W) above the threshold, worst first; count those too small."""
-    above = (anomaly_map > threshold).astype(np.uint8)  # NaN compares false
-    if not above.any():
-        return (), 0
-    count, labels, stats, centroids = cv2.connectedComponentsWithStats(above, connectivity=8)
-    found = []
-    for i in range(1, count):
-        x, y, w, h, area = (int(v) for v in stats[i])
-        if area < min_area:
-            continue
-        inside = np.where(labels[y : y + h, x : x + w] == i, anomaly_map[y : y + h, x : x + w], -np.inf)
-        row, column = divmod(int(inside.argmax()), w)
-        centroid = (float(centroids[i][0]), float(centroids[i][1]))
-        found.append(Region((x, y, w, h), area, centroid, float(inside.max()), (x + column, y + row)))
-    found.sort(key=lambda region: -region.peak)
-    return tuple(found), count - 1 - len(found)

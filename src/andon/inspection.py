@@ -85,7 +85,7 @@ class Inspection:
     thresholds: Thresholds
     anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
     regions: tuple[Region, ...]
-    removed_regions: int  # how many the minimum area filtered out
+    removed_regions: int  # how many are not listed: below the minimum area, or beyond the worst 100
     milliseconds: float  # from the source to this result; of an `Image`, without reading it
     notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
     registration: Registration | None = None  # None: the recipe asks for none

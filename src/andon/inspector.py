@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from andon import calibration, files, geometry, image
+from andon import calibration, files, geometry, image, regions
 from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
 from andon.errors import AndonError, ImageError
@@ -175,7 +175,7 @@ class Inspector:
                 decision=self.decision_digest,
                 digest=read.digest,
             )
-        regions, removed = calibration.regions(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
+        listed, unlisted = regions.find(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
         broken = () if np.isfinite(found.score) else ("the graph gave a score or map that is not a number",)
         return Inspection(
             source=read.name,
@@ -184,8 +184,8 @@ class Inspector:
             p_value=self.calibration.p_value(found.score, self.decision.per),
             thresholds=self.thresholds,
             anomaly_map=found.anomaly_map,
-            regions=regions,
-            removed_regions=removed,
+            regions=listed,
+            removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),
             notes=(*read.notes, *broken),
             registration=found.registration,

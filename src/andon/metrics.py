@@ -11,17 +11,16 @@ References
 """
 
 import math
-import tempfile
-import weakref
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from andon.binomial import clopper_pearson
+from andon.files import Scratch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -320,7 +319,7 @@ class _Shelf:
 
     def __init__(self, budget: int) -> None:
         self._free = budget
-        self._file: IO[bytes] | None = None
+        self._file: Scratch | None = None
         self._stored = 0  # values in the file
         self._mapped: NDArray[np.uint32] = _NO_SIZE  # the file; one mapping for all, as each takes a file handle
 
@@ -329,8 +328,7 @@ class _Shelf:
             self._free -= values.nbytes
             return values
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="andon-")  # noqa: SIM115 - closed with this object
-            weakref.finalize(self, self._file.close)
+            self._file = Scratch("the scores of pixels")
         self._file.write(values.data)
         self._stored += len(values)
         return slice(self._stored - len(values), self._stored)
@@ -338,7 +336,6 @@ class _Shelf:
     def get(self, place: _Place) -> NDArray[np.uint32]:
         if isinstance(place, slice):
             if len(self._mapped) < self._stored and self._file is not None:
-                self._file.flush()
-                self._mapped = np.memmap(self._file, np.uint32, "r", shape=(self._stored,))
+                self._mapped = self._file.mapped(np.uint32, (self._stored,))
             return self._mapped[place]
         return place

@@ -81,7 +81,8 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _mute()
-        print("andon: what is printed cannot be written: no space left. Free some space.", file=sys.stderr)
+        place = error.filename or "what is printed"
+        print(f"andon: {place}: cannot be written: no space left. Free some space.", file=sys.stderr)
         sys.exit(2)
 
 
