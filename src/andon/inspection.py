@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from andon.files import finite
+
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8 | np.uint16]
 
@@ -88,14 +90,13 @@ class Inspection:
     digest: str = ""  # SHA-256 of the file's bytes, or of the array; see `image.Image`
 
     def record(self) -> dict[str, Any]:
-        """Everything but the map, as plain data for JSON; score and p-value are null when INVALID."""
-        known = self.verdict is not Verdict.INVALID
-        return {
+        """Everything but the map, as plain data for JSON; null for what is no finite number."""
+        record = {
             "source": self.source,
             "digest": self.digest,
             "verdict": self.verdict.value,
-            "score": self.score if known else None,
-            "p_value": self.p_value if known else None,
+            "score": self.score,
+            "p_value": self.p_value,
             "thresholds": self.thresholds._asdict(),
             "regions": [
                 {
@@ -112,3 +113,4 @@ class Inspection:
             "notes": list(self.notes),
             "registration": self.registration.record() if self.registration else None,
         }
+        return dict(finite(record))
