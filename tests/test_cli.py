@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+import andon
 from andon import cli
 from andon.bundle import Bundle
+from andon.cli import judging
 from andon.errors import AndonError
 from andon.records import Records
 from conftest import part, save
@@ -112,7 +114,7 @@ def test_records_are_appended_where_they_lie(left: str, kept: list[str], tmp_pat
         assert sources(file) == kept
         records.add({"source": "ü\udcff"})
     assert sources(file) == [*kept, "ü\udcff"]
-    assert list(tmp_path.iterdir()) == [file]
+    assert sorted(tmp_path.iterdir()) == [file.with_suffix(".csv"), file]
 
 
 def test_records_of_two_runs_at_once_interleave_by_lines(tmp_path: Path) -> None:
@@ -165,6 +167,51 @@ def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
     code, out, _ = run(capsys, "detectors", "memory-bank")
     assert "bank = " in out
     assert "presets" in out
+
+
+def test_version(capsys: Any) -> None:
+    assert run(capsys, "--version") == (0, f"andon {andon.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "image", "expected"),
+    [
+        (None, "scratch", 0),
+        ("review", "good", 0),
+        ("review", "scratch", 1),
+        ("reject", "good", 0),
+        ("reject", "scratch", 1),
+        ("review", "between", 1),
+        ("reject", "between", 0),
+        ("review", "unread", 1),
+        ("reject", "unread", 1),
+    ],
+)
+def test_fail_on_ends_with_one_at_a_verdict_or_a_worse_one(
+    fail_on: str | None, image: str, expected: int, bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = parts / f"test/{image}/200.png"
+    decided = tmp_path / "b.andon"
+    thresholds = ["--review-threshold", "-1", "--reject-threshold", "1e9"] if image == "between" else []
+    if image in ("good", "between"):
+        path = parts / "train/good/000.png"
+    if image == "good":
+        thresholds = ["--review-threshold", "1e9", "--reject-threshold", "1e9"]
+    if image == "unread":
+        path = tmp_path / "in"
+        save(path / "a.png", part(1))
+        (path / "b.png").write_bytes(b"\x89PNG")
+    run(capsys, "calibrate", bundle_file, "-o", decided, "--min-area", 1, *thresholds)
+    options = ["--fail-on", fail_on] if fail_on else []
+    assert run(capsys, "inspect", decided, path, *options, "-q")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "verdict", "expected"),
+    [(None, "INVALID", False), ("review", "INVALID", True), ("reject", "INVALID", True), ("reject", "REVIEW", False)],
+)
+def test_invalid_counts_as_worse_than_any_verdict(fail_on: str | None, verdict: str, expected: bool) -> None:
+    assert judging._failed(fail_on, {"PASS": 3, verdict: 1}) is expected
 
 
 def test_calibrate_changes_a_finished_bundle(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:

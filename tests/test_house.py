@@ -1,6 +1,7 @@
 """The rules of the house: imports run downwards, labels stay where they belong, no torch on the way to a verdict."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,12 @@ def test_imports_run_downwards(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ORDER if name not in NEEDS_LABELS])
 def test_labels_are_seen_by_evaluation_only(name: str) -> None:
     assert not imports(modules()[name]) & {"metrics", "evaluate"}
+
+
+def test_all_json_is_strict() -> None:
+    """`files.strict_json` alone writes JSON: null in place of NaN and infinity, which no strict parser takes."""
+    writers = {name for name, path in modules().items() if re.search(r"\bjson\.dumps?\(", path.read_text())}
+    assert writers == {"files"}
 
 
 def loaded(code: str, *arguments: str) -> set[str]:

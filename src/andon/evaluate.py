@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ class Evaluation:
 
     def json(self) -> bytes:
         """The figures, for machines."""
-        return (json.dumps(self.metrics, indent=1, allow_nan=False) + "\n").encode()
+        return (files.strict_json(self.metrics, indent=1) + "\n").encode()
 
     def csv(self) -> bytes:
         """The score of every image, so that other figures can be worked out elsewhere."""

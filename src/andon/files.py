@@ -6,6 +6,8 @@ and group of a file that is replaced are kept. A link that names no file yet mak
 
 import errno
 import hashlib
+import json
+import math
 import os
 import secrets
 import stat
@@ -32,6 +34,20 @@ def digest(data: bytes) -> str:
 def digest_of_all(named: Iterable[tuple[str, str]]) -> str:
     """SHA-256 over the names and digests of several files; a name need not be valid Unicode."""
     return digest("\n".join(f"{name} {each}" for name, each in named).encode(errors="surrogateescape"))
+
+
+def finite(value: Any) -> Any:
+    """Plain data with None in place of each float that JSON cannot hold: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def strict_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
+    """Plain data as JSON that every parser takes: null in place of NaN and infinity."""
+    return json.dumps(finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
 def is_file(path: str | Path) -> bool:

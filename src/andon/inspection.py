@@ -1,12 +1,13 @@
 """Results as plain data: what a detector gives (`Scores`), and what an inspection says (`Inspection`)."""
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from andon.files import finite
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8 | np.uint16]
@@ -94,20 +95,20 @@ class Inspection:
     decision: str = ""  # digest of the decision: its settings and the thresholds that came of them
 
     def record(self) -> dict[str, Any]:
-        """Everything but the map, as plain data for strict JSON: null for what is not a finite number."""
-        return {
+        """Everything but the map, as plain data for JSON; null for what is not a finite number."""
+        record = {
             "source": self.source,
             "digest": self.digest,
             "verdict": self.verdict.value,
-            "score": finite(self.score),
-            "p_value": finite(self.p_value),
-            "thresholds": {name: finite(value) for name, value in self.thresholds._asdict().items()},
+            "score": self.score,
+            "p_value": self.p_value,
+            "thresholds": self.thresholds._asdict(),
             "regions": [
                 {
                     "box": list(r.box),
                     "area": r.area,
                     "centroid": list(r.centroid),
-                    "peak": finite(r.peak),
+                    "peak": r.peak,
                     "peak_at": list(r.peak_at),
                 }
                 for r in self.regions
@@ -119,8 +120,4 @@ class Inspection:
             "bundle": self.bundle,
             "decision": self.decision,
         }
-
-
-def finite(value: float) -> float | None:
-    """A number for strict JSON: null where it is not finite."""
-    return value if math.isfinite(value) else None
+        return dict(finite(record))

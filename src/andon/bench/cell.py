@@ -80,7 +80,7 @@ def run(job: Job) -> Json:
 def save(job: Job, result: Json) -> None:
     """Write a result where it belongs, whole or not at all; what is no UTF-8 in a file's name becomes a "?"."""
     result["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    files.write(job.result, json.dumps(result, indent=1, ensure_ascii=False).encode(errors="replace"))
+    files.write(job.result, files.strict_json(result, indent=1, ascii_only=False).encode(errors="replace"))
 
 
 def _end_with_parent() -> None:

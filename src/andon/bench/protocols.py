@@ -348,7 +348,7 @@ def _write(found: Classes, expected: dict[str, object], place: Path, stage: str,
                 progress(stage, done, len(found.pictures))
             (half / POOL / picture.split / picture.label / picture.name).write_bytes(picture.png())
         progress(stage, len(found.pictures), len(found.pictures))
-        files.write(half / MARK, json.dumps({**expected, "images": _digest(half / POOL)}).encode())
+        files.write(half / MARK, files.strict_json({**expected, "images": _digest(half / POOL)}).encode())
 
 
 def _digest(pool: Path) -> str:

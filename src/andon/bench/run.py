@@ -145,7 +145,7 @@ def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
         "cells": [{**cell._asdict(), "recipe": cell.recipe.dump(), "place": cell.place.as_posix()} for cell in cells],
         "published": {product.name: product.published for product in plan.products if product.published},
     }
-    files.write(out / "plan.json", json.dumps(described, indent=1, ensure_ascii=False).encode(errors="replace"))
+    files.write(out / "plan.json", files.strict_json(described, indent=1, ascii_only=False).encode(errors="replace"))
     if plan.published:
         files.write(out / "published.toml", Path(plan.published).read_bytes())
 
@@ -175,7 +175,7 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
             f"{product.name}: since the last run {len(lost)} files were lost, {len(new)} came and {len(changed)} "
             "changed; its cells are run again"
         )
-    files.write(cache, json.dumps(now).encode())
+    files.write(cache, files.strict_json(now).encode())
     groups = Path(product.groups).read_text(encoding="utf-8") if files.is_file(product.groups) else product.groups
     lines = [groups, *(f"{name} {now[name][2]}" for name in sorted(now))]
     return files.digest("\n".join(lines).encode(errors="surrogateescape"))
@@ -266,7 +266,7 @@ def _run_cell(job: Job) -> Json:
     with suppress(BrokenPipeError), started as process:
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(job.model_dump(mode="json")) + "\n")
+            process.stdin.write(files.strict_json(job.model_dump(mode="json")) + "\n")
             process.stdin.flush()
             process.wait()  # its standard input stays open: it ends when this process does
         except BaseException:

@@ -1,6 +1,5 @@
 """Commands that inspect pictures, measure bundles and tell what is there."""
 
-import json
 import math
 import sys
 import time
@@ -8,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +16,7 @@ from andon.errors import AndonError, DatasetError, ImageError
 
 if TYPE_CHECKING:
     from andon.bundle import Bundle
+    from andon.inspection import Inspection
 
 
 def inspect(
@@ -24,7 +24,17 @@ def inspect(
     sources: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for records.jsonl (appended to) and a picture with heat map for every image."),
+        typer.Option(
+            help="Folder for records.jsonl and records.csv (appended to) and a picture with heat map for every image."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        Literal["review", "reject"] | None,
+        typer.Option(
+            help="Exit with code 1 when any image gets this verdict or a worse one; INVALID and images that could not "
+            "be inspected count as worse.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -34,6 +44,7 @@ def inspect(
     """Say PASS, REVIEW, REJECT or INVALID of each image, with score, p-value and regions.
 
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
+    Exit code 0: every image was inspected; 1: some could not be, or --fail-on found one; 2: mistake in the call.
     """
     from andon import files, image, render
     from andon.inspector import Inspector
@@ -79,14 +90,14 @@ def inspect(
                 except AndonError as error:
                     failures.append(f"inspected, but without a heat map: {error}")
             if as_json:
-                print(json.dumps(record))
+                print(files.strict_json(record))
             elif "error" not in record and not quiet:
-                print(_line(record))
+                print(_line(inspection))
         progress("inspecting", len(paths), len(paths))
     if len(paths) > 1 and not quiet and not as_json:
         summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
         print(f"{len(paths)} images: {summary or 'none inspected'}" + (f"; {len(failures)} failed" if failures else ""))
-    if failures:
+    if failures or _failed(fail_on, counts):
         raise typer.Exit(1)
 
 
@@ -116,7 +127,7 @@ def evaluate(
     if out:
         report.write(evaluation, out)
     if as_json:
-        print(json.dumps(evaluation.metrics, indent=1))
+        print(files.strict_json(evaluation.metrics, indent=1))
     elif not quiet:
         print("\n".join(evaluation.summary()))
         if out:
@@ -137,21 +148,22 @@ def check(
 
     Exit code 1 when something would make figures untrustworthy.
     """
-    from andon import check, dataset
+    from andon import check, dataset, files
 
     with progress_bars(quiet or as_json) as progress:
         checked = check.check(dataset.load(folder, groups=groups), progress)
-    print(json.dumps(checked.record(), indent=1) if as_json else checked.text())
+    print(files.strict_json(checked.record(), indent=1) if as_json else checked.text())
     if checked.failed:
         raise typer.Exit(1)
 
 
 def show(bundle: BundleFile, as_json: AsJson = False) -> None:
     """Show a bundle's recipe, calibration, provenance and digests."""
+    from andon import files
     from andon.bundle import Bundle
 
     loaded = Bundle.load(bundle)
-    print(json.dumps(_contents(loaded), indent=1) if as_json else _describe(bundle, loaded))
+    print(files.strict_json(_contents(loaded), indent=1) if as_json else _describe(bundle, loaded))
 
 
 def detectors(
@@ -229,19 +241,22 @@ def _numbered(name: str, taken: set[str]) -> str:
     return name
 
 
-def _line(record: dict[str, Any]) -> str:
-    if record["verdict"] == "INVALID":
-        return f"INVALID {record['source']}  ({'; '.join(record['notes'])})"
-    regions = record["regions"]
-    where = f"  {len(regions)} region{'s' * (len(regions) != 1)}, worst at {regions[0]['peak_at']}" if regions else ""
-    verdict, score, p = record["verdict"], record["score"], record["p_value"]
-    notes = f"  ({'; '.join(record['notes'])})" if record["notes"] else ""
-    return f"{verdict:<7} score {score:<8.4g} p {p:<7.3g} {record['source']}{where}{notes}"
+def _line(found: "Inspection") -> str:
+    notes = f"  ({'; '.join(found.notes)})" if found.notes else ""
+    if found.verdict == "INVALID":
+        return f"INVALID {found.source}{notes}"
+    n, regions = len(found.regions), found.regions
+    where = f"  {n} region{'s' * (n != 1)}, worst at {list(regions[0].peak_at)}" if regions else ""
+    return f"{found.verdict:<7} score {found.score:<8.4g} p {found.p_value:<7.3g} {found.source}{where}{notes}"
+
+
+def _failed(fail_on: str | None, counts: dict[str, int]) -> bool:
+    """Whether some verdict is at `fail_on` or beyond it."""
+    beyond = {None: (), "review": ("REVIEW", "REJECT", "INVALID"), "reject": ("REJECT", "INVALID")}[fail_on]
+    return any(counts.get(verdict) for verdict in beyond)
 
 
 def _contents(bundle: "Bundle") -> dict[str, Any]:
-    from andon.inspection import finite
-
     calibration, decision = bundle.calibration, bundle.recipe.decision
     return {
         "digest": bundle.digest(),
@@ -252,7 +267,7 @@ def _contents(bundle: "Bundle") -> dict[str, Any]:
             "parts": calibration.parts,
             "supported_rate": calibration.supported_rate,
             "folds": calibration.folds,
-            "thresholds": {name: finite(value) for name, value in calibration.thresholds(decision)._asdict().items()},
+            "thresholds": calibration.thresholds(decision)._asdict(),
             "sentences": calibration.describe(decision),
             "highest": [each._asdict() for each in calibration.highest()],
             "scores": dict(zip(calibration.digests, calibration.scores, strict=False)),
