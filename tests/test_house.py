@@ -18,6 +18,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "headers",
     "decoding",
     "image",
+    "appearance",
     "registration",
     "geometry",
     "recipe",

@@ -1,0 +1,331 @@
+"""Crude statistics of a picture, and whether it looks like the good pictures at all.
+
+A detector scores any picture: a black one, one out of focus, one of another product. These statistics cost a few
+milliseconds, know nothing of defects, and say in words what is odd about such a picture.
+
+A statistic is odd outside [low − m, high + m], where [low, high] is its range among n good pictures. The margin m takes
+the tails of its distribution as exponential: a range of n values is about 2 ln n times the scale of the tail, and a
+good picture exceeds the range by m with probability exp(−m / scale) / (n + 1), which is set to `RARE`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from andon.inspection import Pixels
+
+SIDE = 512  # pixels: the longer side is reduced by a whole number to at most this
+SCENE = 12  # pixels a side of the thumbnail
+BANDS = 5  # octaves of the spectrum, from 2 pixels of 128 a side to 64
+FOLDS = 10  # of the good pictures, to learn how much an unseen one may differ
+ENOUGH = 10  # pictures whose median is compared
+PARTS = 16  # principal components of the thumbnails, at most
+RARE = 1e-4  # probability that a good picture is odd in one statistic on one side, see above
+DARKEST = 1 / 4096  # of full scale: logarithms start from here
+LEAST_DEVIATION = 0.05  # octaves, of light, contrast, sharpness and bands
+FLAT = 0.25  # of the least contrast of good pictures: a picture below it shows nothing
+
+
+class Appearance(NamedTuple):
+    """Crude statistics of one picture; gray values in levels of the picture's own depth."""
+
+    mean: float  # gray value
+    contrast: float  # standard deviation of the gray value
+    sharpness: float  # mean absolute Laplacian
+    saturated: float  # share of pixels above 98 % of full scale
+    dark: float  # share of pixels below 2 % of full scale
+    balance: float  # mean of red − blue, as a share of the mean of the channels; 0 for gray pictures
+    tint: float  # cube root of the mean cube of the same: where balance is 0, a strong red against a faint blue
+    bands: tuple[float, ...]  # (BANDS,) log2 of the deviation in each octave as a share of the contrast, fine to coarse
+    thumbnail: tuple[float, ...]  # (SCENE²,) gray values less their mean, of unit length; zeros where all are equal
+    top: int  # full scale: 255 or 65535
+
+
+def of(pixels: Pixels) -> Appearance:
+    """Measure a picture (H, W, c), uint8 or uint16, c 1 or 3 (RGB)."""
+    height, width, channels = pixels.shape
+    top, reduced = int(np.iinfo(pixels.dtype).max), cast(Any, pixels)
+    by = math.ceil(max(height, width) / SIDE)
+    if by > 1:  # whole factors: several times faster, and the same for all pictures of one size
+        size = max(width // by, 1), max(height // by, 1)
+        reduced = cv2.resize(pixels[: size[1] * by, : size[0] * by], size, interpolation=cv2.INTER_AREA)
+    gray: Any = reduced if channels == 1 else cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY)
+    gray = gray.reshape(gray.shape[:2])
+    mean, contrast = (float(value[0, 0]) for value in cv2.meanStdDev(gray))
+    small = gray.astype(np.float32)
+    sharpness = cv2.norm(cv2.Laplacian(small, cv2.CV_32F), cv2.NORM_L1) / small.size
+    balance, tint = _colours(reduced, DARKEST * top) if channels == 3 else (0.0, 0.0)
+    square: Any = cv2.resize(small, (128, 128), interpolation=cv2.INTER_AREA)
+    return Appearance(
+        mean=mean,
+        contrast=contrast,
+        sharpness=float(sharpness),
+        saturated=np.count_nonzero(gray >= 0.98 * top) / gray.size,
+        dark=np.count_nonzero(gray <= 0.02 * top) / gray.size,
+        balance=balance,
+        tint=tint,
+        bands=_bands(square, max(contrast, DARKEST * top)),
+        thumbnail=_thumbnail(square, DARKEST * top),
+        top=top,
+    )
+
+
+def _colours(pixels: Pixels, least: float) -> tuple[float, float]:
+    """Measure balance and tint of (H, W, 3). Both change their sign when red and blue are exchanged."""
+    small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float64)
+    difference = (small[:, :, 0] - small[:, :, 2]) / max(float(small.mean()), least)
+    return float(difference.mean()), float(np.cbrt((difference**3).mean()))
+
+
+def _bands(square: Any, contrast: float) -> tuple[float, ...]:
+    """Measure the octaves of a Laplacian pyramid of (128, 128)."""
+    found = []
+    for _ in range(BANDS):
+        coarser = cv2.pyrDown(square)
+        _, deviation = cv2.meanStdDev(square - cv2.pyrUp(coarser, dstsize=square.shape[::-1]))
+        found.append(math.log2(float(deviation[0, 0]) / contrast + DARKEST))
+        square = coarser
+    return tuple(found)
+
+
+def _thumbnail(square: Any, least: float) -> tuple[float, ...]:
+    values = cv2.resize(square, (SCENE, SCENE), interpolation=cv2.INTER_AREA).ravel().astype(np.float64)
+    values -= values.mean()
+    length = float(np.linalg.norm(values))
+    return tuple((values / length).tolist()) if length > least * SCENE else (0.0,) * SCENE**2
+
+
+class Range(BaseModel):
+    """The values of one statistic among good pictures, and those beyond which a picture is odd."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    low: float
+    high: float
+    least: float
+    most: float
+    tails: tuple[float, float]  # 5 and 95 % of good pictures lie below these
+
+    @classmethod
+    def of(cls, values: Sequence[float], floor: float, zero: float | None = None) -> "Range":
+        """Learn from the values (n,) of good pictures; `floor` is the least margin.
+
+        With `zero`, which is added to the values, margin and floor are those of the logarithm to base 2.
+        """
+        found = np.asarray(values, np.float64)
+        scaled = found if zero is None else np.log2(found + zero)
+        n, low, high = len(found), float(scaled.min()), float(scaled.max())
+        tail = (high - low) / (2 * math.log(n + 1)) * math.log(1 / (RARE * (n + 1)))
+        margin = max(tail, 0.0) + floor * (1 + 20 / n)
+        least, most = (low - margin, high + margin)
+        if zero is not None:
+            least, most = 2**least - zero, 2**most - zero
+        tails = (float(np.quantile(found, 0.05)), float(np.quantile(found, 0.95)))
+        return cls(low=float(found.min()), high=float(found.max()), least=least, most=most, tails=tails)
+
+    def side(self, value: float) -> int:
+        """−1 below, 1 above, 0 within what good pictures have."""
+        return int(value > self.most) - int(value < self.least)
+
+    def among(self, value: float) -> bool:
+        """Whether good pictures have about this value."""
+        more = (self.high - self.low) / 4
+        return self.low - more <= value <= self.high + more
+
+
+class Usual(BaseModel):
+    """How good pictures look."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    pictures: int
+    top: int
+    mean: Range
+    contrast: Range
+    sharpness: Range
+    saturated: Range
+    dark: Range
+    balance: Range
+    tint: Range
+    structure: tuple[float, ...]  # (d,) mean of light, contrast, sharpness and bands, see `_structure`
+    whiten: tuple[tuple[float, ...], ...]  # (d, d), to unit covariance
+    distance: Range  # of a picture's structure from the mean, whitened
+    scene: tuple[float, ...]  # (SCENE²,) mean thumbnail
+    variations: tuple[tuple[float, ...], ...]  # principal components of the thumbnails, of unit length
+    unexplained: Range  # share of a thumbnail's energy outside the span of both
+
+    @classmethod
+    def of(cls, appearances: Sequence[Appearance]) -> "Usual":
+        """Learn from those of good pictures of one depth, at least one."""
+        if not appearances:
+            raise ValueError("no pictures; expected at least one good picture")
+        zero = DARKEST * appearances[0].top
+        thumbnails = np.array([a.thumbnail for a in appearances])
+        structures = np.array([_structure(a) for a in appearances])
+        # Of pictures that had no part in mean, components and covariance: each fold against the others. Neighbours in
+        # the order of the pictures are often of one part, so a fold is a run of them.
+        n = len(appearances)
+        folds = np.arange(n) * min(FOLDS, n) // n
+        alike = [(folds == fold, folds != fold) for fold in range(min(FOLDS, n))] if n > 1 else []
+        unexplained = [v for f, rest in alike for v in _unexplained(thumbnails[f], *_components(thumbnails[rest]))]
+        distances = [v for f, rest in alike for v in _distance(structures[f], *_whitening(structures[rest]))]
+        scene, variations = _components(thumbnails)
+        structure, whiten = _whitening(structures)
+        return cls(
+            pictures=n,
+            top=appearances[0].top,
+            mean=Range.of([a.mean for a in appearances], 0.03, zero),
+            contrast=Range.of([a.contrast for a in appearances], 0.1, zero),
+            sharpness=Range.of([a.sharpness for a in appearances], 0.15, zero),
+            saturated=Range.of([a.saturated for a in appearances], 0.02),
+            dark=Range.of([a.dark for a in appearances], 0.02),
+            balance=Range.of([a.balance for a in appearances], 0.005),
+            tint=Range.of([a.tint for a in appearances], 0.01),
+            structure=_rounded(structure),
+            whiten=tuple(_rounded(row) for row in whiten),
+            distance=Range.of(distances or [math.sqrt(len(structure))], 1.0),
+            scene=_rounded(scene),
+            variations=tuple(_rounded(row) for row in variations),
+            unexplained=Range.of(unexplained or [1.0], 0.05),
+        )
+
+    def oddities(self, appearance: Appearance) -> list[str]:
+        """Say what is odd about a picture, beside the good ones; empty for almost every good picture."""
+        a, found = appearance, []
+        if a.top != self.top:
+            return [f"the picture's full scale is {a.top}; that of good pictures is {self.top}"]
+        light = self.mean.side(a.mean)
+        gray = f"(mean gray {_level(a.mean)}; good pictures {_levels(self.mean)})"
+        if a.contrast < FLAT * self.contrast.low and light:
+            return [f"the picture is {'black' if light < 0 else 'white'} {gray}"]
+        if a.contrast < FLAT * self.contrast.low:
+            return [
+                f"the picture shows next to nothing (contrast {_level(a.contrast)}; "
+                f"good pictures {_levels(self.contrast)})"
+            ]
+        if light:
+            found.append(f"the picture is {'darker' if light < 0 else 'brighter'} than good pictures {gray}")
+        if self.saturated.side(a.saturated) > 0:
+            found.append(
+                f"the picture is saturated ({a.saturated:.0%} of its pixels at full scale; "
+                f"good pictures {self.saturated.low:.0%} to {self.saturated.high:.0%})"
+            )
+        if self.dark.side(a.dark) > 0 and light >= 0:
+            found.append(
+                f"much of the picture is black ({a.dark:.0%} of its pixels; "
+                f"good pictures {self.dark.low:.0%} to {self.dark.high:.0%})"
+            )
+        if contrast := self.contrast.side(a.contrast):
+            found.append(
+                f"the picture's contrast is {'low' if contrast < 0 else 'high'} "
+                f"({_level(a.contrast)}; good pictures {_levels(self.contrast)})"
+            )
+        if focus := self.sharpness.side(a.sharpness):
+            found.append(
+                f"the picture is {'blurred' if focus < 0 else 'sharper or noisier than good pictures'} "
+                f"(sharpness {_level(a.sharpness)}; good pictures {_levels(self.sharpness)})"
+            )
+        if self.balance.side(a.balance) or self.tint.side(a.tint):
+            exchanged = self.balance.among(-a.balance) and self.tint.among(-a.tint)
+            what = (
+                "blue and red seem to be exchanged" if exchanged else "the colours differ from those of good pictures"
+            )
+            value, usual = (a.balance, self.balance) if self.balance.side(a.balance) else (a.tint, self.tint)
+            found.append(f"{what} (red less blue {value:+.1%}; good pictures {usual.low:+.1%} to {usual.high:+.1%})")
+        layout = float(_unexplained(np.array([a.thumbnail]), np.array(self.scene), np.array(self.variations))[0])
+        structure = float(_distance(np.array([_structure(a)]), np.array(self.structure), np.array(self.whiten))[0])
+        if self.unexplained.side(layout) > 0:
+            found.append(
+                f"the picture may show another scene ({layout:.0%} of its layout is unlike good pictures; "
+                f"of theirs at most {self.unexplained.high:.0%})"
+            )
+        elif not found and self.distance.side(structure) > 0:
+            found.append(
+                f"the picture may show another scene (light, contrast and structure {structure:.1f} standard "
+                f"deviations from good pictures; theirs at most {self.distance.high:.1f})"
+            )
+        return found
+
+    def shifts(self, appearances: Sequence[Appearance]) -> list[str]:
+        """Say in what a set of pictures differs from the good ones, though each alone may be usual.
+
+        A statistic has shifted when its median lies beyond what 95 % of good pictures have. Of ten or more pictures
+        like the good ones, half do so with a probability of less than 0.0001. Fewer than ten have no shifts.
+        """
+        found = []
+        if len(appearances) >= ENOUGH:
+            for name, usual, low, high in (
+                ("mean gray", self.mean, "darker", "brighter"),
+                ("contrast", self.contrast, "of lower contrast", "of higher contrast"),
+                ("sharpness", self.sharpness, "less sharp", "sharper or noisier"),
+            ):
+                values = [getattr(a, name.removesuffix(" gray")) for a in appearances]
+                middle = float(np.median(values))
+                if not usual.tails[0] <= middle <= usual.tails[1]:
+                    word = low if middle < usual.tails[0] else high
+                    found.append(
+                        f"the {len(appearances)} pictures are {word} than good ones ({name} {_level(min(values))} to "
+                        f"{_level(max(values))}, median {_level(middle)}; nine tenths of good pictures "
+                        f"{_level(usual.tails[0])} to {_level(usual.tails[1])})"
+                    )
+        return found
+
+
+def _structure(a: Appearance) -> tuple[float, ...]:
+    """Light, contrast, sharpness (log2) and bands."""
+    least = DARKEST * a.top
+    return (*(math.log2(value + least) for value in (a.mean, a.contrast, a.sharpness)), *a.bands)
+
+
+def _whitening(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rows (n, d) → their mean (d,) and the matrix (d, d) that brings them to unit covariance.
+
+    For few rows the covariance is drawn towards its diagonal.
+    """
+    mean = rows.mean(axis=0)
+    n, d = rows.shape
+    covariance = (rows - mean).T @ (rows - mean) / n
+    share = d / (n + d)
+    covariance = (1 - share) * covariance + share * np.diag(np.diag(covariance)) + LEAST_DEVIATION**2 * np.eye(d)
+    values, vectors = np.linalg.eigh(covariance)
+    return mean, vectors / np.sqrt(values)
+
+
+def _distance(rows: NDArray[np.float64], mean: NDArray[np.float64], whiten: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.linalg.norm((rows - mean) @ whiten, axis=1)
+    return found
+
+
+def _components(thumbnails: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Thumbnails (n, d) → their mean (d,) and principal components (k, d), one for every four pictures at most."""
+    mean = thumbnails.mean(axis=0)
+    count = min(PARTS, len(thumbnails) // 4)
+    return mean, np.linalg.svd(thumbnails - mean, full_matrices=False)[2][:count]
+
+
+def _unexplained(
+    thumbnails: NDArray[np.float64], mean: NDArray[np.float64], variations: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Thumbnails (n, d) → the share (n,) of each one's energy that mean and components (k, d) leave."""
+    rest = thumbnails - mean
+    if len(variations):
+        rest = rest - rest @ variations.T @ variations
+    share: NDArray[np.float64] = (rest**2).sum(axis=1)  # thumbnails are of unit length
+    return share
+
+
+def _rounded(row: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(np.round(row, 4).tolist())
+
+
+def _level(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _levels(usual: Range) -> str:
+    return f"{_level(usual.low)} to {_level(usual.high)}"
