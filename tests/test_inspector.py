@@ -3,7 +3,9 @@
 import json
 import math
 import re
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from andon import Inspector, Verdict, image, training
 from andon.bundle import Bundle
 from andon.errors import AndonError, BundleError, ImageError
 from andon.inspection import Pixels, Scores
-from andon.recipe import Decision, Recipe
+from andon.recipe import Decision, InputRule, Recipe
 from andon.runtime import Runtime
 from conftest import part, save, scratched
 
@@ -95,6 +97,41 @@ def test_what_is_not_a_number_never_passes(bundle_file: Path, value: float, wher
         assert "the graph gave a score or map that is not a number" in found.notes
         record = json.loads(json.dumps(found.record(), allow_nan=False))
         assert record["score"] is record["p_value"] is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda p: np.zeros_like(p), "the picture is black"),
+        (lambda p: np.full_like(p, 255), "the picture is white"),
+        (lambda p: cv2.GaussianBlur(p, (0, 0), 6), "blurred"),
+        (lambda p: np.random.default_rng(0).integers(0, 256, p.shape, dtype=np.uint8), "another scene"),
+    ],
+)
+def test_a_picture_that_is_none_of_the_part_is_told_or_invalid(bundle_file: Path, spoil: Any, words: str) -> None:
+    inspector = Inspector.load(bundle_file)
+    found = inspector.inspect(spoil(part(600)))
+    assert words in " ".join(found.notes) and found.verdict is not Verdict.INVALID
+    recipe = inspector.recipe.model_copy(update={"input": InputRule(unusual="invalid")})
+    strict = Inspector(replace(inspector.bundle, recipe=recipe))
+    found = strict.inspect(spoil(part(600)))
+    assert found.verdict is Verdict.INVALID and math.isnan(found.score) and np.isnan(found.anomaly_map).all()
+    assert words in " ".join(found.notes)
+    good = [strict.inspect(part(seed)) for seed in range(600, 630)]
+    assert sum(each.verdict is Verdict.INVALID for each in good) <= 1
+
+
+def test_an_inspector_goes_to_other_processes_and_threads(bundle_file: Path) -> None:
+    inspector = Inspector.load(bundle_file).decide(Decision(review_rate=0.3, reject_rate=0.03))
+    expected = [inspector.inspect(part(seed)) for seed in range(4)]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        elsewhere = list(pool.map(inspector.inspect, [part(seed) for seed in range(4)]))
+    with ThreadPoolExecutor(4) as threads:
+        beside = list(threads.map(inspector.inspect, [part(seed) for seed in range(4)]))
+    for found in (elsewhere, beside):
+        assert [(f.score, f.verdict, f.bundle, f.decision) for f in found] == [
+            (f.score, f.verdict, f.bundle, f.decision) for f in expected
+        ]
 
 
 def test_many_go_on_past_a_bad_one(inspector: Inspector, parts: Path, tmp_path: Path) -> None:

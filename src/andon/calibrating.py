@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image, inspector, render
+from andon import appearance, dataset, files, image, inspector, render
+from andon.appearance import Appearance, Usual
 from andon.bundle import Bundle
 from andon.calibration import SHOWN, Calibration, HeldOut
 from andon.dataset import Sample
@@ -60,6 +61,7 @@ def calibrate(
     """
     found: list[HeldOut] = []
     shown: list[Shown] = []
+    looks: list[Appearance] = []
     total, done = sum(len(samples) for _, samples in folds), 0
     for fold, (make, samples) in enumerate(folds):
         progress("calibrating", done, total)
@@ -80,11 +82,12 @@ def calibrate(
                 )
             held = HeldOut(sample.group, 0.0, 0.0, 0.0, sample.path.name, read.digest, fold)
             found.append(inspector.held_out(scanned, held))
+            looks.append(appearance.of(read.pixels))
             shown = sorted([*shown, _shown(scanned, read)], key=lambda each: -each.score)[:SHOWN]
     progress("calibrating", total, total)
     if not found:
         raise DatasetError(f"none of {total} good images could be used to calibrate.")
-    calibration = Calibration.learn(found, crossed=len(folds) > 1)
+    calibration = Calibration.learn(found, len(folds) > 1, Usual.of(looks))
     scale = Scale.of(calibration.typical, calibration.thresholds(recipe.decision).pixel)
     return Calibrated(calibration, _sheet(shown, scale))
 

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from andon.appearance import Usual
 from andon.binomial import long_run
 from andon.inspection import Thresholds, Verdict
 from andon.recipe import Decision
@@ -72,6 +73,7 @@ class Calibration(BaseModel):
     typical: float  # middle map value of good images: the low end of every heat map
     names: list[str] = []  # (n,) file names; empty in bundles of before they were kept
     digests: list[str] = []  # (n,) SHA-256 of the files; as the names
+    appearance: Usual | None = None  # how these images look; None in bundles of before it was kept
     fold: list[int] = []  # (n,) the fold of each image, from 0; empty: held out from the one detector, not crossed
 
     @model_validator(mode="after")
@@ -85,7 +87,9 @@ class Calibration(BaseModel):
         return self
 
     @classmethod
-    def learn(cls, held_out: Sequence[HeldOut], crossed: bool = False) -> "Calibration":
+    def learn(
+        cls, held_out: Sequence[HeldOut], crossed: bool = False, appearance: Usual | None = None
+    ) -> "Calibration":
         """Collect the scores of held-out good images; `crossed`: each was scored by the detector of its fold."""
         numbers = {part: i for i, part in enumerate(dict.fromkeys(frame.part for frame in held_out))}
         return cls(
@@ -96,6 +100,7 @@ class Calibration(BaseModel):
             names=[frame.name for frame in held_out],
             digests=[frame.digest for frame in held_out],
             fold=[frame.fold for frame in held_out] if crossed else [],
+            appearance=appearance,
         )
 
     @property
@@ -212,7 +217,7 @@ class Calibration(BaseModel):
 
     def _only(self, rows: NDArray[np.intp]) -> "Calibration":
         kept = {key: [getattr(self, key)[i] for i in rows] for key in ("part", "scores", "peaks")}
-        return Calibration(**kept, typical=self.typical)
+        return Calibration.model_validate({**kept, "typical": self.typical})
 
     def highest(self) -> list[Highest]:
         """The held-out images with the highest scores, highest first: those that set the thresholds."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from andon import calibration, files, geometry, image, regions
+from andon import appearance, calibration, files, geometry, image, regions
 from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
 from andon.errors import AndonError, ImageError
@@ -152,46 +152,50 @@ class Inspector:
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
 
-        INVALID when the part is not found. ImageError when the image is not what the bundle was trained on.
+        INVALID when the part is not found, or when the image looks like no good one and the recipe asks for it; else
+        a note says what is odd. ImageError when the image is not what the bundle was trained on.
         """
         began = time.perf_counter()
         read = self.read(source, name)
+        usual = self.calibration.appearance
+        notes = (*read.notes, *(usual.oddities(appearance.of(read.pixels)) if usual else ()))
+        if len(notes) > len(read.notes) and self.recipe.input.unusual == "invalid":
+            return self._inspection(read, None, None, notes, began)
         try:
             found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
         except NotFound as missing:
-            return Inspection(
-                source=read.name,
-                verdict=Verdict.INVALID,
-                score=float("nan"),
-                p_value=float("nan"),
-                thresholds=self.thresholds,
-                anomaly_map=np.full(read.pixels.shape[:2], np.nan, np.float32),
-                regions=(),
-                removed_regions=0,
-                milliseconds=1000 * (time.perf_counter() - began),
-                notes=(*read.notes, str(missing)),
-                registration=missing.registration,
-                bundle=self.digest,
-                decision=self.decision_digest,
-                digest=read.digest,
-            )
-        listed, unlisted = regions.find(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
-        broken = () if np.isfinite(found.score) else ("the graph gave a score or map that is not a number",)
+            return self._inspection(read, None, missing.registration, (*notes, str(missing)), began)
+        if not np.isfinite(found.score):
+            notes = (*notes, "the graph gave a score or map that is not a number")
+        return self._inspection(read, found, found.registration, notes, began)
+
+    def _inspection(
+        self,
+        read: image.Image,
+        found: Scan | None,
+        registration: Registration | None,
+        notes: tuple[str, ...],
+        began: float,
+    ) -> Inspection:
+        """Decide on a scan; without one the image is INVALID."""
+        anomaly_map = found.anomaly_map if found else np.full(read.pixels.shape[:2], np.nan, np.float32)
+        score = found.score if found else np.nan
+        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.decision.min_area)
         return Inspection(
             source=read.name,
-            verdict=calibration.judge(found.score, self.thresholds),
-            score=found.score,
-            p_value=self.calibration.p_value(found.score, self.decision.per),
+            verdict=calibration.judge(score, self.thresholds) if found else Verdict.INVALID,
+            score=score,
+            p_value=self.calibration.p_value(score, self.decision.per),
             thresholds=self.thresholds,
-            anomaly_map=found.anomaly_map,
+            anomaly_map=anomaly_map,
             regions=listed,
             removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),
-            notes=(*read.notes, *broken),
-            registration=found.registration,
+            notes=notes,
+            registration=registration,
+            digest=read.digest,
             bundle=self.digest,
             decision=self.decision_digest,
-            digest=read.digest,
         )
 
     def inspect_many(

@@ -37,6 +37,7 @@ class InputRule(BaseModel):
     channels: Literal["auto", 1, 3] = "auto"
     depth: Literal["auto", 8, 16] = "auto"  # bits
     size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
+    unusual: Literal["tell", "invalid"] = "tell"  # an image that looks like no good one: a note, or INVALID
 
 
 class Augment(BaseModel):
