@@ -24,6 +24,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "recipe",
     "calibration",
     "regions",
+    "wire",
     "runtime",
     "cost",
     "cost.clock",

@@ -158,13 +158,14 @@ class Inspector:
         began = time.perf_counter()
         read = self.read(source, name)
         usual = self.calibration.appearance
-        notes = (*read.notes, *(usual.oddities(appearance.of(read.pixels)) if usual else ()))
-        if len(notes) > len(read.notes) and self.recipe.input.unusual == "invalid":
+        odd = usual.oddities(appearance.of(read.pixels)) if usual else []
+        notes = (*read.notes, *odd)
+        if odd and self.recipe.input.unusual == "invalid":
             return self._inspection(read, None, None, notes, began)
         try:
             found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
         except NotFound as missing:
-            return self._inspection(read, None, missing.registration, (*notes, str(missing)), began)
+            return self._inspection(read, None, missing.registration, (*read.notes, str(missing), *odd), began)
         if not np.isfinite(found.score):
             notes = (*notes, "the graph gave a score or map that is not a number")
         return self._inspection(read, found, found.registration, notes, began)
