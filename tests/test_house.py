@@ -53,6 +53,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "nn.losses",
     "nn.capsules",
     "nn.resize",
+    "nn.wide_resnet",
     "nn.morphology",
     "nn.dirichlet",
     "nn.convolutional",
