@@ -78,6 +78,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.segmenter.networks",
     "detectors.segmenter",
     "detectors",
+    "progress",
     "training",
     "study",
     "bench",

@@ -20,6 +20,7 @@ from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.image import Input
 from andon.inspection import Array, Pixels
+from andon.progress import Overall
 from andon.recipe import Decision, Recipe, validate
 from andon.registration import Reference
 from andon.runtime import Engine, Runtime
@@ -86,7 +87,7 @@ def train(
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
     began = time.perf_counter()
-    out, warn = Path(out), warn or tell
+    out, warn, overall = Path(out), warn or tell, Overall(progress)
     recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
     model, recipe = construct(recipe)
     check_place(out)
@@ -98,14 +99,14 @@ def train(
     learnt = _taken(defective, model, data, warn)
     if not good:
         raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
-    survey = look_over(good, recipe, progress)
+    survey = look_over(good, recipe, overall)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
     fit_on, calibrate_on = sides = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     skipped = len(survey.skipped)
     if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
+        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, overall)
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
@@ -121,9 +122,12 @@ def train(
 
     files_of_all = [sample.path for sample in data.samples]
     checkpoints = out.with_name(out.name + ".training")
-    run = Run(progress, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
+    run = Run(overall, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
     forecast = model.forecast(tiles, run)
     tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
+    # Calibration reads its images as the survey did, and scores them too; so twice the time.
+    calibrating = 2 * timings["read"] * len(calibrate_on) / len(good)
+    overall.plan(forecast.seconds, calibrating)
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
@@ -133,9 +137,11 @@ def train(
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
+    overall.plan(calibrating)
     calibration = calibrate(
-        Runtime(graph), recipe, survey.rule, calibrate_on, survey.digests, progress, warn, survey.reference
+        Runtime(graph), recipe, survey.rule, calibrate_on, survey.digests, overall, warn, survey.reference
     )
+    overall.finish()
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
