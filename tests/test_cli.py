@@ -165,7 +165,7 @@ def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
     code, out, _ = run(capsys, "detectors")
     assert out.startswith("memory-bank")
     code, out, _ = run(capsys, "detectors", "memory-bank")
-    assert "bank = " in out
+    assert "bank = 2000\n      Memories of a stage;" in out
     assert "presets" in out
 
 

@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, object]] = {  # settings that keep this test to secon
         "operations": ("gradient",),
         "widths": (2, 5),
         "heights": (2, 5),
-        "channels": 4,
+        "channels": 8,
         "steps": 80,
         "batch": 4,
         "learning_rate": 1e-2,
@@ -116,7 +116,7 @@ SMALL: dict[str, dict[str, object]] = {  # settings that keep this test to secon
         "width": 8,
         "widest": 32,
         "latent": 16,
-        "steps": 150,
+        "steps": 250,
         "batch": 4,
         "learning_rate": 4e-3,
         "hold_out": 0,
@@ -270,6 +270,12 @@ def test_config_refuses_what_it_does_not_know_and_survives_toml(name: str) -> No
         config(no_such_setting=1)
     defaults = config()
     assert config(**tomllib.loads(tomli_w.dumps(defaults.model_dump(mode="json", exclude_none=True)))) == defaults
+
+
+def test_every_setting_is_described(name: str) -> None:
+    """The descriptions are the docstrings under the fields; `andon detectors NAME` prints them."""
+    fields = detectors.get(name).Config.model_fields
+    assert [key for key, field in fields.items() if not (field.description or "").strip()] == []
 
 
 def test_unfitted_is_an_error(name: str) -> None:

@@ -20,6 +20,7 @@ from andon.dataset import Dataset, Sample
 from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
 from andon.errors import DatasetError, RecipeError, TrainingError, unknown
 from andon.inspection import Array, Pixels
+from andon.progress import Overall
 from andon.recipe import CROSS_BELOW, Recipe, validate
 from andon.runtime import Engine, Runtime
 from andon.survey import DefectTiles, GoodTiles, Tell, check_sides, look_over, registered
@@ -85,7 +86,7 @@ def train(
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
     began = time.perf_counter()
-    out, warn = Path(out), warn or tell
+    out, warn, overall = Path(out), warn or tell, Overall(progress)
     recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
     model, recipe = construct(recipe)
     check_place(out)
@@ -97,7 +98,7 @@ def train(
     learnt = _taken(defective, model, data, warn)
     if not good:
         raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
-    survey = look_over(good, recipe, progress)
+    survey = look_over(good, recipe, overall)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
@@ -107,7 +108,7 @@ def train(
     )
     skipped = len(survey.skipped)
     if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
+        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, overall)
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
@@ -134,10 +135,13 @@ def train(
 
     files_of_all = [sample.path for sample in data.samples]
     checkpoints = out.with_name(out.name + ".training")
-    run = Run(progress, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
+    run = Run(overall, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
     forecast = model.forecast(tiles, run)
-    fits = 1 + (len(folds) - 1 if crossed else 0)  # each of n folds learns from n - 1 shares of n
-    tell(f"expected to take about {forecast.seconds * fits:.0f} s and {forecast.megabytes:.0f} MB")
+    refits = len(folds) - 1 if crossed else 0  # each of n folds learns from n - 1 shares of n
+    tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
+    # Calibration reads its images as the survey did, and scores them too; so twice the time.
+    calibrating = 2 * timings["read"] * len(calibrate_on) / len(good) + refits * forecast.seconds
+    overall.plan(forecast.seconds, calibrating)
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
@@ -147,6 +151,7 @@ def train(
         shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
+    overall.plan(calibrating)
 
     def scorer_without(fold: Sequence[Sample], number: int) -> Runtime:
         """Fit another detector on all but the groups of a fold."""
@@ -160,8 +165,9 @@ def train(
         [partial(scorer_without, fold, i) for i, fold in enumerate(folds)] if crossed else [partial(Runtime, graph)]
     )
     found = calibrate(
-        list(zip(scorers, folds, strict=True)), survey.digests, recipe, survey.rule, progress, warn, survey.reference
+        list(zip(scorers, folds, strict=True)), survey.digests, recipe, survey.rule, overall, warn, survey.reference
     )
+    overall.finish()
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(

@@ -182,7 +182,7 @@ def detectors(
     kind = detectors.get(name)
     print(f"{kind.name}: {kind.summary}\n\nsettings (recipe: [detector.settings]), with defaults:")
     for key, field in kind.Config.model_fields.items():
-        print(f"  {key} = {field.default!r}" + (f"  # {field.description}" if field.description else ""))
+        print(f"  {key} = {field.default!r}\n      {' '.join((field.description or '').split())}")
     print("\npresets (recipe: detector.preset, or --preset):")
     for preset, values in kind.presets.items():
         print(f"  {preset}: {', '.join(f'{k} = {v!r}' for k, v in values.items()) or 'the defaults'}")

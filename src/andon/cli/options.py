@@ -32,7 +32,10 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator["Progress"]:
-    """Yield a callback that draws one bar a stage on standard error, with the time left."""
+    """Yield a callback that draws one bar a stage on standard error, with the time left.
+
+    A training draws one more, for the whole of it, in seconds.
+    """
     from andon.detectors.base import silent
 
     try:

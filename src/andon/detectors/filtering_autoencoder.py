@@ -61,26 +61,46 @@ Patch = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_orde
 class Settings(Schedule):
     """Settings of `filtering-autoencoder`, and of its training."""
 
-    objective: Literal["restore", "amplify", "ensemble"] = "restore"  # eq. 1; eq. 4; a network of each
-    balance: Annotated[float, Field(ge=0, le=1)] = 0.5  # λ, weight of the corrupted area
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # at its highest
-    width: Annotated[float, Field(gt=0, le=4)] = 1.0  # times the channels of table 1
-    kernel: Literal[3, 5] = 3  # f, of the dilated convolutions, positions a side
-    corruptions: Kinds = ("elastic", "occlusion")  # also cutout, swap; and on top of these: brightness, rotation
-    patch: Patch = (0.05, 0.4)  # smallest and largest diameter of a corrupted shape, shares of the side
-    shapes: Annotated[int, Field(ge=1, le=16)] = 3  # of an occlusion, at most
-    displacement: Annotated[float, Field(gt=0, le=2)] = 0.3  # standard deviation of `elastic`, share of the radius
-    brightness: Annotated[float, Field(gt=0, le=1)] = 0.4  # of `brightness`: times 1 ± up to this share
-    rotation: Annotated[float, Field(gt=0, le=180)] = 45.0  # of `rotation`: degrees, either way
-    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # that is kept: standard deviation, of values in [0, 1]; 0: none
-    occlusion_images: str = ""  # folder of images from elsewhere that fill occlusions; empty: other places and textures
-    grow_from: Share = 0.5  # side of the first crops, share of the tile's; 1: whole tiles at once
-    grow_until: Share = 0.5  # share of the steps after which whole tiles are seen
-    error: Literal["l2", "ssim"] = "l2"  # what the map measures
-    smooth: Annotated[Odd, Field(ge=1, le=63)] = 5  # k, pixels a side over which the map is averaged; odd
-    repeats: Annotated[int, Field(ge=0, le=16)] = 3  # n, how often
-    object_correction: bool = False  # eq. 14, for parts that lie alike; not with geometry.tiles
-    correction_repeats: Annotated[int, Field(ge=0, le=16)] = 3  # t, how often the mean map is averaged
+    objective: Literal["restore", "amplify", "ensemble"] = "restore"
+    """Training objective: restore (eq. 1), amplify (eq. 4), or an ensemble of one network for each."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """λ, weight of the corrupted area in the loss."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate."""
+    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Factor of the channels of table 1."""
+    kernel: Literal[3, 5] = 3
+    """f, side of the kernel of the dilated convolutions, positions."""
+    corruptions: Kinds = ("elastic", "occlusion")
+    """Corruptions of training tiles: elastic, occlusion, cutout, swap; brightness and rotation come on top."""
+    patch: Patch = (0.05, 0.4)
+    """Smallest and largest diameter of a corrupted shape, as shares of the tile's side."""
+    shapes: Annotated[int, Field(ge=1, le=16)] = 3
+    """Greatest number of shapes of an occlusion."""
+    displacement: Annotated[float, Field(gt=0, le=2)] = 0.3
+    """Standard deviation of the displacement of `elastic`, as a share of the radius."""
+    brightness: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Of the corruption `brightness`: values are multiplied by 1 ± at most this share."""
+    rotation: Annotated[float, Field(gt=0, le=180)] = 45.0
+    """Of the corruption `rotation`: greatest angle in degrees, either way."""
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Standard deviation of noise that stays in the target, of values in [0, 1]; 0: none."""
+    occlusion_images: str = ""
+    """Folder of images from elsewhere that fill occlusions; empty: other places and textures do."""
+    grow_from: Share = 0.5
+    """Side of the first crops, as a share of the tile's side; 1: whole tiles from the start."""
+    grow_until: Share = 0.5
+    """Share of the steps after which whole tiles are seen."""
+    error: Literal["l2", "ssim"] = "l2"
+    """Error that the map shows: squared error, or 1 − SSIM."""
+    smooth: Annotated[Odd, Field(ge=1, le=63)] = 5
+    """k, pixels a side over which the map is averaged, odd."""
+    repeats: Annotated[int, Field(ge=0, le=16)] = 3
+    """n, number of times that the map is averaged."""
+    object_correction: bool = False
+    """Subtract the mean map of good parts (eq. 14); for parts that lie alike, without geometry.tiles."""
+    correction_repeats: Annotated[int, Field(ge=0, le=16)] = 3
+    """t, number of times that the mean map is averaged."""
 
     @model_validator(mode="after")
     def _used(self) -> Self:

@@ -32,12 +32,14 @@ from andon.inspection import Array, Pixels, Scores
 class Settings(BaseModel):
     """Settings of `nearest-image`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    # Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
-    # of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.
     side: Annotated[int, Field(ge=1)] = 64
-    memory_mb: Annotated[int, Field(ge=1)] = 256  # MB for the images that are remembered, in training and in the bundle
+    """Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
+    of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.
+    """
+    memory_mb: Annotated[int, Field(ge=1)] = 256
+    """MB for the images that are remembered, in training and in the bundle."""
 
 
 class NearestImage:

@@ -35,20 +35,32 @@ CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 class Schedule(BaseModel):
     """How a network is trained; the settings of a learned detector inherit these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     steps: Annotated[int, Field(ge=1)] = 2000
-    batch: Annotated[int, Field(ge=1)] = 8  # tiles a step
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # at its highest
-    decay: Literal["constant", "cosine"] = "cosine"  # after the warm-up; cosine goes down to 0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of the training in which the rate rises from 0
+    """Number of training steps."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Tiles in a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate."""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up: constant, or falling to 0 along a cosine."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the training in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0  # the greatest norm of a gradient; a greater one is scaled down to it
-    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the parts kept for early stopping; 0: none
-    patience: Annotated[int, Field(ge=0)] = 10  # evaluations without a better held-out loss, then it stops; 0: never
-    evaluate: Annotated[int, Field(ge=1)] = 100  # steps between evaluations
-    checkpoint: Annotated[float, Field(ge=0)] = 30.0  # seconds between checkpoints
-    cache_mb: Annotated[int, Field(ge=0)] = 1000  # MB of tiles held in memory; more are mapped from a file
+    """Weight decay of AdamW; 0: Adam."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Greatest norm of a gradient; a greater one is scaled down to it."""
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the parts that is held out for early stopping; 0: none."""
+    patience: Annotated[int, Field(ge=0)] = 10
+    """Evaluations without a lower held-out loss after which training stops; 0: it never stops early."""
+    evaluate: Annotated[int, Field(ge=1)] = 100
+    """Steps between evaluations."""
+    checkpoint: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between checkpoints."""
+    cache_mb: Annotated[int, Field(ge=0)] = 1000
+    """MB of tiles held in memory; more tiles are mapped from a file."""
 
 
 @dataclass
