@@ -13,7 +13,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "errors",
     "files",
     "inspection",
-    "headers",
+    "tiff", "headers",
     "decoding",
     "image",
     "registration",
