@@ -15,7 +15,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "files",
     "binomial",
     "inspection",
-    "headers",
+    "tiff", "headers",
     "decoding",
     "image",
     "appearance",
