@@ -29,6 +29,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "inspector",
     "records",
     "detectors.base",
+    "folders",
+    "masks",
     "dataset",
     "check",
     "reference",

@@ -25,6 +25,9 @@ class Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     images: str = ""  # a folder, relative to the recipe; a data set in MVTec layout gives its train/good
+    good: Annotated[
+        tuple[str, ...], Field(strict=False)
+    ] = ()  # folders of good images whose names say nothing; "*" all
     groups: str = ""  # which images show one part, lot or session: a CSV file, or a regular expression on the path
 
 

@@ -38,6 +38,7 @@ def compose(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
 ) -> Recipe:
     """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
     if not isinstance(source, str | Path | Recipe) or source == "":
@@ -55,7 +56,7 @@ def compose(
         (values, {"seed": seed}),
         (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
         (values["geometry"], {"size": size}),
-        (values["data"], {"groups": None if groups is None else str(groups)}),
+        (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
     ):
         section.update({key: value for key, value in given.items() if value is not None})
     return validate(Recipe, values, "recipe")
@@ -71,6 +72,7 @@ def train(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
     device: str = "",
     seconds: float | None = None,
     progress: Progress = silent,
@@ -87,18 +89,28 @@ def train(
     """
     began = time.perf_counter()
     out, warn = Path(out), warn or tell
-    recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
+    recipe = compose(
+        source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
+    )
     model, recipe = construct(recipe)
     check_place(out)
     given = reference.given(recipe)
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
-    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
-    good, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    to_learn, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
+    for sentence in data.unreadable:
+        warn(f"left out: {sentence}")
     learnt = _taken(defective, model, data, warn)
-    if not good:
-        raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
-    survey = look_over(good, recipe, progress)
+    if not to_learn:
+        raise DatasetError(
+            f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Taken as defects by "
+            f"their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these folders "
+            "holds good parts, name it: --good NAME."
+        )
+    for sentence in data.sources():
+        tell(sentence)
+    survey = look_over(to_learn, recipe, progress)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
@@ -144,7 +156,8 @@ def train(
         versions=versions(),
         machine=machine(),
         data={
-            "images": len(good),
+            "images": len(to_learn),
+            "folders": data.learnt_from(),
             "left_out": skipped,
             "fit": len(fit_on),
             "calibrate": len(calibrate_on),
@@ -299,6 +312,7 @@ def recalibrate(
     folder: str | Path,
     *,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
     device: str = "",
     seconds: float | None = None,
     progress: Progress = silent,
@@ -318,19 +332,23 @@ def recalibrate(
                 "Give groups for these (--groups); '(.*)' makes each image its own."
             )
         groups = trained_by
-    data = dataset.load(folder, groups=groups)
-    good = data.to_learn()
-    digests = [_digest(sample) for sample in good]
+    data = dataset.load(folder, groups=groups, good=good)
+    for sentence in data.unreadable:
+        warn(f"left out: {sentence}")
+    for sentence in data.sources():
+        tell(sentence.replace("learning from", "calibrating on"))
+    new = data.to_learn()
+    digests = [_digest(sample) for sample in new]
     learnt = bundle.manifest.learnt_from(digests)
-    fresh = [i for i in range(len(good)) if not learnt[i]]
+    fresh = [i for i in range(len(new)) if not learnt[i]]
     if any(learnt):
-        warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
+        warn(f"left out: {sum(learnt)} of {len(new)} good images, from which the bundle learnt")
     if not fresh:
         raise DatasetError(
             f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
             "Calibration needs new good images, outside a test split."
         )
-    samples = _united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
+    samples = _united([new[i] for i in fresh], [digests[i] for i in fresh], warn)
     scorer, registered_to = Runtime(bundle.graph), bundle.registered_to()
     found = calibrate(scorer, bundle.recipe, bundle.manifest.input, samples, progress, warn, registered_to)
     return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
