@@ -268,21 +268,6 @@ def test_an_unreadable_folder_is_one_bad_entry(tmp_path: Path, monkeypatch: pyte
         dataset.load(tmp_path / "b")
 
 
-def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
-    here = Path.cwd()
-    tree(tmp_path, "0.png")
-    try:
-        os.chdir(tmp_path)
-        for _ in range(1500):
-            Path("d").mkdir()
-            os.chdir("d")
-        Path("1.png").write_bytes(b"")
-    finally:
-        os.chdir(here)
-    data = dataset.load(tmp_path, good=["*"])
-    assert data.samples[0].path.name == "0.png" and len(data.samples) + len(data.unreadable) == 2
-
-
 # ----------------------------------------------------------------------------------------------------------- masks
 
 

@@ -256,8 +256,9 @@ def _unknown(folder: Path, counts: Mapping[str, int], names: Sequence[str]) -> s
     listed = _listed({"directly in it" if name == "." else name: n for name, n in counts.items()}, "{0} ({1})")
     return (
         f"{folder}: {sum(counts.values())} images in {len(counts)} places, and none is known to hold good parts: "
-        f"{listed}. Name the good one: --good {names[0]!r} or data.good = [{names[0]!r}], more than once for several, '*' for all and '.' for "
-        "images directly in the folder; or call it good, OK, gut, 良品 or 合格; or name one folder instead of this."
+        f"{listed}. Name the good one: --good {names[0]!r} or data.good = [{names[0]!r}], more than once for several, "
+        "'*' for all and '.' for images directly in the folder; or call it good, OK, gut, 良品 or 合格; or name one "
+        "folder instead of this."
     )
 
 

@@ -178,7 +178,7 @@ def split_of(name: str) -> str:
 
 def _walk(root: Path, names: Names, found: Contents) -> Iterator[Path]:
     """Yield the files below a folder, sorted; a link that leads back to a folder on its own way is not followed."""
-    way, stack = [os.path.realpath(root)], [_entries(root)]
+    way, stack = [_identity(root)], [_entries(root)]
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
@@ -192,7 +192,7 @@ def _walk(root: Path, names: Names, found: Contents) -> Iterator[Path]:
                 entry.stat()
             elif names.kind(entry.name) == "system":
                 found.ignored["system folder"] += 1
-            elif (here := os.path.realpath(path)) in way:
+            elif (here := _identity(path)) in way:
                 found.ignored["link back to a folder above"] += 1
             else:
                 inside = _entries(path)
@@ -212,6 +212,11 @@ def _walk(root: Path, names: Names, found: Contents) -> Iterator[Path]:
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return iter(sorted(entries, key=lambda entry: entry.name))
+
+
+def _identity(folder: Path) -> tuple[int, int] | str:
+    status = folder.stat()
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some shares number no files
 
 
 def _kind_of_file(path: Path) -> str:

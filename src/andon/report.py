@@ -62,7 +62,7 @@ def html(evaluation: Evaluation) -> bytes:
         promises=inspector.promises(),
         manifest=inspector.manifest,
         inspector=inspector,
-        recipe=inspector.recipe.dump(),
+        recipe=inspector.recipe.shown(),
     )
 
 

@@ -124,6 +124,7 @@ def train(
         said = reference.provenance(survey.reference, survey.found.values())
         tell(f"registered to {said['reference']}: {said['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
+    tell(f"{survey.share:.1%} of each picture is inspected")
     tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
     if defects.digests:
@@ -158,6 +159,7 @@ def train(
         data={
             "images": len(to_learn),
             "folders": data.learnt_from(),
+            "inspected": f"{survey.share:.1%} of each picture",
             "left_out": skipped,
             "fit": len(fit_on),
             "calibrate": len(calibrate_on),

@@ -277,7 +277,7 @@ def _describe(path: Path, bundle: "Bundle") -> str:
         *(f"  {sentence}" for sentence in bundle.calibration.describe(bundle.recipe.decision)),
         "",
         "Recipe",
-        *(f"  {line}" for line in bundle.recipe.dump().splitlines()),
+        *(f"  {line}" for line in bundle.recipe.shown().splitlines()),
         "",
         "Provenance",
         *(f"  {key}: {value}" for key, value in manifest.data.items()),
