@@ -166,7 +166,8 @@ def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path,
     bundle, told = training.train(split, tmp_path / "b.andon"), list[str]()
     assert len(bundle.manifest.learnt) == 32 and {len(name) for name in bundle.manifest.learnt} == {16}
     assert calibrating.recalibrate(bundle, parts, tell=told.append).calibration.images == 8
-    assert told == ["left out: 32 of 40 good images, from which the bundle learnt"]
+    assert told[0] == "calibrating on the images in train/good (40)"
+    assert told[-1] == "left out: 32 of 40 good images, from which the bundle learnt"
 
 
 def test_calibration_goes_by_the_groups_of_the_recipe(tmp_path: Path) -> None:

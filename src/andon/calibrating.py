@@ -118,6 +118,7 @@ def recalibrate(
     folder: str | Path,
     *,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
@@ -135,19 +136,23 @@ def recalibrate(
                 "Give groups for these (--groups); '(.*)' makes each image its own."
             )
         groups = trained_by
-    data = dataset.load(folder, groups=groups)
-    good = data.to_learn()
-    digests = {sample.path: _digest(sample) for sample in good}
+    data = dataset.load(folder, groups=groups, good=good)
+    for sentence in data.unreadable:
+        warn(f"left out: {sentence}")
+    for sentence in data.sources():
+        tell(sentence.replace("learning from", "calibrating on"))
+    new = data.to_learn()
+    digests = {sample.path: _digest(sample) for sample in new}
     learnt = bundle.manifest.learnt_from(digests.values())
-    fresh = [i for i in range(len(good)) if not learnt[i]]
+    fresh = [sample for sample, known in zip(new, learnt, strict=True) if not known]
     if any(learnt):
-        warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
+        warn(f"left out: {sum(learnt)} of {len(new)} good images, from which the bundle learnt")
     if not fresh:
         raise DatasetError(
             f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
             "Calibration needs new good images, outside a test split."
         )
-    samples = united([good[i] for i in fresh], [digests[good[i].path] for i in fresh], warn)
+    samples = united(fresh, [digests[sample.path] for sample in fresh], warn)
     found = calibrate(
         [(lambda: Runtime(bundle.graph), samples)],
         digests,

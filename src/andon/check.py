@@ -4,18 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files, image
+from andon import dataset, files, image, masks
 from andon.dataset import ENOUGH, Dataset, Sample
 from andon.detectors.base import Progress, silent
 from andon.errors import ImageError
 from andon.headers import header
-from andon.image import Image, Input
+from andon.image import Input
 from andon.inspection import Array
 
 THUMBNAIL = 64  # pixels a side: fine enough to tell two parts apart, coarse enough to survive recompression
@@ -50,6 +51,7 @@ class Report:
     formats: dict[str, int]
     ignored: dict[str, int]
     groups: int  # of good images; 0 when none were given
+    learnt_from: dict[str, int]  # folder of images to learn from → images
     findings: tuple[Finding, ...]
 
     @property
@@ -73,6 +75,9 @@ class Report:
             )
         lines.append(f"  {'pixels':8} {_listed(self.sizes)}")
         lines.append(f"  {'kind':8} {_listed(self.kinds)}; {_listed(self.formats)}")
+        folders = [f"{name} {n}" for name, n in self.learnt_from.items()]
+        more = f" and {len(folders) - dataset.LISTED} more folders" if len(folders) > dataset.LISTED else ""
+        lines.append(f"  {'to learn':8} {', '.join(folders[: dataset.LISTED]) or 'nothing'}{more}")
         if self.groups:
             lines.append(f"  {'groups':8} {self.groups} among the good images")
         if self.ignored:
@@ -111,6 +116,7 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
         except ImageError as error:
             findings.append(Finding("error", "unreadable", str(error), ((data.relative(sample),),)))
     progress("checking images", len(data.samples), len(data.samples))
+    findings += [Finding("error", "unreadable", sentence) for sentence in data.unreadable]
     findings += [*_kinds(seen), *_labels(data), *_exact(seen), *_near(seen, data.grouped), *_masks(data, seen)]
     findings += [*_groups(data), *_outliers(seen), *_few(data), *_notes(seen)]
     counts: dict[str, Counter[str]] = {}
@@ -125,6 +131,7 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
         formats=_ranked(s.format for s in seen),
         ignored=_ranked(data.ignored.elements()),
         groups=len({s.group for s in data.good()}) if data.grouped else 0,
+        learnt_from=data.learnt_from(),
         findings=tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))),
     )
 
@@ -247,50 +254,52 @@ def _copies(found: list[list[Seen]], code: str, what: str) -> Iterator[Finding]:
 
 
 def _masks(data: Dataset, seen: Sequence[Seen]) -> Iterator[Finding]:
-    defective = data.defective()
-    missing = [s for s in defective if s.mask is None]
-    if defective and len(missing) == len(defective):
-        yield Finding("note", "no-masks", "no defect has a mask; only image figures can be computed.")
-    elif missing:
-        message = f"{_n(missing)} of {len(defective)} of defects without mask; pixel figures leave them out:"
-        yield Finding("warning", "mask-missing", message, _alone(data, missing))
-    if data.stray_masks:
-        names = tuple((path.relative_to(data.root).as_posix(),) for path in data.stray_masks)
-        yield Finding(
-            "warning",
-            "mask-without-image",
-            f"{_n(names, 'mask')} without an image of a defect. Mend the name, or remove them:",
-            names,
-        )
+    for severity, code, message, names in data.mask_problems():
+        yield Finding(severity, code, message, tuple((name,) for name in names))
     wrong: dict[str, list[tuple[str, ...]]] = {}
     for s in seen:
         if s.sample.mask is not None:
             name = s.sample.mask.relative_to(data.root).as_posix()
             try:
-                problem = _mask_problem(image.read(s.sample.mask, name), s.input)
+                problem = _mask_problem(s.sample.mask, s.input)
             except ImageError as error:
                 yield Finding("error", "mask-unreadable", str(error), ((name,),))
             else:
                 wrong.setdefault(problem, []).append((name,))
+    for path in data.good_masks:
+        try:
+            masks.read(path)
+        except ImageError as error:
+            if not isinstance(error, masks.Empty):
+                yield Finding("warning", "mask-of-good", str(error), ((path.relative_to(data.root).as_posix(),),))
+        else:
+            wrong.setdefault("mask-of-good", []).append((path.relative_to(data.root).as_posix(),))
     for code, severity, message in (
         ("mask-size", "error", "of another size than the image. Export at the image's size:"),
         ("mask-empty", "error", "without a marked pixel. Draw the defect, or move the image to good:"),
+        ("mask-inverted", "error", "with nearly all of the image and its border marked. Exchange black and white:"),
         ("mask-full", "warning", "with every pixel marked. Check whether black and white are exchanged:"),
+        ("mask-of-good", "warning", "with a marked defect on a good image; one of the two is wrong. Look at them:"),
         ("mask-not-binary", "warning", "with values between 0 and the largest; they are cut at half of that:"),
+        ("mask-classes", "note", "with numbers of classes; every value above 0 counts as defect:"),
     ):
         if code in wrong:
             yield Finding(severity, code, f"{_n(wrong[code], 'mask')} {message}", tuple(wrong[code]))
 
 
-def _mask_problem(mask: Image, expected: Input) -> str:
-    if image.described(mask).size != expected.size:
-        return "mask-size"
-    values = np.unique(mask.pixels)
-    if values[-1] == 0:
+def _mask_problem(path: Path, expected: Input) -> str:
+    try:
+        mask = masks.read(path)
+    except masks.Empty:
         return "mask-empty"
-    if len(values) == 1:
+    except masks.Inverted:
+        return "mask-inverted"
+    height, width = mask.area.shape
+    if expected.size != (width, height):
+        return "mask-size"
+    if mask.area.all():
         return "mask-full"
-    return "mask-not-binary" if len(values) > 2 or values[0] else ""
+    return {"binary": "", "classes": "mask-classes", "gray": "mask-not-binary"}[mask.how]
 
 
 def _groups(data: Dataset) -> Iterator[Finding]:

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset as labels
-from andon import files, image, metrics
+from andon import files, image, masks, metrics
 from andon.binomial import clopper_pearson
 from andon.calibration import Unit, percent
 from andon.dataset import Dataset, Sample
@@ -21,6 +20,7 @@ from andon.detectors.base import Progress, silent
 from andon.errors import DatasetError, ImageError
 from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
+from andon.masks import Mask
 from andon.metrics import PixelMetrics
 
 Json = dict[str, Any]
@@ -68,7 +68,12 @@ class Evaluation:
     inspector: Inspector
     rows: tuple[Row, ...]  # images that were found and read, in the order of the data set
     metrics: Json  # what `metrics.json` holds; fractions in [0, 1]
-    errors: tuple[str, ...]  # images that could not be read, and masks that could not be used
+    errors: tuple[str, ...]  # images and folders that could not be read, and masks that could not be used
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
+        return list(self.metrics["warnings"])
 
     def summary(self) -> list[str]:
         """Sentences for people: what slips through and what is stopped for nothing, and how well scores rank."""
@@ -155,6 +160,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         "defects": {},
         "milliseconds": {f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
         "errors": found.errors,
+        "warnings": _warnings(dataset, samples, found.gray),
     }
     if dataset.grouped:
         grouped = by_group(rows)
@@ -184,12 +190,15 @@ class _Found(NamedTuple):
     invalid: dict[str, int]  # good, defective → images in which the part was not found
     pixel: PixelMetrics
     images: dict[str, int]  # good, masked, without_mask → images in the pixel figures, or left out of them
+    gray: dict[str, list[str]]  # binary, classes, gray, full → masks that were read so
 
 
 def _inspect(inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], progress: Progress) -> _Found:
     masked = any(sample.mask for sample in samples)
     images = dict.fromkeys(("good", "masked", "without_mask"), 0)
-    found = _Found([], [], {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {})
+    found = _Found(
+        [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}
+    )
     for done, sample in enumerate(samples):
         progress("inspecting", done, len(samples))
         try:
@@ -199,7 +208,7 @@ def _inspect(inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], 
                 continue
             found.rows.append(_row(dataset, sample, inspection))
             if masked:
-                images[_add(found.pixel, sample, inspection)] += 1
+                images[_add(found, sample, inspection)] += 1
         except ImageError as error:
             found.errors.append(str(error))
     progress("inspecting", len(samples), len(samples))
@@ -222,25 +231,51 @@ def _row(dataset: Dataset, sample: Sample, found: Inspection) -> Row:
     )
 
 
-def _add(pixel: PixelMetrics, sample: Sample, found: Inspection) -> str:
+def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
     """Take one image into the pixel figures, and say as what."""
     if sample.defect == "good":
-        pixel.add(found.anomaly_map)
+        found.pixel.add(inspection.anomaly_map)
         return "good"
     if sample.mask is None:
         return "without_mask"
-    pixel.add(found.anomaly_map, read_mask(sample.mask, found.anomaly_map.shape), kind=sample.defect)
+    mask = _mask(sample.mask, inspection.anomaly_map.shape)
+    found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
+    found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
     return "masked"
 
 
-def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Read the mask of an image of `shape` (H, W) as `dataset.mask` does.
+def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[str]]) -> list[str]:
+    """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
+    problems = dataset.mask_problems("test" if samples[0].split == "test" else None)
+    said = [f"{message} {_few(names)}" for severity, _, message, names in problems if severity != "note"]
+    for how, words in (
+        ("classes", "with numbers of classes; every value above 0 counts as defect:"),
+        ("gray", "with values between 0 and the largest; they are cut at half of that:"),
+        ("full", "with every pixel marked. Check whether black and white are exchanged:"),
+    ):
+        if how in gray:
+            names = [Path(name).relative_to(dataset.root).as_posix() for name in gray[how]]
+            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {_few(names)}")
+    return said
 
-    Errors: ImageError when it cannot be read, is of another size, or marks nothing.
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Read the mask of an image of `shape` (H, W) as `masks.read` does.
+
+    Errors: ImageError when it cannot be read, is of another size, marks nothing or is inverted.
     """
-    mask = labels.mask(path)
-    if mask.shape != shape[:2]:
-        sizes = f"mask of {mask.shape[1]} × {mask.shape[0]} pixels on an image of {shape[1]} × {shape[0]}"
+    return _mask(path, shape).area
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> Mask:
+    mask = masks.read(path)
+    if mask.area.shape != shape[:2]:
+        height, width = mask.area.shape
+        sizes = f"mask of {width} × {height} pixels on an image of {shape[1]} × {shape[0]}"
         raise ImageError(f"{path}: {sizes}. Expected one size; left out of the pixel figures.")
     return mask
 

@@ -65,7 +65,7 @@ def html(evaluation: Evaluation) -> bytes:
         sheet=pages.data(inspector.bundle.sheet, "jpeg") if inspector.bundle.sheet else "",
         manifest=inspector.manifest,
         inspector=inspector,
-        recipe=inspector.recipe.dump(),
+        recipe=inspector.recipe.shown(),
     )
 
 

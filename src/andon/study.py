@@ -68,7 +68,7 @@ def preview(recipe: Recipe, count: int, progress: Progress = silent, warn: Tell 
 
     assert isinstance(model, FilteringAutoencoder)
     _require_images(recipe)
-    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
     learnt, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
     drawn = np.random.default_rng(recipe.seed).permutation(len(learnt))[:count]
     tiles = _tiles([learnt[i] for i in drawn], learnt, recipe, progress, warn)

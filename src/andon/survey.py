@@ -34,6 +34,7 @@ class Survey(NamedTuple):
     skipped: list[str]  # why the others cannot be used
     reference: Reference | None = None  # that the tiles are registered to
     found: Mapping[Path, Registration] = MappingProxyType({})  # image → where its part lies, where it was registered
+    share: float = 1.0  # the least of an image, or of the reference, that is inspected
 
 
 class GoodTiles:
@@ -165,7 +166,7 @@ def look_over(
     counts: dict[Path, int] = {}
     digests: dict[Path, str] = {}
     skipped: list[str] = []
-    kept = 0
+    kept, share = 0, 1.0
     for done, sample in enumerate(good):
         progress("reading images", done, len(good))
         try:
@@ -178,6 +179,7 @@ def look_over(
             if isinstance(error, NotFound):
                 missed.append(str(error))
             continue
+        share = min(share, view.share) if view else share
         if view and view.registration:
             found[sample.path] = view.registration
         usable.append(sample)
@@ -193,7 +195,7 @@ def look_over(
     if not usable:
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
     rule = _declared(image.agree(inputs), recipe.input)
-    return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found)
+    return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found, share)
 
 
 def _declared(found: Input, rule: InputRule) -> Input:

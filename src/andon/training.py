@@ -38,6 +38,7 @@ def compose(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
 ) -> Recipe:
     """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
     if not isinstance(source, str | Path | Recipe) or source == "":
@@ -55,7 +56,7 @@ def compose(
         (values, {"seed": seed}),
         (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
         (values["geometry"], {"size": size}),
-        (values["data"], {"groups": None if groups is None else str(groups)}),
+        (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
     ):
         section.update({key: value for key, value in given.items() if value is not None})
     return validate(Recipe, values, "recipe")
@@ -71,6 +72,7 @@ def train(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
     device: str = "",
     seconds: float | None = None,
     progress: Progress = silent,
@@ -87,18 +89,28 @@ def train(
     """
     began = time.perf_counter()
     out, warn, overall = Path(out), warn or tell, Overall(progress)
-    recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
+    recipe = compose(
+        source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
+    )
     model, recipe = construct(recipe)
     check_place(out)
     given = reference.given(recipe)
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
-    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
-    good, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    to_learn, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
+    for sentence in data.unreadable:
+        warn(f"left out: {sentence}")
     learnt = _taken(defective, model, data, warn)
-    if not good:
-        raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
-    survey = look_over(good, recipe, overall)
+    if not to_learn:
+        raise DatasetError(
+            f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Taken as defects by "
+            f"their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these folders "
+            "holds good parts, name it: --good NAME."
+        )
+    for sentence in data.sources():
+        tell(sentence)
+    survey = look_over(to_learn, recipe, overall)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
@@ -115,6 +127,7 @@ def train(
         said = reference.provenance(survey.reference, survey.found.values())
         tell(f"registered to {said['reference']}: {said['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
+    tell(f"{survey.share:.1%} of each picture is inspected")
     folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
     if crossed:
         tell(
@@ -140,7 +153,7 @@ def train(
     refits = len(folds) - 1 if crossed else 0  # each of n folds learns from n - 1 shares of n
     tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
     # Calibration reads its images as the survey did, and scores them too; so twice the time.
-    calibrating = 2 * timings["read"] * len(calibrate_on) / len(good) + refits * forecast.seconds
+    calibrating = 2 * timings["read"] * len(calibrate_on) / len(to_learn) + refits * forecast.seconds
     overall.plan(forecast.seconds, calibrating)
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
@@ -178,7 +191,9 @@ def train(
         versions=versions(),
         machine=machine(),
         data={
-            "images": len(good),
+            "images": len(to_learn),
+            "folders": data.learnt_from(),
+            "inspected": f"{survey.share:.1%} of each picture",
             "left_out": skipped,
             "fit": len(fit_on),
             "calibrate": len(calibrate_on),

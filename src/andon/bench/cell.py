@@ -57,7 +57,9 @@ def run(job: Job) -> Json:
     path = job.work / "part.andon"
     bundle = training.train(recipe, path)
     inspector = Inspector.load(path)
-    found = evaluate.evaluate(inspector, dataset.load(recipe.data.images, groups=recipe.data.groups or None)).metrics
+    found = evaluate.evaluate(
+        inspector, dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    ).metrics
     result = {
         **job.head(),
         "status": "done",

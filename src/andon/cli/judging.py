@@ -1,6 +1,7 @@
 """Commands that inspect pictures, measure bundles and tell what is there."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from andon.cli.options import AsJson, BundleFile, EngineName, Groups, Quiet, Threads, progress_bars
+from andon.cli.options import AsJson, BundleFile, EngineName, Good, Groups, Quiet, Threads, progress_bars
 from andon.errors import AndonError, DatasetError, ImageError
 
 if TYPE_CHECKING:
@@ -52,12 +53,12 @@ def inspect(
 
     inspector = Inspector.load(bundle, engine, threads)
     overlays = out / "overlays" if out else None
-    paths = _images(sources, overlays)
+    failures: list[str] = []
+    paths = _images(sources, overlays, failures)
     if len(sources) == 1 and not files.is_folder(sources[0]):
         image.contents(sources[0])  # the only one asked for, and not there: a mistake in the call
     if overlays:
         files.make_folder(overlays)
-    failures: list[str] = []
     counts: dict[str, int] = {}
     records = Records(out / "records.jsonl") if out else None
     with (
@@ -106,6 +107,7 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(help="Labelled images: test/good, test/<defect>, …", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.html.")] = None,
     groups: Groups = None,
+    good: Good = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     engine: EngineName = "onnxruntime",
@@ -119,7 +121,7 @@ def evaluate(
     from andon.inspector import Inspector
 
     inspector = Inspector.load(bundle, engine, threads)
-    labelled = dataset.load(folder, groups=groups)
+    labelled = dataset.load(folder, groups=groups, good=good or ())
     if out:
         files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
@@ -132,6 +134,8 @@ def evaluate(
         print("\n".join(evaluation.summary()))
         if out:
             print(f"report: {out / 'report.html'}")
+    for warning in evaluation.warnings:
+        print(warning, file=sys.stderr)
     if evaluation.errors:
         for error in evaluation.errors:
             print(f"could not be evaluated: {error}", file=sys.stderr)
@@ -141,6 +145,7 @@ def evaluate(
 def check(
     folder: Annotated[Path, typer.Argument(help="A folder of images, or a data set.", show_default=False)],
     groups: Groups = None,
+    good: Good = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -151,7 +156,7 @@ def check(
     from andon import check, dataset, files
 
     with progress_bars(quiet or as_json) as progress:
-        checked = check.check(dataset.load(folder, groups=groups), progress)
+        checked = check.check(dataset.load(folder, groups=groups, good=good or ()), progress)
     print(files.strict_json(checked.record(), indent=1) if as_json else checked.text())
     if checked.failed:
         raise typer.Exit(1)
@@ -208,21 +213,30 @@ def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
                 print(failure, file=sys.stderr)
 
 
-def _images(sources: list[Path], overlays: Path | None) -> list[tuple[Path, Path]]:
+def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> list[tuple[Path, Path]]:
     """Find the images below files and folders: each with a path of its own to show it by below an output folder.
 
-    Of several folders each shows its images below its own name. What an earlier run drew is no part.
+    Of several folders each shows its images below its own name. What an earlier run drew is no part, nor are masks and
+    thumbnails. What cannot be followed is added to `failures`.
     """
-    from andon import dataset, files
+    from andon import files, folders
 
     drawn = overlays.resolve() if overlays else None
     taken: set[str] = set()
     found: list[tuple[Path, Path]] = []
     for source in sources:
         if files.is_folder(source):
-            inside = [path for path in dataset.images(source) if drawn not in path.resolve().parents]
+            try:
+                contents = folders.scan(source)
+            except OSError as error:
+                raise DatasetError(f"{source}: cannot be read: {error.strerror}. Allow reading.") from error
+            failures += [f"could not be inspected: {sentence}" for sentence in contents.unreadable]
+            inside = [path for path in contents.images if drawn not in Path(os.path.realpath(path)).parents]
+            skipped = f"; {len(contents.masks)} masks are not inspected" if contents.masks else ""
             if not inside:
-                raise DatasetError(f"{source}: no images in this folder. Name a folder that holds pictures.")
+                raise DatasetError(f"{source}: no images in this folder{skipped}. Name a folder that holds pictures.")
+            if skipped:
+                print(f"{source}{skipped.replace(';', ':')}", file=sys.stderr)
             below = _numbered(source.resolve().name, taken) if len(sources) > 1 else ""
             found += [(path, below / path.relative_to(source)) for path in inside]
         else:
@@ -300,7 +314,7 @@ def _describe(path: Path, bundle: "Bundle") -> str:
         "",
         *_highest(bundle),
         "Recipe",
-        *(f"  {line}" for line in bundle.recipe.dump().splitlines()),
+        *(f"  {line}" for line in bundle.recipe.shown().splitlines()),
         "",
         "Provenance",
         *(f"  {key}: {value}" for key, value in manifest.data.items()),

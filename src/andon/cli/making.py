@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from andon.cli.options import BundleFile, Groups, Quiet, progress_bars, teller
+from andon.cli.options import BundleFile, Good, Groups, Quiet, progress_bars, teller
 from andon.errors import AndonError, unknown
 
 
@@ -25,6 +25,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bundle.", show_default=False)] = None,
     groups: Groups = None,
+    good: Good = None,
     device: Annotated[
         str, typer.Option(help="For detectors trained by gradient: cpu, cuda, …; default: the best there is.")
     ] = "",
@@ -39,7 +40,9 @@ def train(
     """
     from andon import training
 
-    recipe = training.compose(source, detector=detector, preset=preset, size=size, seed=seed, groups=groups)
+    recipe = training.compose(
+        source, detector=detector, preset=preset, size=size, seed=seed, groups=groups, good=good or ()
+    )
     name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # a product may be called a/b
     target = out or Path(f"{name}.andon")
     with progress_bars(quiet) as progress:
@@ -104,6 +107,7 @@ def calibrate(
         typer.Option(help="REJECT parts beyond all held-out ones, though they are too few for the reject rate."),
     ] = None,
     groups: Groups = None,
+    good: Good = None,
     quiet: Quiet = False,
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
@@ -131,7 +135,7 @@ def calibrate(
     if folder:
         with progress_bars(quiet) as progress:
             loaded = calibrating.recalibrate(
-                loaded, folder, groups=groups, progress=progress, tell=tell, warn=teller(False)
+                loaded, folder, groups=groups, good=good or (), progress=progress, tell=tell, warn=teller(False)
             )
     loaded.save(target)
     for sentence in loaded.calibration.describe(loaded.recipe.decision):
