@@ -35,6 +35,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "check",
     "reference",
     "survey",
+    "preview",
     "metrics",
     "plots",
     "pages",
