@@ -86,6 +86,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.segmenter",
     "detectors",
     "calibrating",
+    "preview",
     "progress",
     "training",
     "study",

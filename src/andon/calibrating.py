@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import appearance, dataset, files, image, inspector, render
+from andon import appearance, dataset, detectors, files, image, inspector, render
 from andon.appearance import Appearance, Usual
 from andon.bundle import Bundle
 from andon.calibration import SHOWN, Calibration, HeldOut
@@ -19,7 +19,7 @@ from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
 from andon.image import Input
 from andon.inspection import Scorer
 from andon.inspector import Scan
-from andon.recipe import Decision, Recipe, validate
+from andon.recipe import CROSS_BELOW, Decision, Recipe, validate
 from andon.registration import Reference
 from andon.render import Picture, Scale
 from andon.runtime import Runtime
@@ -42,6 +42,13 @@ class Shown(NamedTuple):
     name: str
     pixels: NDArray[Any]  # (h, w, c), shrunk
     anomaly_map: NDArray[Any]  # (h, w), shrunk
+
+
+def crosses(recipe: Recipe, samples: Sequence[Sample]) -> bool:
+    """Whether the calibration is crossed: asked for, or few parts and a detector that is fitted quickly."""
+    few = len({sample.group for sample in samples}) < CROSS_BELOW
+    method, quick = recipe.split.method, detectors.get(recipe.detector.name).quick
+    return method == "cross" or (method == "auto" and few and quick)
 
 
 def calibrate(

@@ -47,6 +47,7 @@ Coordinate = Annotated[float, Field(ge=-FAR, le=FAR, allow_inf_nan=False)]
 Corner = Annotated[tuple[Coordinate, Coordinate], Field(strict=False)]  # TOML has lists
 Polygon = Annotated[list[Corner], Field(min_length=3), AfterValidator(_in_pixels)]
 Mask = NDArray[np.bool_]
+Points = NDArray[np.int32]  # (n, 2): x, y
 
 
 def _polygons(value: Any) -> Any:

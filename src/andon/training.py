@@ -15,13 +15,13 @@ import numpy as np
 
 from andon import dataset, detectors, files, reference
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
-from andon.calibrating import calibrate, now, united
+from andon.calibrating import calibrate, crosses, now, united
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
 from andon.errors import DatasetError, RecipeError, TrainingError, unknown
 from andon.inspection import Array, Pixels
 from andon.progress import Overall
-from andon.recipe import CROSS_BELOW, Recipe, validate
+from andon.recipe import Recipe, validate
 from andon.runtime import Engine, Runtime
 from andon.survey import DefectTiles, GoodTiles, Tell, check_sides, look_over, registered
 
@@ -114,7 +114,7 @@ def train(
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
-    crossed = _crosses(recipe, model, samples)
+    crossed = crosses(recipe, samples)
     fit_on, calibrate_on = sides = (
         (samples, samples) if crossed else dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     )
@@ -214,12 +214,6 @@ def train(
     for sentence in found.calibration.describe(recipe.decision):
         tell(sentence)
     return bundle
-
-
-def _crosses(recipe: Recipe, model: Detector, samples: Sequence[Sample]) -> bool:
-    """Whether the calibration is crossed: asked for, or few parts and a detector that is fitted quickly."""
-    few = len({sample.group for sample in samples}) < CROSS_BELOW
-    return recipe.split.method == "cross" or (recipe.split.method == "auto" and few and model.quick)
 
 
 def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:

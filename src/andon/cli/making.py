@@ -62,16 +62,20 @@ def train(
 def preview(
     source: Annotated[
         str,
-        typer.Argument(help="A recipe (.toml) of filtering-autoencoder.", show_default=False, metavar="RECIPE"),
+        typer.Argument(help="A folder of good images, or a recipe (.toml).", show_default=False, metavar="RECIPE"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write (PNG).")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(min=1, max=64, help="Training tiles to show.")] = 8,
+    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures to show.")] = 10,
+    good: Good = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what training will see: original, mask and corrupted input side by side."""
+    """Show what the recipe makes of some pictures: crop, region of interest, registration and tiles.
+
+    Of filtering-autoencoder also what its training will see: original, mask and corrupted input side by side.
+    """
     from andon import files, study, training
 
-    recipe = training.compose(source)
+    recipe = training.compose(source, good=good or ())
     files.check_writable(out)
     with progress_bars(quiet) as progress:
         files.write(out, study.preview(recipe, count, progress, teller(False)))
