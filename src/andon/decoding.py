@@ -171,7 +171,8 @@ def _unmasked(values: Any, mask: int) -> Any:
     """Return the bits under a mask, spread over 0 to 255."""
     lowest = (mask & -mask).bit_length() - 1
     most = mask >> lowest
-    return (((values & mask) >> lowest).astype(np.uint16) * 255 + most // 2) // most
+    spread = (((values & mask) >> lowest).astype(np.uint16) * 255 + most // 2) // most
+    return spread.astype(np.uint8)
 
 
 def _pnm(data: bytes, header: Header, name: str, notes: list[str]) -> Any:

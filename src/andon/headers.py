@@ -28,7 +28,7 @@ class Header(NamedTuple):
     orientation: int = 1  # EXIF, 1 to 8
     inverted: bool = False  # zero is white, and the decoder will not turn it round
     maximum: int = 0  # the largest value a sample may take where the file states one that does not fill the depth
-    problem: str = ""  # why these pixels would be decoded wrongly
+    problem: str = ""  # why these pixels would be decoded wrongly, and what was expected if not gray or RGB
     start: int = 0  # of the pixels of BMP and PNM: bytes from the start of the file
     masks: tuple[int, ...] = ()  # of red, green and blue in a pixel of a BMP
 
@@ -205,7 +205,7 @@ def _bmp(data: bytes, name: str) -> Header:
         if _overlap(masks, bits):
             problem = f"colour masks {', '.join(f'{mask:#x}' for mask in masks)}"
     elif compression:
-        problem = f"compression {compression} ({_BMP_COMPRESSIONS.get(compression, 'unknown')}) at {bits} bits a pixel"
+        problem = f"compression {compression} ({_BMP_COMPRESSIONS.get(compression, 'unknown')}); expected none"
     if not problem and len(data) < start + (width * bits + 31) // 32 * 4 * abs(height):
         raise damaged(name, _CUT)
     if bits <= 8:
@@ -302,7 +302,7 @@ def _tiff(data: bytes, name: str) -> Header:
     problem = ""
     if compression not in tiff.COMPRESSIONS:
         scheme = tiff.OTHER_COMPRESSIONS.get(compression, "unknown")
-        problem = f"compression {compression} ({scheme}), of which damage would go unseen"
+        problem = f"compression {compression} ({scheme}); expected none, LZW, Deflate or PackBits"
     elif predictor not in (1, 2) or (predictor == 2 and depth < 8):
         problem = f"predictor {predictor} at {depth} bits"
     elif page.value(266, 1) != 1:

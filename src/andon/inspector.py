@@ -95,9 +95,7 @@ class Inspector:
         return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
 
     def _read(self, source: image.Source, name: str | None) -> image.Image:
-        read = image.read(source, name)
-        image.accept(read, self.manifest.input)
-        return read
+        return image.accept(image.read(source, name), self.manifest.input)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes or an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16.

@@ -59,7 +59,9 @@ class GoodTiles:
         return (np.stack(batch) for batch in geometry.batches(pieces, self.side))
 
     def _tiles(self, path: Path) -> Iterable[Pixels]:
-        return self._survey.tiles.get(path) or cut(image.read(path), self._geometry, self._survey.reference)
+        return self._survey.tiles.get(path) or cut(
+            image.scaled(image.read(path), self._survey.rule.maximum), self._geometry, self._survey.reference
+        )
 
 
 class DefectTiles:
@@ -108,7 +110,7 @@ class DefectTiles:
 
     def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
         """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""
-        image.accept(read, self._rule)
+        read = image.accept(read, self._rule)
         shape = read.pixels.shape[:2]
         marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
         if marked.shape != shape:
@@ -142,12 +144,21 @@ def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Ite
 
 
 def look_over(
-    good: Sequence[Sample], recipe: Recipe, progress: Progress, registered_to: Reference | None = None
+    good: Sequence[Sample],
+    recipe: Recipe,
+    progress: Progress,
+    registered_to: Reference | None = None,
+    maximum: int | None = None,
 ) -> Survey:
     """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows.
 
-    Where parts are to be registered, there are tiles only once there is a reference.
+    Where parts are to be registered, there are tiles only once there is a reference. 16-bit samples are scaled from the
+    range up to `maximum`, or up to the recipe's. Where neither is given and they turn out to use a smaller range, the
+    images are looked over again.
     """
+    if maximum is None and recipe.input.maximum != "auto":
+        maximum = recipe.input.maximum
+    highest = bits = 0
     early = recipe.geometry.registration is not None and registered_to is None
     found: dict[Path, Registration] = {}
     missed: list[str] = []
@@ -162,7 +173,7 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             data, name = image.contents(sample.path)
-            read = image.read(data, name)
+            read = image.scaled(image.read(data, name), maximum)
             view = None if early else geometry.align(read.pixels, recipe.geometry, read.name, registered_to)
             pieces = [tile for _, tile in geometry.split(view, recipe.geometry)] if view else []
         except ImageError as error:
@@ -174,6 +185,7 @@ def look_over(
             found[sample.path] = view.registration
         usable.append(sample)
         inputs[read.name] = image.described(read)
+        highest, bits = max(highest, int(read.pixels.max())), bits | int(np.bitwise_or.reduce(read.pixels, axis=None))
         counts[sample.path] = len(pieces)
         kept += sum(piece.nbytes for piece in pieces)
         if kept <= KEEP:
@@ -185,6 +197,12 @@ def look_over(
     if not usable:
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
     rule = _declared(image.agree(inputs), recipe.input)
+    if rule.depth == 16 and maximum is None:
+        maximum = image.in_use(highest, bits)
+        if maximum:
+            return look_over(good, recipe, progress, registered_to, maximum)
+    if rule.depth == 16 and maximum != 65535:
+        rule = rule.model_copy(update={"maximum": maximum})
     return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found)
 
 
@@ -195,6 +213,10 @@ def _declared(found: Input, rule: InputRule) -> Input:
             raise RecipeError(
                 f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
             )
+    if found.depth == 8 and rule.maximum != "auto":
+        raise RecipeError(
+            f"input.maximum = {rule.maximum}, but the training images have 8 bits. Leave it out, or correct the images."
+        )
     return found.model_copy(update={"size": None}) if rule.size == "any" else found
 
 
@@ -214,8 +236,8 @@ def registered(
     settings = recipe.geometry.registration
     assert settings is not None
     chosen = given or reference.choose([sample.path for sample in fit_on], settings, progress)
-    reference.fits(chosen, rule)
-    survey = look_over([*fit_on, *calibrate_on], recipe, progress, chosen)
+    chosen = reference.fitting(chosen, rule)
+    survey = look_over([*fit_on, *calibrate_on], recipe, progress, chosen, rule.maximum or 65535)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})

@@ -101,6 +101,12 @@ def train(
     survey = look_over(good, recipe, progress)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
+    if survey.rule.maximum:
+        recipe = recipe.up_to(survey.rule.maximum)
+        tell(
+            f"16-bit files with values up to {survey.rule.maximum}, which are scaled to the full range; a picture with "
+            "higher values will be refused. If these are only dark, set input.maximum = 65535."
+        )
     samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
     fit_on, calibrate_on = sides = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     skipped = len(survey.skipped)
@@ -279,8 +285,7 @@ def calibrate(
     for done, sample in enumerate(samples):
         progress("calibrating", done, len(samples))
         try:
-            read = image.read(sample.path)
-            image.accept(read, rule)
+            read = image.accept(image.read(sample.path), rule)
             scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
         except ImageError as error:
             warn(f"left out: {error}")
