@@ -101,7 +101,11 @@ def _png(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     expected = sum(rows * size for rows, size in passes)
     raw = tiff.inflated(b"".join(parts.get(b"IDAT", [])), expected)
     if raw is None or len(raw) != expected:
-        found = "is cut or has a wrong checksum" if raw is None else f"holds {min(len(raw), expected + 1)} bytes"
+        found = (
+            "is cut or has a wrong checksum"
+            if raw is None
+            else f"holds {'more' if len(raw) > expected else len(raw)} bytes"
+        )
         raise damaged(name, f"its compressed data {found}; expected {expected} bytes")
     at = 0
     for rows, size in passes:

@@ -121,7 +121,7 @@ def scaled(image: Image, maximum: int | None) -> Image:
     if highest > maximum:
         raise ImageError(
             f"{image.name}: values up to {highest}; expected at most {maximum}, the range of the training images. "
-            f"Set the camera as it was for them, or retrain with input.maximum = {in_use(highest, highest) or 65535}."
+            f"Set the camera as it was for them, or retrain with input.maximum = {in_use(highest, 1) or 65535}."
         )
     table = (np.arange(maximum + 1, dtype=np.uint32) * 65535 + maximum // 2) // maximum
     return image._replace(pixels=table.astype(np.uint16)[image.pixels])

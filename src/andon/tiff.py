@@ -130,7 +130,7 @@ def check(data: bytes, name: str) -> None:
         if not whole:
             scheme = COMPRESSIONS[compression]
             what = f"{kind} {i + 1} of {len(offsets)}, compression {compression} ({scheme}),"
-            count = f"holds {found} bytes" if found >= 0 else "cannot be decompressed"
+            count = "cannot be decompressed" if found < 0 else f"holds {found if found <= full else 'more'} bytes"
             raise damaged(name, f"{what} {count}; expected {size}")
 
 

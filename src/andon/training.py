@@ -378,5 +378,5 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what comes of a training."""
-    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
+    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "simplejpeg", "spox")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}
