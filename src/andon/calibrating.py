@@ -77,8 +77,7 @@ def calibrate(
             progress("calibrating", done, total)
             done += 1
             try:
-                read = image.read_again(sample.path, digests[sample.path])
-                image.accept(read, rule)
+                read = image.accept(image.read_again(sample.path, digests[sample.path]), rule)
                 scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
             except ImageError as error:
                 warn(f"left out: {error}")

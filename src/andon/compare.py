@@ -11,7 +11,7 @@ import onnxruntime
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from andon import evaluate, files, geometry, metrics, pages, plots, render
+from andon import evaluate, files, geometry, image, metrics, pages, plots, render
 from andon.dataset import Dataset
 from andon.detectors.base import Progress, silent
 from andon.errors import AndonError, DatasetError, ImageError
@@ -385,7 +385,8 @@ class _Draw:
 
 
 def _view(inspector: Inspector, read: Image) -> geometry.View:
-    return geometry.align(read.pixels, inspector.recipe.geometry, read.name, inspector.reference)
+    taken = image.accept(read, inspector.manifest.input)
+    return geometry.align(taken.pixels, inspector.recipe.geometry, read.name, inspector.reference)
 
 
 def _outputs(inspector: Inspector) -> set[str]:

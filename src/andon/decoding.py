@@ -101,7 +101,11 @@ def _png(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     expected = sum(rows * size for rows, size in passes)
     raw = tiff.inflated(b"".join(parts.get(b"IDAT", [])), expected)
     if raw is None or len(raw) != expected:
-        found = "is cut or has a wrong checksum" if raw is None else f"holds {min(len(raw), expected + 1)} bytes"
+        found = (
+            "is cut or has a wrong checksum"
+            if raw is None
+            else f"holds {'more' if len(raw) > expected else len(raw)} bytes"
+        )
         raise damaged(name, f"its compressed data {found}; expected {expected} bytes")
     at = 0
     for rows, size in passes:
@@ -171,7 +175,8 @@ def _unmasked(values: Any, mask: int) -> Any:
     """Return the bits under a mask, spread over 0 to 255."""
     lowest = (mask & -mask).bit_length() - 1
     most = mask >> lowest
-    return (((values & mask) >> lowest).astype(np.uint16) * 255 + most // 2) // most
+    spread = (((values & mask) >> lowest).astype(np.uint16) * 255 + most // 2) // most
+    return spread.astype(np.uint8)
 
 
 def _pnm(data: bytes, header: Header, name: str, notes: list[str]) -> Any:

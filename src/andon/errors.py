@@ -3,6 +3,7 @@
 Every message has three parts: what was found, what was expected, and what to do.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -47,4 +48,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that memory ran out; torch, OpenCV and ONNX Runtime have no class of their own for that."""
     phrases = ("out of memory", "can't allocate memory", "Failed to allocate", "Insufficient memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(phrase in str(error) for phrase in phrases)
+    )

@@ -28,7 +28,7 @@ class Header(NamedTuple):
     orientation: int = 1  # EXIF, 1 to 8
     inverted: bool = False  # zero is white, and the decoder will not turn it round
     maximum: int = 0  # the largest value a sample may take where the file states one that does not fill the depth
-    problem: str = ""  # why these pixels would be decoded wrongly
+    problem: str = ""  # why these pixels would be decoded wrongly, and what was expected if not gray or RGB
     start: int = 0  # of the pixels of BMP and PNM: bytes from the start of the file
     masks: tuple[int, ...] = ()  # of red, green and blue in a pixel of a BMP
 
@@ -84,7 +84,7 @@ def header(data: bytes, name: str) -> Header:
         if re.match(magic, data, re.DOTALL):
             try:
                 return read(data, name)
-            except (struct.error, IndexError, OverflowError, ValueError) as error:
+            except (struct.error, LookupError, OverflowError, ValueError) as error:
                 raise damaged(name, f"its header is impossible or incomplete: {error}") from None
     for magic, other in _OTHERS:
         if re.match(magic, data[:1024], re.DOTALL | re.IGNORECASE):
@@ -111,7 +111,11 @@ def _png(data: bytes, name: str) -> Header:
         raise damaged(name, f"colour type {colour} at {depth} bits, methods {methods}, does not exist")
     samples = {0: "gray", 2: "RGB", 3: "palette", 4: "gray", 6: "RGB"}[colour]
     alpha, frames, orientation, colours = colour in (4, 6), 1, 1, 0
+    seen: set[bytes] = set()
     for kind, body in png_parts(data, name):
+        if kind in seen and kind in (b"IHDR", b"PLTE"):
+            raise damaged(name, f"its part {kind.decode()} comes twice")
+        seen.add(kind)
         if kind == b"PLTE" and colour == 3:
             colours = len(body) // 3
             if not 0 < len(body) <= 768 or len(body) % 3:
@@ -153,7 +157,8 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _jpeg(data: bytes, name: str) -> Header:
-    at, orientation, adobe, scans, frame = 2, 1, -1, 0, None
+    at, orientation, adobe, scans, frame, progressive = 2, 1, -1, 0, None, False
+    missing: dict[int, list[int]] = {}  # component → bits that each of its coefficients still lacks
     while True:
         found = _END_OF_SCAN.search(data, at)
         if found is None:
@@ -170,8 +175,13 @@ def _jpeg(data: bytes, name: str) -> Header:
             scans += 1
             if scans > _MAX_SCANS:
                 raise damaged(name, f"more than {_MAX_SCANS} scans")
+            first, last, bits = body[-3:] if progressive else (0, 63, 0)
+            for component in body[1 : 1 + 2 * body[0] : 2]:
+                missing[component][first : last + 1] = [bits & 15] * (last + 1 - first)
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = struct.unpack_from(">BHHB", body)
+            progressive = marker & 3 == 2
+            missing = {component: [16] * 64 for component in body[6 : 6 + 3 * frame[3] : 3]}
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
             orientation = _orientation(body[6:])
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) > 11:
@@ -179,6 +189,8 @@ def _jpeg(data: bytes, name: str) -> Header:
         at += length
     if frame is None:
         raise damaged(name, "it holds no picture")
+    if any(map(any, missing.values())):
+        raise damaged(name, "its last scans are missing")
     depth, height, width, components = frame
     samples = {1: "gray", 3: "RGB" if adobe == 0 else "YCbCr", 4: "YCCK" if adobe == 2 else "CMYK"}.get(components, "?")
     problem = "CMYK without the Adobe mark that says whether it is inverted" if components == 4 and adobe < 0 else ""
@@ -205,7 +217,7 @@ def _bmp(data: bytes, name: str) -> Header:
         if _overlap(masks, bits):
             problem = f"colour masks {', '.join(f'{mask:#x}' for mask in masks)}"
     elif compression:
-        problem = f"compression {compression} ({_BMP_COMPRESSIONS.get(compression, 'unknown')}) at {bits} bits a pixel"
+        problem = f"compression {compression} ({_BMP_COMPRESSIONS.get(compression, 'unknown')}); expected none"
     if not problem and len(data) < start + (width * bits + 31) // 32 * 4 * abs(height):
         raise damaged(name, _CUT)
     if bits <= 8:
@@ -302,7 +314,7 @@ def _tiff(data: bytes, name: str) -> Header:
     problem = ""
     if compression not in tiff.COMPRESSIONS:
         scheme = tiff.OTHER_COMPRESSIONS.get(compression, "unknown")
-        problem = f"compression {compression} ({scheme}), of which damage would go unseen"
+        problem = f"compression {compression} ({scheme}); expected none, LZW, Deflate or PackBits"
     elif predictor not in (1, 2) or (predictor == 2 and depth < 8):
         problem = f"predictor {predictor} at {depth} bits"
     elif page.value(266, 1) != 1:

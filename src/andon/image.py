@@ -1,10 +1,11 @@
 """Bytes ↔ pixels. Whatever comes out of here is what a person sees: upright, RGB, at the depth it was stored in."""
 
+import errno
 import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from andon.inspection import Pixels
 
 MIN_SIDE = 8  # pixels
 MAX_PIXELS = 250_000_000
+MAX_BYTES = 1 << 30  # of a file
 
 
 class Image(NamedTuple):
@@ -27,11 +29,16 @@ class Image(NamedTuple):
     name: str
     notes: tuple[str, ...] = ()  # what was done to it that one might not expect
     digest: str = ""  # SHA-256 of the file's bytes; of an array: see `_from_array`
+    maximum: int = 0  # of the range that its samples were `scaled` from; 0: they are as stored
 
 
 Source = str | Path | bytes | np.ndarray[Any, Any] | Image
 """A file's path, a file's contents, pixels (H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4) with alpha, or an
 image that was read already."""
+
+
+Range = Literal[1023, 4095, 16383]
+"""The highest value of cameras with 10, 12 and 14 bits."""
 
 
 class Input(BaseModel):
@@ -43,10 +50,12 @@ class Input(BaseModel):
     depth: Literal[8, 16]  # bits a sample
     size: tuple[int, int] | None = None  # width, height in pixels; None takes any
     order: Literal["RGB"] = "RGB"  # of three channels
+    maximum: Range | None = None  # of 16-bit samples that use fewer bits; None: 65535
 
     def __str__(self) -> str:
         size = f" of {_size(self.size)} pixels" if self.size else ""
-        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}"
+        values = f" with values up to {self.maximum}" if self.maximum else ""
+        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}{values}"
 
 
 _COLOUR = {1: "gray", 3: "colour"}
@@ -101,8 +110,8 @@ def described(image: Image) -> Input:
     )
 
 
-def accept(image: Image, expected: Input) -> None:
-    """Refuse an image that differs from those the bundle was trained on. Errors: ImageError."""
+def accept(image: Image, expected: Input) -> Image:
+    """Return an image as the graph takes it, `scaled`; one that differs from the training images is an ImageError."""
     found = described(image)
     if found.depth != expected.depth:
         have, want = f"{found.depth}-bit", f"{expected.depth}-bit"
@@ -114,11 +123,36 @@ def accept(image: Image, expected: Input) -> None:
             "Set the camera as it was for them, or retrain with input size 'any'."
         )
     else:
-        return
+        return scaled(image, expected.maximum)
     raise ImageError(
         f"{image.name}: {have} image; this bundle was trained on {want} images. "
         f"Convert it, or retrain with {have} images."
     )
+
+
+def scaled(image: Image, maximum: int | None) -> Image:
+    """Spread 16-bit samples from 0 to `maximum` over all 16 bits; None or 65535 leaves them as they are.
+
+    Errors: ImageError for a sample above the maximum.
+    """
+    if image.pixels.dtype != np.uint16 or maximum in (None, 65535, image.maximum):
+        return image
+    highest = int(image.pixels.max())
+    if highest > maximum:
+        raise ImageError(
+            f"{image.name}: values up to {highest}; expected at most {maximum}, the range of the training images. "
+            f"Set the camera as it was for them, or retrain with input.maximum = {in_use(highest, 1) or 65535}."
+        )
+    table = (np.arange(maximum + 1, dtype=np.uint32) * 65535 + maximum // 2) // maximum
+    return image._replace(pixels=table.astype(np.uint16)[image.pixels], maximum=maximum)
+
+
+def in_use(highest: int, bits: int) -> Range | None:
+    """Find the range that 16-bit samples use, from the highest and from all of them combined by OR; None: all.
+
+    Samples whose two low bits are all zero have been shifted up by the camera, and use the whole range.
+    """
+    return next((top for top in get_args(Range) if highest <= top), None) if bits & 3 else None
 
 
 def agree(inputs: Mapping[str, Input]) -> Input:
@@ -182,6 +216,7 @@ def png(pixels: Pixels) -> bytes:
 def contents(source: str | Path | bytes, name: str | None = None) -> tuple[bytes, str]:
     """The bytes of a picture's file, not looked into, and its name. Errors: ImageError when they cannot be read."""
     if isinstance(source, bytes):
+        _check_size(len(source), name or "image")
         return source, name or "image"
     if not isinstance(source, str | Path):
         raise ImageError(
@@ -191,17 +226,28 @@ def contents(source: str | Path | bytes, name: str | None = None) -> tuple[bytes
     path = Path(source)
     name = name or path.as_posix()
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        state = path.stat()
+        if stat.S_ISDIR(state.st_mode):
             raise ImageError(f"{name}: a folder; expected one picture. Name a file in it.")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(state.st_mode):
             raise ImageError(f"{name}: a pipe or device; expected a picture. Save it as a file, or pass its bytes.")
-        return path.read_bytes(), name
+        _check_size(state.st_size, name)
+        with path.open("rb") as file:
+            return file.read(state.st_size), name  # not what is written to it meanwhile
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; expected a picture. Check the path.") from None
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", 0) == errno.ENOMEM:
+            raise MemoryError(f"{name}: {error}") from error
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise ImageError(f"{name}: cannot be read: {reason}. Check the path and its permissions.") from error
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{name}: {size / (1 << 20):,.0f} MiB; expected at most {MAX_BYTES >> 20:,} MiB. Is it a picture?"
+        )
 
 
 def _checked(data: bytes, name: str) -> Header:
@@ -218,7 +264,9 @@ def _checked(data: bytes, name: str) -> Header:
     elif found.samples not in _SAMPLES or (found.samples == "CMYK" and found.depth > 8):
         what = f"{found.depth}-bit {found.samples} {found.format}; expected gray or RGB"
     elif found.problem:
-        what = f"{found.format} with {found.problem}; expected gray or RGB"
+        what = f"{found.format} with {found.problem}" + (
+            "" if "expected" in found.problem else "; expected gray or RGB"
+        )
     elif found.depth not in (1, 2, 4, 8, 16):
         what = f"{found.depth}-bit samples; expected 8 or 16 bits"
     elif 0 < found.maximum < 255:

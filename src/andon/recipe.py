@@ -42,6 +42,9 @@ class InputRule(BaseModel):
 
     channels: Literal["auto", 1, 3] = "auto"
     depth: Literal["auto", 8, 16] = "auto"  # bits
+    maximum: Literal["auto", 1023, 4095, 16383, 65535] = (
+        "auto"  # of 16-bit samples: what a 10-, 12- or 14-bit camera gives
+    )
     size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
     unusual: Literal["tell", "invalid"] = "tell"  # an image that looks like no good one: a note, or INVALID
 
@@ -149,6 +152,10 @@ class Recipe(BaseModel):
     def registering(self, registration: Register) -> Self:
         """The recipe with parts registered in this way."""
         return self.model_copy(update={"geometry": self.geometry.model_copy(update={"registration": registration})})
+
+    def up_to(self, maximum: int) -> Self:
+        """The recipe for 16-bit samples of this range."""
+        return self.model_copy(update={"input": self.input.model_copy(update={"maximum": maximum})})
 
     @classmethod
     def parse(cls, text: str, name: str, folder: Path | None = None) -> Self:

@@ -58,13 +58,20 @@ def choose(known: Mapping[Path, str], settings: Register, progress: Progress) ->
         ) from None
 
 
-def fits(reference: Reference, rule: Input) -> None:
-    """RecipeError when a reference and the training images differ in channels or depth."""
+def fitting(reference: Reference, rule: Input) -> Reference:
+    """The reference with its samples scaled as those of the training images; RecipeError when it is of another kind."""
     if (reference.input.channels, reference.input.depth) != (rule.channels, rule.depth):
         raise RecipeError(
             f"recipe: geometry.registration.reference: {reference.name} is one of {reference.input}; the training "
             f"images are {rule}. Name a picture from the same camera."
         )
+    if not rule.maximum:
+        return reference
+    try:
+        picture = image.scaled(image.read(reference.data, reference.name), rule.maximum)
+    except ImageError as error:
+        raise RecipeError(f"recipe: geometry.registration.reference: {error}") from None
+    return Reference.of(picture, reference.settings)
 
 
 def enough(reference: Reference, found: Collection[Registration], reasons: Sequence[str]) -> None:

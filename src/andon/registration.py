@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from andon import image
-from andon.errors import ImageError
+from andon.errors import ImageError, out_of_memory
 from andon.image import Image
 from andon.inspection import Array, Pixels, Registration
 
@@ -265,7 +265,9 @@ class Reference:
         ends = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, least)
         try:
             _, change = cv2.findTransformECC(reference, match.warped, start, motion, ends, seen, 3)
-        except cv2.error:  # it does not converge: nothing alike, or next to nothing seen
+        except cv2.error as error:  # it does not converge: nothing alike, or next to nothing seen
+            if out_of_memory(error):
+                raise
             return match
         moved = _compose(match.matrix, np.asarray(change, np.float64))
         if self.settings.scale:  # of the affine change, what is rotation and scale

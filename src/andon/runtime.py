@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from andon import wire
-from andon.errors import AndonError, BundleError, unknown
+from andon.errors import AndonError, BundleError, out_of_memory, unknown
 from andon.inspection import Array, Pixels, Scores
 
 Engine = Literal["onnxruntime", "openvino"]
@@ -85,6 +85,8 @@ def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for every kind of bad model
+        if out_of_memory(error):
+            raise
         raise BundleError(f"the graph is not one ONNX Runtime can load: {error}") from None
 
 

@@ -206,8 +206,10 @@ def _tiles(
     """The tiles of some images as training cuts them; where parts are registered, to one of those learnt from."""
     settings = recipe.geometry.registration
     chosen = reference.given(recipe)
-    if settings is not None and chosen is None:
-        chosen = reference.choose(look_over(learnt, recipe, progress).digests, settings, progress)
+    if settings is not None:
+        looked = look_over(learnt, recipe, progress)
+        chosen = chosen or reference.choose(looked.digests, settings, progress)
+        chosen = reference.fitting(chosen, looked.rule)
     survey = look_over(samples, recipe, progress, chosen)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
@@ -219,8 +221,7 @@ def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator
     registered_to = bundle.registered_to()
     for sample in samples:
         try:
-            read = image.read(sample.path)
-            image.accept(read, bundle.manifest.input)
+            read = image.accept(image.read(sample.path), bundle.manifest.input)
             tiles = list(cut(read, bundle.recipe.geometry, registered_to))
         except ImageError as error:
             warn(f"left out: {error}")

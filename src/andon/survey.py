@@ -36,6 +36,10 @@ class Survey(NamedTuple):
     found: Mapping[Path, Registration] = MappingProxyType({})  # image → where its part lies, where it was registered
     share: float = 1.0  # the least of an image, or of the reference, that is inspected
 
+    def again(self, path: Path) -> Image:
+        """Decode an image again, as the survey did. ImageError when its file has changed since."""
+        return image.scaled(image.read_again(path, self.digests[path]), self.rule.maximum)
+
 
 class GoodTiles:
     """The tiles of some of the surveyed images; what the survey did not keep is decoded anew on each pass."""
@@ -61,7 +65,7 @@ class GoodTiles:
 
     def _tiles(self, path: Path) -> Iterable[Pixels]:
         kept = self._survey.tiles.get(path)
-        return kept or cut(image.read_again(path, self._survey.digests[path]), self._geometry, self._survey.reference)
+        return kept or cut(self._survey.again(path), self._geometry, self._survey.reference)
 
 
 class DefectTiles:
@@ -112,7 +116,7 @@ class DefectTiles:
 
     def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
         """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""
-        image.accept(read, self._rule)
+        read = image.accept(read, self._rule)
         shape = read.pixels.shape[:2]
         marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
         if marked.shape != shape:
@@ -151,12 +155,18 @@ def look_over(
     progress: Progress,
     registered_to: Reference | None = None,
     known: Mapping[Path, str] = MappingProxyType({}),
+    maximum: int | None = None,
 ) -> Survey:
     """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows.
 
     Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
-    that were looked over before; one that has changed since cannot be used.
+    that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
+    to `maximum`, or up to the recipe's. Where neither is given and they turn out to use a smaller range, the images are
+    looked over again.
     """
+    if maximum is None and recipe.input.maximum != "auto":
+        maximum = recipe.input.maximum
+    highest = bits = 0
     early = recipe.geometry.registration is not None and registered_to is None
     found: dict[Path, Registration] = {}
     missed: list[str] = []
@@ -171,7 +181,7 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.read_again(path, known[path]) if path in known else image.read(path)
+            read = image.scaled(image.read_again(path, known[path]) if path in known else image.read(path), maximum)
             view = None if early else geometry.align(read.pixels, recipe.geometry, read.name, registered_to)
             pieces = [tile for _, tile in geometry.split(view, recipe.geometry)] if view else []
         except ImageError as error:
@@ -184,6 +194,7 @@ def look_over(
             found[sample.path] = view.registration
         usable.append(sample)
         inputs[read.name] = image.described(read)
+        highest, bits = max(highest, int(read.pixels.max())), bits | int(np.bitwise_or.reduce(read.pixels, axis=None))
         counts[sample.path] = len(pieces)
         kept += sum(piece.nbytes for piece in pieces)
         if kept <= KEEP:
@@ -195,6 +206,12 @@ def look_over(
     if not usable:
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
     rule = _declared(image.agree(inputs), recipe.input)
+    if rule.depth == 16 and maximum is None:
+        maximum = image.in_use(highest, bits)
+        if maximum:
+            return look_over(good, recipe, progress, registered_to, digests, maximum)
+    if rule.depth == 16 and maximum != 65535:
+        rule = rule.model_copy(update={"maximum": maximum})
     return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found, share)
 
 
@@ -205,6 +222,10 @@ def _declared(found: Input, rule: InputRule) -> Input:
             raise RecipeError(
                 f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
             )
+    if found.depth == 8 and rule.maximum != "auto":
+        raise RecipeError(
+            f"input.maximum = {rule.maximum}, but the training images have 8 bits. Leave it out, or correct the images."
+        )
     return found.model_copy(update={"size": None}) if rule.size == "any" else found
 
 
@@ -225,8 +246,9 @@ def registered(
     assert settings is not None
     known = before.digests
     chosen = given or reference.choose({s.path: known[s.path] for s in fit_on}, settings, progress)
-    reference.fits(chosen, before.rule)
-    survey = look_over(list(dict.fromkeys([*fit_on, *calibrate_on])), recipe, progress, chosen, known)
+    chosen = reference.fitting(chosen, before.rule)
+    both = list(dict.fromkeys([*fit_on, *calibrate_on]))
+    survey = look_over(both, recipe, progress, chosen, known, before.rule.maximum or 65535)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})

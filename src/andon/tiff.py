@@ -106,7 +106,10 @@ def check(data: bytes, name: str) -> None:
     """Check every strip or tile of the first page. Errors: ImageError that names the first one that is damaged."""
     page = next(pages(data))
     compression = page.value(259, 1)
-    kind, offsets, lengths, sizes, full = _layout(page, name)
+    try:
+        kind, offsets, lengths, sizes, full = _layout(page, name)
+    except ValueError as error:
+        raise damaged(name, f"its list of strips is impossible or incomplete: {error}") from None
     window = np.frombuffer(data + bytes(2), np.uint8).astype(np.uint32) if compression == 5 else np.zeros(2, np.uint32)
     words = window[:-2] << 16 | window[1:-1] << 8 | window[2:]  # three bytes from each place on
     table = np.empty(4096 * 256 if compression == 5 else 0, np.int16)
@@ -127,7 +130,7 @@ def check(data: bytes, name: str) -> None:
         if not whole:
             scheme = COMPRESSIONS[compression]
             what = f"{kind} {i + 1} of {len(offsets)}, compression {compression} ({scheme}),"
-            count = f"holds {found} bytes" if found >= 0 else "cannot be decompressed"
+            count = "cannot be decompressed" if found < 0 else f"holds {found if found <= full else 'more'} bytes"
             raise damaged(name, f"{what} {count}; expected {size}")
 
 

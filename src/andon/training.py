@@ -113,6 +113,12 @@ def train(
     survey = look_over(to_learn, recipe, overall)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
+    if survey.rule.maximum:
+        recipe = recipe.up_to(survey.rule.maximum)
+        tell(
+            f"16-bit files with values up to {survey.rule.maximum}, which are scaled to the full range; a picture with "
+            "higher values will be refused. If these are only dark, set input.maximum = 65535."
+        )
     samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
     crossed = crosses(recipe, samples)
     fit_on, calibrate_on = sides = (
@@ -315,5 +321,5 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what comes of a training."""
-    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
+    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "simplejpeg", "spox")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -91,17 +91,15 @@ def main() -> None:
     except BrokenPipeError:  # whoever reads has seen enough: `| head`
         _mute()
         sys.exit(0)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+    except Exception as error:
+        if out_of_memory(error):  # OpenCV, ONNX Runtime and torch have classes of their own for that
+            sentence = "out of memory. Free some, or take a smaller geometry.size or a smaller network."
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _mute()
+            sentence = f"{error.filename or 'what is printed'}: cannot be written: no space left. Free some space."
+        else:
             raise
-        print("andon: out of memory. Free some, or take a smaller geometry.size or a smaller network.", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _mute()
-        place = error.filename or "what is printed"
-        print(f"andon: {place}: cannot be written: no space left. Free some space.", file=sys.stderr)
+        print(f"andon: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 
