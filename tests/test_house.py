@@ -78,6 +78,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.segmenter.networks",
     "detectors.segmenter",
     "detectors",
+    "gate",
+    "workplace",
     "training",
     "study",
     "bench",

@@ -1,10 +1,9 @@
 """Recipe + good images → bundle: split, fit, graph, gate, calibrate, save."""
 
-import importlib.util
 import platform
-import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,21 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from andon import dataset, detectors, files, image, inspector, reference
+from andon import dataset, detectors, files, gate, image, inspector, reference, workplace
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
-from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
+from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.image import Input
-from andon.inspection import Array, Pixels
 from andon.recipe import Decision, Recipe, validate
 from andon.registration import Reference
-from andon.runtime import Engine, Runtime
+from andon.runtime import Runtime
 from andon.survey import DefectTiles, GoodTiles, Tell, check_sides, look_over, registered
-
-TOLERANCE = 1e-3  # of the score range: how far the graph may be from the fitted detector
-GATE_TILES = 8
 
 
 def compose(
@@ -82,14 +77,23 @@ def train(
     `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
     on images that were left out or do not count, and is `tell` where none is given. A detector trained by gradient
     runs on `device`, for `seconds` in place of its steps; while it trains its checkpoints lie in `OUT.training`, and
-    after a kill the same call goes on from there.
+    after a kill the same call goes on from there. One training at a time writes to OUT.
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
-    began = time.perf_counter()
-    out, warn = Path(out), warn or tell
     recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
     model, recipe = construct(recipe)
     check_place(out)
+    with workplace.opened(Path(out)) as folder:
+        run = Run(progress, tell, recipe.augment, folder, device, seconds)
+        bundle = _train(model, recipe, Path(out), run, warn or tell)
+        workplace.clear(run.written)
+    for sentence in bundle.calibration.describe(recipe.decision):
+        tell(sentence)
+    return bundle
+
+
+def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> Bundle:
+    began, progress, tell = time.perf_counter(), run.progress, run.tell
     given = reference.given(recipe)
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
@@ -119,19 +123,16 @@ def train(
     tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if learnt else None)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
-    files_of_all = [sample.path for sample in data.samples]
-    checkpoints = out.with_name(out.name + ".training")
-    run = Run(progress, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
+    run = replace(run, images=[sample.path for sample in data.samples])
     forecast = model.forecast(tiles, run)
     tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
     try:
-        parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
-    except TrainingError:  # to go on from the checkpoint would lead here again
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        raise
+        parity = gate.check(model, graph, tiles)
+    except AndonError as error:
+        raise TrainingError(f"{error} No bundle was written. {_again(run, out)}") from None
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
     calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn, survey.reference)
     timings["calibrate"] = time.perf_counter() - clock
@@ -159,10 +160,19 @@ def train(
     stored = survey.reference.data if survey.reference else b""
     bundle = Bundle(graph, recipe, calibration, manifest, model.curve, stored)
     bundle.save(out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    for sentence in calibration.describe(recipe.decision):
-        tell(sentence)
     return bundle
+
+
+def _again(run: Run, out: Path) -> str:
+    """Say how to come to the export gate once more."""
+    how = "install another version of onnxruntime or openvino"
+    report = "Please report this with the recipe"
+    if any(path.is_file() for path in run.written):
+        return (
+            f"{report}. The trained weights are kept in {run.folder}: {how} and run the same `andon train` with "
+            f"`-o {out}` again. It goes on from these weights and does not train anew."
+        )
+    return f"{report}, or {how} and run the same `andon train` again."
 
 
 def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
@@ -225,44 +235,6 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
         )
     chosen = recipe.detector.model_copy(update={"settings": config.model_dump(mode="json", exclude_none=True)})
     return model, recipe.model_copy(update={"detector": chosen})
-
-
-def gate(model: Detector, graph: bytes, tiles: Pixels) -> dict[str, float]:
-    """Hold every engine's scores against the fitted detector's on training tiles (n, t, t, c).
-
-    Every second tile has the values of its middle inverted, for the score range goes from good to defective: what a
-    detector says of good tiles alone may be all but flat.
-    Returns engine → largest difference as a share of the range: of the map, and for a score that is wider than its
-    map, as one not made of the map alone can be, of the scores. TrainingError past the tolerance.
-    """
-    tiles, quarter = np.repeat(tiles, 2 if len(tiles) == 1 else 1, axis=0), tiles.shape[1] // 4
-    middle = tiles[1::2, quarter:-quarter, quarter:-quarter]
-    middle[:] = np.iinfo(tiles.dtype).max - middle
-    expected = model.score(tiles)
-    spread_of_map = float(np.ptp(expected.pixel))
-    spread = max(spread_of_map, float(np.ptp(expected.image)))
-    engines: list[Engine] = ["onnxruntime"]
-    if importlib.util.find_spec("openvino"):
-        engines.append("openvino")
-    parity: dict[str, float] = {}
-    for engine in engines:
-        found = Runtime(graph, engine).score(tiles)
-        parity[engine] = max(
-            _apart(found.image, expected.image, spread), _apart(found.pixel, expected.pixel, spread_of_map)
-        )
-        if not parity[engine] <= TOLERANCE:
-            raise TrainingError(
-                f"the graph on {engine} differs from the fitted {model.name} by {parity[engine]:.2g} of the score "
-                f"range; at most {TOLERANCE:g} is allowed. No bundle was written. Please report this with the recipe."
-            )
-    return parity
-
-
-def _apart(found: Array, expected: Array, spread: float) -> float:
-    """Largest difference as a share of a spread; NaN when anything is not finite."""
-    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
-        return float("nan")
-    return float(np.abs(found - expected).max()) / max(spread, 1e-12)
 
 
 def calibrate(

@@ -27,6 +27,8 @@ from andon.nn.losses import ssim
 class Settings(Schedule):
     """Settings of `autoencoder`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
     objective: Literal["l2", "ssim"] = "l2"  # what is lowered in training and measured in the map
     score: Literal["mean", "max"] = "mean"  # of the map
     width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …

@@ -44,6 +44,8 @@ Width = Annotated[int, Field(ge=1)]
 class Settings(Schedule):
     """Settings of `capsule`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score"}
+
     score: Literal["lengths", "reconstruction"] = "lengths"  # ‖v_1‖ − ‖v_0‖, or the error of what v_0 rebuilds
     side: Annotated[int, Field(ge=28, le=180)] = 64  # pixels a side, to which tiles are brought
     width: Width = 256  # channels of the first convolution

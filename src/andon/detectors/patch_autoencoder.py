@@ -51,6 +51,15 @@ from andon.nn.loop import Schedule
 class Settings(Schedule):
     """Settings of `patch-autoencoder`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {
+        "network",
+        "stages",
+        "pooling",
+        "window",
+        "neighbours",
+        "floor",
+    }
+
     shrink: Annotated[int, Field(ge=1)] = 2  # the picture's side is divided by this before patches are cut
     patch: Annotated[int, Field(ge=SMALLEST)] = 64  # pixels a side, of the smaller picture
     step: Annotated[int, Field(ge=1)] = 32  # pixels between neighbouring patches at most; less than `patch`: overlap

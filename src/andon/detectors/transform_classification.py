@@ -69,6 +69,8 @@ def _depth(value: int) -> int:
 class Settings(Schedule):
     """Settings of `transform-classification`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "at_once"}
+
     family: Literal["type-1", "type-2", "type-3", "morphology", "geometry"] = "type-3"  # of transforms
     operations: Operations = OPERATIONS  # of "morphology", as the two lists below
     widths: Sides = ()  # of the rectangles, pixels of the tile

@@ -31,6 +31,8 @@ from andon.nn.resize import Resize
 class Settings(Schedule):
     """Settings of `vae`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
     score: Literal["mean", "max", "elbo"] = "mean"  # mean or max: of the map; elbo: −L a value
     side: Annotated[int, Field(ge=32)] = 128  # pixels a side that the network sees; larger tiles are reduced to it
     width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …

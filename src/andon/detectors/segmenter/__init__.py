@@ -35,6 +35,8 @@ PRIOR = 0.01  # p of every pixel before training: few are defective, and that ne
 class Settings(Schedule):
     """Settings of `segmenter`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"top"}
+
     network: Name = "unet"
     width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; the papers' are 64, of unet++ 32
     defects: Literal["auto", "labelled", "synthetic"] = "auto"  # auto: labelled ones where masks say where they are
