@@ -2,6 +2,8 @@
 
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from andon import detectors, features
-from andon.detectors.base import REQUIRED, Defects, Detector
+from andon.detectors.base import REQUIRED, Defects, Detector, Run
 from andon.errors import AndonError, RecipeError
 from andon.inspection import Pixels, Scores
 from conftest import Marked
@@ -323,6 +325,49 @@ def test_tile_scores_the_same_alone_and_in_a_batch(fitted: Detector, tiles: Pixe
 
 def test_graph_agrees_with_the_fitted_object(fitted: Detector, tiles: Pixels) -> None:
     assert worst(fitted.score(tiles), run(fitted, tiles)) < AGREE
+
+
+OTHERS: dict[str, object] = {  # values of settings that are said to change no weights
+    "cache_mb": 0,
+    "checkpoint": 0.0,
+    "smooth": 3,
+    "stages": (2,),
+    "pooling": "max",
+    "window": 2,
+    "neighbours": 2,
+    "floor": 0.1,
+    "at_once": 2,
+    "top": 0.1,
+    "error": "ssim",
+    "repeats": 1,
+    "object_correction": False,
+    "correction_repeats": 1,
+}
+FILES = {"network", "objective", "occlusion_images"}  # choose among files: another one has another checkpoint, or none
+
+
+def test_settings_that_are_said_to_change_no_weights_change_none(name: str, tmp_path: Path) -> None:
+    kind = detectors.get(name)
+    unlearnt = getattr(kind.Config, "unlearnt", set()) - FILES
+    if not unlearnt:
+        return
+    before = brief(name).config  # type: ignore[attr-defined]
+    others = {setting: OTHERS[setting] for setting in unlearnt - {"score"}}
+    if "score" in unlearnt:
+        others["score"] = next(v for v in get_args(kind.Config.model_fields["score"].annotation) if v != before.score)
+    steps = {setting: 3 for setting in ("steps", "gan_steps") if setting in kind.Config.model_fields}
+    tiles, told = good_tiles(name, seed=1), list[str]()
+    for folder, settings in (("a", steps), ("b", steps | others)):
+        new(name, **settings).fit(tiles, Run(folder=tmp_path / folder))
+    found = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.npz")]
+    assert found
+    for path in found:
+        with np.load(tmp_path / "a" / path) as one, np.load(tmp_path / "b" / path) as other:
+            assert set(one.files) == set(other.files)
+            for array in set(one.files) - {"facts"}:
+                np.testing.assert_array_equal(one[array], other[array])
+    new(name, **steps | others).fit(tiles, Run(folder=tmp_path / "a", tell=told.append))
+    assert sum("going on from step 3" in sentence for sentence in told) == len(found)
 
 
 def test_gray_of_16_bits(name: str) -> None:

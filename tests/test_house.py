@@ -88,6 +88,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "calibrating",
     "preview",
     "progress",
+    "gate",
+    "workplace",
     "training",
     "study",
     "bench",

@@ -23,6 +23,7 @@ from andon.errors import AndonError
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
+LOCK = ".lock"  # the file in a locked folder
 PROBE = 64 * 1024  # bytes: a full disk still takes an empty file
 
 
@@ -166,6 +167,30 @@ def _unwritable(path: str | Path, place: Path, error: OSError) -> str:
         f"{path}{link}: cannot be written: {reason(error)}. Free space or allow writing in {place.parent}, "
         "or name another place."
     )
+
+
+@contextmanager
+def alone(folder: str | Path, busy: str) -> Iterator[Path]:
+    """Keep other processes out of a folder, made where there is none, for the time of a block; yield its lock file.
+
+    The lock ends with the process, however that ends: the file that a killed process leaves locks nobody out.
+    Errors: AndonError, with the sentence `busy`, when another holds it; as `make_folder`; when the folder cannot lock.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    lock = FileLock(Path(folder) / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AndonError(f"{folder}: {busy}") from None
+    except (OSError, NotImplementedError) as error:
+        why = reason(error) if isinstance(error, OSError) else "this file system knows no locks"
+        raise AndonError(f"{folder}: cannot be locked: {why}. Allow writing there, or choose another place.") from error
+    try:
+        yield Path(folder) / LOCK
+    finally:
+        lock.release()
 
 
 def reason(error: OSError) -> str:

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -86,28 +86,10 @@ def _check_place(out: Path, plan: Plan) -> None:
             )
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second run away from the folder; the lock goes with the process, however that ends."""
-    from filelock import FileLock, Timeout  # comes with pyarrow in andon[bench]
-
-    files.make_folder(out)
-    lock = FileLock(out / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise AndonError(
-            f"{out}: another andon bench is writing its results there. Wait until it has ended, or choose another "
-            "folder with --out."
-        ) from error
-    except OSError as error:
-        raise AndonError(
-            f"{out}: cannot be written: {(error.strerror or str(error)).lower()}. Choose another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _alone(out: Path) -> AbstractContextManager[Path]:
+    """Keep a second run away from the folder. Errors: as `files.alone`."""
+    busy = "another andon bench is writing its results there. Wait until it has ended, or choose another with --out."
+    return files.alone(out, busy)
 
 
 def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, tell: Tell) -> Summary:

@@ -27,6 +27,8 @@ from andon.nn.losses import ssim
 class Settings(Schedule):
     """Settings of `autoencoder`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
     objective: Literal["l2", "ssim"] = "l2"
     """Error that training lowers and the map shows: squared error, or 1 − SSIM."""
     score: Literal["mean", "max"] = "mean"

@@ -44,6 +44,8 @@ Width = Annotated[int, Field(ge=1)]
 class Settings(Schedule):
     """Settings of `capsule`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score"}
+
     score: Literal["lengths", "reconstruction"] = "lengths"
     """Image score: ‖v_1‖ − ‖v_0‖, or the error of the reconstruction from v_0."""
     side: Annotated[int, Field(ge=28, le=180)] = 64

@@ -51,6 +51,15 @@ from andon.nn.loop import Schedule
 class Settings(Schedule):
     """Settings of `patch-autoencoder`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {
+        "network",
+        "stages",
+        "pooling",
+        "window",
+        "neighbours",
+        "floor",
+    }
+
     shrink: Annotated[int, Field(ge=1)] = 2
     """Factor by which the picture's side is reduced before patches are cut."""
     patch: Annotated[int, Field(ge=SMALLEST)] = 64

@@ -34,6 +34,8 @@ SMALLEST = 8  # positions a side: a larger grid is halved once more
 class Settings(Schedule):
     """Settings of `pyramid-autoencoder`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score"}
+
     score: Literal["mean", "max"] = "mean"
     """Image score: mean or maximum of the map."""
     side: Annotated[int, Field(ge=32, multiple_of=32)] = 128

@@ -70,6 +70,8 @@ def _depth(value: int) -> int:
 class Settings(Schedule):
     """Settings of `transform-classification`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "at_once"}
+
     family: Literal["type-1", "type-2", "type-3", "morphology", "geometry"] = "type-3"
     """Family of transforms; "morphology" takes the next three settings."""
     operations: Operations = OPERATIONS

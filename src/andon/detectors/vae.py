@@ -31,6 +31,8 @@ from andon.nn.resize import Resize
 class Settings(Schedule):
     """Settings of `vae`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
     score: Literal["mean", "max", "elbo"] = "mean"
     """Image score: mean or maximum of the map, or −L (elbo) per value."""
     side: Annotated[int, Field(ge=32)] = 128

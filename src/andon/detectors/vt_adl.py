@@ -45,6 +45,8 @@ RECONSTRUCTION, STRUCTURE = 5.0, 0.5  # weights of the squared error and of SSIM
 class Settings(Schedule):
     """Settings of `vt-adl`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
     patch: Annotated[int, Field(ge=4)] = 32
     """Side of a patch, pixels; it must divide geometry.size."""
     dim: Annotated[int, Field(ge=8)] = 512

@@ -35,6 +35,8 @@ PRIOR = 0.01  # p of every pixel before training: few are defective, and that ne
 class Settings(Schedule):
     """Settings of `segmenter`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"top"}
+
     network: Name = "unet"
     """Architecture of the network."""
     width: Annotated[int, Field(ge=1)] = 64
