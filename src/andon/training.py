@@ -20,6 +20,7 @@ from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
 from andon.image import Input
 from andon.inspection import Array, Pixels
+from andon.labelling import listed
 from andon.recipe import Decision, Recipe, validate
 from andon.registration import Reference
 from andon.runtime import Engine, Runtime
@@ -158,7 +159,7 @@ def train(
         machine=machine(),
         data={
             "images": len(to_learn),
-            "folders": data.learnt_from(),
+            "folders": listed(data.learnt_from(), "{0} ({1})").encode(errors="replace").decode(),
             "inspected": f"{survey.share:.1%} of each picture",
             "left_out": skipped,
             "fit": len(fit_on),
