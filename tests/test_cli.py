@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -354,3 +355,22 @@ def test_mistakes_end_with_two_and_a_sentence(
     assert "Traceback" not in err
     assert code == 2
     assert not list(tmp_path.glob("*.andon"))
+
+
+def test_folders_are_told_and_unknown_ones_refused(tmp_path: Path, parts: Path, capsys: Any) -> None:
+    root = tmp_path / "line"
+    for name in ("left", "right", "masks", "@eaDir"):
+        shutil.copytree(parts / "train/good", root / name)
+    (root / "left/loop.png").symlink_to("loop.png")
+    for call in (["train", root, "-o", tmp_path / "a.andon"], ["check", root]):
+        code, _, err = run(capsys, *call)
+        assert code == 2 and "left (41), right (40)" in err and "--good 'left'" in err
+    code, _, err = run(capsys, "train", root, "--good", "left", "-o", tmp_path / "a.andon", "--size", "64")
+    assert code == 0 and "learning from the images in left (41)" in err and "100.0% of each picture is inspected" in err
+    assert "40 mask" in err and "1 system folder" in err and "loop.png: cannot be read: too many levels" in err
+    code, out, _ = run(capsys, "check", root, "--good", "left", "-q")
+    assert code == 1 and "to learn left 41" in out
+    code, _, err = run(capsys, "calibrate", tmp_path / "a.andon", root, "--good", "right")
+    assert "calibrating on the images in right (40)" in err
+    code, _, err = run(capsys, "inspect", tmp_path / "a.andon", root / "left")
+    assert code == 1 and "loop.png" in err

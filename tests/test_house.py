@@ -37,6 +37,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.base",
     "folders",
     "masks",
+    "labelling",
     "dataset",
     "check",
     "reference",

@@ -1,5 +1,6 @@
 """Recipes: what is written is what is meant, and a slip of the pen is told with the nearest key."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,3 +136,9 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> 
         file.write_bytes(content)
     with pytest.raises(RecipeError, match=r"r\.toml: cannot be read"):
         Recipe.load(file)
+
+
+def test_a_folder_whose_name_is_no_valid_unicode_can_be_written() -> None:
+    name = os.fsdecode(b"l\xff")
+    recipe = Recipe.model_validate({"product": name, "data": {"images": name}})
+    assert Recipe.parse(recipe.dump(), "again").product == "l?"

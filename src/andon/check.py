@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image, masks
+from andon import files, image, masks
 from andon.dataset import ENOUGH, Dataset, Sample
 from andon.detectors.base import Progress, silent
 from andon.errors import ImageError
 from andon.headers import header
 from andon.image import Input
 from andon.inspection import Array
+from andon.labelling import LISTED
 
 THUMBNAIL = 64  # pixels a side: fine enough to tell two parts apart, coarse enough to survive recompression
 FINE = 1.5  # pixels of the thumbnail: what is coarser than this blur does not count in comparing
@@ -76,8 +77,8 @@ class Report:
         lines.append(f"  {'pixels':8} {_listed(self.sizes)}")
         lines.append(f"  {'kind':8} {_listed(self.kinds)}; {_listed(self.formats)}")
         folders = [f"{name} {n}" for name, n in self.learnt_from.items()]
-        more = f" and {len(folders) - dataset.LISTED} more folders" if len(folders) > dataset.LISTED else ""
-        lines.append(f"  {'to learn':8} {', '.join(folders[: dataset.LISTED]) or 'nothing'}{more}")
+        more = f" and {len(folders) - LISTED} more folders" if len(folders) > LISTED else ""
+        lines.append(f"  {'to learn':8} {', '.join(folders[:LISTED]) or 'nothing'}{more}")
         if self.groups:
             lines.append(f"  {'groups':8} {self.groups} among the good images")
         if self.ignored:

@@ -4,20 +4,19 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files, folders, masks
+from andon import files, folders, labelling, masks
 from andon.errors import DatasetError
 from andon.folders import Names, plain
+from andon.labelling import LISTED, listed
 
 ENOUGH = 8  # images: below it a calibration promises next to nothing
-LISTED = 8  # folders that a sentence names; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,9 @@ class Dataset:
     def sources(self) -> list[str]:
         """Sentences on the folders that are learnt from, and on what is not taken as a picture of a part."""
         folders = {self.root.name if name == "." else name: n for name, n in self.learnt_from().items()}
-        sentences = [f"learning from the images in {_listed(folders, '{0} ({1})')}"]
+        sentences = [f"learning from the images in {listed(folders, '{0} ({1})')}"]
         others = {**({"mask": self.masks} if self.masks else {}), **self.ignored}
-        return sentences + ([f"no pictures of parts: {_listed(others)}"] if others else [])
+        return sentences + ([f"no pictures of parts: {listed(others)}"] if others else [])
 
     def mask_problems(self, split: str | None = None) -> list[tuple[str, str, str, list[str]]]:
         """Masks that are missing, left over or not used: severity, code, sentence and files of each kind of problem."""
@@ -134,12 +133,16 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
         raise DatasetError(f"{root}: {what}; expected one. Name {'it' if len(nested) == 1 else 'one of them'}.")
     if not images:
         others = {**({"mask": len(contents.masks)} if contents.masks else {}), **ignored}
-        rest = f", but {_listed(others)}" if others else ""
+        rest = f", but {listed(others)}" if others else ""
         raise DatasetError(f"{root}: no images{rest}; expected PNG, JPEG, TIFF, BMP, WebP or PGM. Name another folder.")
     labels: dict[Path, str] = {}
     for split in ("train", "test") if mvtec else ("",):
         inside = [path for path in images if _split(root, path) == split] if mvtec else images
-        labels |= _test_labels(root, inside, names) if split == "test" else _labels(root, inside, split, names)
+        labels |= (
+            labelling.below_test(root, inside, names)
+            if split == "test"
+            else labelling.outside_test(root, inside, split, names)
+        )
     if names.unmatched:
         there = sorted({path.parent.name for path in images if path.parent != root} or {"."})
         raise DatasetError(
@@ -190,82 +193,6 @@ def _in_layout(root: Path, path: Path) -> bool:
     """Whether a file lies in a data set below the root."""
     inner = [plain(name) for name in path.relative_to(root).parts[1:-1]]
     return "train" in inner or "ground_truth" in inner
-
-
-def _test_labels(root: Path, images: Sequence[Path], names: Names) -> dict[Path, str]:
-    """Label images below `test`: each folder there is a type of defect, unless it is known as good."""
-    found = {}
-    for path in images:
-        kind, *deeper = path.relative_to(root).parts[1:-1] or [""]
-        found[path] = _deeper(deeper, names) if kind and names.kind(kind) == "good" else normalize("NFC", kind)
-    return found
-
-
-def _deeper(inner: Sequence[str], names: Names) -> str:
-    """The label of an image in a folder of good parts: good, unless a folder in it is known as one of defects."""
-    return next((normalize("NFC", name) for name in inner if names.kind(name) == "bad"), "good")
-
-
-def _labels(root: Path, images: Sequence[Path], split: str, names: Names) -> dict[Path, str]:
-    """Label images outside `test`, from the outermost folder inwards; what lies beside a folder of good ones has none.
-
-    Errors: DatasetError where several places hold images and none is known as good.
-    """
-    labels: dict[Path, str] = {}
-    unlabelled = "good" if split == "train" else ""
-    own = root.name if root.name not in ("", "..") else root.resolve().name
-    if not split and names.kind(own) in ("bad", "mask", "system"):
-        unlabelled = normalize("NFC", own)
-    stack = []
-    for top in sorted({path.relative_to(root).parts[0] for path in images} if split else {""}):
-        inside = [path for path in images if path.is_relative_to(root / top)]
-        stack.append((root / top, [(path, path.relative_to(root / top).parts[:-1]) for path in inside]))
-    while stack:
-        here, below = stack.pop()
-        places: dict[str, list[tuple[Path, tuple[str, ...]]]] = {}
-        for path, inner in below:
-            places.setdefault(inner[0] if inner else ".", []).append((path, inner[1:]))
-        kinds = {name: names.kind(name) for name in places}
-        known = "good" in kinds.values()
-        for name, each in places.items():
-            if kinds[name] == "good":
-                labels |= {path: _deeper(inner, names) for path, inner in each}
-            elif (known and name != ".") or kinds[name] == "bad":
-                labels |= dict.fromkeys((path for path, _ in each), normalize("NFC", name))
-        if known:
-            continue
-        open_places = {name: each for name, each in places.items() if kinds[name] != "bad"}
-        if len(open_places) > 1 and any(not _says(each, names) for each in open_places.values()):
-            counts = {name: len(each) for name, each in places.items()}
-            raise DatasetError(_unknown(here, counts, [name for name in open_places if name != "."]))
-        for name, each in open_places.items():
-            if name == ".":
-                labels |= dict.fromkeys((path for path, _ in each), unlabelled)
-            else:
-                stack.append((here / name, each))
-    return labels
-
-
-def _says(inside: Sequence[tuple[Path, tuple[str, ...]]], names: Names) -> bool:
-    """Whether names of folders inside say which images are good, or that all are defects."""
-    kinds = [{names.kind(name) for name in inner} for _, inner in inside]
-    return any("good" in each for each in kinds) or all("bad" in each for each in kinds)
-
-
-def _unknown(folder: Path, counts: Mapping[str, int], names: Sequence[str]) -> str:
-    listed = _listed({"directly in it" if name == "." else name: n for name, n in counts.items()}, "{0} ({1})")
-    return (
-        f"{folder}: {sum(counts.values())} images in {len(counts)} places, and none is known to hold good parts: "
-        f"{listed}. Name the good one: --good {names[0]!r} or data.good = [{names[0]!r}], more than once for several, "
-        "'*' for all and '.' for images directly in the folder; or call it good, OK, gut, 良品 or 合格; or name one "
-        "folder instead of this."
-    )
-
-
-def _listed(counts: Mapping[str, int], form: str = "{1} {0}") -> str:
-    each = [form.format(name, n) for name, n in counts.items()]
-    rest = f" and {len(each) - LISTED} more" if len(each) > LISTED else ""
-    return ", ".join(each[:LISTED]) + rest
 
 
 _FILE_COLUMNS = ("path", "file", "filename", "image", "stem")

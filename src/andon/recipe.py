@@ -186,7 +186,8 @@ class Recipe(BaseModel):
 
     def dump(self) -> str:
         """Write the recipe as TOML, defaults included, so that a bundle tells all that was decided."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return text.encode(errors="replace").decode()  # a folder's name need not be valid Unicode
 
 
 def validate(model: type[M], values: dict[str, Any], name: str) -> M:

@@ -15,8 +15,8 @@ from andon.calibrating import calibrate, crosses, now, united
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
-from andon.folders import listed
 from andon.inspection import Scorer
+from andon.labelling import listed
 from andon.progress import Overall
 from andon.recipe import Recipe, validate
 from andon.runtime import Runtime
