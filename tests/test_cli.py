@@ -37,7 +37,7 @@ def test_the_main_job(parts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, "train", parts / "train/good", "--size", 96)
     assert code == 0
-    assert "cross-conformal calibration on 40 of them in 5 folds" in err
+    assert "40 held out for calibration in turn, in 5 folds" in err
     assert "expected to take" in err
     assert "support a false-reject rate of 2.4 %" in err
     code, _, err = run(capsys, "calibrate", "ring.andon", "--reject-unsupported")

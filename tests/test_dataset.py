@@ -450,6 +450,27 @@ def test_the_split_meets_its_share_and_follows_the_seed() -> None:
     assert dataset.split_good(good, 0.2, seed=1) != (fit, held)
 
 
+def test_groups_are_held_out_without_regard_to_their_size() -> None:
+    """The large group is held out as often as each other: 1 in 5."""
+    good = samples([0] * 30 + list(range(1, 10)))
+    large = [dataset.split_good(good, 0.2, seed)[1] for seed in range(1_000)]
+    count = sum(any(sample.group == good[0].group for sample in held) for held in large)
+    assert abs(count / 1_000 - 0.2) < 4 * (0.2 * 0.8 / 1_000) ** 0.5
+    assert {len({sample.group for sample in held}) for held in large} == {2}
+
+
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=40), st.integers(2, 7), st.integers(0, 2**32 - 1))
+def test_folds_are_even_and_keep_groups_whole(groups: list[int], count: int, seed: int) -> None:
+    if len(set(groups)) < 2:
+        return
+    good = samples(groups)
+    found = dataset.folds(good, count, seed)
+    assert len(found) == min(count, len(set(groups)))
+    assert sorted([s for fold in found for s in fold], key=good.index) == good
+    sizes = [len({s.group for s in fold}) for fold in found]
+    assert sum(sizes) == len(set(groups)) and max(sizes) - min(sizes) <= 1
+
+
 @pytest.mark.parametrize(
     ("groups", "digests", "joined"),
     [

@@ -197,3 +197,15 @@ def test_training_the_default_detector_loads_no_torch(parts: Path, tmp_path: Pat
     found = loaded(command("train", parts, "-o", tmp_path / "b.andon", "--size", 96, "-q"))
     assert not found & {"torch", "sklearn"}
     assert (tmp_path / "b.andon").is_file()
+
+
+def test_the_tests_that_the_page_on_trust_names_exist() -> None:
+    page = (SOURCE.parents[1] / "docs" / "trust.md").read_text()
+    named, file = [], ""
+    for cell in re.findall(r"`(test_\w+\.py)?(?:::(test_\w+))?`", page):
+        file = cell[0] or file
+        if file:
+            named.append((file, cell[1]))
+    assert len(named) > 80
+    texts = {file: (Path(__file__).parent / file).read_text() for file, _ in named}
+    assert [f"{file}::{test}" for file, test in named if test and f"def {test}(" not in texts[file]] == []
