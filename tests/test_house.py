@@ -47,6 +47,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "pages",
     "evaluate",
     "report",
+    "proof",
+    "proof.table",
     "features",
     "neighbours",
     "nn",
