@@ -47,6 +47,9 @@ ORDER = [  # a module imports only from modules that stand before it
     "pages",
     "evaluate",
     "report",
+    "proof",
+    "proof.bounds",
+    "proof.plans",
     "features",
     "neighbours",
     "nn",
@@ -109,6 +112,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "cli.making",
     "cli.judging",
     "cli.measuring",
+    "cli.proving",
     "cli",
     "__main__",
 ]

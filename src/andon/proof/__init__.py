@@ -1,0 +1,1 @@
+"""What an inspection can prove: plans of samples, samples of a running line, acceptance by agreed rates."""
