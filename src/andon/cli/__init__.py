@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import andon
-from andon.cli import judging, making, measuring
+from andon.cli import judging, making, measuring, proving
 from andon.errors import AndonError, out_of_memory
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ for command in (
     judging.detectors,
     measuring.compare,
     measuring.cost,
+    proving.plan,
 ):
     app.command()(command)
 features_app.command("build")(making.features_build)
