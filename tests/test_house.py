@@ -50,6 +50,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "proof",
     "proof.bounds",
     "proof.plans",
+    "proof.sampling",
+    "proof.estimating",
     "features",
     "neighbours",
     "nn",

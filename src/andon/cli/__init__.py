@@ -47,6 +47,7 @@ for command in (
     measuring.compare,
     measuring.cost,
     proving.plan,
+    proving.sample,
 ):
     app.command()(command)
 features_app.command("build")(making.features_build)
