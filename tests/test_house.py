@@ -52,6 +52,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "proof.plans",
     "proof.sampling",
     "proof.estimating",
+    "proof.table",
     "features",
     "neighbours",
     "nn",

@@ -1,1 +1,1 @@
-"""What an inspection can prove: plans of samples, samples of a running line, acceptance by agreed rates."""
+"""Proof of an inspection before an auditor: attribute agreement, gauge R&R, acceptance, plans and samples."""
