@@ -53,6 +53,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "proof.sampling",
     "proof.estimating",
     "proof.table",
+    "proof.contract",
+    "proof.acceptance",
     "features",
     "neighbours",
     "nn",

@@ -99,3 +99,26 @@ def sample(
     else:
         named = "both RECORDS and --estimate" if sheet else "neither RECORDS nor --estimate"
         raise AndonError(f"{named}; expected records to draw from, or --estimate and a sheet. Give one.")
+
+
+def accept(
+    agreement: Annotated[
+        Path, typer.Argument(help="Agreed rates, confidence and the table of samples, as TOML.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for acceptance.html and acceptance.json.")] = Path(
+        "acceptance"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Hold an agreement on slip and false rejects against parts whose truth is known: proved, not proved or refuted.
+
+    After VDI/VDE/VDMA 2632-3; no conformity is claimed. Exit code 0 when all is proved, else 1.
+    """
+    from andon import files
+    from andon.proof import acceptance
+
+    found = acceptance.accept(agreement)
+    page = acceptance.write(found, out)
+    print(files.strict_json(found.record(), indent=1) if as_json else f"{found.text()}\nreport: {page}")
+    if found.outcome is not acceptance.Outcome.PROVED:
+        raise typer.Exit(1)
