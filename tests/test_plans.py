@@ -70,7 +70,7 @@ def test_a_plan_counts_parts_and_names_the_true_rate_that_succeeds() -> None:
 def test_the_curve_is_the_chance_of_success() -> None:
     rates = np.array([0.0001, 0.01, 0.3])
     assert bounds.chance(2, 628, rates) == pytest.approx(stats.binom.cdf(2, 628, rates), abs=1e-12)
-    drawn = plans.plan(0.01, None, 0.95, 5).claims[0].curves()
+    drawn = plans.characteristic("slip", 0.01, [(0, 299), (1, 473), (2, 628), (5, 1049)])
     assert drawn.startswith("<svg") and drawn.count("<polyline") == 4 and "5 of 1049" in drawn
 
 

@@ -46,6 +46,18 @@ def smallest_sample(k: int, rate: float, confidence: float) -> int:
     return high
 
 
+def allowed(n: int, rate: float, confidence: float) -> int:
+    """Most cases in `n` trials that still show that the rate is at most `rate`, 0 < rate < 1; −1 when none does."""
+    low, high = -1, n  # low shows it, high does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if chance(middle, n, rate)[0] > 1 - confidence:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
 def upper_count(k: int, n: int, lot: int, confidence: float) -> int:
     """Most cases in a lot that `k` cases in `n` of its members, drawn without replacement, allow."""
     low, high = k, lot - (n - k)  # low is allowed

@@ -5,6 +5,7 @@ With c failures allowed it takes the smallest n with P(X ≤ c) ≤ 1 − C for 
 (1 − p)^n ≤ 1 − C.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,25 +54,20 @@ class Claim:
     rate: float  # proved when it is at most this
     rows: tuple[Row, ...]
 
-    def curves(self) -> str:
-        """Operating-characteristic curves as SVG: the chance that the proof succeeds against the true rate."""
-        chosen = [row for row in self.rows if row.failures in CURVES]
-        rates = np.linspace(self.rate / 200, min(1.5 * self.rate, 1 - 1e-9), 200)
-        lines = [
-            Line(
-                100 * rates,
-                bounds.chance(row.failures, row.parts, rates),
-                f"{row.failures} of {row.parts}",
-                plots.COLOURS[j],
-            )
-            for j, row in enumerate(chosen)
-        ]
-        agreed = Mark(
-            100 * self.rate, float(bounds.chance(chosen[0].failures, chosen[0].parts, self.rate)[0]), "agreed"
-        )
-        return plots.line_plot(
-            lines, f"true rate of {self.name} in %", "chance that the proof succeeds", [agreed], (0.0, 100 * rates[-1])
-        )
+
+def characteristic(name: str, rate: float, tests: Sequence[tuple[int, int]]) -> str:
+    """Operating-characteristic curves as SVG: the chance that a proof of `rate` succeeds against the true rate.
+
+    `tests` holds failures allowed and parts of each curve.
+    """
+    rates = np.linspace(rate / 200, min(1.5 * rate, 1 - 1e-9), 200)
+    lines = [
+        Line(100 * rates, bounds.chance(failures, parts, rates), f"{failures} of {parts}", colour)
+        for (failures, parts), colour in zip(tests, plots.COLOURS, strict=False)
+    ]
+    agreed = Mark(100 * rate, float(bounds.chance(*tests[0], rate)[0]), "agreed")
+    x_range = (0.0, float(100 * rates[-1]))
+    return plots.line_plot(lines, f"true rate of {name} in %", "chance that the proof succeeds", [agreed], x_range)
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,10 @@ def html(found: Plan) -> bytes:
     return pages.render(
         "proof_plan.html",
         plan=found,
-        curves=[Markup(claim.curves()) for claim in found.claims],
+        curves=[
+            Markup(characteristic(c.name, c.rate, [(r.failures, r.parts) for r in c.rows if r.failures in CURVES]))
+            for c in found.claims
+        ],
         share=share,
         success=SUCCESS,
         notes=NOTES,
