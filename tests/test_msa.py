@@ -23,7 +23,6 @@ HEADER = (
     *("part", "reference", "appraiser", "condition", "trial", "verdict", "score", "digest"),
     *("review_threshold", "reject_threshold", "bundle"),
 )
-)
 
 
 def study_rows(parts: int = 20, raters: int = 2, trials: int = 3) -> list[dict[str, Any]]:

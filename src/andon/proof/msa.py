@@ -1,6 +1,7 @@
 """Measurement system analysis of an inspection: verdicts and scores of a table held against limits, as a report."""
 
 import math
+import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -8,9 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from andon import files, pages, plots, training
+import andon
+from andon import files, pages, plots
 from andon.bundle import Bundle
 from andon.calibration import percent
 from andon.errors import AndonError
@@ -133,9 +136,8 @@ def study(
     missing = tuple(_missing(table, agreements, scales, by, loaded))
     made = datetime.now(UTC).isoformat(timespec="seconds")
     source = str(limits) if limits else ""
-    return Study(
-        *(table, known, level, agreements, scales, findings, missing, by, loaded, source, made), training.versions()
-    )
+    versions = {"andon": andon.__version__, "python": platform.python_version(), "numpy": np.__version__}
+    return Study(table, known, level, agreements, scales, findings, missing, by, loaded, source, made, versions)
 
 
 def write(found: Study, folder: Path) -> Path:
