@@ -1,4 +1,4 @@
-"""A measurement system analysis on pictures of MVTec's bottle, photographed again in simulation: see docs/proof.md.
+"""A measurement system analysis on pictures of MVTec's bottle, photographed again in simulation: see docs/msa.md.
 
     python benchmarks/msa_example.py ../shared/data/mvtec_ad/bottle --out msa_example
 
