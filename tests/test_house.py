@@ -77,6 +77,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.segmenter.networks",
     "detectors.segmenter",
     "detectors",
+    "suspects",
     "training",
     "study",
     "bench",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from andon import dataset, detectors, files, image, inspector, reference
+from andon import dataset, detectors, files, image, inspector, reference, suspects
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibration import Calibration
 from andon.dataset import Dataset, Sample
@@ -113,6 +113,10 @@ def train(
         tell(f"registered to {said['reference']}: {said['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
+    if model.defects == "none":
+        judged = suspects.judge(survey, recipe.geometry, recipe.seed, progress)
+        if suspicion := suspects.warning(judged, recipe.data.images):
+            warn(suspicion)
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
