@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from andon import training
 from andon.detectors.base import Defects, Labelled
 from andon.inspection import Pixels
+from andon.recipe import Decision
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle trained on those parts."""
+    """A bundle trained on those parts, with a reject rate that 40 of them support."""
     path = tmp_path_factory.mktemp("bundle") / "ring.andon"
-    training.train(parts, path, size=96, settings={"bank": 200})
+    recipe = training.compose(parts, size=96, settings={"bank": 200})
+    training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), path)
     return path

@@ -1,11 +1,12 @@
 """An inspector that finds bright pixels anomalous: no graph, so evaluation and report are tested fast."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 
-from andon import calibration, image
+from andon import calibration, image, regions
 from andon.bundle import Manifest
 from andon.calibration import Calibration
 from andon.image import Input
@@ -25,6 +26,8 @@ class FakeInspector:
         self.thresholds = self.calibration.thresholds(self.decision)  # review 36, reject 38
         self.scale = Scale.of(self.calibration.typical, self.thresholds.pixel)
         self.digest = "0123456789abcdef" * 4
+        self.decision_digest = "fedcba9876543210" * 4
+        self.bundle = SimpleNamespace(sheet=b"")
         self.manifest = Manifest(
             created="2026-11-22T07:00:00+00:00",
             seed=3,
@@ -40,12 +43,15 @@ class FakeInspector:
     def promises(self):
         return self.calibration.describe(self.decision)
 
+    def read(self, source, name=None):
+        return image.read(source, name)
+
     def inspect(self, source, name=None):
-        read = image.read(source, name)
+        read = self.read(source, name)
         anomaly_map = read.pixels[:, :, 0].astype(np.float32)
         anomaly_map[:, 0] = np.nan
         score = float(np.nanmax(anomaly_map))
-        regions, removed = calibration.regions(anomaly_map, self.thresholds.pixel, 0)
+        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, 0)
         return Inspection(
             source=read.name,
             verdict=Verdict.INVALID if score == 255 else calibration.judge(score, self.thresholds),
@@ -53,9 +59,10 @@ class FakeInspector:
             p_value=self.calibration.p_value(score),
             thresholds=self.thresholds,
             anomaly_map=anomaly_map,
-            regions=regions,
-            removed_regions=removed,
+            regions=listed,
+            removed_regions=unlisted,
             milliseconds=2.0,
+            digest=read.digest,
         )
 
 

@@ -110,7 +110,9 @@ def test_loss_and_scores_are_those_of_the_paper(score: str) -> None:
 
 def test_learns_from_three_defects() -> None:
     tiles = Spots(3)
-    detector = Capsule(Settings(**TINY, steps=100, learning_rate=5e-3), 0).fit(tiles, CPU)
+    detector = Capsule(Settings(**TINY, steps=200, learning_rate=2e-3), 0).fit(
+        tiles, CPU
+    )  # at 5e-3 one seed in 4 fails
     found = detector.score(np.concatenate([tiles.good, Spots(4).defects.tiles]))
     assert found.image[12:].min() > found.image[:12].max() + 0.5
     y, x = np.unravel_index(found.pixel[-1].argmax(), (40, 40))

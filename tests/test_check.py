@@ -53,16 +53,14 @@ def test_a_sound_folder(folder: Path) -> None:
     assert found(report) == {} and not report.failed
     assert report.counts == {"train": {"good": 20}, "test": {"good": 4, "scratch": 4}}
     assert (report.sizes, report.kinds, report.formats) == ({"96 × 96": 28}, {"8-bit gray": 28}, {"PNG": 28})
-    assert [f.message for f in report.findings] == [
-        "20 good images: the 4 held out by default support a false-reject rate of 20.0%; for 5% have 95."
-    ]
+    assert not report.findings
     assert report.text().splitlines()[1:] == [
         "  train    good 20",
         "  test     good 4, scratch 4",
         "  pixels   96 × 96",
         "  kind     8-bit gray; PNG",
-        f"warning: {report.findings[0].message}",
-        "0 errors, 1 warning, 0 notes",
+        "  to learn train/good 20",
+        "0 errors, 0 warnings, 0 notes",
     ]
     assert json.loads(json.dumps(report.record()))["failed"] is False
 
@@ -94,6 +92,18 @@ def test_a_file_that_vanished_is_one_finding(folder: Path) -> None:
     report = checked(folder)
     assert found(report)["unreadable"] == ("error", (("train/good/gone.png",),))
     assert sum(report.counts["train"].values()) == 21
+
+
+def test_what_cannot_be_followed_is_one_finding(folder: Path) -> None:
+    (folder / "train/good/loop").symlink_to("loop")
+    (folder / "train/good/itself.png").symlink_to("itself.png")
+    messages = [f.message for f in checked(folder).findings if f.code == "unreadable"]
+    assert len(messages) == 2 and all("cannot be read: too many levels of symbolic links" in m for m in messages)
+
+
+def test_masks_of_good_images_may_be_empty(folder: Path) -> None:
+    put(folder / "ground_truth/good/0_mask.png", np.zeros((SIDE, SIDE), np.uint8))
+    assert not any(code.startswith("mask") for code in found(checked(folder)))
 
 
 def test_exact_copies(folder: Path) -> None:
@@ -134,6 +144,12 @@ def spoil(folder: Path, how: str) -> None:
             put(folder / "ground_truth/scratch/0_mask.png", mask * 0)
         case "mask-full":
             put(folder / "ground_truth/scratch/0_mask.png", mask | 255)
+        case "mask-inverted":
+            put(folder / "ground_truth/scratch/0_mask.png", 255 - mask)
+        case "mask-classes":
+            put(folder / "ground_truth/scratch/0_mask.png", mask // 255 * 3 + (np.roll(mask, 40, 1) > 0))
+        case "mask-of-good":
+            put(folder / "ground_truth/good/0_mask.png", mask)
         case "mask-not-binary":
             put(folder / "ground_truth/scratch/0_mask.png", cv2.GaussianBlur(mask, (0, 0), 2))
         case "mask-unreadable":
@@ -158,11 +174,29 @@ def spoil(folder: Path, how: str) -> None:
             "1 image of a defect in train; only supervised detectors learn from them.",
         ),
         ("unlabelled", "warning", "test/0.png", "1 image in test without label, of no use to evaluation."),
-        ("mask-missing", "warning", "test/scratch/0.png", "1 image of 4 of defects without mask; pixel figures"),
-        ("mask-without-image", "warning", "ground_truth/scratch/77_mask.png", "1 mask without an image of a defect."),
+        ("mask-missing", "warning", "test/scratch/0.png", "1 of 4 images of defects without mask; pixel figures"),
+        (
+            "mask-without-image",
+            "warning",
+            "ground_truth/scratch/77_mask.png",
+            "1 mask without an image of a defect, or with several that fit; not used.",
+        ),
         ("mask-size", "error", "ground_truth/scratch/0_mask.png", "1 mask of another size than the image."),
         ("mask-empty", "error", "ground_truth/scratch/0_mask.png", "1 mask without a marked pixel. Draw the defect"),
         ("mask-full", "warning", "ground_truth/scratch/0_mask.png", "1 mask with every pixel marked."),
+        (
+            "mask-inverted",
+            "error",
+            "ground_truth/scratch/0_mask.png",
+            "1 mask with nearly all of the image and its border",
+        ),
+        (
+            "mask-classes",
+            "note",
+            "ground_truth/scratch/0_mask.png",
+            "1 mask with numbers of classes; every value above",
+        ),
+        ("mask-of-good", "warning", "ground_truth/good/0_mask.png", "1 mask with a marked defect on a good image; one"),
         ("mask-not-binary", "warning", "ground_truth/scratch/0_mask.png", "1 mask with values between 0 and the"),
         ("mask-unreadable", "error", "ground_truth/scratch/0_mask.png", "0_mask.png: GIF file; andon reads"),
         ("exposure", "warning", "train/good/00.png", "1 image much darker than the rest of train. Look at them:"),

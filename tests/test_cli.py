@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+import andon
 from andon import cli
 from andon.bundle import Bundle
+from andon.cli import judging
 from andon.errors import AndonError
 from andon.records import Records
 from conftest import part, save
@@ -34,9 +37,11 @@ def test_the_main_job(parts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
     monkeypatch.chdir(tmp_path)
     code, _, err = run(capsys, "train", parts / "train/good", "--size", 96)
     assert code == 0
-    assert "8 held out for calibration" in err
+    assert "40 held out for calibration in turn, in 5 folds" in err
     assert "expected to take" in err
-    assert "support a false-reject rate of 11.1 %" in err
+    assert "support a false-reject rate of 2.4 %" in err
+    code, _, err = run(capsys, "calibrate", "ring.andon", "--reject-unsupported")
+    assert code == 0 and "reject: 40 held-out good images support a false-reject rate of 2.4 %" in err
     code, out, _ = run(capsys, "inspect", "ring.andon", parts / "test", "--out", "results")
     assert code == 0
     assert "10 images: " in out
@@ -110,7 +115,7 @@ def test_records_are_appended_where_they_lie(left: str, kept: list[str], tmp_pat
         assert sources(file) == kept
         records.add({"source": "ü\udcff"})
     assert sources(file) == [*kept, "ü\udcff"]
-    assert list(tmp_path.iterdir()) == [file]
+    assert sorted(tmp_path.iterdir()) == [file.with_suffix(".csv"), file]
 
 
 def test_records_of_two_runs_at_once_interleave_by_lines(tmp_path: Path) -> None:
@@ -157,12 +162,57 @@ def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
     assert "takes 8-bit colour images of 96 × 96 pixels" in out
     assert "SHA-256" in out
     code, out, _ = run(capsys, "show", bundle_file, "--json")
-    assert json.loads(out)["calibration"]["parts"] == 8
+    assert json.loads(out)["calibration"]["parts"] == 40
     code, out, _ = run(capsys, "detectors")
     assert out.startswith("memory-bank")
     code, out, _ = run(capsys, "detectors", "memory-bank")
-    assert "bank = " in out
+    assert "bank = 2000\n      Memories of a stage;" in out
     assert "presets" in out
+
+
+def test_version(capsys: Any) -> None:
+    assert run(capsys, "--version") == (0, f"andon {andon.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "image", "expected"),
+    [
+        (None, "scratch", 0),
+        ("review", "good", 0),
+        ("review", "scratch", 1),
+        ("reject", "good", 0),
+        ("reject", "scratch", 1),
+        ("review", "between", 1),
+        ("reject", "between", 0),
+        ("review", "unread", 1),
+        ("reject", "unread", 1),
+    ],
+)
+def test_fail_on_ends_with_one_at_a_verdict_or_a_worse_one(
+    fail_on: str | None, image: str, expected: int, bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any
+) -> None:
+    path = parts / f"test/{image}/200.png"
+    decided = tmp_path / "b.andon"
+    thresholds = ["--review-threshold", "-1", "--reject-threshold", "1e9"] if image == "between" else []
+    if image in ("good", "between"):
+        path = parts / "train/good/000.png"
+    if image == "good":
+        thresholds = ["--review-threshold", "1e9", "--reject-threshold", "1e9"]
+    if image == "unread":
+        path = tmp_path / "in"
+        save(path / "a.png", part(1))
+        (path / "b.png").write_bytes(b"\x89PNG")
+    run(capsys, "calibrate", bundle_file, "-o", decided, "--min-area", 1, *thresholds)
+    options = ["--fail-on", fail_on] if fail_on else []
+    assert run(capsys, "inspect", decided, path, *options, "-q")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("fail_on", "verdict", "expected"),
+    [(None, "INVALID", False), ("review", "INVALID", True), ("reject", "INVALID", True), ("reject", "REVIEW", False)],
+)
+def test_invalid_counts_as_worse_than_any_verdict(fail_on: str | None, verdict: str, expected: bool) -> None:
+    assert judging._failed(fail_on, {"PASS": 3, verdict: 1}) is expected
 
 
 def test_calibrate_changes_a_finished_bundle(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
@@ -305,3 +355,22 @@ def test_mistakes_end_with_two_and_a_sentence(
     assert "Traceback" not in err
     assert code == 2
     assert not list(tmp_path.glob("*.andon"))
+
+
+def test_folders_are_told_and_unknown_ones_refused(tmp_path: Path, parts: Path, capsys: Any) -> None:
+    root = tmp_path / "line"
+    for name in ("left", "right", "masks", "@eaDir"):
+        shutil.copytree(parts / "train/good", root / name)
+    (root / "left/loop.png").symlink_to("loop.png")
+    for call in (["train", root, "-o", tmp_path / "a.andon"], ["check", root]):
+        code, _, err = run(capsys, *call)
+        assert code == 2 and "left (41), right (40)" in err and "--good 'left'" in err
+    code, _, err = run(capsys, "train", root, "--good", "left", "-o", tmp_path / "a.andon", "--size", "64")
+    assert code == 0 and "learning from the images in left (41)" in err and "100.0% of each picture is inspected" in err
+    assert "40 mask" in err and "1 system folder" in err and "loop.png: cannot be read: too many levels" in err
+    code, out, _ = run(capsys, "check", root, "--good", "left", "-q")
+    assert code == 1 and "to learn left 41" in out
+    code, _, err = run(capsys, "calibrate", tmp_path / "a.andon", root, "--good", "right")
+    assert "calibrating on the images in right (40)" in err
+    code, _, err = run(capsys, "inspect", tmp_path / "a.andon", root / "left")
+    assert code == 1 and "loop.png" in err

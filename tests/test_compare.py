@@ -10,11 +10,9 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Tensor, argument, build
 
-from andon import compare, dataset, metrics, training
+from andon import compare, dataset, image, metrics, training
 from andon.errors import AndonError, BundleError
-from andon.evaluate import Row
 from andon.geometry import Geometry
-from andon.inspection import Verdict
 from conftest import part, save
 from fake_inspector import FakeInspector, paint_set
 
@@ -157,8 +155,7 @@ def test_reconstruction_is_shown_in_the_frame_of_the_image(tmp_path: Path) -> No
     recipe = SimpleNamespace(geometry=Geometry(size=96, crop=(8, 16, 80, 64)))
     inspector = SimpleNamespace(bundle=SimpleNamespace(graph=graph), recipe=recipe, reference=None)
     draw = compare._Draw(SimpleNamespace(inspectors={"a": inspector}), np.zeros((1, 1)))  # type: ignore[arg-type]
-    row = Row(path, "a.png", "good", "a", None, 0.0, 1.0, Verdict.PASS, 0, 1.0)
-    picture = draw._reconstruction("a", inspector, row)  # type: ignore[arg-type]
+    picture = draw._reconstruction("a", inspector, image.read(path))  # type: ignore[arg-type]
     assert picture is not None
     small = picture[:: len(picture) // 96, :: len(picture) // 96][:96, :96]
     assert not small[:14].any() and not small[:, :6].any()

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from andon import files  # noqa: E402
 from andon.detectors.base import Run  # noqa: E402
 from andon.errors import AndonError, TrainingError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
@@ -55,7 +56,7 @@ def test_a_folder_that_cannot_hold_the_tiles_is_an_error(tmp_path: Path) -> None
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("wb", buffering=0) as full:
-        monkeypatch.setattr(data.tempfile, "TemporaryFile", lambda dir: full)
+        monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda **_: full)
         with pytest.raises(AndonError, match=r"no space left on device.*Free space"):
             data.gather(Counted(), 0, Run())
 

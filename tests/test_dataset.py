@@ -1,5 +1,7 @@
 """Folders as people have them, groups, and the split of good images."""
 
+import os
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -7,10 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from andon import dataset
+from andon import masks as masks_
 from andon.dataset import Dataset, Sample
-from andon.errors import DatasetError
+from andon.errors import DatasetError, ImageError
+from andon.folders import Names
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -56,8 +61,20 @@ def test_mvtec_layout_with_both_names_of_masks(tmp_path: Path) -> None:
         (["test/dent/a/0.png", "test/1.png"], {"test/dent/a/0.png": "dent", "test/1.png": ""}),
         (["Train/Good/0.png", "Test/OK/0.png"], {"Train/Good/0.png": "good", "Test/OK/0.png": "good"}),
         (["ok/0.png", "Riss/0.png"], {"ok/0.png": "good", "Riss/0.png": "Riss"}),
-        (["0.png", "bad/0.png", "mon/0.png"], {"0.png": "", "bad/0.png": "bad", "mon/0.png": ""}),
-        (["a.b.c/Teil 1.final.JPEG", "ä ö/ü.Tiff"], {"a.b.c/Teil 1.final.JPEG": "", "ä ö/ü.Tiff": ""}),
+        (["0.png", "bad/0.png"], {"0.png": "", "bad/0.png": "bad"}),
+        (["0.png", "good/0.png", "Riss/0.png"], {"good/0.png": "good", "Riss/0.png": "Riss"}),
+        (["a.b.c/ä ö/Teil 1.final.JPEG"], {"a.b.c/ä ö/Teil 1.final.JPEG": ""}),
+        (
+            ["lot1/good/0.png", "lot1/dent/0.png", "lot2/ng/0.png"],
+            {"lot1/good/0.png": "good", "lot1/dent/0.png": "dent", "lot2/ng/0.png": "ng"},
+        ),
+        (["good/mon/0.png", "good/ng/0.png"], {"good/mon/0.png": "good", "good/ng/0.png": "ng"}),
+        (["Training/io/0.png", "Testing/niO/0.png"], {"Training/io/0.png": "good", "Testing/niO/0.png": "niO"}),
+        (["test/label/0.png", "train/0.png"], {"test/label/0.png": "label", "train/0.png": "good"}),
+        (
+            ["Images/Normal/0.png", "Images/Anomaly/0.png"],
+            {"Images/Normal/0.png": "good", "Images/Anomaly/0.png": "Anomaly"},
+        ),
     ],
 )
 def test_layouts(tmp_path: Path, names: list[str], expected: dict[str, str]) -> None:
@@ -66,11 +83,11 @@ def test_layouts(tmp_path: Path, names: list[str], expected: dict[str, str]) -> 
 
 
 def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
-    tree(tmp_path, "a/1.png", "a/Thumbs.db", "a/notes.TXT", ".DS_Store", ".git/x.png", "b.zip", "a/._1.png", "x.gif")
+    tree(tmp_path, "a/1.png", "a/Thumbs.db", "a/notes.TXT", ".DS_Store", ".git/x.png", "b.zip", "a/._1.png", "a/x.gif")
     data = dataset.load(tmp_path)
-    assert list(seen(data)) == ["a/1.png", "x.gif"]  # a GIF is meant as a picture: reading it says what to do
-    assert data.ignored == {"system": 1, "text": 1, "hidden": 2, "other": 1}
-    assert dataset.images(tmp_path) == [tmp_path / "a/1.png", tmp_path / "x.gif"]
+    assert list(seen(data)) == ["a/1.png", "a/x.gif"]  # a GIF is meant as a picture: reading it says what to do
+    assert data.ignored == {"system": 1, "text": 1, "hidden": 2, "other": 1, "system folder": 1}
+    assert dataset.images(tmp_path) == [tmp_path / "a/1.png", tmp_path / "a/x.gif"]
 
 
 def test_images_beside_train_and_test_are_counted(tmp_path: Path) -> None:
@@ -85,7 +102,9 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         (tmp_path / "in/far").symlink_to(tmp_path / "far", target_is_directory=True)
     except OSError:
         pytest.skip("this machine does not let us make links")
-    assert list(seen(dataset.load(tmp_path / "in"))) == ["a/1.png", "far/2.png"]
+    data = dataset.load(tmp_path / "in", good="*")
+    assert list(seen(data)) == ["a/1.png", "far/2.png"]
+    assert data.ignored == {"link back to a folder above": 1} and not data.unreadable
 
 
 @pytest.mark.parametrize(
@@ -93,8 +112,9 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     [
         (["a.png"], "gone", "gone: there is nothing here; expected a folder of images. Check the path."),
         (["a.png"], "a.png", "a.png: there is a file here; expected a folder of images. Check the path."),
-        (["x/a.txt", "x/b.txt"], "x", "x: no images among 2 other files; expected PNG, JPEG, TIFF, BMP, WebP or PGM."),
-        (["ground_truth/crack/1.png"], ".", ": no images; expected PNG"),
+        (["x/a.txt", "x/b.txt"], "x", "x: no images, but 2 text; expected PNG, JPEG, TIFF, BMP, WebP or PGM."),
+        (["ground_truth/crack/1.png"], ".", ": no images, but 1 mask; expected PNG"),
+        (["bolt/train/good/1.png"], ".", ": the data set bolt; expected one. Name it."),
         (
             ["bolt/train/good/1.png", "bolt/ground_truth/crack/1.png", "nut/ground_truth/crack/1.png"],
             ".",
@@ -107,6 +127,239 @@ def test_folders_that_are_none(tmp_path: Path, names: list[str], ask: str, messa
     with pytest.raises(DatasetError) as error:
         dataset.load(tmp_path / ask)
     assert message in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------ names of folders
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (
+            "good",
+            "good GOOD normal_dir good_parts OK-2024 ok1 NormalImages pass i.O. IO in_Ordnung Gutteile gut fehlerfrei",
+        ),
+        ("good", "良品 正常 合格 良品画像 ＯＫ OK品 合格品_2024 正常图片 不良なし no_defects defect-free"),
+        ("bad", "bad NG nok n.i.O. niO nicht_in_Ordnung Ausschuß abnormal_dir fail defects not_good Not-OK anomaly"),
+        ("bad", "不良 不良品 異常 异常 不合格 缺陷 NG品 不良画像 欠陥_1 schlecht Mängel"),
+        (
+            "mask",
+            "mask masks mask_dir Masks ground_truth GroundTruth gt labels annotations crack_mask SegmentationClass",
+        ),
+        (
+            "system",
+            "@eaDir .thumbnails thumbs Thumbnails #recycle $RECYCLE.BIN .Trash-1000 __MACOSX lost+found .@__thumb .git",
+        ),
+        ("", "images Bilder lot1 2024-05-03 left masked goods_in crack #1 unlabelled part A line_3 写真 testgood"),
+    ],
+)
+def test_what_the_name_of_a_folder_says(kind: str, names: str) -> None:
+    assert {name: Names().kind(name) for name in names.split()} == dict.fromkeys(names.split(), kind)
+    assert Names().kind(unicodedata.normalize("NFD", "Mängel")) == "bad"
+    assert Names().kind("System Volume Information") == "system"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["left/0.png", "right/0.png"],
+        ["0.png", "crack/0.png"],
+        ["images/a/0.png", "images/b/0.png"],
+        ["2024-05-03/0.png", "2024-05-04/0.png", "ng/0.png"],
+        ["train/a/0.png", "train/b/0.png", "test/good/0.png"],
+        ["lot1/good/0.png", "lot1/ng/0.png", "odd/0.png"],
+    ],
+)
+def test_of_several_folders_one_must_be_known_as_good(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(
+        DatasetError, match=r"places, and none is known to hold good parts: .* \(1\).*Name the good one: --good "
+    ):
+        dataset.load(tree(tmp_path, *names))
+    labels = {s.defect for s in dataset.load(tmp_path, good=["*"]).samples}
+    assert labels <= {"good", "ng"}
+
+
+def test_folders_may_be_named_as_good(tmp_path: Path) -> None:
+    tree(tmp_path, "left/0.png", "right/0.png", "masks/0.png", "0.png")
+    assert {n: d for n, (_, d, _) in seen(dataset.load(tmp_path, good=["LEFT"])).items()} == {
+        "left/0.png": "good",
+        "right/0.png": "right",
+    }
+    assert [s.defect for s in dataset.load(tmp_path, good=["masks"]).good()] == ["good"]
+    assert dataset.load(tmp_path, good=["."]).learnt_from() == {".": 1}
+    with pytest.raises(DatasetError, match=r"no folder of images fits 'middle', named as good; there are: left, right"):
+        dataset.load(tmp_path, good=["left", "middle"])
+
+
+@pytest.mark.parametrize("name", ["ng", "masks", "#recycle"])
+def test_a_folder_of_that_name_alone_is_not_learnt_from(tmp_path: Path, name: str) -> None:
+    assert not dataset.load(tree(tmp_path / name, "lot/1.png")).to_learn()
+    assert dataset.load(tmp_path / name, good=[name]).learnt_from() == {"lot": 1}
+
+
+def test_masks_and_thumbnails_are_no_parts(tmp_path: Path) -> None:
+    beside = ["good/1.png", "good/1_mask.png", "good/1.json", "good/2.png", "good/gt_2.png", "ng/3.png", "ng/3.seg.png"]
+    tree(
+        tmp_path, *beside, "@eaDir/1.png", "good/@eaDir/1.png", "labels/9.png", "good/Thumbs.db", "good/alone_mask.png"
+    )
+    data = dataset.load(tmp_path)
+    assert [data.relative(s) for s in data.to_learn()] == ["good/1.png", "good/2.png", "good/alone_mask.png"]
+    assert data.sources() == [
+        "learning from the images in good (3)",
+        "no pictures of parts: 4 mask, 2 system folder, 1 text, 1 system",
+    ]
+    assert seen(data)["ng/3.png"] == ("", "ng", "ng/3.seg.png")
+    assert [p.name for p in data.stray_masks] == ["9.png"] and len(data.good_masks) == 2
+
+
+# ------------------------------------------------------------------------------------------- what cannot be followed
+
+
+def test_odd_entries_are_one_bad_entry_each(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.png", "a/2.png")
+    try:
+        for name, target in (
+            ("self.png", "self.png"),
+            ("self", "self"),
+            ("gone.png", "no"),
+            ("gone", "no"),
+            ("n.txt", "no"),
+        ):
+            (tmp_path / "a" / name).symlink_to(target)
+        (tmp_path / "a/x").symlink_to("y")
+        (tmp_path / "a/y").symlink_to("x")
+        (tmp_path / os.fsdecode(b"a/\xff\xfe.png")).write_bytes(b"")
+        (tmp_path / "a" / ("l" * 250)).mkdir()
+    except OSError:
+        pytest.skip("this machine does not let us make links, or such names")
+    data = dataset.load(tmp_path)
+    assert [s.path.name for s in data.samples] == [
+        "1.png",
+        "2.png",
+        "gone.png",
+        "self.png",
+        os.fsdecode(b"\xff\xfe.png"),
+    ]
+    assert [Path(sentence.split(": cannot be read: ")[0]).name for sentence in data.unreadable] == [
+        "gone",
+        "self",
+        "x",
+        "y",
+    ]
+
+
+def test_an_unreadable_folder_is_one_bad_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "a/1.png", "b/2.png")
+    real = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    data = dataset.load(tmp_path)
+    assert [s.path.name for s in data.samples] == ["1.png"]
+    assert data.unreadable == (
+        f"{(tmp_path / 'b').as_posix()}: cannot be read: permission denied. "
+        "Allow reading, mend the link, or move it away.",
+    )
+    with pytest.raises(DatasetError, match=r"b: cannot be read: Permission denied\. Allow reading, or name another\."):
+        dataset.load(tmp_path / "b")
+
+
+# ----------------------------------------------------------------------------------------------------------- masks
+
+
+@pytest.mark.parametrize(
+    ("masks", "matched"),
+    [
+        (["ground_truth/crack/0.png"], "ground_truth/crack/0.png"),
+        (["ground_truth/crack/0_segmentation.png"], "ground_truth/crack/0_segmentation.png"),
+        (["gt/crack/0_GT.png"], "gt/crack/0_GT.png"),
+        (["masks/0.png"], "masks/0.png"),
+        (["masks/mask_0.bmp"], "masks/mask_0.bmp"),
+        (["masks/crack/0.png.png"], "masks/crack/0.png.png"),
+        (["masks/test/crack/0.png"], "masks/test/crack/0.png"),
+        (["test/crack/0-label.png"], "test/crack/0-label.png"),
+        (["test/crack/masks/0.png"], "test/crack/masks/0.png"),
+        (["ground_truth/crack/0/000.png", "ground_truth/crack/0/001.png"], "ground_truth/crack/0"),
+        (["ground_truth/crack/0_mask/000.png"], "ground_truth/crack/0_mask"),
+        (["ground_truth/crack/0.png", "ground_truth/crack/0_mask.png"], ""),  # which of the two?
+        (["ground_truth/dent/0.png"], ""),
+        (["ground_truth/crack/00.png"], ""),
+    ],
+)
+def test_the_mask_of_an_image(tmp_path: Path, masks: list[str], matched: str) -> None:
+    data = dataset.load(tree(tmp_path, "train/good/0.png", "test/good/0.png", "test/crack/0.png", *masks))
+    assert seen(data)["test/crack/0.png"] == ("test", "crack", matched)
+    assert len(data.stray_masks) == (0 if matched else len(masks)) and not data.good_masks
+
+
+def test_a_mask_that_fits_two_images_is_used_for_neither(tmp_path: Path) -> None:
+    data = dataset.load(
+        tree(tmp_path, "good/0.png", "ng/0.png", "dent/0.png", "dent/1.png", "masks/0.png", "masks/1.png")
+    )
+    assert {n: m for n, (_, _, m) in seen(data).items() if m} == {"dent/1.png": "masks/1.png"}
+    assert [p.name for p in data.stray_masks] == ["0.png"]
+
+
+def test_names_are_equal_in_either_unicode_form(tmp_path: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Größe") for form in ("NFC", "NFD"))
+    data = dataset.load(tree(tmp_path, "good/0.png", f"{nfd}/{nfd}.png", f"ground_truth/{nfc}/{nfc}_mask.png"))
+    assert [s.mask is not None for s in data.defective()] == [True] and data.labels == (nfc, "good")
+
+
+def disc(*discs: tuple[int, int, int], side: int = 60, smooth: bool = False) -> NDArray[np.uint8]:
+    drawn = np.zeros((side, side), np.uint8)
+    for x, y, value in discs:
+        cv2.circle(drawn, (x, y), 8, value, -1, cv2.LINE_AA if smooth else cv2.LINE_8)
+    return drawn
+
+
+NUMBERED = disc(*((12 + 20 * (i % 5), 12 + 20 * (i // 5), 3 * i + 1) for i in range(20)), side=120)
+"""Each of twenty defects has a number of its own."""
+
+
+@pytest.mark.parametrize(
+    ("drawn", "how"),
+    [
+        (disc((20, 20, 255), (40, 40, 255)), "binary"),
+        (disc((20, 20, 1), (40, 40, 3)), "classes"),
+        (disc((20, 20, 40), (40, 40, 80)), "classes"),
+        (disc((20, 20, 127), (40, 40, 255)), "classes"),
+        (disc((20, 20, 1), (40, 40, 255)), "classes"),
+        (
+            disc(*((12 + 20 * (i % 5), 12 + 20 * (i // 5), 3 * i + 1) for i in range(20)), side=120),
+            "classes",
+        ),  # numbers of twenty defects
+        (disc((20, 20, 255), (40, 40, 255), smooth=True), "gray"),
+        (cv2.GaussianBlur(disc((20, 20, 255), (40, 40, 255)), (0, 0), 2), "gray"),
+        (cv2.imdecode(cv2.imencode(".jpg", disc((20, 20, 255), (40, 40, 255)))[1], 0), "gray"),
+    ],
+)
+def test_what_a_mask_marks(tmp_path: Path, drawn: NDArray[np.uint8], how: str) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
+    mask = masks_.read(path)
+    assert mask.how == how
+    np.testing.assert_array_equal(mask.area, drawn > (127 if how == "gray" else 0))
+
+
+def test_masks_in_a_folder_are_united(tmp_path: Path) -> None:
+    for i, drawn in enumerate((disc((20, 20, 255)), disc((40, 40, 7)))):
+        (tmp_path / f"{i}.png").write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
+    np.testing.assert_array_equal(dataset.mask(tmp_path), disc((20, 20, 1), (40, 40, 1)) > 0)
+    (tmp_path / "2.png").write_bytes(cv2.imencode(".png", disc((20, 20, 255), side=61))[1].tobytes())
+    with pytest.raises(ImageError, match="masks of several sizes for one image; expected one size"):
+        dataset.mask(tmp_path)
+
+
+def test_inverted_masks_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(cv2.imencode(".png", 255 - disc((20, 20, 255)))[1].tobytes())
+    with pytest.raises(ImageError, match="of the image and nearly all of its border: black and white seem to be exch"):
+        dataset.mask(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- groups
@@ -136,8 +389,8 @@ def test_groups_from_a_pattern(tmp_path: Path, pattern: str) -> None:
 
 
 def test_without_groups_each_image_is_its_own(tmp_path: Path) -> None:
-    data = dataset.load(tree(tmp_path, "a/1.png", "b/1.png"))
-    assert [s.group for s in data.samples] == ["a/1.png", "b/1.png"] and not data.grouped
+    data = dataset.load(tree(tmp_path, "good/1.png", "ng/1.png"))
+    assert [s.group for s in data.samples] == ["good/1.png", "ng/1.png"] and not data.grouped
 
 
 @pytest.mark.parametrize(
@@ -195,6 +448,27 @@ def test_the_split_meets_its_share_and_follows_the_seed() -> None:
     fit, held = dataset.split_good(good, 0.2, seed=0)
     assert (len(fit), len(held)) == (80, 20)
     assert dataset.split_good(good, 0.2, seed=1) != (fit, held)
+
+
+def test_groups_are_held_out_without_regard_to_their_size() -> None:
+    """The large group is held out as often as each other: 1 in 5."""
+    good = samples([0] * 30 + list(range(1, 10)))
+    large = [dataset.split_good(good, 0.2, seed)[1] for seed in range(1_000)]
+    count = sum(any(sample.group == good[0].group for sample in held) for held in large)
+    assert abs(count / 1_000 - 0.2) < 4 * (0.2 * 0.8 / 1_000) ** 0.5
+    assert {len({sample.group for sample in held}) for held in large} == {2}
+
+
+@given(st.lists(st.integers(0, 8), min_size=2, max_size=40), st.integers(2, 7), st.integers(0, 2**32 - 1))
+def test_folds_are_even_and_keep_groups_whole(groups: list[int], count: int, seed: int) -> None:
+    if len(set(groups)) < 2:
+        return
+    good = samples(groups)
+    found = dataset.folds(good, count, seed)
+    assert len(found) == min(count, len(set(groups)))
+    assert sorted([s for fold in found for s in fold], key=good.index) == good
+    sizes = [len({s.group for s in fold}) for fold in found]
+    assert sum(sizes) == len(set(groups)) and max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import os
 import cv2
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from andon import dataset, metrics
 from andon.errors import DatasetError, ImageError
 from andon.evaluate import evaluate, read_mask
 from andon.recipe import Decision
+from andon.report import html
 from fake_inspector import FakeInspector, paint, paint_set
 
 
@@ -196,3 +198,27 @@ def test_names_need_not_be_valid_unicode(painted):
     evaluation = evaluate(FakeInspector(), dataset.load(painted))
     assert rb"\udcff.png" in evaluation.csv()
     assert len(evaluation.rows) == 11 and json.loads(evaluation.json())
+
+
+def test_masks_that_are_missing_left_over_or_numbered_are_told(painted):
+    masks = sorted((painted / "ground_truth/scratch").iterdir())
+    masks[0].rename(masks[0].with_name("other.png"))
+    for path in masks[1:3]:
+        drawn = cv2.imread(str(path), 0)
+        drawn[drawn > 0] = 3
+        drawn[:2, :2] = 1
+        path.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
+    inverted = next((painted / "ground_truth/dent").iterdir())
+    inverted.write_bytes(cv2.imencode(".png", 255 - cv2.imread(str(inverted), 0))[1].tobytes())
+    (painted / "test/dent/lost").symlink_to("lost")
+    evaluation = evaluate(FakeInspector(), dataset.load(painted))
+    assert [sentence.partition(";")[0].partition(",")[0] for sentence in evaluation.warnings] == [
+        "1 of 6 images of defects without mask",
+        "1 mask without an image of a defect",
+        "2 masks with numbers of classes",
+    ]
+    assert evaluation.metrics["warnings"] == evaluation.warnings
+    assert "lost: cannot be read" in evaluation.errors[0] and "black and white seem to be exch" in evaluation.errors[1]
+    assert all(str(escape(sentence)) in html(evaluation).decode() for sentence in evaluation.warnings)
+    clean = evaluate(FakeInspector(), dataset.load(painted / "test", good=["good"]))
+    assert clean.metrics["warnings"] == []

@@ -1,8 +1,10 @@
 """Crop, region of interest, tiles: what is cut comes back where it was."""
 
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from andon import geometry
-from andon.errors import ImageError
+from andon.errors import ImageError, RecipeError
 from andon.geometry import Geometry
+from andon.recipe import Recipe
 
 
 def noise(height: int, width: int, channels: int = 1, seed: int = 0) -> Any:
@@ -166,3 +169,40 @@ def test_impossible_geometry_is_refused(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("t", "sizes"), [(256, [8, 2]), (512, [2] * 5), (1024, [1] * 10), (4096, [1] * 10)])
 def test_batches_are_bounded_by_pixels(t: int, sizes: list[int]) -> None:
     assert [len(batch) for batch in geometry.batches(range(10), t)] == sizes
+
+
+def test_a_small_region_is_refused_unless_asked_for() -> None:
+    corners = [[(10, 10), (14, 10), (14, 14)]]
+    for values in ({"include": corners}, {"crop": (0, 0, 8, 8)}):
+        with pytest.raises(ImageError, match=r"p.png: only 0\.\d\d% of its 200×100 pixels lie in the recipe's"):
+            geometry.align(noise(100, 200), Geometry(**values), "p.png")
+        view = geometry.align(noise(100, 200), Geometry(**values, small_region=True), "p.png")
+        assert 0 < view.share < 0.01
+    assert geometry.align(noise(100, 200), Geometry(crop=(0, 0, 100, 50)), "p.png").share == 0.25
+
+
+def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
+    drawn = np.zeros((60, 90), np.uint8)
+    cv2.circle(drawn, (30, 30), 20, 255, -1)
+    drawn[30, 30] = 0  # a hole, and an isle
+    drawn[5, 80] = 255
+    (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
+    (tmp_path / "r.toml").write_text(
+        '[geometry]\ninclude = "roi.png"\nignore = [[[0, 0], [20, 0], [20, 60], [0, 60]]]\n'
+    )
+    recipe = Recipe.load(tmp_path / "r.toml")
+    (tmp_path / "roi.png").unlink()  # it is in the recipe
+    again = Recipe.parse(recipe.dump(), "again")
+    assert again.geometry == recipe.geometry and len(recipe.dump()) < 2000
+    view = geometry.align(noise(60, 90), again.geometry, "p.png")
+    expected = drawn > 0
+    expected[:, :21] = False
+    assert view.roi is not None
+    np.testing.assert_array_equal(view.roi, expected)
+    with pytest.raises(ImageError, match=r"90×61 pixels, but the picture of the region .* has 90×60; expected"):
+        geometry.align(noise(61, 90), again.geometry, "p.png")
+    with pytest.raises(RecipeError, match=r"geometry.include: .*roi.png: no such file"):
+        Recipe.load(tmp_path / "r.toml")
+    (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", drawn * 0)[1].tobytes())
+    with pytest.raises(RecipeError, match=r"roi.png: nothing is white; expected white where the picture is to be insp"):
+        Recipe.load(tmp_path / "r.toml")

@@ -1,7 +1,11 @@
 """The one path: what it says of good and scratched parts, in whatever form they come."""
 
+import json
+import math
 import re
-from dataclasses import replace
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import FrozenInstanceError, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,8 @@ import pytest
 from andon import Inspector, Verdict, image, training
 from andon.bundle import Bundle
 from andon.errors import AndonError, BundleError, ImageError
-from andon.recipe import Decision, Recipe
+from andon.inspection import Pixels, Scores
+from andon.recipe import Decision, InputRule, Recipe
 from andon.runtime import Runtime
 from conftest import part, save, scratched
 
@@ -26,7 +31,7 @@ def test_a_scratch_is_rejected_and_shown_where_it_is(inspector: Inspector) -> No
     pixels, mask = scratched(300)
     found = inspector.inspect(pixels, name="scratched")
     assert found.verdict is Verdict.REJECT
-    assert found.p_value == pytest.approx(1 / (1 + 8))
+    assert found.p_value == pytest.approx(1 / (1 + 40))
     assert found.anomaly_map.shape == mask.shape
     x, y = found.regions[0].peak_at
     assert mask[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7].any()
@@ -48,11 +53,85 @@ def test_other_rates_change_the_verdict_and_not_the_score(bundle_file: Path) -> 
     inspector = Inspector.load(bundle_file)
     pixels = part(500)
     before = inspector.inspect(pixels)
-    inspector.decide(Decision(review_threshold=-1.0, reject_threshold=1e9, pixel_threshold=-1.0, min_area=10**6))
-    after = inspector.inspect(pixels)
+    decision = Decision(review_threshold=-1.0, reject_threshold=1e9, pixel_threshold=-1.0, min_area=10**6)
+    other = inspector.decide(decision)
+    after = other.inspect(pixels)
     assert after.score == before.score
     assert after.verdict is Verdict.REVIEW
     assert (len(after.regions), after.removed_regions) == (0, 1)
+    assert inspector.inspect(pixels).verdict is before.verdict
+    assert before.bundle == after.bundle == Bundle.load(bundle_file).digest()
+    assert before.decision != after.decision == Inspector.load(bundle_file).decide(decision).inspect(pixels).decision
+    with pytest.raises(FrozenInstanceError):
+        inspector.decision = decision  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["score", "map"])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_what_is_not_a_number_never_passes(bundle_file: Path, value: float, where: str, tiles: bool) -> None:
+    """In the first, the last or the only tile, in the score or in one pixel of the map."""
+
+    class Broken:
+        """Scores all tiles 0 but one."""
+
+        def __init__(self, tile: int) -> None:
+            self.tile = tile
+
+        def score(self, batch: Pixels) -> Scores:
+            found = Scores(np.zeros(len(batch), np.float32), np.zeros(batch.shape[:3], np.float32))
+            at = self.tile % len(batch)
+            if where == "score":
+                found.image[at] = value
+            else:
+                found.pixel[at, 5, 7] = value
+            return found
+
+    bundle = Bundle.load(bundle_file)
+    geometry = bundle.recipe.geometry.model_copy(update={"tiles": tiles, "overlap": 0, "size": 32 if tiles else 96})
+    bundle = replace(bundle, recipe=bundle.recipe.model_copy(update={"geometry": geometry}))
+    for tile in (0, -1):
+        found = Inspector(bundle, scorer=Broken(tile)).inspect(part(1))
+        assert found.verdict is Verdict.REJECT
+        assert math.isnan(found.score) and math.isnan(found.p_value)
+        assert "the graph gave a score or map that is not a number" in found.notes
+        record = json.loads(json.dumps(found.record(), allow_nan=False))
+        assert record["score"] is record["p_value"] is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda p: np.zeros_like(p), "the picture is black"),
+        (lambda p: np.full_like(p, 255), "the picture is white"),
+        (lambda p: cv2.GaussianBlur(p, (0, 0), 6), "blurred"),
+        (lambda p: np.random.default_rng(0).integers(0, 256, p.shape, dtype=np.uint8), "another scene"),
+    ],
+)
+def test_a_picture_that_is_none_of_the_part_is_told_or_invalid(bundle_file: Path, spoil: Any, words: str) -> None:
+    inspector = Inspector.load(bundle_file)
+    found = inspector.inspect(spoil(part(600)))
+    assert words in " ".join(found.notes) and found.verdict is not Verdict.INVALID
+    recipe = inspector.recipe.model_copy(update={"input": InputRule(unusual="invalid")})
+    strict = Inspector(replace(inspector.bundle, recipe=recipe))
+    found = strict.inspect(spoil(part(600)))
+    assert found.verdict is Verdict.INVALID and math.isnan(found.score) and np.isnan(found.anomaly_map).all()
+    assert words in " ".join(found.notes)
+    good = [strict.inspect(part(seed)) for seed in range(600, 630)]
+    assert sum(each.verdict is Verdict.INVALID for each in good) <= 1
+
+
+def test_an_inspector_goes_to_other_processes_and_threads(bundle_file: Path) -> None:
+    inspector = Inspector.load(bundle_file).decide(Decision(review_rate=0.3, reject_rate=0.03))
+    expected = [inspector.inspect(part(seed)) for seed in range(4)]
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        elsewhere = list(pool.map(inspector.inspect, [part(seed) for seed in range(4)]))
+    with ThreadPoolExecutor(4) as threads:
+        beside = list(threads.map(inspector.inspect, [part(seed) for seed in range(4)]))
+    for found in (elsewhere, beside):
+        assert [(f.score, f.verdict, f.bundle, f.decision) for f in found] == [
+            (f.score, f.verdict, f.bundle, f.decision) for f in expected
+        ]
 
 
 def test_many_go_on_past_a_bad_one(inspector: Inspector, parts: Path, tmp_path: Path) -> None:
@@ -91,7 +170,7 @@ def test_openvino_gives_the_same_scores(bundle_file: Path) -> None:
 
 
 def test_a_graph_that_is_not_ours_is_refused() -> None:
-    with pytest.raises(BundleError, match="not one ONNX Runtime can load"):
+    with pytest.raises(BundleError, match="the graph is damaged or not ONNX"):
         Runtime(b"nonsense")
 
 
@@ -112,7 +191,12 @@ def test_tiles_at_native_resolution_find_a_defect_that_resizing_loses(tmp_path: 
         save(tmp_path / "good" / f"{seed}.png", rng.integers(90, 110, (256, 384, 3), dtype=np.uint8))
     values = {"images": str(tmp_path / "good")}
     recipe = Recipe.model_validate(
-        {"data": values, "geometry": {"size": 128, "tiles": True}, "detector": {"settings": {"bank": 200}}}
+        {
+            "data": values,
+            "geometry": {"size": 128, "tiles": True},
+            "decision": {"review_rate": 0.1, "reject_rate": 0.1},
+            "detector": {"settings": {"bank": 200}},
+        }
     )
     training.train(recipe, tmp_path / "b.andon")
     inspector = Inspector.load(tmp_path / "b.andon")

@@ -161,13 +161,13 @@ def test_masks_that_are_all_refused_are_not_called_missing(scratches: Path, tmp_
 
 
 def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> None:
-    (scratches / "ground_truth/scratch/10_mask.png").rename(scratches / "ground_truth/scratch/10-label.png")
+    (scratches / "ground_truth/scratch/10_mask.png").rename(scratches / "ground_truth/scratch/10-drawn.png")
     for path in (scratches / "train/good").iterdir():
         path.write_bytes(b"no picture")  # so that nothing is trained
     told: list[str] = []
     with pytest.raises(DatasetError, match="none of 4 images"):
         training.train(scratches, tmp_path / "a.andon", detector="segmenter", size=96, warn=told.append)
-    assert "not learnt from: 1, such as ground_truth/scratch/10-label.png" in told[1]
+    assert "not learnt from: 1, such as ground_truth/scratch/10-drawn.png" in told[1]
     assert "ground_truth/DEFECT/NAME_mask.png" in told[1]
 
 

@@ -157,16 +157,69 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(tmp_path: Path) -> No
     assert not (tmp_path / checkpoint.NAME).exists()
 
 
-def test_divergence_stops() -> None:
-    module, calls = Small(), 0
+def losses(values: Callable[[int], float], tmp_path: Path, steps: int = 100) -> None:
+    """Train with losses that are these values at each step."""
+    module = Small()
+    loop: Loop
 
     def loss(batch: Any, generator: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return module.loss(batch, generator) * 10.0**calls
+        return 0 * module.loss(batch, generator) + values(loop.state.step)
 
-    with pytest.raises(TrainingError, match="began at"):
-        Loop(module, loss, schedule(hold_out=0), 0, Run(device="cpu")).fit(Noise(), "small")
+    loop = Loop(module, loss, schedule(steps=steps, hold_out=0), 0, Run(device="cpu", folder=tmp_path))
+    loop.fit(Noise(), "small")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda step: 10.0**step,
+        lambda step: -(10.0**step),
+        lambda step: 9.4 if step == 0 else 1e19,
+        lambda step: 1.0 if step < 30 else 1e7,
+        lambda step: 1e-6 if step < 30 else 1e7,
+        lambda step: 0.99**step if step < 50 else 1e5 + step,
+    ],
+)
+def test_divergence_stops(values: Callable[[int], float], tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"the loss diverged: the median of the last 10 is .* at step .*learning_rate"
+    ):
+        losses(values, tmp_path)
+    assert not (tmp_path / checkpoint.NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda step: 0.0 if step == 0 else 0.3,  # the first loss is nothing to go by
+        lambda step: 1e-9 if step < 30 else 50.0,
+        lambda step: 50.0 - step,  # through zero
+        lambda step: -0.001 * 1.1**step,
+        lambda step: (-1.0) ** step,
+        lambda step: 1e-6 + (step % 25 == 24) * 1e6,  # single steps
+        lambda step: 1e6 * 0.5**step,
+        lambda step: 0.0,
+    ],
+)
+def test_what_is_no_divergence(values: Callable[[int], float], tmp_path: Path) -> None:
+    losses(values, tmp_path)
+
+
+@pytest.mark.parametrize("changed", [{"cache_mb": 0}, {"checkpoint": 100.0}, {"cache_mb": 7, "checkpoint": 0.5}])
+def test_what_changes_no_weights_may_be_changed_on_the_way(changed: dict[str, Any], tmp_path: Path) -> None:
+    whole, _, _ = fit(schedule(), Run(device="cpu"))
+    with pytest.raises(Killed):
+        fit(schedule(), Run(killer(13), device="cpu", folder=tmp_path))
+    said: list[str] = []
+    resumed, _, _ = fit(schedule(**changed), Run(tell=said.append, device="cpu", folder=tmp_path))
+    assert "going on from step 13" in said[0] and same(whole, resumed)
+
+
+def test_a_fit_tells_what_it_wrote(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    run = Run(device="cpu", folder=tmp_path / "training")
+    fit(schedule(steps=2), run)
+    assert run.written == {tmp_path / "training", tmp_path / "training" / checkpoint.NAME}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recipes: what is written is what is meant, and a slip of the pen is told with the nearest key."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -74,6 +75,31 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("[geometry]\nignore = [[[0, nan], [9, 0], [9, 9]]]", "geometry.ignore.0.0.1 = nan: expected a finite number"),
         ("[geometry]\nignore = [[[0, 3e9], [9, 0], [9, 9]]]", "Input should be less than or equal to 1000000"),
         ("[geometry]\ninclude = [[[1, 1], [2, 2], [9, 9]]]", "geometry.include.0: polygon"),
+        (
+            "[geometry]\ninclude = [[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]]",
+            "include.0: polygon [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]] lies inside one pixel: corners are in pixels",
+        ),
+        (
+            "[geometry]\nignore = [[[0, 0], [1, 0], [1, 1]]]",
+            "ignore.0: polygon [[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]",
+        ),
+        (
+            "[geometry]\ninclude = [[0, 0], [10, 0], [10, 10]]",
+            "is a single polygon; expected a list of polygons, each",
+        ),
+        (
+            "[geometry]\ninclude = [10, 10, 50, 50]",
+            "[10, 10, 50, 50] is a list of numbers; expected a list of",
+        ),
+        ("[geometry]\ninclude = [[0, 0, 10, 0, 10, 10]]", "[0, 0, 10, 0, 10, 10] is no polygon; expected a list of"),
+        ("[geometry]\nregion = 'x'", "geometry.region: not the base64 text of a PNG picture"),
+        ("[geometry]\ninclude = 'roi.png'", "geometry.include: 'roi.png' names a picture, which a recipe file can do"),
+        (
+            '[data]\nimages = "C:\\Users\\x"',
+            "In double quotes a backslash begins an escape: write paths",
+        ),
+        ('[data]\nimages = "C:\\temp"', "data.images = 'C:\\temp': holds a control character. In double quotes a"),
+        ('[data]\ngroups = "\\bpart"', "data.groups = '\\x08part': holds a control character."),
         ('[decision]\nreview_rate = "0.05"', "decision.review_rate = '0.05': Input should be a valid number"),
         ("[decision]\npixel_threshold = inf", "decision.pixel_threshold = inf: expected a finite number"),
         (
@@ -110,3 +136,9 @@ def test_a_recipe_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> 
         file.write_bytes(content)
     with pytest.raises(RecipeError, match=r"r\.toml: cannot be read"):
         Recipe.load(file)
+
+
+def test_a_folder_whose_name_is_no_valid_unicode_can_be_written() -> None:
+    name = os.fsdecode(b"l\xff")
+    recipe = Recipe.model_validate({"product": name, "data": {"images": name}})
+    assert Recipe.parse(recipe.dump(), "again").product == "l?"

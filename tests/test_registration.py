@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from andon import Inspector, Verdict, dataset, evaluate, geometry, image, training
+from andon import Inspector, Verdict, calibrating, dataset, evaluate, geometry, image, training
 from andon import reference as references
 from andon.bundle import Bundle
 from andon.cli import app
@@ -19,7 +19,7 @@ from andon.errors import BundleError, DatasetError, ImageError, RecipeError, Tra
 from andon.geometry import Geometry
 from andon.image import Image
 from andon.inspection import Pixels
-from andon.recipe import Recipe
+from andon.recipe import Recipe, Split
 from andon.registration import Matrix, NotFound, Reference, Register
 from conftest import save
 
@@ -301,6 +301,8 @@ def recipe(images: Path, **registration: Any) -> Recipe:
             "data": {"images": str(images)},
             "geometry": {"size": 96, "registration": registration},
             "detector": {"name": "variation"},
+            "decision": {"review_rate": 0.06, "reject_rate": 0.06},
+            "split": {"method": "split"},
         }
     )
 
@@ -309,7 +311,8 @@ def recipe(images: Path, **registration: Any) -> Recipe:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     root = tmp_path_factory.mktemp("registered")
     told: list[str] = []
-    training.train(recipe(folder_of(root / "good", 20)), root / "part.andon", tell=told.append)
+    crossed = recipe(folder_of(root / "good", 20)).model_copy(update={"split": Split()})
+    training.train(crossed, root / "part.andon", tell=told.append)
     return root / "part.andon", told
 
 
@@ -377,7 +380,7 @@ def test_recalibrating_registers_too(trained: tuple[Path, list[str]], tmp_path: 
     bundle = Bundle.load(trained[0])
     save(tmp_path / "new/empty.png", ground(5))
     warned: list[str] = []
-    after = training.recalibrate(bundle, folder_of(tmp_path / "new", 6, seed=6), warn=warned.append)
+    after = calibrating.recalibrate(bundle, folder_of(tmp_path / "new", 6, seed=6), warn=warned.append)
     assert after.calibration.images == 6
     assert after.reference == bundle.reference
     assert any("empty.png: the part was not found" in sentence for sentence in warned)
@@ -391,6 +394,10 @@ def test_a_reference_is_learnt_from_and_not_calibrated_on(tmp_path: Path) -> Non
         bundle = training.train(recipe(good, reference=str(sample.path)), tmp_path / "part.andon")
         assert bundle.manifest.data["reference"] == sample.path.name
         assert bundle.calibration.images == left
+        assert sample.path.name not in bundle.calibration.names
+    crossed = recipe(good, reference=str(sample.path)).model_copy(update={"split": Split()})
+    bundle = training.train(crossed, tmp_path / "part.andon")
+    assert set(bundle.calibration.names) == {path.name for path in good.iterdir()} - {sample.path.name}
 
 
 def test_a_recipe_names_a_reference_beside_it(tmp_path: Path) -> None:
@@ -459,7 +466,7 @@ def test_a_side_without_a_part_is_told_before_the_fit(tmp_path: Path, spoilt: st
 def test_good_images_that_show_nothing_give_no_reference(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{i}.png", np.full((SIDE, SIDE, 1), 90 + i, np.uint8)) for i in range(3)]
     with pytest.raises(DatasetError, match="the good images show nothing to register by") as caught:
-        references.choose(paths, Register(), silent)
+        references.choose({path: image.read(path).digest for path in paths}, Register(), silent)
     assert "Name another" not in str(caught.value) and "leave geometry.registration out" in str(caught.value)
 
 

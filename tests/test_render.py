@@ -136,3 +136,9 @@ def test_encoded_pictures_keep_their_colours(kind):
     picture = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     decoded = cv2.imdecode(np.frombuffer(render.encode(picture, kind), np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(decoded.astype(int) - picture).max() <= (0 if kind == "png" else 4)
+
+
+def test_captions_need_not_be_valid_unicode() -> None:
+    picture = np.zeros((20, 20, 3), np.uint8)
+    sheet = render.contact_sheet([picture] * 2, ["l\udcff" * 200, "良品"], 2)
+    assert sheet.shape[2] == 3

@@ -58,12 +58,14 @@ def page_of(folder, inspector=None, **options):
 
 def test_report_says_what_a_quality_engineer_asks(painted):
     page = page_of(painted)
-    assert "5 of 6 defective images are caught, and 2 of 5 good ones are stopped for nothing." in page.text
+    assert (
+        "At the review threshold 5 of 6 defective images are caught, and 2 of 5 good images are stopped." in page.text
+    )
     assert "Image AUROC 0.8" in page.text
     for words in ("promised, at most", "By type of defect", "scratch", "dent", "AUPRO", "seed 3", "0123456789abcdef"):
         assert words in page.text
     assert "Defective images that pass: all 1, lowest score first." in page.text
-    assert "review: at most 10.0 % of good parts, from 39 held-out good images." in page.text
+    assert "review: at most 10.0 % of good images, from 39 held-out good images. In the long run" in page.text
     assert "PASS scratch, score 10, p 0.775, 0 regions test/scratch/010.png" in page.text
     cards = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     # an escape, two false rejects, three near defects and three near good ones, and two defects more
@@ -107,7 +109,7 @@ def test_report_of_good_images_alone(tmp_path):
     for value in (5, 20, 50):
         paint(tmp_path / f"good/{value:03}.png", value)
     page = page_of(tmp_path)
-    assert "0 of 0 defective images are caught, and 1 of 3 good ones are stopped for nothing." in page.text
+    assert "0 of 0 defective images are caught, and 1 of 3 good images are stopped." in page.text
     assert "no defective images" in page.text
     assert [tag for tag, _ in page.tags].count("svg") == 1
 

@@ -22,12 +22,12 @@ from andon.detectors.transform_classification import (  # noqa: E402
     Settings,
     TransformClassification,
     TransformNetwork,
-    WideResNet,
     falling,
     geometric,
 )
 from andon.errors import RecipeError, TrainingError  # noqa: E402
 from andon.nn import dirichlet  # noqa: E402
+from andon.nn.wide_resnet import WideResNet  # noqa: E402
 from andon.recipe import Augment, validate  # noqa: E402
 
 TINY: dict[str, Any] = {
@@ -84,14 +84,14 @@ def test_geometric_transforms_flip_shift_and_turn() -> None:
 
 def test_trunk_is_the_wide_resnet_of_the_paper() -> None:
     # Table 4 of Zagoruyko & Komodakis: WRN-16-8 has 11.0 M parameters, with a softmax over 10 classes.
-    trunk = WideResNet(3, Settings(depth=16, widen=8))
+    trunk = WideResNet(3, 16, 8, 16, 1)
     count = sum(p.numel() for p in trunk.parameters()) + 10 * (trunk.features + 1)
     assert trunk.features == 512 and round(count / 1e6, 1) == 11.0
     for depth in (10, 16, 22):
-        trunk = WideResNet(1, Settings(depth=depth, widen=2, channels=2))
+        trunk = WideResNet(1, 2, 2, depth, 1)
         assert sum(isinstance(m, nn.Conv2d) for m in trunk.modules()) == depth
     for stem, grid in ((1, 16), (2, 8), (4, 4)):
-        assert WideResNet(1, Settings(stem=stem, channels=2))(torch.rand(1, 1, 64, 64)).shape == (1, 8, grid, grid)
+        assert WideResNet(1, 2, 1, 10, stem)(torch.rand(1, 1, 64, 64)).shape == (1, 8, grid, grid)
 
 
 def angular(objective: str, **settings: Any) -> tuple[Head, "torch.Tensor", "torch.Tensor", "torch.Tensor"]:

@@ -28,6 +28,7 @@ PARTS = 16  # principal components of the thumbnails, at most
 RARE = 1e-4  # probability that a good picture is odd in one statistic on one side, see above
 DARKEST = 1 / 4096  # of full scale: logarithms start from here
 LEAST_DEVIATION = 0.05  # octaves, of light, contrast, sharpness and bands
+EXTREME = 0.1  # of full scale from black or white: a flat picture there is called so
 FLAT = 0.25  # of the least contrast of good pictures: a picture below it shows nothing
 
 
@@ -201,9 +202,10 @@ class Usual(BaseModel):
             return [f"the picture's full scale is {a.top}; that of good pictures is {self.top}"]
         light = self.mean.side(a.mean)
         gray = f"(mean gray {_level(a.mean)}; good pictures {_levels(self.mean)})"
-        if a.contrast < FLAT * self.contrast.low and light:
+        flat = a.contrast < FLAT * self.contrast.low
+        if flat and light and not EXTREME < a.mean / a.top < 1 - EXTREME:
             return [f"the picture is {'black' if light < 0 else 'white'} {gray}"]
-        if a.contrast < FLAT * self.contrast.low:
+        if flat:
             return [
                 f"the picture shows next to nothing (contrast {_level(a.contrast)}; "
                 f"good pictures {_levels(self.contrast)})"

@@ -6,16 +6,20 @@ A ZIP archive of named members, so that anybody can look inside; nothing in it i
 import hashlib
 import io
 import json
+import math
+import os
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from andon import files
+from andon import files, wire
 from andon.calibration import Calibration
 from andon.errors import BundleError, ImageError
 from andon.image import Input
@@ -30,8 +34,10 @@ MEMBERS = {  # name: bytes it may unpack to
     "calibration.json": 16 * 1024**2,
     "curve.csv": 16 * 1024**2,
     "reference.png": 2 * 1024**3,
+    "highest.jpg": 16 * 1024**2,
 }
-NEEDED = sorted(set(MEMBERS) - {"curve.csv", "reference.png"})
+NEEDED = sorted(set(MEMBERS) - {"curve.csv", "reference.png", "highest.jpg"})
+LARGEST = sum(MEMBERS.values())  # bytes of a bundle
 DIGITS = 16  # of an image's SHA-256 that name it in the manifest
 
 
@@ -55,7 +61,7 @@ class Manifest(BaseModel):
     digests: dict[str, str] = {}  # member → SHA-256
 
     def learnt_from(self, digests: Iterable[str]) -> list[bool]:
-        """Whether each image, by the SHA-256 of its file, was fitted on: a score of it is no witness."""
+        """Whether each image, by the SHA-256 of its file, was fitted on: its score is lower than that of a new part."""
         known = set(self.learnt)
         return [digest[:DIGITS] in known for digest in digests]
 
@@ -70,6 +76,7 @@ class Bundle:
     manifest: Manifest
     curve: str = ""  # how the loss fell in training by gradient, as CSV
     reference: bytes = b""  # the picture that parts are registered to, as PNG, where the recipe asks for it
+    sheet: bytes = b""  # JPEG: the held-out images with the highest scores, which set the thresholds
 
     def save(self, path: str | Path) -> None:
         """Write the bundle; the file appears whole or not at all. AndonError as `check_place`."""
@@ -83,6 +90,8 @@ class Bundle:
             members["curve.csv"] = self.curve.encode()
         if self.reference:
             members["reference.png"] = self.reference
+        if self.sheet:
+            members["highest.jpg"] = self.sheet
         digests = {name: files.digest(data) for name, data in members.items()}
         manifest = self.manifest.model_copy(update={"digests": digests}).model_dump_json(indent=1).encode()
         buffer = io.BytesIO()
@@ -96,31 +105,26 @@ class Bundle:
     def load(cls, path: str | Path) -> "Bundle":
         """Read and verify a bundle. BundleError says what is wrong with a file that is not one, or not whole."""
         path = Path(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BundleError(
-                f"{path}: cannot be read ({error.strerror}). Expected a bundle made by `andon train`."
-            ) from None
-        members = _unpack(data, path)
-        version = _version(members["manifest.json"])
-        if version != FORMAT:
-            raise BundleError(
-                f"{path}: bundle format {version}; this andon reads format {FORMAT}. "
-                "Update andon, or train the bundle again."
-            )
-        try:
+        members = _unpack(_read(path), path)
+        with _refusing(path):
+            version = _json(members["manifest.json"]).get("format")
+            if version != FORMAT:
+                raise BundleError(
+                    f"{path}: bundle format {version}; this andon reads format {FORMAT}. "
+                    "Update andon, or train the bundle again."
+                )
             manifest = Manifest.model_validate_json(members["manifest.json"])
             _verify(manifest, members, path)
-            recipe = Recipe.parse(members["recipe.toml"].decode(), f"{path}/recipe.toml")
+            recipe = Recipe.parse(members["recipe.toml"].decode(), "recipe.toml")
+            _json(members["calibration.json"])
             calibration = Calibration.model_validate_json(members["calibration.json"])
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path}: a bundle whose contents do not fit its format: {error}") from None
+            curve = members.get("curve.csv", b"").decode()
+            wire.check(members["graph.onnx"])
         reference = members.get("reference.png", b"")
         if bool(reference) != (recipe.geometry.registration is not None):
             raise BundleError(f"{path}: its recipe and reference.png do not fit together. Train the bundle again.")
-        curve = members.get("curve.csv", b"").decode()
-        return cls(members["graph.onnx"], recipe, calibration, manifest, curve, reference)
+        sheet = members.get("highest.jpg", b"")
+        return cls(members["graph.onnx"], recipe, calibration, manifest, curve, reference, sheet)
 
     def registered_to(self) -> Reference | None:
         """The reference that parts are registered to, ready; None where the recipe asks for none.
@@ -182,12 +186,43 @@ def _verify(manifest: Manifest, members: dict[str, bytes], path: Path) -> None:
             raise BundleError(f"{path}: {name} was altered after training. Use the original bundle.")
 
 
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn whatever a parser raises into a BundleError that names the file: it is given bytes from anywhere."""
+    try:
+        yield
+    except (MemoryError, BundleError) as error:
+        if isinstance(error, MemoryError) or str(error).startswith(str(path)):
+            raise
+        raise BundleError(f"{path}: {error}") from None
+    except Exception as error:
+        raise BundleError(
+            f"{path}: its contents do not fit its format: {error or type(error).__name__}. "
+            "Copy the bundle again, or train it again."
+        ) from error
+
+
+def _read(path: Path) -> bytes:
+    """Read a file that begins as a bundle does, and is not larger than one can be."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(len(_START))
+            if data == _START:
+                data += file.read(LARGEST)
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"{path}: cannot be read ({reason}). Expected a bundle made by `andon train`.") from None
+    if not data.startswith(_START) or len(data) > LARGEST:
+        raise BundleError(f"{path}: not a bundle ({size} bytes). Expected a file made by `andon train`.")
+    return data
+
+
 def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
     """Return the members of a bundle, none missing, none foreign, none too large, none damaged."""
-    if not data.startswith(b"PK\x03\x04"):
-        raise BundleError(f"{path}: not a bundle ({len(data)} bytes). Expected a file made by `andon train`.")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with _refusing(path):
+        try:
+            archive = zipfile.ZipFile(io.BytesIO(data))
             entries = {entry.filename: entry for entry in archive.infolist()}
             whole = set(NEEDED) <= set(entries) <= set(MEMBERS)
             if not whole or len(archive.infolist()) != len(entries):
@@ -201,18 +236,18 @@ def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
                 if entry.file_size > MEMBERS[name]:
                     raise BundleError(f"{path}: {name} would unpack to more than {MEMBERS[name] >> 20} MiB; refused.")
             members = {name: archive.read(entry) for name, entry in entries.items()}
-            seal = archive.comment
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, zlib.error) as error:
-        raise BundleError(
-            f"{path}: truncated or damaged ({error}). Copy the bundle again, or train it again."
-        ) from None
-    if len(seal) != len(_seal(b"")):
+        except (zipfile.BadZipFile, EOFError, zlib.error) as error:
+            raise BundleError(
+                f"{path}: truncated or damaged ({error}). Copy the bundle again, or train it again."
+            ) from None
+    if len(archive.comment) != len(_seal(b"")):
         raise BundleError(f"{path}: truncated or damaged at its end. Copy the bundle again, or train it again.")
-    if seal != _seal(members["manifest.json"]):
+    if archive.comment != _seal(members["manifest.json"]):
         raise BundleError(f"{path}: manifest.json was altered after training. Use the original bundle.")
     return members
 
 
+_START = b"PK\x03\x04"
 _SEALED = b"andon "
 
 
@@ -221,9 +256,22 @@ def _seal(manifest: bytes) -> bytes:
     return _SEALED + hashlib.sha256(manifest).hexdigest().encode()
 
 
-def _version(manifest: bytes) -> Any:
-    """Read the format's number from a manifest that may be of another format."""
-    try:
-        return json.loads(manifest).get("format")
-    except (ValueError, AttributeError):
-        return None
+def _json(data: bytes) -> dict[str, Any]:
+    """Read a JSON object in which no name comes twice and every number is finite. ValueError when it is not one."""
+    found = json.loads(data, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    if not isinstance(found, dict):
+        raise ValueError(f"a JSON {type(found).__name__}; expected an object")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = Counter(name for name, _ in pairs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"the name '{twice[0]}' comes twice in one JSON object")
+    return dict(pairs)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text}: expected a finite number")
+    return value

@@ -3,20 +3,22 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image
+from andon import files, image, masks
 from andon.dataset import ENOUGH, Dataset, Sample
 from andon.detectors.base import Progress, silent
-from andon.errors import DatasetError, ImageError
+from andon.errors import ImageError
 from andon.headers import header
-from andon.image import Image, Input
+from andon.image import Input
 from andon.inspection import Array
+from andon.labelling import LISTED
 
 THUMBNAIL = 64  # pixels a side: fine enough to tell two parts apart, coarse enough to survive recompression
 FINE = 1.5  # pixels of the thumbnail: what is coarser than this blur does not count in comparing
@@ -25,7 +27,8 @@ STANDS_OUT = 0.3  # it lacks at most this part of what the crowd lacks of being 
 CERTAINLY = 0.995  # or correlates so highly
 FAR = 6.0  # robust standard deviations
 LEAST_SPREAD = (0.03, 0.1)  # octaves of brightness, of sharpness: spreads below these are taken as these
-HELD_OUT, REVIEW_RATE = 0.2, 0.05  # what a recipe says by default
+REVIEW_RATE = 0.05  # of a recipe, by default
+FEW = math.ceil(1 / REVIEW_RATE) - 1  # good parts that support it
 
 
 class Finding(NamedTuple):
@@ -49,16 +52,13 @@ class Report:
     formats: dict[str, int]
     ignored: dict[str, int]
     groups: int  # of good images; 0 when none were given
+    learnt_from: dict[str, int]  # folder of images to learn from → images
     findings: tuple[Finding, ...]
 
     @property
     def failed(self) -> bool:
         """Whether something makes figures from this folder untrustworthy."""
         return any(finding.severity == "error" for finding in self.findings)
-
-    def extended(self, findings: Iterable[Finding]) -> "Report":
-        """The report with further findings, the severest first."""
-        return replace(self, findings=tuple(_ordered([*self.findings, *findings])))
 
     def record(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
@@ -76,6 +76,9 @@ class Report:
             )
         lines.append(f"  {'pixels':8} {_listed(self.sizes)}")
         lines.append(f"  {'kind':8} {_listed(self.kinds)}; {_listed(self.formats)}")
+        folders = [f"{name} {n}" for name, n in self.learnt_from.items()]
+        more = f" and {len(folders) - LISTED} more folders" if len(folders) > LISTED else ""
+        lines.append(f"  {'to learn':8} {', '.join(folders[:LISTED]) or 'nothing'}{more}")
         if self.groups:
             lines.append(f"  {'groups':8} {self.groups} among the good images")
         if self.ignored:
@@ -104,9 +107,12 @@ class Seen(NamedTuple):
     thumbnail: Array  # (THUMBNAIL²,) its fine structure, of unit length; zeros where there is none
 
 
-def check(data: Dataset, progress: Progress = silent) -> Report:
-    """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB."""
-    seen, findings = [], []
+def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding] = ()) -> Report:
+    """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB.
+
+    `further` findings of others are set among its own.
+    """
+    seen, findings = [], list(further)
     for done, sample in enumerate(data.samples):
         progress("checking images", done, len(data.samples))
         try:
@@ -114,6 +120,7 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
         except ImageError as error:
             findings.append(Finding("error", "unreadable", str(error), ((data.relative(sample),),)))
     progress("checking images", len(data.samples), len(data.samples))
+    findings += [Finding("error", "unreadable", sentence) for sentence in data.unreadable]
     findings += [*_kinds(seen), *_labels(data), *_exact(seen), *_near(seen, data.grouped), *_masks(data, seen)]
     findings += [*_groups(data), *_outliers(seen), *_few(data), *_notes(seen)]
     counts: dict[str, Counter[str]] = {}
@@ -128,12 +135,9 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
         formats=_ranked(s.format for s in seen),
         ignored=_ranked(data.ignored.elements()),
         groups=len({s.group for s in data.good()}) if data.grouped else 0,
-        findings=tuple(_ordered(findings)),
+        learnt_from=data.learnt_from(),
+        findings=tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))),
     )
-
-
-def _ordered(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
 
 def _look(sample: Sample, name: str) -> Seen:
@@ -254,50 +258,52 @@ def _copies(found: list[list[Seen]], code: str, what: str) -> Iterator[Finding]:
 
 
 def _masks(data: Dataset, seen: Sequence[Seen]) -> Iterator[Finding]:
-    defective = data.defective()
-    missing = [s for s in defective if s.mask is None]
-    if defective and len(missing) == len(defective):
-        yield Finding("note", "no-masks", "no defect has a mask; only image figures can be computed.")
-    elif missing:
-        message = f"{_n(missing)} of {len(defective)} of defects without mask; pixel figures leave them out:"
-        yield Finding("warning", "mask-missing", message, _alone(data, missing))
-    if data.stray_masks:
-        names = tuple((path.relative_to(data.root).as_posix(),) for path in data.stray_masks)
-        yield Finding(
-            "warning",
-            "mask-without-image",
-            f"{_n(names, 'mask')} without an image of a defect. Mend the name, or remove them:",
-            names,
-        )
+    for severity, code, message, names in data.mask_problems():
+        yield Finding(severity, code, message, tuple((name,) for name in names))
     wrong: dict[str, list[tuple[str, ...]]] = {}
     for s in seen:
         if s.sample.mask is not None:
             name = s.sample.mask.relative_to(data.root).as_posix()
             try:
-                problem = _mask_problem(image.read(s.sample.mask, name), s.input)
+                problem = _mask_problem(s.sample.mask, s.input)
             except ImageError as error:
                 yield Finding("error", "mask-unreadable", str(error), ((name,),))
             else:
                 wrong.setdefault(problem, []).append((name,))
+    for path in data.good_masks:
+        try:
+            masks.read(path)
+        except ImageError as error:
+            if not isinstance(error, masks.Empty):
+                yield Finding("warning", "mask-of-good", str(error), ((path.relative_to(data.root).as_posix(),),))
+        else:
+            wrong.setdefault("mask-of-good", []).append((path.relative_to(data.root).as_posix(),))
     for code, severity, message in (
         ("mask-size", "error", "of another size than the image. Export at the image's size:"),
         ("mask-empty", "error", "without a marked pixel. Draw the defect, or move the image to good:"),
+        ("mask-inverted", "error", "with nearly all of the image and its border marked. Exchange black and white:"),
         ("mask-full", "warning", "with every pixel marked. Check whether black and white are exchanged:"),
+        ("mask-of-good", "warning", "with a marked defect on a good image; one of the two is wrong. Look at them:"),
         ("mask-not-binary", "warning", "with values between 0 and the largest; they are cut at half of that:"),
+        ("mask-classes", "note", "with numbers of classes; every value above 0 counts as defect:"),
     ):
         if code in wrong:
             yield Finding(severity, code, f"{_n(wrong[code], 'mask')} {message}", tuple(wrong[code]))
 
 
-def _mask_problem(mask: Image, expected: Input) -> str:
-    if image.described(mask).size != expected.size:
-        return "mask-size"
-    values = np.unique(mask.pixels)
-    if values[-1] == 0:
+def _mask_problem(path: Path, expected: Input) -> str:
+    try:
+        mask = masks.read(path)
+    except masks.Empty:
         return "mask-empty"
-    if len(values) == 1:
+    except masks.Inverted:
+        return "mask-inverted"
+    height, width = mask.area.shape
+    if expected.size != (width, height):
+        return "mask-size"
+    if mask.area.all():
         return "mask-full"
-    return "mask-not-binary" if len(values) > 2 or values[0] else ""
+    return {"binary": "", "classes": "mask-classes", "gray": "mask-not-binary"}[mask.how]
 
 
 def _groups(data: Dataset) -> Iterator[Finding]:
@@ -332,17 +338,15 @@ def _few(data: Dataset) -> Iterator[Finding]:
     good = data.good("train") or data.good()
     groups = len({s.group for s in good})
     unit = "groups of good images" if data.grouped else "good images"
-    try:
-        held = len({s.group for s in dataset.split_good(good, HELD_OUT, seed=0)[1]})
-    except DatasetError as error:
-        yield Finding("error", "too-few", str(error))
+    if groups < 2:
+        yield Finding("error", "too-few", f"{groups} {unit}; at least 2 are needed, and {FEW} or more are advised.")
         return
-    if held < math.ceil(1 / REVIEW_RATE) - 1:
+    if groups < FEW:
         yield Finding(
             "warning",
             "few",
-            f"{groups} {unit}: the {held} held out by default support a false-reject rate of {1 / (held + 1):.1%}; "
-            f"for {REVIEW_RATE:.0%} have {math.ceil((1 / REVIEW_RATE - 1) / HELD_OUT)}.",
+            f"{groups} {unit} support a false-reject rate of {1 / (groups + 1):.1%} with cross-conformal calibration; "
+            f"for {REVIEW_RATE:.0%} have {FEW}.",
         )
 
 

@@ -16,6 +16,7 @@ from andon.dataset import Dataset
 from andon.detectors.base import Progress, silent
 from andon.errors import AndonError, DatasetError, ImageError
 from andon.evaluate import Evaluation, Row
+from andon.image import Image
 from andon.inspection import Verdict
 from andon.inspector import Inspector
 from andon.plots import COLOURS, Line
@@ -84,7 +85,9 @@ class Comparison:
         for name, inspector in inspectors.items():
             self.evaluations[name] = evaluate.evaluate(inspector, dataset, _under(name, progress))
         by_image = [{row.name: row for row in found.rows} for found in self.evaluations.values()]
-        common = [key for key in by_image[0] if all(key in rows for rows in by_image)]
+        shared = [key for key in by_image[0] if all(key in rows for rows in by_image)]
+        self.changed = [key for key in shared if len({rows[key].digest for rows in by_image}) > 1]
+        common = [key for key in shared if key not in self.changed]
         if not common:
             raise DatasetError(f"{dataset.root}: no image that every bundle could inspect. Name other bundles.")
         self.rows = dict(zip(inspectors, ([rows[key] for key in common] for rows in by_image), strict=True))
@@ -96,6 +99,16 @@ class Comparison:
     def ranked(self) -> bool:
         """Whether there are good and defective images, so that scores can be compared."""
         return bool(self.defective.any() and not self.defective.all())
+
+    @property
+    def errors(self) -> list[str]:
+        """Images that some bundle could not inspect, and those whose file changed from one bundle to the next."""
+        found = {error for evaluation in self.evaluations.values() for error in evaluation.errors}
+        return sorted(found) + [
+            f"{name}: the file changed while the bundles were compared; left out of what is compared image by image. "
+            "Compare again when nothing writes to the folder."
+            for name in self.changed
+        ]
 
     def differences(self) -> list[Difference]:
         """Every pair of bundles, tested; images of one group (part, lot or session) are drawn together."""
@@ -202,7 +215,7 @@ def html(compared: Comparison) -> bytes:
         no_clouds=no_clouds,
         sections=sections(compared),
         colours=COLOURS,
-        errors=sorted({error for _, found in evaluations for error in found.errors}),
+        errors=compared.errors,
     )
 
 
@@ -275,7 +288,7 @@ def clouds(compared: Comparison) -> tuple[list[Cloud], str]:
 
 
 def vectors(inspector: Inspector, images: Sequence[Row], kinds: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Return each kind of vector (images, d) that a bundle makes; NaN where the part was not found.
+    """Return each kind of vector (images, d) that a bundle makes; NaN where the part was not found or the file changed.
 
     Of an image in tiles it is the mean of theirs.
     """
@@ -283,7 +296,7 @@ def vectors(inspector: Inspector, images: Sequence[Row], kinds: Sequence[str]) -
     found: dict[str, list[NDArray[np.float32] | float]] = {kind: [] for kind in kinds}
     for row in images if kinds else ():
         try:
-            pieces = geometry.split(_view(inspector, row), inspector.recipe.geometry)
+            pieces = geometry.split(_view(inspector, row.read()), inspector.recipe.geometry)
             made = [
                 np.concatenate(x)
                 for x in zip(*(session.run(kinds, {"tiles": t[None]}) for _, t in pieces), strict=True)
@@ -313,7 +326,7 @@ def sections(compared: Comparison) -> list[Section]:
         ("Typical defects", "Of each type the image in the middle, by how far it stands out on average.", typical),
         ("Good images that look worst", "Those that stand out most on average.", worst.tolist()),
     ]
-    return [Section(title, words, [draw.panel(j) for j in those]) for title, words, those in chosen if len(those)]
+    return [draw.section(title, words, those) for title, words, those in chosen if len(those)]
 
 
 class _Draw:
@@ -327,31 +340,43 @@ class _Draw:
             if "reconstruction" in {output.name for output in session.get_outputs()}:
                 self._sessions[name] = session
 
+    def section(self, title: str, words: str, those: Sequence[int]) -> Section:
+        """Draw panels; one whose file is not the one that was judged is left out, and the words say so."""
+        panels = []
+        for j in those:
+            try:
+                panels.append(self.panel(j))
+            except ImageError as error:
+                words += f" Without a picture: {error}"
+        return Section(title, words, panels)
+
     def panel(self, j: int) -> Panel:
+        """Draw an image under every bundle. ImageError when its file is no longer the one that was judged."""
         row = self._compared.images[j]
-        pixels = image.read(row.path).pixels
+        picture = row.read()
+        pixels = picture.pixels
         mask = row.truth(pixels.shape)
         photo = render.fit(render.display(pixels), SIDE)
         if mask is not None:
             render.outline(photo, mask, render.TRUTH)
         shown = []
         for i, (name, inspector) in enumerate(self._compared.inspectors.items()):
-            found = inspector.inspect(row.path)
+            found = inspector.inspect(picture)
             overlay = render.overlay(
                 pixels, found.anomaly_map, inspector.scale, found.regions, mask, side=SIDE, bar=False
             )
-            again = self._reconstruction(name, inspector, row)
+            again = self._reconstruction(name, inspector, picture)
             share = float(self._above[i, j])
             shown.append(
                 Shown(_jpeg(overlay), _jpeg(again) if again is not None else "", found.verdict, found.score, share)
             )
         return Panel(row.name, row.defect, _jpeg(photo), shown)
 
-    def _reconstruction(self, name: str, inspector: Inspector, row: Row) -> Picture | None:
+    def _reconstruction(self, name: str, inspector: Inspector, picture: Image) -> Picture | None:
         """What the detector made of the image, in the frame of the image; None where it makes nothing."""
         if name not in self._sessions:
             return None
-        view = _view(inspector, row)
+        view = _view(inspector, picture)
         places, tiles = zip(*geometry.split(view, inspector.recipe.geometry), strict=True)
         (made,) = self._sessions[name].run(["reconstruction"], {"tiles": np.stack(tiles)})  # (n, t, t, c) in [0, 1]
         planes = [geometry.join(view, zip(places, made[..., c], strict=True)) for c in range(made.shape[3])]
@@ -359,9 +384,9 @@ class _Draw:
         return render.fit(render.display(np.round(values).astype(np.uint8)), SIDE)
 
 
-def _view(inspector: Inspector, row: Row) -> geometry.View:
-    read = image.read(row.path)
-    return geometry.align(read.pixels, inspector.recipe.geometry, read.name, inspector.reference)
+def _view(inspector: Inspector, read: Image) -> geometry.View:
+    taken = image.accept(read, inspector.manifest.input)
+    return geometry.align(taken.pixels, inspector.recipe.geometry, read.name, inspector.reference)
 
 
 def _outputs(inspector: Inspector) -> set[str]:

@@ -2,33 +2,21 @@
 
 import csv
 import io
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files, image
-from andon.errors import DatasetError, ImageError
-from andon.headers import SUFFIXES
+from andon import files, folders, labelling, masks
+from andon.errors import DatasetError
+from andon.folders import Names, plain
+from andon.labelling import LISTED, listed
 
-GOOD_FOLDERS = frozenset({"good", "ok", "normal"})
-"""Names of folders that hold good parts, in any case; beside one of them, every other folder is a type of defect."""
-
-BAD_FOLDERS = frozenset(
-    {"bad", "defect", "defects", "defective", "ng", "nok", "faulty", "anomaly", "reject", "rejects"}
-)
-"""Names of folders that hold defective parts even where no good folder stands beside them."""
-
-MASK_FOLDER = "ground_truth"
 ENOUGH = 8  # images: below it a calibration promises next to nothing
-
-_SYSTEM = frozenset({"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"})
-_TEXT = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".toml", ".yaml", ".yml", ".html", ".log"})
 
 
 @dataclass(frozen=True)
@@ -55,8 +43,11 @@ class Dataset:
     layout: str  # mvtec (train, test, ground_truth) or folder
     samples: tuple[Sample, ...]
     ignored: Counter[str]  # kind → how many files that are no images
-    stray_masks: tuple[Path, ...] = ()  # masks whose image is missing
+    stray_masks: tuple[Path, ...] = ()  # masks that fit no image of a defect, or several
     grouped: bool = False  # whether groups were given
+    good_masks: tuple[Path, ...] = ()  # masks that fit images of good parts; they are not used
+    unreadable: tuple[str, ...] = ()  # sentences on folders and links that could not be followed
+    masks: int = 0  # files of masks
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -75,125 +66,133 @@ class Dataset:
         """Images labelled with a defect, of one split or of all."""
         return [s for s in self.samples if s.defect not in ("", "good") and split in (None, s.split)]
 
+    def learnt_from(self) -> dict[str, int]:
+        """The folders of the images to learn from, relative to the root, and how many each holds."""
+        return dict(Counter(s.path.parent.relative_to(self.root).as_posix() for s in self.to_learn()))
+
+    def sources(self) -> list[str]:
+        """Sentences on the folders that are learnt from, and on what is not taken as a picture of a part."""
+        folders = {self.root.name if name == "." else name: n for name, n in self.learnt_from().items()}
+        sentences = [f"learning from the images in {listed(folders, '{0} ({1})')}"]
+        others = {**({"mask": self.masks} if self.masks else {}), **self.ignored}
+        return sentences + ([f"no pictures of parts: {listed(others)}"] if others else [])
+
+    def mask_problems(self, split: str | None = None) -> list[tuple[str, str, str, list[str]]]:
+        """Masks that are missing, left over or not used: severity, code, sentence and files of each kind of problem."""
+        defective = self.defective(split)
+        problems: list[tuple[str, str, str, list[str]]] = []
+        missing = [self.relative(s) for s in defective if s.mask is None]
+        if defective and len(missing) == len(defective):
+            problems.append(("note", "no-masks", "no defect has a mask; only image figures can be computed.", []))
+        elif missing:
+            message = (
+                f"{len(missing)} of {len(defective)} images of defects without mask; pixel figures leave them out:"
+            )
+            problems.append(("warning", "mask-missing", message, missing))
+        if strays := [path.relative_to(self.root).as_posix() for path in self.stray_masks]:
+            message = (
+                f"{len(strays)} mask{'s' * (len(strays) > 1)} without an image of a defect, or with several that fit; "
+                "not used. Name each like its image, in a folder like its image's, or remove them:"
+            )
+            problems.append(("warning", "mask-without-image", message, strays))
+        return problems
+
     def relative(self, sample: Sample) -> str:
         """Name a sample by its path below the root, with forward slashes."""
         return sample.path.relative_to(self.root).as_posix()
 
 
-def load(root: str | Path, groups: str | Path | None = None) -> Dataset:
-    """Find the images under a folder.
+def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str] = ()) -> Dataset:
+    """Find the images under a folder, and what the names of the folders say of them.
 
-    With `train` or `test` below it, the folder is read in MVTec layout; with a folder `good`, `ok` or `normal`, the
-    folders beside that are types of defect; otherwise every image at any depth is one without a label, but for those
-    in a folder with a name like `bad`. `groups` is a CSV file or a regular expression on the path: see `grouping`.
+    With `train` or `test` below it, the folder is read in MVTec layout; otherwise folders with a known name (`good`,
+    `NG`, `gut`, `不良品`, …) say whether their images are good, and beside a good folder every other one is a type of
+    defect. `good` names further folders of good parts, or patterns with `*`; "." is what lies directly in the folder.
+    `groups` is a CSV file or a regular expression on the path: see `grouping`.
 
-    Errors: DatasetError when there is no such folder or no image in it, when it holds several data sets, or when good
-    images have no group.
+    Errors: DatasetError when there is no such folder or no image in it, when it holds several data sets, when of
+    several folders none is known as good, when `good` fits no folder, or when good images have no group.
     """
     root = Path(root)
     if not files.is_folder(root):
         found = "a file" if files.is_file(root) else "nothing"
         raise DatasetError(f"{root}: there is {found} here; expected a folder of images. Check the path.")
-    ignored: Counter[str] = Counter()
-    images, masks = [], []
-    for path in _walk(root):
-        kind = _kind(path)
-        if kind != "image":
-            ignored[kind] += 1
-        elif _steps(root, path)[0] == MASK_FOLDER:
-            masks.append(path)
-        else:
-            images.append(path)
-    mvtec = any(_steps(root, path)[0] in ("train", "test") for path in images)
-    if mvtec:
-        inside = [path for path in images if _steps(root, path)[0] in ("train", "test")]
+    names = Names(good)
+    try:
+        contents = folders.scan(root, names)
+    except OSError as error:
+        raise DatasetError(f"{root}: cannot be read: {error.strerror}. Allow reading, or name another.") from error
+    images, ignored = contents.images, contents.ignored
+    if mvtec := any(_split(root, path) for path in images):
+        inside = [path for path in images if _split(root, path)]
         if len(inside) < len(images):
             ignored["image outside train and test"] = len(images) - len(inside)
         images = inside
-    elif nested := sorted({p.relative_to(root).parts[0] for p in images if MASK_FOLDER in _steps(root, p)[1:-1]}):
-        raise DatasetError(f"{root}: several data sets, {', '.join(nested[:3])}; expected one. Name one of them.")
+    elif nested := sorted({p.relative_to(root).parts[0] for p in [*images, *contents.masks] if _in_layout(root, p)}):
+        what = f"the data set {nested[0]}" if len(nested) == 1 else f"several data sets, {', '.join(nested[:3])}"
+        raise DatasetError(f"{root}: {what}; expected one. Name {'it' if len(nested) == 1 else 'one of them'}.")
     if not images:
-        rest = f" among {ignored.total()} other files" if ignored else ""
+        others = {**({"mask": len(contents.masks)} if contents.masks else {}), **ignored}
+        rest = f", but {listed(others)}" if others else ""
         raise DatasetError(f"{root}: no images{rest}; expected PNG, JPEG, TIFF, BMP, WebP or PGM. Name another folder.")
-    samples, strays = _labelled(root, images, masks, mvtec)
+    labels: dict[Path, str] = {}
+    for split in ("train", "test") if mvtec else ("",):
+        inside = [path for path in images if _split(root, path) == split] if mvtec else images
+        labels |= (
+            labelling.below_test(root, inside, names)
+            if split == "test"
+            else labelling.outside_test(root, inside, split, names)
+        )
+    if names.unmatched:
+        there = sorted({path.parent.name for path in images if path.parent != root} or {"."})
+        raise DatasetError(
+            f"{root}: no folder of images fits {', '.join(map(repr, sorted(names.unmatched)))}, named as good; there "
+            f"are: {', '.join(there[:LISTED])}. Correct the name."
+        )
+    if left := len(images) - len(labels):
+        ignored["image beside a folder of good ones"] = left
+    defective = [path for path, label in labels.items() if label not in ("", "good")]
+    fitted = masks.fit(root, defective, [path for path in labels if path not in set(defective)], contents.masks, names)
+    samples = [
+        Sample(path, _split(root, path), labels[path], fitted.masks.get(path), path.relative_to(root).as_posix())
+        for path in images
+        if path in labels
+    ]
     if groups is not None:
         samples = grouping(root, samples, groups)
-    layout = "mvtec" if mvtec else "folder"
-    return Dataset(root, layout, tuple(samples), ignored, tuple(strays), groups is not None)
+    return Dataset(
+        root,
+        "mvtec" if mvtec else "folder",
+        tuple(samples),
+        ignored,
+        tuple(fitted.strays),
+        groups is not None,
+        tuple(fitted.of_good),
+        tuple(contents.unreadable),
+        len(contents.masks),
+    )
 
 
 def images(folder: Path) -> list[Path]:
-    """The image files at any depth below a folder, in the order of their paths."""
-    return [path for path in _walk(folder) if _kind(path) == "image"]
+    """The image files at any depth below a folder, in the order of their paths; masks and thumbnails are none."""
+    return folders.scan(folder).images
 
 
 def mask(path: Path) -> NDArray[np.bool_]:
-    """Read a mask (H, W): true where it is above half of its largest value, be that 1, 255 or 65535.
-
-    Errors: ImageError when it cannot be read, or marks nothing.
-    """
-    pixels = image.read(path).pixels.max(axis=2)
-    if not pixels.any():
-        raise ImageError(f"{path}: the mask marks nothing; expected the defect in white on black. Draw it.")
-    return np.asarray(pixels > pixels.max() / 2)
+    """Read a mask (H, W), or a folder of masks of one image: true where it marks a defect. Errors: as `masks.read`."""
+    return masks.read(path).area
 
 
-def _walk(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder, sorted; a link that leads back to a folder on its own way is not followed."""
-    here = folder.resolve()
-    if here in seen:
-        return
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DatasetError(f"{folder}: cannot be read: {error.strerror}. Allow reading, or move it away.") from error
-    for entry in entries:
-        if entry.is_dir():
-            if not entry.name.startswith("."):
-                yield from _walk(folder / entry.name, seen | {here})
-        else:
-            yield folder / entry.name
+def _split(root: Path, path: Path) -> str:
+    """The split that an image lies in: train, test or ""."""
+    *above, _ = path.relative_to(root).parts
+    return folders.split_of(above[0]) if above else ""
 
 
-def _kind(path: Path) -> str:
-    if path.name.lower() in _SYSTEM:
-        return "system"
-    if path.name.startswith("."):
-        return "hidden"
-    suffix = path.suffix.lower()
-    return "image" if suffix in SUFFIXES else "text" if suffix in _TEXT else "other"
-
-
-def _steps(root: Path, path: Path) -> list[str]:
-    """The folders from the root to a file in lower case, "" for the root itself, and the file's name."""
-    *folders, name = path.relative_to(root).parts
-    return [*(folder.lower() for folder in folders or [""]), name]
-
-
-def _labelled(root: Path, images: list[Path], masks: list[Path], mvtec: bool) -> tuple[list[Sample], list[Path]]:
-    by_place = {(path.relative_to(root).parts[1:-1], _stem(path)): path for path in masks}
-    places = []
-    for path in images:
-        folders = path.relative_to(root).parts[:-1]
-        places.append((path, folders[0].lower() if mvtec else "", folders[1:] if mvtec else folders))
-    # In MVTec layout every folder below test is a label; elsewhere the presence of a good folder tells.
-    labelled = {split for _, split, folders in places if folders and folders[0].lower() in GOOD_FOLDERS} | {"test"}
-    samples = []
-    for path, split, folders in places:
-        first = folders[0].lower() if folders else ""
-        if first in GOOD_FOLDERS:
-            defect = "good"
-        elif first and (split in labelled or first in BAD_FOLDERS):
-            defect = folders[0]
-        else:
-            defect = "good" if split == "train" else ""
-        mask = by_place.pop((folders, path.stem), None) if defect not in ("", "good") else None
-        samples.append(Sample(path, split, defect, mask, path.relative_to(root).as_posix()))
-    return samples, sorted(by_place.values())
-
-
-def _stem(mask: Path) -> str:
-    return re.sub(r"_mask$", "", mask.stem, flags=re.IGNORECASE)
+def _in_layout(root: Path, path: Path) -> bool:
+    """Whether a file lies in a data set below the root."""
+    inner = [plain(name) for name in path.relative_to(root).parts[1:-1]]
+    return "train" in inner or "ground_truth" in inner
 
 
 _FILE_COLUMNS = ("path", "file", "filename", "image", "stem")
@@ -311,25 +310,36 @@ def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | N
 def split_good(samples: Sequence[Sample], calibrate: float, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Divide good samples into those to fit on and those to calibrate on, seeded, both in the given order.
 
-    `calibrate` is the share of images held out. A group is never on both sides, and each side has at least one, so
-    with large groups the share is met as nearly as the drawn order of groups allows.
+    `calibrate` is the share of the groups held out, drawn without regard to how many images they have: a choice by size
+    would make held-out parts unlike new ones. A group is never on both sides, and each side has at least one.
 
     Errors: DatasetError with fewer than two groups.
     """
-    sizes = Counter(sample.group for sample in samples)
-    if len(sizes) < 2:
+    order = _shuffled(samples, seed)
+    held = set(order[: min(max(1, round(calibrate * len(order))), len(order) - 1)])
+    fit = [sample for sample in samples if sample.group not in held]
+    return fit, [sample for sample in samples if sample.group in held]
+
+
+def folds(samples: Sequence[Sample], count: int, seed: int) -> list[list[Sample]]:
+    """Divide good samples into `count` folds, seeded, each in the given order; fewer where there are fewer groups.
+
+    A group is in one fold, and the folds have as many groups as each other, give or take one. Errors: as `split_good`.
+    """
+    order = _shuffled(samples, seed)
+    count = min(count, len(order))
+    fold = {group: i % count for i, group in enumerate(order)}
+    return [[sample for sample in samples if fold[sample.group] == i] for i in range(count)]
+
+
+def _shuffled(samples: Sequence[Sample], seed: int) -> list[str]:
+    """The groups of samples in a seeded order. DatasetError when there are fewer than two."""
+    groups = sorted({sample.group for sample in samples})
+    if len(groups) < 2:
         raise DatasetError(
-            f"{len(samples)} good images in {len(sizes)} groups; a group to learn from and one to calibrate on are "
+            f"{len(samples)} good images in {len(groups)} groups; a group to learn from and one to calibrate on are "
             f"the least, and {ENOUGH} images or more are advised. Copies of one file count as one group. "
             "Add images, or give finer groups."
         )
-    order = np.random.default_rng(seed).permutation(sorted(sizes))
-    wanted = calibrate * len(samples)
-    held: set[str] = set()
-    count = 0
-    for group in order[:-1].tolist():
-        if not held or abs(count + sizes[group] - wanted) < abs(count - wanted):
-            held.add(group)
-            count += sizes[group]
-    fit = [sample for sample in samples if sample.group not in held]
-    return fit, [sample for sample in samples if sample.group in held]
+    shuffled: list[str] = np.random.default_rng(seed).permutation(groups).tolist()
+    return shuffled

@@ -3,6 +3,7 @@
 Every message has three parts: what was found, what was expected, and what to do.
 """
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -31,6 +32,11 @@ class TrainingError(AndonError):
     """A training that cannot give a bundle worth having."""
 
 
+def damaged(name: str, what: str) -> ImageError:
+    """The error for a picture file that is not whole."""
+    return ImageError(f"{name}: truncated or damaged: {what}. Copy or export it again.")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is not known as a `kind`, with the nearest known name, or with all of them."""
     names = sorted(known)
@@ -40,6 +46,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; torch has no class of its own for that on a CPU."""
-    told = ("out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in told)
+    """Whether an error says that memory ran out; torch, OpenCV and ONNX Runtime have no class of their own for that."""
+    phrases = ("out of memory", "can't allocate memory", "Failed to allocate", "Insufficient memory", "bad_alloc")
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(phrase in str(error) for phrase in phrases)
+    )

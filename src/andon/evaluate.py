@@ -2,24 +2,25 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset as labels
-from andon import files, image, metrics
-from andon.calibration import percent
+from andon import files, image, masks, metrics
+from andon.binomial import clopper_pearson
+from andon.calibration import Unit, percent
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import Progress, silent
 from andon.errors import DatasetError, ImageError
 from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
+from andon.masks import Mask
 from andon.metrics import PixelMetrics
 
 Json = dict[str, Any]
@@ -41,12 +42,16 @@ class Row:
     verdict: Verdict
     regions: int
     milliseconds: float
-    digest: str = ""  # SHA-256 of the file
+    digest: str  # SHA-256 of the file
 
     @property
     def good(self) -> bool:
         """Whether the label says good."""
         return self.defect == "good"
+
+    def read(self) -> image.Image:
+        """The picture that was inspected. ImageError when its file is gone, or no longer the same."""
+        return image.read_again(self.path, self.digest)
 
     def truth(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
         """The mask of the image of `shape` (H, W), where it has one that can be used; others are among the errors."""
@@ -63,7 +68,12 @@ class Evaluation:
     inspector: Inspector
     rows: tuple[Row, ...]  # images that were found and read, in the order of the data set
     metrics: Json  # what `metrics.json` holds; fractions in [0, 1]
-    errors: tuple[str, ...]  # images that could not be read, and masks that could not be used
+    errors: tuple[str, ...]  # images and folders that could not be read, and masks that could not be used
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
+        return list(self.metrics["warnings"])
 
     def summary(self) -> list[str]:
         """Sentences for people: what slips through and what is stopped for nothing, and how well scores rank."""
@@ -73,11 +83,12 @@ class Evaluation:
                 f"The bundle learnt from {known} of these {len(self.rows)} images, so the figures are too good. "
                 "Evaluate on images it has not seen."
             )
-        for name, decided in self.metrics["decision"].items():
+        unit, decision = promised_unit(self.metrics)
+        for name, decided in decision.items():
             escapes, stopped = decided["escapes"], decided["false_rejects"]
             sentences.append(
-                f"At the {name} threshold {in_words(escapes)} defective images escape, "
-                f"and {in_words(stopped)} good images are stopped"
+                f"At the {name} threshold {in_words(escapes)} defective {unit} escape, "
+                f"and {in_words(stopped)} good {unit} are stopped"
                 + (f"; {percent(decided['promised_rate'])} was promised." if decided["promised_rate"] else ".")
             )
         ranked = self.metrics["image"]
@@ -95,7 +106,7 @@ class Evaluation:
 
     def json(self) -> bytes:
         """The figures, for machines."""
-        return (json.dumps(self.metrics, indent=1, allow_nan=False) + "\n").encode()
+        return (files.strict_json(self.metrics, indent=1) + "\n").encode()
 
     def csv(self) -> bytes:
         """The score of every image, so that other figures can be worked out elsewhere."""
@@ -129,6 +140,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
             "product": inspector.recipe.product,
             "detector": inspector.manifest.detector,
             "digest": inspector.digest,
+            "decision": inspector.decision_digest,
             "seed": inspector.manifest.seed,
         },
         "data": {
@@ -142,18 +154,20 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         },
         "image": image_figures(rows),
         "pixel": {**_pixel_figures(found), "images": found.images},
-        "decision": decision_figures(inspector, rows),
+        "decision_per": inspector.decision.per,
+        "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
         "groups": None,
         "defects": {},
         "milliseconds": {f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
         "errors": found.errors,
+        "warnings": _warnings(dataset, samples, found.gray),
     }
     if dataset.grouped:
         grouped = by_group(rows)
         ranked = image_figures(grouped)
         figures["groups"] = {
             "image": ranked,
-            "decision": decision_figures(inspector, grouped),
+            "decision": decision_figures(inspector, grouped, "part"),
             "images_per_group": {
                 kind: figures["image"][f"n_{kind}"] / ranked[f"n_{kind}"] if ranked[f"n_{kind}"] else None
                 for kind in ("good", "defective")
@@ -176,12 +190,15 @@ class _Found(NamedTuple):
     invalid: dict[str, int]  # good, defective → images in which the part was not found
     pixel: PixelMetrics
     images: dict[str, int]  # good, masked, without_mask → images in the pixel figures, or left out of them
+    gray: dict[str, list[str]]  # binary, classes, gray, full → masks that were read so
 
 
 def _inspect(inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], progress: Progress) -> _Found:
     masked = any(sample.mask for sample in samples)
     images = dict.fromkeys(("good", "masked", "without_mask"), 0)
-    found = _Found([], [], {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {})
+    found = _Found(
+        [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}
+    )
     for done, sample in enumerate(samples):
         progress("inspecting", done, len(samples))
         try:
@@ -191,7 +208,7 @@ def _inspect(inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], 
                 continue
             found.rows.append(_row(dataset, sample, inspection))
             if masked:
-                images[_add(found.pixel, sample, inspection)] += 1
+                images[_add(found, sample, inspection)] += 1
         except ImageError as error:
             found.errors.append(str(error))
     progress("inspecting", len(samples), len(samples))
@@ -210,29 +227,55 @@ def _row(dataset: Dataset, sample: Sample, found: Inspection) -> Row:
         verdict=found.verdict,
         regions=len(found.regions),
         milliseconds=found.milliseconds,
-        digest=files.digest(image.contents(sample.path)[0]),
+        digest=found.digest,
     )
 
 
-def _add(pixel: PixelMetrics, sample: Sample, found: Inspection) -> str:
+def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
     """Take one image into the pixel figures, and say as what."""
     if sample.defect == "good":
-        pixel.add(found.anomaly_map)
+        found.pixel.add(inspection.anomaly_map)
         return "good"
     if sample.mask is None:
         return "without_mask"
-    pixel.add(found.anomaly_map, read_mask(sample.mask, found.anomaly_map.shape), kind=sample.defect)
+    mask = _mask(sample.mask, inspection.anomaly_map.shape)
+    found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
+    found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
     return "masked"
 
 
-def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Read the mask of an image of `shape` (H, W) as `dataset.mask` does.
+def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[str]]) -> list[str]:
+    """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
+    problems = dataset.mask_problems("test" if samples[0].split == "test" else None)
+    said = [f"{message} {_few(names)}" for severity, _, message, names in problems if severity != "note"]
+    for how, words in (
+        ("classes", "with numbers of classes; every value above 0 counts as defect:"),
+        ("gray", "with values between 0 and the largest; they are cut at half of that:"),
+        ("full", "with every pixel marked. Check whether black and white are exchanged:"),
+    ):
+        if how in gray:
+            names = [Path(name).relative_to(dataset.root).as_posix() for name in gray[how]]
+            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {_few(names)}")
+    return said
 
-    Errors: ImageError when it cannot be read, is of another size, or marks nothing.
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Read the mask of an image of `shape` (H, W) as `masks.read` does.
+
+    Errors: ImageError when it cannot be read, is of another size, marks nothing or is inverted.
     """
-    mask = labels.mask(path)
-    if mask.shape != shape[:2]:
-        sizes = f"mask of {mask.shape[1]} × {mask.shape[0]} pixels on an image of {shape[1]} × {shape[0]}"
+    return _mask(path, shape).area
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> Mask:
+    mask = masks.read(path)
+    if mask.area.shape != shape[:2]:
+        height, width = mask.area.shape
+        sizes = f"mask of {width} × {height} pixels on an image of {shape[1]} × {shape[0]}"
         raise ImageError(f"{path}: {sizes}. Expected one size; left out of the pixel figures.")
     return mask
 
@@ -278,22 +321,53 @@ def _pixel_figures(found: _Found, kind: str | None = None) -> Json:
     return dict(zip(names, values, strict=True))
 
 
-def decision_figures(inspector: Inspector, rows: Sequence[Row]) -> Json:
-    """Escapes and false rejects at the calibrated thresholds, beside what was promised."""
-    decision, supported = inspector.decision, inspector.calibration.supported_rate
+def decision_figures(inspector: Inspector, rows: Sequence[Row], unit: Unit) -> Json:
+    """Escapes and false rejects at the calibrated thresholds, beside what was promised.
+
+    The promise is null where another unit than the rows' is promised, or a threshold was set by hand.
+    """
+    decision, calibration = inspector.decision, inspector.calibration
     asked = {
         "review": (inspector.thresholds.review, decision.review_rate, decision.review_threshold),
         "reject": (inspector.thresholds.reject, decision.reject_rate, decision.reject_threshold),
     }
-    return {
-        name: {
+    figures = {}
+    for name, (threshold, rate, by_hand) in asked.items():
+        stated = by_hand is None and unit == decision.per and math.isfinite(threshold)
+        promised = max(rate, calibration.supported_rate)
+        interval = list(calibration.long_run(promised, unit) or ()) or None if stated else None
+        figures[name] = {
             "threshold": threshold if math.isfinite(threshold) else None,
-            "promised_rate": max(rate, supported) if by_hand is None else None,
+            "promised_rate": promised if stated else None,
+            "long_run": interval,
+            "by_hand": by_hand is not None,
             "false_rejects": rate_of([row.verdict in ALARMS[name] for row in rows if row.good]),
+            "false_rejects_per_part": _share_of_parts(rows, name),
             "escapes": _escapes(rows, name),
         }
-        for name, (threshold, rate, by_hand) in asked.items()
-    }
+    return figures
+
+
+def _share_of_parts(rows: Sequence[Row], threshold: str) -> Json:
+    """The mean over good parts of the share of their images that are stopped, with an interval that holds for parts.
+
+    The count is rounded down, so the lower end is a cautious one: Hoeffding, "Probability inequalities for sums of
+    bounded random variables", JASA 1963, bounds such a mean by a binomial.
+    """
+    stopped: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.good:
+            stopped.setdefault(row.group, []).append(row.verdict in ALARMS[threshold])
+    total, n = sum(fmean(each) for each in stopped.values()), len(stopped)
+    interval = [clopper_pearson(math.floor(total + 1e-9), n)[0], clopper_pearson(math.ceil(total - 1e-9), n)[1]]
+    return {"count": total, "n": n, "rate": total / n if n else None, "interval": interval}
+
+
+def promised_unit(figures: Json) -> tuple[str, Json]:
+    """In which unit the promise is made and measured, images or parts, and the figures of the decision in it."""
+    if figures["groups"] and figures["decision_per"] == "part":
+        return "parts", figures["groups"]["decision"]
+    return "images", figures["decision"]
 
 
 def _escapes(rows: Sequence[Row], threshold: str) -> Json:
@@ -303,7 +377,7 @@ def _escapes(rows: Sequence[Row], threshold: str) -> Json:
 def rate_of(cases: Sequence[bool]) -> Json:
     """A count as a rate, with its exact 95 % interval."""
     k, n = sum(cases), len(cases)
-    return {"count": k, "n": n, "rate": k / n if n else None, "interval": list(metrics.clopper_pearson(k, n))}
+    return {"count": k, "n": n, "rate": k / n if n else None, "interval": list(clopper_pearson(k, n))}
 
 
 def in_words(rate: Json) -> str:

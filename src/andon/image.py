@@ -1,10 +1,11 @@
 """Bytes ↔ pixels. Whatever comes out of here is what a person sees: upright, RGB, at the depth it was stored in."""
 
+import errno
 import stat
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import cv2
 import numpy as np
@@ -16,11 +17,9 @@ from andon.errors import ImageError
 from andon.headers import Header, header
 from andon.inspection import Pixels
 
-Source = str | Path | bytes | np.ndarray[Any, Any]
-"""A file's path, a file's contents, or pixels: (H, W), (H, W, 1), (H, W, 3) in RGB order, (H, W, 4) with alpha."""
-
 MIN_SIDE = 8  # pixels
 MAX_PIXELS = 250_000_000
+MAX_BYTES = 1 << 30  # of a file
 
 
 class Image(NamedTuple):
@@ -29,6 +28,17 @@ class Image(NamedTuple):
     pixels: Pixels  # (H, W, c), c is 1 or 3 (RGB), uint8 or uint16
     name: str
     notes: tuple[str, ...] = ()  # what was done to it that one might not expect
+    digest: str = ""  # SHA-256 of the file's bytes; of an array: see `_from_array`
+    maximum: int = 0  # of the range that its samples were `scaled` from; 0: they are as stored
+
+
+Source = str | Path | bytes | np.ndarray[Any, Any] | Image
+"""A file's path, a file's contents, pixels (H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4) with alpha, or an
+image that was read already."""
+
+
+Range = Literal[1023, 4095, 16383]
+"""The highest value of cameras with 10, 12 and 14 bits."""
 
 
 class Input(BaseModel):
@@ -40,10 +50,12 @@ class Input(BaseModel):
     depth: Literal[8, 16]  # bits a sample
     size: tuple[int, int] | None = None  # width, height in pixels; None takes any
     order: Literal["RGB"] = "RGB"  # of three channels
+    maximum: Range | None = None  # of 16-bit samples that use fewer bits; None: 65535
 
     def __str__(self) -> str:
         size = f" of {_size(self.size)} pixels" if self.size else ""
-        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}"
+        values = f" with values up to {self.maximum}" if self.maximum else ""
+        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}{values}"
 
 
 _COLOUR = {1: "gray", 3: "colour"}
@@ -53,20 +65,36 @@ def read(source: Source, name: str | None = None) -> Image:
     """Read a picture.
 
     EXIF orientation is applied; palettes, 1-bit and CMYK pictures become gray or RGB at 8 bits; 16 bits stay 16;
-    alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path.
+    alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path. A file is read once:
+    pixels and digest come from the same bytes.
 
     Errors: ImageError, beginning with the name, for all that would otherwise be read in part or wrongly.
     """
+    if isinstance(source, Image):
+        name = name or source.name
+        made = source if source.digest else _from_array(source.pixels, name)
+        return made._replace(name=name, notes=source.notes)
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
     data, name = contents(source, name)
     pixels, notes = decode(data, _checked(data, name), name)
-    return Image(pixels, name, notes)
+    return Image(pixels, name, notes, files.digest(data))
+
+
+def read_again(path: Path, digest: str) -> Image:
+    """Read a file that was read before. ImageError when it is not the same: its digest was `digest` then."""
+    image = read(path)
+    if image.digest != digest:
+        raise ImageError(
+            f"{image.name}: the file has changed: SHA-256 {image.digest[:12]}…; expected {digest[:12]}…, as when it "
+            "was first read. Run the command again when nothing writes to the folder."
+        )
+    return image
 
 
 def peek(source: Source, name: str | None = None) -> Input:
     """Say what `read` would give, from the header alone. Errors: as `read`, but damaged pixels go unseen."""
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | Image):
         return described(read(source, name))
     data, name = contents(source, name)
     found = _checked(data, name)
@@ -82,8 +110,8 @@ def described(image: Image) -> Input:
     )
 
 
-def accept(image: Image, expected: Input) -> None:
-    """Refuse an image that differs from those the bundle was trained on. Errors: ImageError."""
+def accept(image: Image, expected: Input) -> Image:
+    """Return an image as the graph takes it, `scaled`; one that differs from the training images is an ImageError."""
     found = described(image)
     if found.depth != expected.depth:
         have, want = f"{found.depth}-bit", f"{expected.depth}-bit"
@@ -95,11 +123,36 @@ def accept(image: Image, expected: Input) -> None:
             "Set the camera as it was for them, or retrain with input size 'any'."
         )
     else:
-        return
+        return scaled(image, expected.maximum)
     raise ImageError(
         f"{image.name}: {have} image; this bundle was trained on {want} images. "
         f"Convert it, or retrain with {have} images."
     )
+
+
+def scaled(image: Image, maximum: int | None) -> Image:
+    """Spread 16-bit samples from 0 to `maximum` over all 16 bits; None or 65535 leaves them as they are.
+
+    Errors: ImageError for a sample above the maximum.
+    """
+    if image.pixels.dtype != np.uint16 or maximum in (None, 65535, image.maximum):
+        return image
+    highest = int(image.pixels.max())
+    if highest > maximum:
+        raise ImageError(
+            f"{image.name}: values up to {highest}; expected at most {maximum}, the range of the training images. "
+            f"Set the camera as it was for them, or retrain with input.maximum = {in_use(highest, 1) or 65535}."
+        )
+    table = (np.arange(maximum + 1, dtype=np.uint32) * 65535 + maximum // 2) // maximum
+    return image._replace(pixels=table.astype(np.uint16)[image.pixels], maximum=maximum)
+
+
+def in_use(highest: int, bits: int) -> Range | None:
+    """Find the range that 16-bit samples use, from the highest and from all of them combined by OR; None: all.
+
+    Samples whose two low bits are all zero have been shifted up by the camera, and use the whole range.
+    """
+    return next((top for top in get_args(Range) if highest <= top), None) if bits & 3 else None
 
 
 def agree(inputs: Mapping[str, Input]) -> Input:
@@ -163,6 +216,7 @@ def png(pixels: Pixels) -> bytes:
 def contents(source: str | Path | bytes, name: str | None = None) -> tuple[bytes, str]:
     """The bytes of a picture's file, not looked into, and its name. Errors: ImageError when they cannot be read."""
     if isinstance(source, bytes):
+        _check_size(len(source), name or "image")
         return source, name or "image"
     if not isinstance(source, str | Path):
         raise ImageError(
@@ -172,17 +226,28 @@ def contents(source: str | Path | bytes, name: str | None = None) -> tuple[bytes
     path = Path(source)
     name = name or path.as_posix()
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
+        state = path.stat()
+        if stat.S_ISDIR(state.st_mode):
             raise ImageError(f"{name}: a folder; expected one picture. Name a file in it.")
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(state.st_mode):
             raise ImageError(f"{name}: a pipe or device; expected a picture. Save it as a file, or pass its bytes.")
-        return path.read_bytes(), name
+        _check_size(state.st_size, name)
+        with path.open("rb") as file:
+            return file.read(state.st_size), name  # not what is written to it meanwhile
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file; expected a picture. Check the path.") from None
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", 0) == errno.ENOMEM:
+            raise MemoryError(f"{name}: {error}") from error
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise ImageError(f"{name}: cannot be read: {reason}. Check the path and its permissions.") from error
+
+
+def _check_size(size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{name}: {size / (1 << 20):,.0f} MiB; expected at most {MAX_BYTES >> 20:,} MiB. Is it a picture?"
+        )
 
 
 def _checked(data: bytes, name: str) -> Header:
@@ -199,7 +264,9 @@ def _checked(data: bytes, name: str) -> Header:
     elif found.samples not in _SAMPLES or (found.samples == "CMYK" and found.depth > 8):
         what = f"{found.depth}-bit {found.samples} {found.format}; expected gray or RGB"
     elif found.problem:
-        what = f"{found.format} with {found.problem}; expected gray or RGB"
+        what = f"{found.format} with {found.problem}" + (
+            "" if "expected" in found.problem else "; expected gray or RGB"
+        )
     elif found.depth not in (1, 2, 4, 8, 16):
         what = f"{found.depth}-bit samples; expected 8 or 16 bits"
     elif 0 < found.maximum < 255:
@@ -219,6 +286,7 @@ _SAMPLES = {"gray", "RGB", "YCbCr", "palette", "gray palette", "CMYK", "YCCK"}
 
 
 def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
+    """Check an array. Its digest is the SHA-256 of a line with shape and dtype, then of its bytes in C order."""
     expected = "(H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4), uint8 or uint16"
     if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         remedy = "Scale to uint8 or uint16 by one fixed range for all images."
@@ -234,8 +302,9 @@ def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
             f"{'Channels seem to come first: use array.transpose(1, 2, 0).' if height in (1, 3, 4) else 'Check it.'}"
         )
     notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
+    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode() + pixels.tobytes())
     pixels = pixels.reshape(height, width, -1)[..., :3]
-    return Image(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), name, notes)
+    return Image(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), name, notes, digest)
 
 
 def _size(size: tuple[int, int]) -> str:

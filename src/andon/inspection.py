@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from andon.files import finite
+
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8 | np.uint16]
 
@@ -36,7 +38,10 @@ class Verdict(StrEnum):
 
 
 class Thresholds(NamedTuple):
-    """A score above a threshold crosses it; all are in the raw units of the detector's score."""
+    """A score above a threshold crosses it; all are in the raw units of the detector's score.
+
+    `reject` is infinite where no part gets REJECT: see `Calibration.thresholds`.
+    """
 
     review: float
     reject: float
@@ -81,19 +86,22 @@ class Inspection:
     thresholds: Thresholds
     anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
     regions: tuple[Region, ...]
-    removed_regions: int  # how many the minimum area filtered out
-    milliseconds: float  # from the source to this result
+    removed_regions: int  # how many are not listed: below the minimum area, or beyond the worst 100
+    milliseconds: float  # from the source to this result; of an `Image`, without reading it
     notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
     registration: Registration | None = None  # None: the recipe asks for none
+    digest: str = ""  # SHA-256 of the file's bytes, or of the array; see `image.Image`
+    bundle: str = ""  # digest of the bundle
+    decision: str = ""  # digest of the decision: its settings and the thresholds that came of them
 
     def record(self) -> dict[str, Any]:
-        """Everything but the map, as plain data for JSON; score and p-value are null when INVALID."""
-        known = self.verdict is not Verdict.INVALID
-        return {
+        """Everything but the map, as plain data for JSON; null for what is not a finite number."""
+        record = {
             "source": self.source,
+            "digest": self.digest,
             "verdict": self.verdict.value,
-            "score": self.score if known else None,
-            "p_value": self.p_value if known else None,
+            "score": self.score,
+            "p_value": self.p_value,
             "thresholds": self.thresholds._asdict(),
             "regions": [
                 {
@@ -109,4 +117,7 @@ class Inspection:
             "milliseconds": round(self.milliseconds, 3),
             "notes": list(self.notes),
             "registration": self.registration.record() if self.registration else None,
+            "bundle": self.bundle,
+            "decision": self.decision,
         }
+        return dict(finite(record))

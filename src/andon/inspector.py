@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from andon import calibration, geometry, image
-from andon.bundle import Bundle
-from andon.calibration import HeldOut
+from andon import appearance, calibration, files, geometry, image, regions
+from andon.bundle import Bundle, Manifest
+from andon.calibration import Calibration, HeldOut
 from andon.errors import AndonError, ImageError
 from andon.geometry import Geometry, Place
-from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Verdict
-from andon.recipe import Decision
+from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
+from andon.recipe import Decision, Recipe
 from andon.registration import NotFound, Reference
 from andon.render import Scale
 from andon.runtime import Engine, Runtime
@@ -28,50 +30,57 @@ class Scan(NamedTuple):
 
 
 def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
-    """Align, split, score and join one image (H, W, c). Errors: as `geometry.align`."""
+    """Align, split, score and join one image (H, W, c). Errors: as `geometry.align`.
+
+    One score or map value that is not finite, in any tile, makes the score NaN.
+    """
     view = geometry.align(pixels, settings, name, reference)
-    worst = -np.inf
+    scores: list[float] = []
 
     def maps() -> Iterator[tuple[Place, Array]]:
-        nonlocal worst
         for batch in geometry.batches(geometry.split(view, settings), settings.size):
-            scores = scorer.score(np.stack([tile for _, tile in batch]))
-            worst = max(worst, *scores.image.tolist())
-            yield from zip((place for place, _ in batch), scores.pixel, strict=True)
+            found = scorer.score(np.stack([tile for _, tile in batch]))
+            finite = np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
+            scores.append(float(found.image.max()) if finite else np.nan)
+            yield from zip((place for place, _ in batch), found.pixel, strict=True)
 
     anomaly_map = geometry.join(view, maps())
-    return Scan(float(worst), anomaly_map, view.registration)
+    return Scan(float(np.max(scores)), anomaly_map, view.registration)
 
 
-def held_out(found: Scan, part: str) -> HeldOut:
-    """Reduce a scan of a held-out good image to what calibration keeps of it."""
+def held_out(found: Scan, sample: HeldOut) -> HeldOut:
+    """Add to what is known of a held-out good image what calibration keeps of its scan."""
     values = found.anomaly_map[np.isfinite(found.anomaly_map)]
-    return HeldOut(part, found.score, float(values.max()), float(np.median(values, overwrite_input=True)))
+    median = float(np.median(values))
+    return sample._replace(score=found.score, peak=float(values.max()), median=median)
 
 
+@dataclass(frozen=True, eq=False)
 class Inspector:
-    """A bundle, ready to inspect.
+    """A bundle, ready to inspect. It never changes: another decision is another inspector.
 
     >>> inspector = Inspector.load("bottle.andon")
     >>> inspector.inspect("incoming/017.png").verdict
     <Verdict.PASS: 'PASS'>
+
+    `threads` 0 lets the engine decide. BundleError when the graph does not fit the bundle's recipe and input.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine = "onnxruntime", threads: int = 0) -> None:
-        """Start the engine on a bundle's graph; `threads` 0 lets the engine decide.
+    bundle: Bundle
+    engine: Engine = "onnxruntime"
+    threads: int = 0
+    decision: Decision = None  # type: ignore[assignment]  # the bundle's, unless another is given
+    scorer: Scorer = None  # type: ignore[assignment]  # the bundle's graph on the engine, unless it runs already
 
-        BundleError when the graph does not fit the bundle's recipe and input.
-        """
-        self.bundle = bundle
-        self.recipe = bundle.recipe
-        self.calibration = bundle.calibration
-        self.manifest = bundle.manifest
-        self.digest = bundle.digest()
-        self.reference = bundle.registered_to()
-        runtime = Runtime(bundle.graph, engine, threads)
-        runtime.expect(bundle.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
-        self.scorer: Scorer = runtime
-        self.decide(bundle.recipe.decision)
+    def __post_init__(self) -> None:
+        """Start the engine."""
+        if self.decision is None:
+            object.__setattr__(self, "decision", self.recipe.decision)
+        if self.scorer is None:
+            runtime = Runtime(self.bundle.graph, self.engine, self.threads)
+            runtime.expect(self.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
+            object.__setattr__(self, "scorer", runtime)
+        _ = self.reference  # a bundle whose reference cannot be used is refused now
 
     @classmethod
     def load(cls, path: str | Path, engine: Engine = "onnxruntime", threads: int = 0) -> Self:
@@ -79,62 +88,113 @@ class Inspector:
         return cls(Bundle.load(path), engine, threads)
 
     def decide(self, decision: Decision) -> Self:
-        """Use other rates or thresholds from now on; `andon calibrate` writes them into the bundle."""
-        self.decision = decision
-        self.thresholds = self.calibration.thresholds(decision)
-        self.scale = Scale.of(self.calibration.typical, self.thresholds.pixel)
-        return self
+        """Return an inspector of the same bundle with other rates or thresholds.
+
+        The bundle stays as it is; `andon calibrate` writes a decision into it.
+        """
+        return replace(self, decision=decision)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the bundle; its decision may be another than `decision`."""
+        return self.bundle.recipe
+
+    @property
+    def calibration(self) -> Calibration:
+        """The held-out scores of the bundle."""
+        return self.bundle.calibration
+
+    @property
+    def manifest(self) -> Manifest:
+        """The provenance of the bundle."""
+        return self.bundle.manifest
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the bundle."""
+        return self.bundle.digest()
+
+    @cached_property
+    def decision_digest(self) -> str:
+        """SHA-256 of the decision and of the thresholds that came of it: with the bundle's it names what decided."""
+        return files.digest(repr((self.decision.model_dump_json(), tuple(self.thresholds))).encode())
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        """The picture that parts are registered to, if the recipe asks for it."""
+        return self.bundle.registered_to()
+
+    @cached_property
+    def thresholds(self) -> Thresholds:
+        """The thresholds of the decision."""
+        return self.calibration.thresholds(self.decision)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """The scale of all heat maps."""
+        return Scale.of(self.calibration.typical, self.thresholds.pixel)
 
     def promises(self) -> list[str]:
-        """Say which false-reject rates hold, and on how many parts that rests."""
+        """Say which false-reject rates hold, on how many parts that rests, and how far one calibration varies."""
         return self.calibration.describe(self.decision)
 
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
         """Read an image and score it, undecided. ImageError as `inspect`; NotFound when the part is not found."""
-        read = self._read(source, name)
+        read = self.read(source, name)
         return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
 
-    def _read(self, source: image.Source, name: str | None) -> image.Image:
-        read = image.read(source, name)
-        image.accept(read, self.manifest.input)
-        return read
+    def read(self, source: image.Source, name: str | None = None) -> image.Image:
+        """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
+        return image.accept(image.read(source, name), self.manifest.input)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
-        """Inspect a file, encoded bytes or an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16.
+        """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
 
-        INVALID when the part is not found. ImageError when the image is not what the bundle was trained on.
+        INVALID when the part is not found, or when the image looks like no good one and the recipe asks for it; else
+        a note says what is odd. ImageError when the image is not what the bundle was trained on.
         """
         began = time.perf_counter()
-        read = self._read(source, name)
+        read = self.read(source, name)
+        usual = self.calibration.appearance
+        odd = usual.oddities(appearance.of(read.pixels)) if usual else []
+        notes = (*read.notes, *odd)
+        if odd and self.recipe.input.unusual == "invalid":
+            return self._inspection(read, None, None, notes, began)
         try:
             found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
         except NotFound as missing:
-            return Inspection(
-                source=read.name,
-                verdict=Verdict.INVALID,
-                score=float("nan"),
-                p_value=float("nan"),
-                thresholds=self.thresholds,
-                anomaly_map=np.full(read.pixels.shape[:2], np.nan, np.float32),
-                regions=(),
-                removed_regions=0,
-                milliseconds=1000 * (time.perf_counter() - began),
-                notes=(*read.notes, str(missing)),
-                registration=missing.registration,
-            )
-        regions, removed = calibration.regions(found.anomaly_map, self.thresholds.pixel, self.decision.min_area)
+            return self._inspection(read, None, missing.registration, (*read.notes, str(missing), *odd), began)
+        if not np.isfinite(found.score):
+            notes = (*notes, "the graph gave a score or map that is not a number")
+        return self._inspection(read, found, found.registration, notes, began)
+
+    def _inspection(
+        self,
+        read: image.Image,
+        found: Scan | None,
+        registration: Registration | None,
+        notes: tuple[str, ...],
+        began: float,
+    ) -> Inspection:
+        """Decide on a scan; without one the image is INVALID."""
+        anomaly_map = found.anomaly_map if found else np.full(read.pixels.shape[:2], np.nan, np.float32)
+        score = found.score if found else np.nan
+        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.decision.min_area)
         return Inspection(
             source=read.name,
-            verdict=calibration.judge(found.score, self.thresholds),
-            score=found.score,
-            p_value=self.calibration.p_value(found.score),
+            verdict=calibration.judge(score, self.thresholds) if found else Verdict.INVALID,
+            score=score,
+            p_value=self.calibration.p_value(score, self.decision.per),
             thresholds=self.thresholds,
-            anomaly_map=found.anomaly_map,
-            regions=regions,
-            removed_regions=removed,
+            anomaly_map=anomaly_map,
+            regions=listed,
+            removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),
-            notes=read.notes,
-            registration=found.registration,
+            notes=notes,
+            registration=registration,
+            digest=read.digest,
+            bundle=self.digest,
+            decision=self.decision_digest,
         )
 
     def inspect_many(
@@ -146,7 +206,7 @@ class Inspector:
 
         AndonError when it is given one source instead of several.
         """
-        if isinstance(sources, str | bytes | Path | np.ndarray):
+        if isinstance(sources, str | bytes | Path | np.ndarray | image.Image):
             raise AndonError(
                 f"inspect_many was given one {type(sources).__name__}; expected a list of images. "
                 "Use inspect for one image, or list the files of a folder."

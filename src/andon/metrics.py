@@ -11,15 +11,16 @@ References
 """
 
 import math
-import tempfile
-import weakref
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from andon.binomial import clopper_pearson
+from andon.files import Scratch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -90,31 +91,6 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], F
     if truth.all() or not truth.any():
         raise ValueError(f"{truth.sum()} defects among {len(truth)} samples; expected good parts and defects")
     return truth, score
-
-
-def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact confidence interval of a rate of which `k` cases in `n` were seen; without cases, (0, 1)."""
-    if not 0 <= k <= n:
-        raise ValueError(f"{k} cases in {n}; expected 0 ≤ k ≤ n")
-    tail = (1 - level) / 2
-    low = 0.0 if k == 0 else 1 - _rate_with_tail(n - k, n, tail)
-    return low, 1.0 if k == n else _rate_with_tail(k, n, tail)
-
-
-def _rate_with_tail(k: int, n: int, tail: float) -> float:
-    """The rate p at which P(X ≤ k) = `tail` for X ~ Binomial(n, p), k < n, by bisection."""
-    i = np.arange(k + 1)
-    # log of the binomial coefficients C(n, i), from C(n, i + 1) = C(n, i) (n - i) / (i + 1)
-    coefficients = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])
-    low, high = 0.0, 1.0
-    while (middle := (low + high) / 2) not in (low, high):
-        logs = coefficients + i * math.log(middle) + (n - i) * math.log1p(-middle)
-        top = float(logs.max())
-        if top + math.log(np.exp(logs - top).sum()) > math.log(tail):
-            low = middle
-        else:
-            high = middle
-    return middle
 
 
 def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -343,7 +319,7 @@ class _Shelf:
 
     def __init__(self, budget: int) -> None:
         self._free = budget
-        self._file: IO[bytes] | None = None
+        self._file: Scratch | None = None
         self._stored = 0  # values in the file
         self._mapped: NDArray[np.uint32] = _NO_SIZE  # the file; one mapping for all, as each takes a file handle
 
@@ -352,8 +328,7 @@ class _Shelf:
             self._free -= values.nbytes
             return values
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="andon-")  # noqa: SIM115 - closed with this object
-            weakref.finalize(self, self._file.close)
+            self._file = Scratch("the scores of pixels")
         self._file.write(values.data)
         self._stored += len(values)
         return slice(self._stored - len(values), self._stored)
@@ -361,7 +336,6 @@ class _Shelf:
     def get(self, place: _Place) -> NDArray[np.uint32]:
         if isinstance(place, slice):
             if len(self._mapped) < self._stored and self._file is not None:
-                self._file.flush()
-                self._mapped = np.memmap(self._file, np.uint32, "r", shape=(self._stored,))
+                self._mapped = self._file.mapped(np.uint32, (self._stored,))
             return self._mapped[place]
         return place

@@ -1,6 +1,7 @@
 """The decisions of a person: product, input, geometry, detector and settings, decision. Written as TOML."""
 
 import math
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,16 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from andon import files
-from andon.errors import RecipeError, unknown
-from andon.geometry import Geometry
+from andon.errors import ImageError, RecipeError, unknown
+from andon.geometry import Geometry, embedded
 from andon.registration import Register
 
 M = TypeVar("M", bound=BaseModel)
+WIDE = 1000  # characters of a line that is shown whole
+BACKSLASH = "In double quotes a backslash begins an escape: write paths and patterns in single quotes, or paths with /."
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
+CROSS_BELOW = 200  # good parts; with as many or more, a fifth held out is enough for the default rates
 
 
 class Data(BaseModel):
@@ -25,6 +29,9 @@ class Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     images: str = ""  # a folder, relative to the recipe; a data set in MVTec layout gives its train/good
+    good: Annotated[
+        tuple[str, ...], Field(strict=False)
+    ] = ()  # folders of good images whose names say nothing; "*" all
     groups: str = ""  # which images show one part, lot or session: a CSV file, or a regular expression on the path
 
 
@@ -35,7 +42,11 @@ class InputRule(BaseModel):
 
     channels: Literal["auto", 1, 3] = "auto"
     depth: Literal["auto", 8, 16] = "auto"  # bits
+    maximum: Literal["auto", 1023, 4095, 16383, 65535] = (
+        "auto"  # of 16-bit samples: what a 10-, 12- or 14-bit camera gives
+    )
     size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
+    unusual: Literal["tell", "invalid"] = "tell"  # an image that looks like no good one: a note, or INVALID
 
 
 class Augment(BaseModel):
@@ -70,6 +81,8 @@ class Decision(BaseModel):
     review_threshold: Threshold | None = None  # raw score
     reject_threshold: Threshold | None = None
     pixel_threshold: Threshold | None = None
+    per: Literal["image", "part"] = "image"  # unit of the rates: any one image of a new part, or its worst image
+    reject_unsupported: bool = False  # REJECT beyond all held-out parts, though they are too few for reject_rate
     min_area: Annotated[int, Field(ge=0)] = 0  # pixels of the image; smaller regions are counted, not shown
 
     @model_validator(mode="after")
@@ -83,11 +96,17 @@ class Decision(BaseModel):
 
 
 class Split(BaseModel):
-    """How good images are divided between learning and calibration: once, seeded, by group."""
+    """How good images serve both learning and calibration; seeded, and groups are never divided.
+
+    `split` holds some parts out. `cross` divides them into folds: each is scored by a detector that learnt from the
+    others, and the bundle's detector learns from all. It takes folds + 1 fits, and few parts support lower rates.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # share held out for thresholds
+    method: Literal["auto", "split", "cross"] = "auto"  # auto: cross below CROSS_BELOW parts, where a fit is cheap
+    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # split: share of the parts held out for thresholds
+    folds: Annotated[int, Field(ge=2, le=50)] = 5  # cross: how many; at most as many as there are parts
 
 
 class Recipe(BaseModel):
@@ -113,8 +132,8 @@ class Recipe(BaseModel):
             text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark of the encoding first
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({error}). Expected a recipe, a TOML file.") from None
-        recipe = cls.parse(text, str(path))
         folder = path.resolve().parent
+        recipe = cls.parse(text, str(path), folder)
         data = recipe.data.model_copy(update={"images": str(folder / recipe.data.images)} if recipe.data.images else {})
         if data.groups and files.is_file(folder / data.groups):
             data = data.model_copy(update={"groups": str(folder / data.groups)})
@@ -134,19 +153,41 @@ class Recipe(BaseModel):
         """The recipe with parts registered in this way."""
         return self.model_copy(update={"geometry": self.geometry.model_copy(update={"registration": registration})})
 
+    def up_to(self, maximum: int) -> Self:
+        """The recipe for 16-bit samples of this range."""
+        return self.model_copy(update={"input": self.input.model_copy(update={"maximum": maximum})})
+
     @classmethod
-    def parse(cls, text: str, name: str) -> Self:
-        """Read a recipe from text."""
+    def parse(cls, text: str, name: str, folder: Path | None = None) -> Self:
+        """Read a recipe from text; a picture of the region, relative to `folder`, is taken into it."""
         try:
-            return validate(cls, tomllib.loads(text), name)
+            values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
-            raise RecipeError(f"{name}: not TOML: {error}.") from None
+            hint = f" {BACKSLASH}" if re.search(r'"[^"\n]*\\', text) else ""
+            raise RecipeError(f"{name}: not TOML: {error}.{hint}") from None
         except RecursionError:
             raise RecipeError(f"{name}: brackets nested too deep; expected a recipe. Check the file.") from None
+        for key, value in _strings(values):
+            if key.startswith(("data.", "geometry.")) and re.search(r"[\x00-\x1f]", value):
+                raise RecipeError(f"{name}: {key} = {value!r}: holds a control character. {BACKSLASH}")
+        geometry = values.get("geometry")
+        if folder and isinstance(geometry, dict) and isinstance(picture := geometry.get("include"), str):
+            try:
+                geometry["region"] = embedded(folder / picture)
+                del geometry["include"]
+            except ImageError as error:
+                raise RecipeError(f"{name}: geometry.include: {error}") from None
+        return validate(cls, values, name)
+
+    def shown(self) -> str:
+        """The recipe as TOML to look at: a picture in it is cut short."""
+        lines = self.dump().splitlines()
+        return "\n".join(line if len(line) < WIDE else f"{line[:60]}… ({len(line)} characters)" for line in lines)
 
     def dump(self) -> str:
         """Write the recipe as TOML, defaults included, so that a bundle tells all that was decided."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return text.encode(errors="replace").decode()  # a folder's name need not be valid Unicode
 
 
 def validate(model: type[M], values: dict[str, Any], name: str) -> M:
@@ -171,6 +212,15 @@ def _floats(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, floa
     elif isinstance(values, dict | list | tuple):
         for key, value in values.items() if isinstance(values, dict) else enumerate(values):
             yield from _floats(value, (*path, str(key)))
+
+
+def _strings(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every string in tables and lists, with the keys that lead to it."""
+    if isinstance(values, str):
+        yield ".".join(path), values
+    elif isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _strings(value, (*path, str(key)))
 
 
 def _explain(model: type[BaseModel], error: Any, name: str) -> str:

@@ -1,6 +1,6 @@
 """The picture that parts are registered to: the recipe's, or the good image that is most like all others."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -29,22 +29,25 @@ def given(recipe: Recipe) -> Reference | None:
         raise RecipeError(f"recipe: geometry.registration.reference: {error}") from None
 
 
-def choose(paths: Sequence[Path], settings: Register, progress: Progress) -> Reference:
+def choose(known: Mapping[Path, str], settings: Register, progress: Progress) -> Reference:
     """Take the image with the highest sum of correlations with the others, on small gray versions.
 
-    The images must be readable. DatasetError when even that one shows nothing.
+    `known`: path → digest of images that were read before. ImageError when one has changed since; DatasetError when
+    even the image that is chosen shows nothing.
     """
+    paths = list(known)
     small = []
     for done, path in enumerate(paths):
         progress("choosing reference", done, len(paths))
-        pixels = image.read(path).pixels
+        pixels = image.read_again(path, known[path]).pixels
         shrunk = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         gray = shrunk.reshape(THUMBNAIL**2, -1).astype(np.float32).mean(axis=1)
         gray -= gray.mean()
         small.append(gray / max(float(np.linalg.norm(gray)), 1e-6))
     progress("choosing reference", len(paths), len(paths))
     each = np.stack(small)
-    likest = image.read(paths[int((each @ each.sum(axis=0)).argmax())])
+    path = paths[int((each @ each.sum(axis=0)).argmax())]
+    likest = image.read_again(path, known[path])
     try:
         return Reference.of(likest, settings)
     except ImageError:
@@ -55,13 +58,20 @@ def choose(paths: Sequence[Path], settings: Register, progress: Progress) -> Ref
         ) from None
 
 
-def fits(reference: Reference, rule: Input) -> None:
-    """RecipeError when a reference and the training images differ in channels or depth."""
+def fitting(reference: Reference, rule: Input) -> Reference:
+    """The reference with its samples scaled as those of the training images; RecipeError when it is of another kind."""
     if (reference.input.channels, reference.input.depth) != (rule.channels, rule.depth):
         raise RecipeError(
             f"recipe: geometry.registration.reference: {reference.name} is one of {reference.input}; the training "
             f"images are {rule}. Name a picture from the same camera."
         )
+    if not rule.maximum:
+        return reference
+    try:
+        picture = image.scaled(image.read(reference.data, reference.name), rule.maximum)
+    except ImageError as error:
+        raise RecipeError(f"recipe: geometry.registration.reference: {error}") from None
+    return Reference.of(picture, reference.settings)
 
 
 def enough(reference: Reference, found: Collection[Registration], reasons: Sequence[str]) -> None:

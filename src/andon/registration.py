@@ -16,6 +16,7 @@ its structure does not counts as zero.
 import math
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Annotated, Any, NamedTuple
 
 import cv2
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from andon import image
-from andon.errors import ImageError
+from andon.errors import ImageError, out_of_memory
 from andon.image import Image
 from andon.inspection import Array, Pixels, Registration
 
@@ -44,6 +45,7 @@ LEAST = 0.3  # quality: what other parts and empty pictures reach stays below
 SLACK = 1.02, 1.0  # by how much a pose may exceed the largest shift (times), the largest rotation (degrees)
 LARGEST = 32_000  # pixels a side that OpenCV can warp
 NARROWEST = 4  # pixels of the shorter side while searching
+SPECTRA = 4  # sizes of pictures whose spectra are kept, about 10 MB each
 
 
 class Register(BaseModel):
@@ -66,6 +68,10 @@ class NotFound(ImageError):
         super().__init__(reason)
         self.registration = registration
 
+    def __reduce__(self) -> tuple[type["NotFound"], tuple[str, Registration]]:
+        """Survive the way back from another process."""
+        return type(self), (str(self), self.registration)
+
 
 class _Match(NamedTuple):
     """The picture, brought into the frame of the reference by one pose, at one resolution."""
@@ -79,9 +85,12 @@ class _Match(NamedTuple):
 class Reference:
     """A picture of the part that others are registered to."""
 
-    def __init__(self, data: bytes, settings: Register, name: str) -> None:
-        """Prepare an encoded picture. ImageError when it cannot be read, or shows nothing to hold on to."""
-        self.data, self.settings, self.name = data, settings, name
+    def __init__(self, data: bytes, settings: Register, name: str, digest: str = "") -> None:
+        """Prepare an encoded picture, made of the file with that digest.
+
+        ImageError when it cannot be read, or shows nothing to hold on to.
+        """
+        self.data, self.settings, self.name, self.digest = data, settings, name, digest
         picture = image.read(data, name)
         self.input, self._pixels = image.described(picture), picture.pixels
         pixels = picture.pixels
@@ -96,12 +105,16 @@ class Reference:
         self._template = ((feature - (feature * window).sum() / window.sum()) * window).astype(np.float32)
         if float(np.abs(self._template).max()) < 1e-3:
             raise ImageError(f"{name}: the reference is flat; expected a picture of the part. Name another.")
-        self._spectra: dict[tuple[int, int], list[tuple[float, float, Array]]] = {}
+        self._spectra = lru_cache(maxsize=SPECTRA)(self._templates)
+
+    def __reduce__(self) -> tuple[type["Reference"], tuple[bytes, Register, str]]:
+        """Go to another process as what it is made of."""
+        return type(self), (self.data, self.settings, self.name)
 
     @classmethod
     def of(cls, picture: Image, settings: Register) -> "Reference":
         """Make a reference of a picture that was read. ImageError as the constructor."""
-        return cls(image.png(picture.pixels), settings, picture.name)
+        return cls(image.png(picture.pixels), settings, picture.name, picture.digest)
 
     def find(self, pixels: Pixels, name: str) -> tuple[Matrix, Registration]:
         """Find the part in a picture (H, W, c): its pose as a matrix for whole pixels, and as figures.
@@ -176,19 +189,14 @@ class Reference:
     def _search(self, feature: Array) -> list[tuple[float, float, NDArray[np.float64]]]:
         """Return the poses (degrees, scale, shift of the middle in whole pixels) that correlate best, best first."""
         h, w = feature.shape
-        reach = math.ceil(self.settings.max_shift * SEARCH)
-        n = 1 << (max(h, w) + 2 * reach - 1).bit_length()
-        left, top = (round(n / 2 + reach - (length - 1) / 2) for length in (w, h))
+        reach, n, left, top = self._field(h, w)
         field = np.zeros((n, n), np.float32)
         field[top : top + h, left : left + w] = feature * np.outer(_taper(h), _taper(w))
         if not field.any():
             return []
         spectrum = cv2.dft(field)
-        if (h, w) not in self._spectra:
-            place = np.array([left + (w - 1) / 2 - reach, top + (h - 1) / 2 - reach])
-            self._spectra[h, w] = self._templates(n, place)
         found = []
-        for angle, scale, template in self._spectra[h, w]:
+        for angle, scale, template in self._spectra(h, w):
             surface = cv2.idft(cv2.mulSpectrums(spectrum, template, 0, conjB=True), flags=cv2.DFT_SCALE)
             _, highest, _, at = cv2.minMaxLoc(np.ascontiguousarray(surface[: 2 * reach + 1, : 2 * reach + 1]))
             shift = (np.array(at, np.float64) - reach) * self._side / SEARCH
@@ -202,8 +210,17 @@ class Reference:
                 kept.append((angle, scale, shift))
         return kept
 
-    def _templates(self, n: int, place: NDArray[np.float64]) -> list[tuple[float, float, Array]]:
-        """Return degrees, scale and spectrum (n, n) of the reference in every pose, its middle at `place` (x, y)."""
+    def _field(self, h: int, w: int) -> tuple[int, int, int, int]:
+        """Return the largest shift, the side n of the field that is searched, and where a picture (h, w) lies in it."""
+        reach = math.ceil(self.settings.max_shift * SEARCH)
+        n = 1 << (max(h, w) + 2 * reach - 1).bit_length()
+        left, top = (round(n / 2 + reach - (length - 1) / 2) for length in (w, h))
+        return reach, n, left, top
+
+    def _templates(self, h: int, w: int) -> list[tuple[float, float, Array]]:
+        """Return degrees, scale and spectrum (n, n) of the reference in every pose, for pictures (h, w)."""
+        reach, n, left, top = self._field(h, w)
+        place = np.array([left + (w - 1) / 2 - reach, top + (h - 1) / 2 - reach])
         limit = self.settings.max_rotation
         made = []
         for angle in np.linspace(-limit, limit, 2 * math.ceil(limit / STEP) + 1).tolist():
@@ -248,7 +265,9 @@ class Reference:
         ends = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, rounds, least)
         try:
             _, change = cv2.findTransformECC(reference, match.warped, start, motion, ends, seen, 3)
-        except cv2.error:  # it does not converge: nothing alike, or next to nothing seen
+        except cv2.error as error:  # it does not converge: nothing alike, or next to nothing seen
+            if out_of_memory(error):
+                raise
             return match
         moved = _compose(match.matrix, np.asarray(change, np.float64))
         if self.settings.scale:  # of the affine change, what is rotation and scale

@@ -161,8 +161,11 @@ def _short(value: float) -> str:
 
 def text(picture: Picture, words: str, at: tuple[int, int], size: float, colour: tuple[int, int, int] = INK) -> None:
     """Write a line from its lower left corner (x, y); characters that the font lacks become question marks."""
-    ascii_only = words.encode("ascii", "replace").decode()
-    cv2.putText(picture, ascii_only, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+    cv2.putText(picture, _ascii(words), at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
+def _ascii(words: str) -> str:
+    return words.encode("ascii", "replace").decode()  # OpenCV has no other letters, and crashes on invalid Unicode
 
 
 def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns: int, side: int = 320) -> Picture:
@@ -177,7 +180,8 @@ def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns:
     sheet = np.full((gap + sum(heights), gap + columns * (wide + gap), 3), 255, np.uint8)
     y = gap
     for row, height in zip(rows, heights, strict=True):
-        for j, (picture, caption) in enumerate(zip(fitted[row], captions[row], strict=True)):
+        for j, (picture, words) in enumerate(zip(fitted[row], captions[row], strict=True)):
+            caption = _ascii(words)
             h, w = picture.shape[:2]
             x = gap + j * (wide + gap)
             sheet[y : y + h, x : x + w] = picture

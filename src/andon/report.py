@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from andon import files, image, metrics, pages, plots, render
+from andon import files, metrics, pages, plots, render
 from andon.calibration import percent
-from andon.evaluate import Evaluation, Row, in_words
+from andon.errors import ImageError
+from andon.evaluate import Evaluation, Row, in_words, promised_unit
 from andon.inspection import Verdict
 from andon.inspector import Inspector
 from andon.plots import Band, Cut, Line, Mark
@@ -60,32 +61,42 @@ def html(evaluation: Evaluation) -> bytes:
         galleries=galleries(evaluation),
         legend=pages.data(render.encode(render.colour_bar(inspector.scale, 180), "png"), "png"),
         promises=inspector.promises(),
+        highest=inspector.calibration.highest(),
+        sheet=pages.data(inspector.bundle.sheet, "jpeg") if inspector.bundle.sheet else "",
         manifest=inspector.manifest,
         inspector=inspector,
-        recipe=inspector.recipe.dump(),
+        recipe=inspector.recipe.shown(),
     )
 
 
 def headline(evaluation: Evaluation) -> str:
     """The answer in two sentences: what slips through, what is stopped for nothing, and how well scores rank."""
-    decided, ranked = evaluation.metrics["decision"]["review"], evaluation.metrics["image"]
-    escapes, stopped = decided["escapes"], decided["false_rejects"]
+    unit, decision = promised_unit(evaluation.metrics)
+    escapes, stopped = decision["review"]["escapes"], decision["review"]["false_rejects"]
+    ranked = evaluation.metrics["image"]
     sentence = (
-        f"{escapes['n'] - escapes['count']} of {escapes['n']} defective images are caught, "
-        f"and {stopped['count']} of {stopped['n']} good ones are stopped for nothing."
+        f"At the review threshold {escapes['n'] - escapes['count']} of {escapes['n']} defective {unit} are caught, "
+        f"and {stopped['count']} of {stopped['n']} good {unit} are stopped."
     )
     return sentence if ranked["auroc"] is None else f"{sentence} Image AUROC {ranked['auroc']:.4f}."
 
 
 def broken_promises(evaluation: Evaluation) -> list[str]:
-    """Sentences on thresholds that stop more good images than promised, beyond what chance explains."""
+    """Sentences on thresholds that stop more good parts than promised, beyond chance and the long-run interval.
+
+    In the unit of the promise; images of one part count as one observation.
+    """
     sentences = []
-    for name, decided in (evaluation.metrics["groups"] or evaluation.metrics)["decision"].items():
-        promised, stopped = decided["promised_rate"], decided["false_rejects"]
-        if promised is not None and stopped["n"] and stopped["interval"][0] > promised:
+    for name, decided in promised_unit(evaluation.metrics)[1].items():
+        promised, stopped = decided["promised_rate"], decided["false_rejects_per_part"]
+        if promised is None or not stopped["n"]:
+            continue
+        limit = decided["long_run"][1] if decided["long_run"] else promised
+        if stopped["interval"][0] > limit:
             sentences.append(
-                f"The {name} threshold stops {in_words(stopped)} of the good; {percent(promised)} was promised. "
-                "These images differ from those it was calibrated on: recalibrate on good images taken like these."
+                f"The {name} threshold stops {in_words(decided['false_rejects'])} of the good; {percent(promised)} was "
+                "promised. These images differ from those it was calibrated on: recalibrate on good images taken like "
+                "these."
             )
     return sentences
 
@@ -136,18 +147,19 @@ def galleries(evaluation: Evaluation) -> list[Gallery]:
     for title, what, worst, none in chosen:
         order = "lowest" if title == "Escapes" else "highest"
         words = f"{what}: {_extent(worst)}, {order} score first." if worst else none
-        found.append(Gallery(title, words, _cards(worst[:SHOWN], evaluation.inspector)))
+        found.append(_gallery(title, words, worst[:SHOWN], evaluation.inspector))
     near = [*caught[:3], *passed[:3]]
     found.append(
-        Gallery(
+        _gallery(
             "Close calls",
             "The lowest scores among the defects that are caught, and the highest among the good images that pass.",
-            _cards(near, evaluation.inspector),
+            near,
+            evaluation.inspector,
         )
     )
     typical = _typical([row for row in caught if row not in near])
     words = "Defective images that are caught, typical scores of each type: does the heat map point at the defect?"
-    found.append(Gallery("Caught", words, _cards(typical, evaluation.inspector)))
+    found.append(_gallery("Caught", words, typical, evaluation.inspector))
     return [gallery for gallery in found if gallery.cards or gallery.title in ("Escapes", "False rejects")]
 
 
@@ -169,13 +181,18 @@ def _outwards(rows: list[Row]) -> list[Row]:
     return [rows[j] for j in sorted(range(len(rows)), key=lambda j: abs(j - middle))]
 
 
-def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
+def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) -> Gallery:
+    """Draw the rows; a picture whose file is not the one that was judged is left out, and the words say so."""
     cards = []
     for row in rows:
-        inspection = inspector.inspect(row.path)
-        pixels = image.read(row.path).pixels
+        try:
+            picture = row.read()
+        except ImageError as error:
+            words += f" Without a picture: {error}"
+            continue
+        inspection = inspector.inspect(picture)
         heat = render.overlay(
-            pixels,
+            picture.pixels,
             inspection.anomaly_map,
             inspector.scale,
             inspection.regions,
@@ -183,6 +200,6 @@ def _cards(rows: Sequence[Row], inspector: Inspector) -> list[Card]:
             side=SIDE,
             bar=False,
         )
-        photo = render.fit(render.display(pixels), SIDE)
-        cards.append(Card(row, *(pages.data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))))
-    return cards
+        photo = render.fit(render.display(picture.pixels), SIDE)
+        cards.append(Card(row, *(pages.data(render.encode(drawn, "jpg"), "jpeg") for drawn in (photo, heat))))
+    return Gallery(title, words, cards)

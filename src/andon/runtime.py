@@ -1,12 +1,14 @@
 """The graph on ONNX Runtime, or on OpenVINO where it is installed."""
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
 import onnxruntime
 
-from andon.errors import AndonError, BundleError, unknown
+from andon import wire
+from andon.errors import AndonError, BundleError, out_of_memory, unknown
 from andon.inspection import Array, Pixels, Scores
 
 Engine = Literal["onnxruntime", "openvino"]
@@ -16,7 +18,10 @@ SHOWN = ("reconstruction", "latent", "embedding")
 
 
 class Runtime:
-    """A `Scorer` that runs a detector's graph: tiles (n, t, t, c) → score (n,), map (n, t, t)."""
+    """A `Scorer` that runs a detector's graph: tiles (n, t, t, c) → score (n,), map (n, t, t).
+
+    Threads can share it. It can be pickled, for pools of processes; those must be spawned, not forked.
+    """
 
     def __init__(self, graph: bytes, engine: Engine = "onnxruntime", threads: int = 0) -> None:
         """Load a serialised graph; `threads` 0 lets the engine decide. BundleError when it is not one of ours."""
@@ -24,9 +29,13 @@ class Runtime:
             raise AndonError(unknown("engine", str(engine), get_args(Engine)))
         if not 0 <= threads <= MOST_THREADS:
             raise AndonError(f"threads = {threads}; expected 0, which lets the engine decide, to {MOST_THREADS}.")
-        self.engine = engine
+        self.engine, self._graph, self._threads = engine, graph, threads
         start = _openvino if engine == "openvino" else _onnxruntime
         self._run, self.takes = start(graph, threads)
+
+    def __reduce__(self) -> tuple[type["Runtime"], tuple[bytes, Engine, int]]:
+        """Go to another process as what it is made of; the engine starts again there."""
+        return type(self), (self._graph, self.engine, self._threads)
 
     def score(self, tiles: Pixels) -> Scores:
         """Score tiles (n, t, t, c)."""
@@ -69,12 +78,15 @@ def rebuilder(graph: bytes, threads: int = 0) -> Callable[[Pixels], Array]:
 
 
 def _session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
+    wire.check(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a class of its own for every kind of bad model
+        if out_of_memory(error):
+            raise
         raise BundleError(f"the graph is not one ONNX Runtime can load: {error}") from None
 
 
@@ -100,6 +112,7 @@ def _openvino(graph: bytes, threads: int) -> tuple[Any, Takes]:
         raise AndonError(
             "the engine OpenVINO is not installed. Use ONNX Runtime, or: pip install 'andon[openvino]'"
         ) from None
+    wire.check(graph)
     core = openvino.Core()
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
@@ -107,10 +120,12 @@ def _openvino(graph: bytes, threads: int) -> tuple[Any, Takes]:
     model = core.read_model(graph)
     entry = model.input("tiles")
     sizes = [size.get_length() if size.is_static else None for size in entry.partial_shape]
-    request = core.compile_model(model, "CPU", config).create_infer_request()
+    compiled, local = core.compile_model(model, "CPU", config), threading.local()
 
     def run(tiles: Pixels) -> tuple[Any, Any]:
-        results = request.infer({"tiles": tiles})
+        if not hasattr(local, "request"):  # a request is for one thread at a time
+            local.request = compiled.create_infer_request()
+        results = local.request.infer({"tiles": tiles})
         return results["score"].copy(), results["map"].copy()
 
     return run, (sizes[1], sizes[2], sizes[3], 8 * entry.element_type.size)

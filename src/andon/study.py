@@ -25,7 +25,9 @@ from andon.detectors.base import Progress, Run, silent
 from andon.errors import DatasetError, ImageError, RecipeError
 from andon.inspection import Array, Pixels
 from andon.plots import COLOURS, Line
+from andon.preview import sheet
 from andon.recipe import Recipe
+from andon.render import Picture
 from andon.runtime import rebuilder
 from andon.survey import GoodTiles, Tell, cut, look_over
 
@@ -54,21 +56,33 @@ class Orthogonality(NamedTuple):
 
 
 def preview(recipe: Recipe, count: int, progress: Progress = silent, warn: Tell = lambda sentence: None) -> bytes:
-    """Draw what training will see of some tiles, whole: original, mask and corrupted input side by side, as PNG.
+    """Draw what a recipe makes of some pictures, as PNG: see `andon.preview.sheet`.
 
-    Here as in the studies, `warn` gets sentences on images that were left out.
+    Of a filtering autoencoder, below it, what training will see: original, mask and corrupted input of some tiles. Here
+    as in the studies, `warn` gets sentences on images that were left out.
     """
-    if recipe.detector.name != STUDIED:
-        raise RecipeError(
-            f"recipe: detector.name = '{recipe.detector.name}', which does not corrupt its pictures; a preview is of "
-            f"'{STUDIED}'. Name that detector, or another recipe."
-        )
+    said: set[str] = set()
+
+    def once(sentence: str) -> None:
+        if sentence not in said:
+            warn(sentence)
+        said.add(sentence)
+
+    made = sheet(recipe, count, progress, once)
+    if recipe.detector.name == STUDIED:
+        below = _corrupted(recipe, count, progress, once)
+        wide = max(made.shape[1], below.shape[1])
+        both = [np.pad(p, ((0, 0), (0, wide - p.shape[1]), (0, 0)), constant_values=255) for p in (made, below)]
+        made = np.vstack(both)
+    return render.encode(made, "png")
+
+
+def _corrupted(recipe: Recipe, count: int, progress: Progress, warn: Tell) -> Picture:
     model, recipe = training.construct(recipe)
     from andon.detectors.filtering_autoencoder import FilteringAutoencoder
 
     assert isinstance(model, FilteringAutoencoder)
-    _require_images(recipe)
-    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
     learnt, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
     drawn = np.random.default_rng(recipe.seed).permutation(len(learnt))[:count]
     tiles = _tiles([learnt[i] for i in drawn], learnt, recipe, progress, warn)
@@ -78,8 +92,7 @@ def preview(recipe: Recipe, count: int, progress: Progress = silent, warn: Tell 
         (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy() for row in rows[:count] for picture in row
     ]
     captions = ["original", "mask", "corrupted"] * min(count, len(rows))
-    sheet = render.contact_sheet([render.display(pixels) for pixels in levels], captions, columns=6, side=256)
-    return render.encode(sheet, "png")
+    return render.contact_sheet([render.display(pixels) for pixels in levels], captions, columns=6, side=256)
 
 
 def moments(recipe: Recipe, progress: Progress = silent, warn: Tell = lambda sentence: None) -> Moments:
@@ -193,9 +206,10 @@ def _tiles(
     """The tiles of some images as training cuts them; where parts are registered, to one of those learnt from."""
     settings = recipe.geometry.registration
     chosen = reference.given(recipe)
-    if settings is not None and chosen is None:
-        readable = look_over(learnt, recipe, progress).samples
-        chosen = reference.choose([sample.path for sample in readable], settings, progress)
+    if settings is not None:
+        looked = look_over(learnt, recipe, progress)
+        chosen = chosen or reference.choose(looked.digests, settings, progress)
+        chosen = reference.fitting(chosen, looked.rule)
     survey = look_over(samples, recipe, progress, chosen)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
@@ -207,8 +221,7 @@ def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator
     registered_to = bundle.registered_to()
     for sample in samples:
         try:
-            read = image.read(sample.path)
-            image.accept(read, bundle.manifest.input)
+            read = image.accept(image.read(sample.path), bundle.manifest.input)
             tiles = list(cut(read, bundle.recipe.geometry, registered_to))
         except ImageError as error:
             warn(f"left out: {error}")

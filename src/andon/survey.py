@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, geometry, image, reference
+from andon import dataset, geometry, image, reference
 from andon.dataset import Sample
 from andon.detectors.base import Defects, Labelled, Progress
 from andon.errors import DatasetError, ImageError, RecipeError
@@ -34,6 +34,11 @@ class Survey(NamedTuple):
     skipped: list[str]  # why the others cannot be used
     reference: Reference | None = None  # that the tiles are registered to
     found: Mapping[Path, Registration] = MappingProxyType({})  # image → where its part lies, where it was registered
+    share: float = 1.0  # the least of an image, or of the reference, that is inspected
+
+    def again(self, path: Path) -> Image:
+        """Decode an image again, as the survey did. ImageError when its file has changed since."""
+        return image.scaled(image.read_again(path, self.digests[path]), self.rule.maximum)
 
 
 class GoodTiles:
@@ -59,7 +64,8 @@ class GoodTiles:
         return (np.stack(batch) for batch in geometry.batches(pieces, self.side))
 
     def _tiles(self, path: Path) -> Iterable[Pixels]:
-        return self._survey.tiles.get(path) or cut(image.read(path), self._geometry, self._survey.reference)
+        kept = self._survey.tiles.get(path)
+        return kept or cut(self._survey.again(path), self._geometry, self._survey.reference)
 
 
 class DefectTiles:
@@ -77,38 +83,40 @@ class DefectTiles:
         self._samples: list[Sample] = []
         self._geometry, self._rule, self._reference = settings, rule, registered_to
         groups: list[int] = []
-        self.digests: list[str] = []  # of the files that are learnt from
+        self.digests: dict[Path, str] = {}  # of the files that are learnt from
         number = _numbers(samples)
         for sample in samples:
             try:
-                data, name = image.contents(sample.path)
-                marked = [mask.any() for _, mask in self._tiles(sample, image.read(data, name))]
+                read = image.read(sample.path)
+                marked = [mask.any() for _, mask in self._tiles(sample, read)]
             except ImageError as error:
                 warn(f"left out: {error}")
                 continue
             if not any(marked):
                 warn(
-                    f"left out: {name}: nothing of what its mask marks is left in its tiles; expected a defect inside "
-                    "the crop and the region of interest. Correct them or the mask; of a speck, raise geometry.size."
+                    f"left out: {read.name}: nothing of what its mask marks is left in its tiles; expected a defect "
+                    "inside the crop and the region of interest. Correct them or the mask; of a speck, raise "
+                    "geometry.size."
                 )
                 continue
             self._samples.append(sample)
             groups += [number[sample.group]] * len(marked)
-            self.digests.append(files.digest(data))
+            self.digests[sample.path] = read.digest
         self.groups: Sequence[int] = groups
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[Labelled]:
-        pieces = (piece for sample in self._samples for piece in self._tiles(sample, image.read(sample.path)))
+        again = ((each, image.read_again(each.path, self.digests[each.path])) for each in self._samples)
+        pieces = (piece for sample, read in again for piece in self._tiles(sample, read))
         for batch in geometry.batches(pieces, self._geometry.size):
             tiles, masks = zip(*batch, strict=True)
             yield Labelled(np.stack(tiles), np.stack(masks))
 
     def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
         """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""
-        image.accept(read, self._rule)
+        read = image.accept(read, self._rule)
         shape = read.pixels.shape[:2]
         marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
         if marked.shape != shape:
@@ -142,12 +150,23 @@ def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Ite
 
 
 def look_over(
-    good: Sequence[Sample], recipe: Recipe, progress: Progress, registered_to: Reference | None = None
+    good: Sequence[Sample],
+    recipe: Recipe,
+    progress: Progress,
+    registered_to: Reference | None = None,
+    known: Mapping[Path, str] = MappingProxyType({}),
+    maximum: int | None = None,
 ) -> Survey:
     """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows.
 
-    Where parts are to be registered, there are tiles only once there is a reference.
+    Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
+    that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
+    to `maximum`, or up to the recipe's. Where neither is given and they turn out to use a smaller range, the images are
+    looked over again.
     """
+    if maximum is None and recipe.input.maximum != "auto":
+        maximum = recipe.input.maximum
+    highest = bits = 0
     early = recipe.geometry.registration is not None and registered_to is None
     found: dict[Path, Registration] = {}
     missed: list[str] = []
@@ -157,12 +176,12 @@ def look_over(
     counts: dict[Path, int] = {}
     digests: dict[Path, str] = {}
     skipped: list[str] = []
-    kept = 0
+    kept, share = 0, 1.0
     for done, sample in enumerate(good):
         progress("reading images", done, len(good))
         try:
-            data, name = image.contents(sample.path)
-            read = image.read(data, name)
+            path = sample.path
+            read = image.scaled(image.read_again(path, known[path]) if path in known else image.read(path), maximum)
             view = None if early else geometry.align(read.pixels, recipe.geometry, read.name, registered_to)
             pieces = [tile for _, tile in geometry.split(view, recipe.geometry)] if view else []
         except ImageError as error:
@@ -170,22 +189,30 @@ def look_over(
             if isinstance(error, NotFound):
                 missed.append(str(error))
             continue
+        share = min(share, view.share) if view else share
         if view and view.registration:
             found[sample.path] = view.registration
         usable.append(sample)
         inputs[read.name] = image.described(read)
+        highest, bits = max(highest, int(read.pixels.max())), bits | int(np.bitwise_or.reduce(read.pixels, axis=None))
         counts[sample.path] = len(pieces)
         kept += sum(piece.nbytes for piece in pieces)
         if kept <= KEEP:
             tiles[sample.path] = pieces
-        digests[sample.path] = files.digest(data)
+        digests[sample.path] = read.digest
     progress("reading images", len(good), len(good))
     if registered_to is not None:
         reference.enough(registered_to, found.values(), missed)
     if not usable:
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
     rule = _declared(image.agree(inputs), recipe.input)
-    return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found)
+    if rule.depth == 16 and maximum is None:
+        maximum = image.in_use(highest, bits)
+        if maximum:
+            return look_over(good, recipe, progress, registered_to, digests, maximum)
+    if rule.depth == 16 and maximum != 65535:
+        rule = rule.model_copy(update={"maximum": maximum})
+    return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found, share)
 
 
 def _declared(found: Input, rule: InputRule) -> Input:
@@ -195,11 +222,15 @@ def _declared(found: Input, rule: InputRule) -> Input:
             raise RecipeError(
                 f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
             )
+    if found.depth == 8 and rule.maximum != "auto":
+        raise RecipeError(
+            f"input.maximum = {rule.maximum}, but the training images have 8 bits. Leave it out, or correct the images."
+        )
     return found.model_copy(update={"size": None}) if rule.size == "any" else found
 
 
 def registered(
-    rule: Input,
+    before: Survey,
     fit_on: Sequence[Sample],
     calibrate_on: Sequence[Sample],
     recipe: Recipe,
@@ -208,14 +239,16 @@ def registered(
 ) -> tuple[Survey, Recipe, list[Sample], list[Sample]]:
     """Look over the good images again, registered, and spell the recipe's least quality out.
 
-    Images held out for calibration have no say in either, and a reference that was given is not held out. Returns the
-    survey, the recipe, and what is left of both sides.
+    Images held out for calibration alone have no say in either, and a reference is not held out. Returns the survey,
+    the recipe, and what is left of both sides, which may be the same images.
     """
     settings = recipe.geometry.registration
     assert settings is not None
-    chosen = given or reference.choose([sample.path for sample in fit_on], settings, progress)
-    reference.fits(chosen, rule)
-    survey = look_over([*fit_on, *calibrate_on], recipe, progress, chosen)
+    known = before.digests
+    chosen = given or reference.choose({s.path: known[s.path] for s in fit_on}, settings, progress)
+    chosen = reference.fitting(chosen, before.rule)
+    both = list(dict.fromkeys([*fit_on, *calibrate_on]))
+    survey = look_over(both, recipe, progress, chosen, known, before.rule.maximum or 65535)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})
@@ -227,8 +260,7 @@ def registered(
             found={path: found for path, found in survey.found.items() if path not in below},
             skipped=survey.skipped + [reference.below(path, found, least) for path, found in below.items()],
         )
-    itself = files.digest(image.contents(chosen.name)[0])
-    groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == itself}
+    groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == chosen.digest}
     kept = {sample.path for sample in survey.samples}
     return (
         survey,

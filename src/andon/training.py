@@ -1,32 +1,26 @@
 """Recipe + good images → bundle: split, fit, graph, gate, calibrate, save."""
 
-import importlib.util
 import platform
-import shutil
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from andon import dataset, detectors, files, image, inspector, reference, suspects
+from andon import dataset, detectors, files, gate, reference, suspects, workplace
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
-from andon.calibration import Calibration
+from andon.calibrating import calibrate, crosses, now, united
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import REQUIRED, Detector, Progress, Run, silent
-from andon.errors import DatasetError, ImageError, RecipeError, TrainingError, unknown
-from andon.image import Input
-from andon.inspection import Array, Pixels
-from andon.recipe import Decision, Recipe, validate
-from andon.registration import Reference
-from andon.runtime import Engine, Runtime
-from andon.survey import DefectTiles, GoodTiles, Tell, check_sides, look_over, registered
-
-TOLERANCE = 1e-3  # of the score range: how far the graph may be from the fitted detector
-GATE_TILES = 8
+from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
+from andon.inspection import Scorer
+from andon.labelling import listed
+from andon.progress import Overall
+from andon.recipe import Recipe, validate
+from andon.runtime import Runtime
+from andon.survey import DefectTiles, GoodTiles, Survey, Tell, check_sides, look_over, registered
 
 
 def compose(
@@ -38,6 +32,7 @@ def compose(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
 ) -> Recipe:
     """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
     if not isinstance(source, str | Path | Recipe) or source == "":
@@ -55,7 +50,7 @@ def compose(
         (values, {"seed": seed}),
         (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
         (values["geometry"], {"size": size}),
-        (values["data"], {"groups": None if groups is None else str(groups)}),
+        (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
     ):
         section.update({key: value for key, value in given.items() if value is not None})
     return validate(Recipe, values, "recipe")
@@ -71,6 +66,7 @@ def train(
     size: int | None = None,
     seed: int | None = None,
     groups: str | Path | None = None,
+    good: Sequence[str] = (),
     device: str = "",
     seconds: float | None = None,
     progress: Progress = silent,
@@ -82,91 +78,188 @@ def train(
     `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
     on images that were left out or do not count, and is `tell` where none is given. A detector trained by gradient
     runs on `device`, for `seconds` in place of its steps; while it trains its checkpoints lie in `OUT.training`, and
-    after a kill the same call goes on from there.
+    after a kill the same call goes on from there. One training at a time writes to OUT.
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
-    began = time.perf_counter()
-    out, warn = Path(out), warn or tell
-    recipe = compose(source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups)
+    recipe = compose(
+        source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
+    )
     model, recipe = construct(recipe)
     check_place(out)
-    given = reference.given(recipe)
-    if not recipe.data.images:
-        raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
-    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None)
-    good, defective = data.to_learn(), [sample for sample in data.defective() if sample.split != "test"]
-    learnt = _taken(defective, model, data, warn)
-    if not good:
-        raise DatasetError(f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images.")
-    survey = look_over(good, recipe, progress)
-    for reason in survey.skipped:
-        warn(f"left out: {reason}")
-    samples = _united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
-    fit_on, calibrate_on = sides = dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
-    skipped = len(survey.skipped)
-    if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey.rule, fit_on, calibrate_on, recipe, given, progress)
-        for reason in survey.skipped:
-            warn(f"left out: {reason}")
-        skipped += len(survey.skipped)
-        said = reference.provenance(survey.reference, survey.found.values())
-        tell(f"registered to {said['reference']}: {said['registered']}")
-        check_sides(survey, sides, (fit_on, calibrate_on))
-    tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} held out for calibration")
+    with workplace.opened(Path(out)) as folder:
+        run = Run(Overall(progress), tell, recipe.augment, folder, device, seconds)
+        bundle = _train(model, recipe, Path(out), run, warn or tell)
+        workplace.clear(run.written)
+    for sentence in bundle.calibration.describe(bundle.recipe.decision):
+        tell(sentence)
+    return bundle
+
+
+def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> Bundle:
+    began, overall, tell = time.perf_counter(), run.progress, run.tell
+    assert isinstance(overall, Overall)
+    data, learnt = _found(recipe, model, tell, warn)
+    sides = _divided(data, recipe, overall, tell, warn)
+    recipe, survey = sides.recipe, sides.survey
     if model.defects == "none":
-        judged = suspects.judge(survey, recipe.geometry, recipe.seed, progress)
+        judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
         if suspicion := suspects.warning(judged, recipe.data.images):
             warn(suspicion)
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
-    tiles = GoodTiles(fit_on, survey, recipe.geometry, defects if learnt else None)
+
+    def tiles_of(samples: Sequence[Sample]) -> GoodTiles:
+        return GoodTiles(samples, survey, recipe.geometry, defects if learnt else None)
+
+    tiles = tiles_of(sides.fit)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
-    files_of_all = [sample.path for sample in data.samples]
-    checkpoints = out.with_name(out.name + ".training")
-    run = Run(progress, tell, recipe.augment, checkpoints, device, seconds, files_of_all)
+    run = replace(run, images=[sample.path for sample in data.samples])
     forecast = model.forecast(tiles, run)
-    tell(f"expected to take about {forecast.seconds:.0f} s and {forecast.megabytes:.0f} MB")
+    refits = len(sides.folds) - 1 if sides.crossed else 0  # each of n folds learns from n - 1 shares of n
+    tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
+    # Calibration reads its images as the survey did, and scores them too; so twice the time.
+    held_out = sum(map(len, sides.folds))
+    calibrating = 2 * timings["read"] * held_out / len(survey.samples) + refits * forecast.seconds
+    overall.plan(forecast.seconds, calibrating)
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
     graph = model.graph().SerializeToString()
     try:
-        parity = gate(model, graph, next(iter(tiles))[:GATE_TILES])
-    except TrainingError:  # to go on from the checkpoint would lead here again
-        shutil.rmtree(checkpoints, ignore_errors=True)
-        raise
+        parity = gate.check(model, graph, tiles)
+    except AndonError as error:
+        raise TrainingError(f"{error} No bundle was written. {_again(run, out)}") from None
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
-    calibration = calibrate(Runtime(graph), recipe, survey.rule, calibrate_on, progress, warn, survey.reference)
+
+    def scorer_without(fold: Sequence[Sample], number: int) -> Runtime:
+        """Fit another detector on all but the groups of a fold."""
+        groups, folder = {sample.group for sample in fold}, run.folder
+        other, _ = construct(recipe)
+        own = folder / f"fold-{number}" if folder else None
+        quiet = replace(run, progress=silent, tell=lambda sentence: None, folder=own)
+        other.fit(tiles_of([sample for sample in sides.fit if sample.group not in groups]), quiet)
+        return Runtime(other.graph().SerializeToString())
+
+    scorers: list[Callable[[], Scorer]] = [partial(Runtime, graph)]
+    if sides.crossed:
+        scorers = [partial(scorer_without, fold, i) for i, fold in enumerate(sides.folds)]
+    overall.plan(calibrating)
+    found = calibrate(
+        list(zip(scorers, sides.folds, strict=True)),
+        survey.digests,
+        recipe,
+        survey.rule,
+        overall,
+        warn,
+        survey.reference,
+    )
+    overall.finish()
     timings["calibrate"] = time.perf_counter() - clock
 
     manifest = Manifest(
-        created=_now(),
+        created=now(),
         seed=recipe.seed,
         detector=recipe.detector.name,
         input=survey.rule,
         versions=versions(),
         machine=machine(),
         data={
-            "images": len(good),
-            "left_out": skipped,
-            "fit": len(fit_on),
-            "calibrate": len(calibrate_on),
+            "images": len(data.to_learn()),
+            "left_out": sides.skipped,
+            "fit": len(sides.fit),
+            "calibrate": held_out,
             "defects": len(defects.digests),
+            "folders": listed(data.learnt_from(), "{0} ({1})").encode(errors="replace").decode(),
+            "inspected": f"{survey.share:.1%} of each picture",
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
             **reference.provenance(survey.reference, survey.found.values()),
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
-        learnt=sorted({digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in fit_on), *defects.digests]}),
+        learnt=sorted(
+            {digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in sides.fit), *defects.digests.values()]}
+        ),
     )
     stored = survey.reference.data if survey.reference else b""
-    bundle = Bundle(graph, recipe, calibration, manifest, model.curve, stored)
+    bundle = Bundle(graph, recipe, found.calibration, manifest, model.curve, stored, found.sheet)
     bundle.save(out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    for sentence in calibration.describe(recipe.decision):
-        tell(sentence)
     return bundle
+
+
+def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dataset, list[Sample]]:
+    """Find the images: the data set, and those of defects that are learnt from. DatasetError when none is good."""
+    if not recipe.data.images:
+        raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    defective = [sample for sample in data.defective() if sample.split != "test"]
+    for sentence in data.unreadable:
+        warn(f"left out: {sentence}")
+    learnt = _taken(defective, model, data, warn)
+    if not data.to_learn():
+        raise DatasetError(
+            f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Taken as defects by "
+            f"their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these folders "
+            "holds good parts, name it: --good NAME."
+        )
+    for sentence in data.sources():
+        tell(sentence)
+    return data, learnt
+
+
+class _Sides(NamedTuple):
+    """The good images, divided between learning and calibration."""
+
+    survey: Survey
+    recipe: Recipe  # with what was learnt about the images spelled out
+    fit: list[Sample]
+    folds: list[list[Sample]]  # those to calibrate on: one fold that is not learnt, or `crossed`
+    crossed: bool  # each fold is scored by a detector of its own, and all is learnt
+    skipped: int  # images that cannot be used
+
+
+def _divided(data: Dataset, recipe: Recipe, progress: Progress, tell: Tell, warn: Tell) -> _Sides:
+    """Look the good images over, divide them, and register them where the recipe asks for it."""
+    given = reference.given(recipe)
+    survey = look_over(data.to_learn(), recipe, progress)
+    for reason in survey.skipped:
+        warn(f"left out: {reason}")
+    if survey.rule.maximum:
+        recipe = recipe.up_to(survey.rule.maximum)
+        tell(
+            f"16-bit files with values up to {survey.rule.maximum}, which are scaled to the full range; a picture with "
+            "higher values will be refused. If these are only dark, set input.maximum = 65535."
+        )
+    samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
+    crossed, skipped = crosses(recipe, samples), len(survey.skipped)
+    fit_on, calibrate_on = sides = (
+        (samples, samples) if crossed else dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
+    )
+    if recipe.geometry.registration is not None:
+        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
+        for reason in survey.skipped:
+            warn(f"left out: {reason}")
+        skipped += len(survey.skipped)
+        said = reference.provenance(survey.reference, survey.found.values())
+        tell(f"registered to {said['reference']}: {said['registered']}")
+        check_sides(survey, sides, (fit_on, calibrate_on))
+    tell(f"{survey.share:.1%} of each picture is inspected")
+    folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
+    how = f"held out for calibration in turn, in {len(folds)} folds" if crossed else "held out for calibration"
+    tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} {how}")
+    return _Sides(survey, recipe, fit_on, folds, crossed, skipped)
+
+
+def _again(run: Run, out: Path) -> str:
+    """Say how to come to the export gate once more."""
+    how = "install another version of onnxruntime or openvino"
+    report = "Please report this with the recipe"
+    if any(path.is_file() for path in run.written):
+        return (
+            f"{report}. The trained weights are kept in {run.folder}: {how} and run the same `andon train` with "
+            f"`-o {out}` again. It goes on from these weights and does not train anew."
+        )
+    return f"{report}, or {how} and run the same `andon train` again."
 
 
 def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
@@ -202,14 +295,6 @@ def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Te
     return taken
 
 
-def _united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> list[Sample]:
-    """Let copies of one file (digests (n,)) count as one part, and say so."""
-    copies = len(digests) - len(set(digests))
-    if copies:
-        warn(f"{copies} of {len(digests)} good images are copies of another's file; such copies count as one part")
-    return dataset.united(samples, digests)
-
-
 def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
     """Build the recipe's detector, and the recipe with every setting spelled out, for the bundle to keep.
 
@@ -231,145 +316,6 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
     return model, recipe.model_copy(update={"detector": chosen})
 
 
-def gate(model: Detector, graph: bytes, tiles: Pixels) -> dict[str, float]:
-    """Hold every engine's scores against the fitted detector's on training tiles (n, t, t, c).
-
-    Every second tile has the values of its middle inverted, for the score range goes from good to defective: what a
-    detector says of good tiles alone may be all but flat.
-    Returns engine → largest difference as a share of the range: of the map, and for a score that is wider than its
-    map, as one not made of the map alone can be, of the scores. TrainingError past the tolerance.
-    """
-    tiles, quarter = np.repeat(tiles, 2 if len(tiles) == 1 else 1, axis=0), tiles.shape[1] // 4
-    middle = tiles[1::2, quarter:-quarter, quarter:-quarter]
-    middle[:] = np.iinfo(tiles.dtype).max - middle
-    expected = model.score(tiles)
-    spread_of_map = float(np.ptp(expected.pixel))
-    spread = max(spread_of_map, float(np.ptp(expected.image)))
-    engines: list[Engine] = ["onnxruntime"]
-    if importlib.util.find_spec("openvino"):
-        engines.append("openvino")
-    parity: dict[str, float] = {}
-    for engine in engines:
-        found = Runtime(graph, engine).score(tiles)
-        parity[engine] = max(
-            _apart(found.image, expected.image, spread), _apart(found.pixel, expected.pixel, spread_of_map)
-        )
-        if not parity[engine] <= TOLERANCE:
-            raise TrainingError(
-                f"the graph on {engine} differs from the fitted {model.name} by {parity[engine]:.2g} of the score "
-                f"range; at most {TOLERANCE:g} is allowed. No bundle was written. Please report this with the recipe."
-            )
-    return parity
-
-
-def _apart(found: Array, expected: Array, spread: float) -> float:
-    """Largest difference as a share of a spread; NaN when anything is not finite."""
-    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
-        return float("nan")
-    return float(np.abs(found - expected).max()) / max(spread, 1e-12)
-
-
-def calibrate(
-    scorer: Runtime,
-    recipe: Recipe,
-    rule: Input,
-    samples: Sequence[Sample],
-    progress: Progress,
-    warn: Tell,
-    registered_to: Reference | None = None,
-) -> Calibration:
-    """Score held-out good images on the path that inspection takes, and learn the thresholds' scores from them."""
-    found = []
-    for done, sample in enumerate(samples):
-        progress("calibrating", done, len(samples))
-        try:
-            read = image.read(sample.path)
-            image.accept(read, rule)
-            scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
-        except ImageError as error:
-            warn(f"left out: {error}")
-            continue
-        if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
-            raise TrainingError(f"{read.name}: the graph's score is no number. Train again with other settings.")
-        found.append(inspector.held_out(scanned, sample.group))
-    progress("calibrating", len(samples), len(samples))
-    if not found:
-        raise DatasetError(f"none of {len(samples)} good images could be used to calibrate.")
-    return Calibration.learn(found)
-
-
-def recalibrate(
-    bundle: Bundle,
-    folder: str | Path,
-    *,
-    groups: str | Path | None = None,
-    device: str = "",
-    seconds: float | None = None,
-    progress: Progress = silent,
-    tell: Tell = lambda sentence: None,
-    warn: Tell | None = None,
-) -> Bundle:
-    """Replace a bundle's calibration by one on new good images, without retraining.
-
-    Images that the bundle learnt from are left out: their scores are no witness. A pattern of groups in the recipe
-    holds for the new images too, if no other is given. `tell` and `warn` as in `train`.
-    """
-    warn, trained_by = warn or tell, bundle.recipe.data.groups
-    if groups is None and trained_by:
-        if dataset.is_table(trained_by):
-            raise DatasetError(
-                f"the bundle was calibrated by the groups in {trained_by}, which names other images. "
-                "Give groups for these (--groups); '(.*)' makes each image its own."
-            )
-        groups = trained_by
-    data = dataset.load(folder, groups=groups)
-    good = data.to_learn()
-    digests = [_digest(sample) for sample in good]
-    learnt = bundle.manifest.learnt_from(digests)
-    fresh = [i for i in range(len(good)) if not learnt[i]]
-    if any(learnt):
-        warn(f"left out: {sum(learnt)} of {len(good)} good images, from which the bundle learnt")
-    if not fresh:
-        raise DatasetError(
-            f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
-            "Calibration needs new good images, outside a test split."
-        )
-    samples = _united([good[i] for i in fresh], [digests[i] for i in fresh], warn)
-    scorer, registered_to = Runtime(bundle.graph), bundle.registered_to()
-    found = calibrate(scorer, bundle.recipe, bundle.manifest.input, samples, progress, warn, registered_to)
-    return bundle.changed(f"{_now()} calibrated on {found.images} good images", calibration=found)
-
-
-def _digest(sample: Sample) -> str:
-    """SHA-256 of the file; one that cannot be read is like no other, and calibration says why it is left out."""
-    try:
-        return files.digest(image.contents(sample.path)[0])
-    except ImageError:
-        return str(sample.path)
-
-
-def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
-    """Give a bundle other rates or thresholds. A new rate takes the place of a threshold that was set by hand.
-
-    RecipeError when a rate comes with the threshold that would override it, or a value is impossible.
-    """
-    decision = bundle.recipe.decision.model_dump()
-    for key in changes:
-        threshold = key.replace("_rate", "_threshold")
-        if threshold != key:
-            if threshold in changes:
-                raise RecipeError(f"both {key} and {threshold} are given; expected one of them. Leave one out.")
-            decision[threshold] = None
-    decided = validate(Decision, {**decision, **changes}, "decision")
-    recipe = bundle.recipe.model_copy(update={"decision": decided})
-    event = ", ".join(f"{key} = {value:g}" for key, value in changes.items())
-    return bundle.changed(f"{_now()} decision changed: {event}", recipe=recipe)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def machine() -> str:
     """Name the kind of machine and its system."""
     return f"{platform.machine()} {platform.system()} {platform.release()}"
@@ -377,5 +323,5 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what comes of a training."""
-    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "spox")
+    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "simplejpeg", "spox")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -57,7 +57,9 @@ def run(job: Job) -> Json:
     path = job.work / "part.andon"
     bundle = training.train(recipe, path)
     inspector = Inspector.load(path)
-    found = evaluate.evaluate(inspector, dataset.load(recipe.data.images, groups=recipe.data.groups or None)).metrics
+    found = evaluate.evaluate(
+        inspector, dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    ).metrics
     result = {
         **job.head(),
         "status": "done",
@@ -80,7 +82,7 @@ def run(job: Job) -> Json:
 def save(job: Job, result: Json) -> None:
     """Write a result where it belongs, whole or not at all; what is no UTF-8 in a file's name becomes a "?"."""
     result["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    files.write(job.result, json.dumps(result, indent=1, ensure_ascii=False).encode(errors="replace"))
+    files.write(job.result, files.strict_json(result, indent=1, ascii_only=False).encode(errors="replace"))
 
 
 def _end_with_parent() -> None:

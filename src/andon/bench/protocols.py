@@ -31,7 +31,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image
+from andon import dataset, files, folders, image
 from andon.bench.plan import Plan, Product
 from andon.detectors.base import Progress, silent
 from andon.errors import AndonError, DatasetError
@@ -227,7 +227,7 @@ def _cifar10(folder: Path) -> Classes:
         labels = labels_file.read_text(errors="replace").split() if files.is_file(labels_file) else list(CIFAR10)
     except OSError as error:
         raise DatasetError(f"{labels_file}: cannot be read: {error.strerror}. Allow reading.") from None
-    fit = all(re.fullmatch(r"[A-Za-z0-9][\w+-]*", n) and n.lower() not in dataset.GOOD_FOLDERS for n in labels)
+    fit = all(re.fullmatch(r"[A-Za-z0-9][\w+-]*", n) and folders.Names().kind(n) in ("", "bad") for n in labels)
     if len(labels) != 10 or len(set(labels)) != 10 or not fit:
         raise DatasetError(f"{labels_file}: names {labels[:3]}, …; expected ten classes. Download it again.")
     pictures: list[Picture] = []
@@ -348,7 +348,7 @@ def _write(found: Classes, expected: dict[str, object], place: Path, stage: str,
                 progress(stage, done, len(found.pictures))
             (half / POOL / picture.split / picture.label / picture.name).write_bytes(picture.png())
         progress(stage, len(found.pictures), len(found.pictures))
-        files.write(half / MARK, json.dumps({**expected, "images": _digest(half / POOL)}).encode())
+        files.write(half / MARK, files.strict_json({**expected, "images": _digest(half / POOL)}).encode())
 
 
 def _digest(pool: Path) -> str:

@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -86,28 +86,10 @@ def _check_place(out: Path, plan: Plan) -> None:
             )
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Keep a second run away from the folder; the lock goes with the process, however that ends."""
-    from filelock import FileLock, Timeout  # comes with pyarrow in andon[bench]
-
-    files.make_folder(out)
-    lock = FileLock(out / ".lock", blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise AndonError(
-            f"{out}: another andon bench is writing its results there. Wait until it has ended, or choose another "
-            "folder with --out."
-        ) from error
-    except OSError as error:
-        raise AndonError(
-            f"{out}: cannot be written: {(error.strerror or str(error)).lower()}. Choose another folder."
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _alone(out: Path) -> AbstractContextManager[Path]:
+    """Keep a second run away from the folder. Errors: as `files.alone`."""
+    busy = "another andon bench is writing its results there. Wait until it has ended, or choose another with --out."
+    return files.alone(out, busy)
 
 
 def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, tell: Tell) -> Summary:
@@ -145,7 +127,7 @@ def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
         "cells": [{**cell._asdict(), "recipe": cell.recipe.dump(), "place": cell.place.as_posix()} for cell in cells],
         "published": {product.name: product.published for product in plan.products if product.published},
     }
-    files.write(out / "plan.json", json.dumps(described, indent=1, ensure_ascii=False).encode(errors="replace"))
+    files.write(out / "plan.json", files.strict_json(described, indent=1, ascii_only=False).encode(errors="replace"))
     if plan.published:
         files.write(out / "published.toml", Path(plan.published).read_bytes())
 
@@ -175,7 +157,7 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
             f"{product.name}: since the last run {len(lost)} files were lost, {len(new)} came and {len(changed)} "
             "changed; its cells are run again"
         )
-    files.write(cache, json.dumps(now).encode())
+    files.write(cache, files.strict_json(now).encode())
     groups = Path(product.groups).read_text(encoding="utf-8") if files.is_file(product.groups) else product.groups
     lines = [groups, *(f"{name} {now[name][2]}" for name in sorted(now))]
     return files.digest("\n".join(lines).encode(errors="surrogateescape"))
@@ -266,7 +248,7 @@ def _run_cell(job: Job) -> Json:
     with suppress(BrokenPipeError), started as process:
         assert process.stdin is not None
         try:
-            process.stdin.write(json.dumps(job.model_dump(mode="json")) + "\n")
+            process.stdin.write(files.strict_json(job.model_dump(mode="json")) + "\n")
             process.stdin.flush()
             process.wait()  # its standard input stays open: it ends when this process does
         except BaseException:

@@ -98,7 +98,7 @@ def _value(result: Json, kind: str, path: str) -> Any:
     for step in path.split("."):
         known = isinstance(value, list | dict)
         value = (value[int(step)] if isinstance(value, list) else value.get(step)) if known else None
-    return json.dumps(value, ensure_ascii=False) if kind == "json" and value is not None else value
+    return files.strict_json(value, ascii_only=False) if kind == "json" and value is not None else value
 
 
 def parquet(out: Path) -> Path:

@@ -1,7 +1,8 @@
 """The command `andon`: one function a command; everything heavy is imported inside the function that needs it.
 
 Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect` or `evaluate` met images it
-could not read); 2 the user's mistake, with a message that says how to mend it; 130 interrupted.
+could not read, `inspect --fail-on` met a bad part); 2 the user's mistake, with a message that says how to mend it; 130
+interrupted.
 """
 
 import errno
@@ -9,9 +10,11 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+import andon
 from andon.cli import judging, making, measuring
 from andon.errors import AndonError, out_of_memory
 
@@ -23,7 +26,8 @@ app = typer.Typer(
     help="""Visual inspection of manufactured parts, learnt from photographs of good parts.
 
     First steps: `andon check FOLDER`, `andon train FOLDER -o part.andon`, `andon inspect part.andon IMAGES`.
-    Exit codes: 0 done; 1 done, with a bad answer (errors found, images that could not be read); 2 mistake in the call.
+    Exit codes: 0 done; 1 done, with a bad answer (errors found, images that could not be read, a verdict that
+    `inspect --fail-on` names); 2 mistake in the call.
     """,
 )
 features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
@@ -46,6 +50,21 @@ for command in (
     app.command()(command)
 features_app.command("build")(making.features_build)
 features_app.command("list")(making.features_list)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"andon {andon.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Take what goes before the command."""
 
 
 def main() -> None:
@@ -72,16 +91,15 @@ def main() -> None:
     except BrokenPipeError:  # whoever reads has seen enough: `| head`
         _mute()
         sys.exit(0)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+    except Exception as error:
+        if out_of_memory(error):  # OpenCV, ONNX Runtime and torch have classes of their own for that
+            sentence = "out of memory. Free some, or take a smaller geometry.size or a smaller network."
+        elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _mute()
+            sentence = f"{error.filename or 'what is printed'}: cannot be written: no space left. Free some space."
+        else:
             raise
-        print("andon: out of memory. Free some, or take a smaller geometry.size or a smaller network.", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _mute()
-        print("andon: what is printed cannot be written: no space left. Free some space.", file=sys.stderr)
+        print(f"andon: {sentence}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,19 +1,23 @@
 """Commands that inspect pictures, measure bundles and tell what is there."""
 
-import json
+import math
+import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from andon.cli.options import AsJson, BundleFile, EngineName, Groups, Quiet, Threads, progress_bars
+from andon.cli.options import AsJson, BundleFile, EngineName, Good, Groups, Quiet, Threads, progress_bars
 from andon.errors import AndonError, DatasetError, ImageError
 
 if TYPE_CHECKING:
     from andon.bundle import Bundle
+    from andon.inspection import Inspection
 
 
 def inspect(
@@ -21,7 +25,17 @@ def inspect(
     sources: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for records.jsonl (appended to) and a picture with heat map for every image."),
+        typer.Option(
+            help="Folder for records.jsonl and records.csv (appended to) and a picture with heat map for every image."
+        ),
+    ] = None,
+    fail_on: Annotated[
+        Literal["review", "reject"] | None,
+        typer.Option(
+            help="Exit with code 1 when any image gets this verdict or a worse one; INVALID and images that could not "
+            "be inspected count as worse.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -31,6 +45,7 @@ def inspect(
     """Say PASS, REVIEW, REJECT or INVALID of each image, with score, p-value and regions.
 
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
+    Exit code 0: every image was inspected; 1: some could not be, or --fail-on found one; 2: mistake in the call.
     """
     from andon import files, image, render
     from andon.inspector import Inspector
@@ -38,12 +53,12 @@ def inspect(
 
     inspector = Inspector.load(bundle, engine, threads)
     overlays = out / "overlays" if out else None
-    paths = _images(sources, overlays)
+    failures: list[str] = []
+    paths = _images(sources, overlays, failures)
     if len(sources) == 1 and not files.is_folder(sources[0]):
         image.contents(sources[0])  # the only one asked for, and not there: a mistake in the call
     if overlays:
         files.make_folder(overlays)
-    failures: list[str] = []
     counts: dict[str, int] = {}
     records = Records(out / "records.jsonl") if out else None
     with (
@@ -53,35 +68,37 @@ def inspect(
     ):
         for done, (path, shown) in enumerate(paths):
             progress("inspecting", done, len(paths))
+            began = time.perf_counter()
             try:
-                inspection = inspector.inspect(path)
+                read = inspector.read(path)  # once: verdict, digest and heat map come from the same bytes
+                inspection = inspector.inspect(read)
             except ImageError as error:
                 failures.append(f"could not be inspected: {error}")
                 record = {"source": path.as_posix(), "error": str(error)}
             else:
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
-                record = {**inspection.record(), "bundle": inspector.digest}
+                inspection = replace(inspection, milliseconds=1000 * (time.perf_counter() - began))
+                record = inspection.record()
             if records:
                 records.add(record)  # before the picture: what was decided is kept though the disk may be full
             if overlays and "error" not in record:
                 target = overlays / shown.with_name(shown.name + ".png")
                 try:
-                    pixels = image.read(path).pixels
                     files.make_folder(target.parent)
                     image.write(
-                        target, render.overlay(pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
+                        target, render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
                     )
                 except AndonError as error:
                     failures.append(f"inspected, but without a heat map: {error}")
             if as_json:
-                print(json.dumps(record))
+                print(files.strict_json(record))
             elif "error" not in record and not quiet:
-                print(_line(record))
+                print(_line(inspection))
         progress("inspecting", len(paths), len(paths))
     if len(paths) > 1 and not quiet and not as_json:
         summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
         print(f"{len(paths)} images: {summary or 'none inspected'}" + (f"; {len(failures)} failed" if failures else ""))
-    if failures:
+    if failures or _failed(fail_on, counts):
         raise typer.Exit(1)
 
 
@@ -90,6 +107,7 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(help="Labelled images: test/good, test/<defect>, …", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.html.")] = None,
     groups: Groups = None,
+    good: Good = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     engine: EngineName = "onnxruntime",
@@ -103,7 +121,7 @@ def evaluate(
     from andon.inspector import Inspector
 
     inspector = Inspector.load(bundle, engine, threads)
-    labelled = dataset.load(folder, groups=groups)
+    labelled = dataset.load(folder, groups=groups, good=good or ())
     if out:
         files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
@@ -111,11 +129,13 @@ def evaluate(
     if out:
         report.write(evaluation, out)
     if as_json:
-        print(json.dumps(evaluation.metrics, indent=1))
+        print(files.strict_json(evaluation.metrics, indent=1))
     elif not quiet:
         print("\n".join(evaluation.summary()))
         if out:
             print(f"report: {out / 'report.html'}")
+    for warning in evaluation.warnings:
+        print(warning, file=sys.stderr)
     if evaluation.errors:
         for error in evaluation.errors:
             print(f"could not be evaluated: {error}", file=sys.stderr)
@@ -129,6 +149,7 @@ def check(
         typer.Option("--out", "-o", help="Folder for suspects.jpg: the strangest good pictures.", show_default=False),
     ] = None,
     groups: Groups = None,
+    good: Good = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -141,24 +162,24 @@ def check(
 
     if out:
         files.prepare(out / "suspects.jpg")
-    data = dataset.load(folder, groups=groups)
+    data = dataset.load(folder, groups=groups, good=good or ())
     with progress_bars(quiet or as_json) as progress:
-        checked = check.check(data, progress)
         judged = suspects.look(data, progress)
-    checked = checked.extended(suspects.findings(judged, data))
+        checked = check.check(data, progress, suspects.findings(judged, data))
     if out and judged:
         files.write(out / "suspects.jpg", suspects.sheet(judged))
-    print(json.dumps(checked.record(), indent=1) if as_json else checked.text())
+    print(files.strict_json(checked.record(), indent=1) if as_json else checked.text())
     if checked.failed:
         raise typer.Exit(1)
 
 
 def show(bundle: BundleFile, as_json: AsJson = False) -> None:
     """Show a bundle's recipe, calibration, provenance and digests."""
+    from andon import files
     from andon.bundle import Bundle
 
     loaded = Bundle.load(bundle)
-    print(json.dumps(_contents(loaded), indent=1) if as_json else _describe(bundle, loaded))
+    print(files.strict_json(_contents(loaded), indent=1) if as_json else _describe(bundle, loaded))
 
 
 def detectors(
@@ -177,7 +198,7 @@ def detectors(
     kind = detectors.get(name)
     print(f"{kind.name}: {kind.summary}\n\nsettings (recipe: [detector.settings]), with defaults:")
     for key, field in kind.Config.model_fields.items():
-        print(f"  {key} = {field.default!r}" + (f"  # {field.description}" if field.description else ""))
+        print(f"  {key} = {field.default!r}\n      {' '.join((field.description or '').split())}")
     print("\npresets (recipe: detector.preset, or --preset):")
     for preset, values in kind.presets.items():
         print(f"  {preset}: {', '.join(f'{k} = {v!r}' for k, v in values.items()) or 'the defaults'}")
@@ -203,21 +224,30 @@ def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
                 print(failure, file=sys.stderr)
 
 
-def _images(sources: list[Path], overlays: Path | None) -> list[tuple[Path, Path]]:
+def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> list[tuple[Path, Path]]:
     """Find the images below files and folders: each with a path of its own to show it by below an output folder.
 
-    Of several folders each shows its images below its own name. What an earlier run drew is no part.
+    Of several folders each shows its images below its own name. What an earlier run drew is no part, nor are masks and
+    thumbnails. What cannot be followed is added to `failures`.
     """
-    from andon import dataset, files
+    from andon import files, folders
 
     drawn = overlays.resolve() if overlays else None
     taken: set[str] = set()
     found: list[tuple[Path, Path]] = []
     for source in sources:
         if files.is_folder(source):
-            inside = [path for path in dataset.images(source) if drawn not in path.resolve().parents]
+            try:
+                contents = folders.scan(source)
+            except OSError as error:
+                raise DatasetError(f"{source}: cannot be read: {error.strerror}. Allow reading.") from error
+            failures += [f"could not be inspected: {sentence}" for sentence in contents.unreadable]
+            inside = [path for path in contents.images if drawn not in Path(os.path.realpath(path)).parents]
+            skipped = f"; {len(contents.masks)} masks are not inspected" if contents.masks else ""
             if not inside:
-                raise DatasetError(f"{source}: no images in this folder. Name a folder that holds pictures.")
+                raise DatasetError(f"{source}: no images in this folder{skipped}. Name a folder that holds pictures.")
+            if skipped:
+                print(f"{source}{skipped.replace(';', ':')}", file=sys.stderr)
             below = _numbered(source.resolve().name, taken) if len(sources) > 1 else ""
             found += [(path, below / path.relative_to(source)) for path in inside]
         else:
@@ -236,14 +266,19 @@ def _numbered(name: str, taken: set[str]) -> str:
     return name
 
 
-def _line(record: dict[str, Any]) -> str:
-    if record["verdict"] == "INVALID":
-        return f"INVALID {record['source']}  ({'; '.join(record['notes'])})"
-    regions = record["regions"]
-    where = f"  {len(regions)} region{'s' * (len(regions) != 1)}, worst at {regions[0]['peak_at']}" if regions else ""
-    verdict, score, p = record["verdict"], record["score"], record["p_value"]
-    notes = f"  ({'; '.join(record['notes'])})" if record["notes"] else ""
-    return f"{verdict:<7} score {score:<8.4g} p {p:<7.3g} {record['source']}{where}{notes}"
+def _line(found: "Inspection") -> str:
+    notes = f"  ({'; '.join(found.notes)})" if found.notes else ""
+    if found.verdict == "INVALID":
+        return f"INVALID {found.source}{notes}"
+    n, regions = len(found.regions), found.regions
+    where = f"  {n} region{'s' * (n != 1)}, worst at {list(regions[0].peak_at)}" if regions else ""
+    return f"{found.verdict:<7} score {found.score:<8.4g} p {found.p_value:<7.3g} {found.source}{where}{notes}"
+
+
+def _failed(fail_on: str | None, counts: dict[str, int]) -> bool:
+    """Whether some verdict is at `fail_on` or beyond it."""
+    beyond = {None: (), "review": ("REVIEW", "REJECT", "INVALID"), "reject": ("REJECT", "INVALID")}[fail_on]
+    return any(counts.get(verdict) for verdict in beyond)
 
 
 def _contents(bundle: "Bundle") -> dict[str, Any]:
@@ -256,10 +291,23 @@ def _contents(bundle: "Bundle") -> dict[str, Any]:
             "images": calibration.images,
             "parts": calibration.parts,
             "supported_rate": calibration.supported_rate,
+            "folds": calibration.folds,
             "thresholds": calibration.thresholds(decision)._asdict(),
             "sentences": calibration.describe(decision),
+            "highest": [each._asdict() for each in calibration.highest()],
+            "scores": dict(zip(calibration.digests, calibration.scores, strict=False)),
         },
     }
+
+
+def _highest(bundle: "Bundle") -> list[str]:
+    if not (highest := bundle.calibration.highest()):
+        return []
+    return [
+        "Highest held-out good images, which set the thresholds",
+        *(f"  {each.score:<10.6g} {each.name}  SHA-256 {each.digest[:16]}" for each in highest),
+        "",
+    ]
 
 
 def _describe(path: Path, bundle: "Bundle") -> str:
@@ -270,12 +318,14 @@ def _describe(path: Path, bundle: "Bundle") -> str:
         *manifest.history,
         "",
         "Decision",
-        f"  above {thresholds.review:.6g} REVIEW, above {thresholds.reject:.6g} REJECT; "
-        f"a region is where the map exceeds {thresholds.pixel:.6g}",
+        f"  above {thresholds.review:.6g} REVIEW, "
+        + (f"above {thresholds.reject:.6g} REJECT" if math.isfinite(thresholds.reject) else "no part gets REJECT")
+        + f"; a region is where the map exceeds {thresholds.pixel:.6g}",
         *(f"  {sentence}" for sentence in bundle.calibration.describe(bundle.recipe.decision)),
         "",
+        *_highest(bundle),
         "Recipe",
-        *(f"  {line}" for line in bundle.recipe.dump().splitlines()),
+        *(f"  {line}" for line in bundle.recipe.shown().splitlines()),
         "",
         "Provenance",
         *(f"  {key}: {value}" for key, value in manifest.data.items()),

@@ -2,11 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from andon.cli.options import BundleFile, Groups, Quiet, progress_bars, teller
+from andon.cli.options import BundleFile, Good, Groups, Quiet, progress_bars, teller
 from andon.errors import AndonError, unknown
 
 
@@ -25,6 +25,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same bundle.", show_default=False)] = None,
     groups: Groups = None,
+    good: Good = None,
     device: Annotated[
         str, typer.Option(help="For detectors trained by gradient: cpu, cuda, …; default: the best there is.")
     ] = "",
@@ -39,7 +40,9 @@ def train(
     """
     from andon import training
 
-    recipe = training.compose(source, detector=detector, preset=preset, size=size, seed=seed, groups=groups)
+    recipe = training.compose(
+        source, detector=detector, preset=preset, size=size, seed=seed, groups=groups, good=good or ()
+    )
     name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # a product may be called a/b
     target = out or Path(f"{name}.andon")
     with progress_bars(quiet) as progress:
@@ -59,16 +62,20 @@ def train(
 def preview(
     source: Annotated[
         str,
-        typer.Argument(help="A recipe (.toml) of filtering-autoencoder.", show_default=False, metavar="RECIPE"),
+        typer.Argument(help="A folder of good images, or a recipe (.toml).", show_default=False, metavar="RECIPE"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write (PNG).")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(min=1, max=64, help="Training tiles to show.")] = 8,
+    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures to show.")] = 10,
+    good: Good = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what training will see: original, mask and corrupted input side by side."""
+    """Show what the recipe makes of some pictures: crop, region of interest, registration and tiles.
+
+    Of filtering-autoencoder also what its training will see: original, mask and corrupted input side by side.
+    """
     from andon import files, study, training
 
-    recipe = training.compose(source)
+    recipe = training.compose(source, good=good or ())
     files.check_writable(out)
     with progress_bars(quiet) as progress:
         files.write(out, study.preview(recipe, count, progress, teller(False)))
@@ -95,11 +102,20 @@ def calibrate(
     reject_threshold: Annotated[float | None, typer.Option(help="Raw score, instead of a rate.")] = None,
     pixel_threshold: Annotated[float | None, typer.Option(help="Raw map value, instead of a rate.")] = None,
     min_area: Annotated[int | None, typer.Option(help="Smallest region to show, in pixels of the image.")] = None,
+    per: Annotated[
+        Literal["image", "part"] | None,
+        typer.Option(help="Unit of the rates: any one image of a new part, or its worst image.", show_default=False),
+    ] = None,
+    reject_unsupported: Annotated[
+        bool | None,
+        typer.Option(help="REJECT parts beyond all held-out ones, though they are too few for the reject rate."),
+    ] = None,
     groups: Groups = None,
+    good: Good = None,
     quiet: Quiet = False,
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
-    from andon import training
+    from andon import calibrating
     from andon.bundle import Bundle, check_place
 
     loaded = Bundle.load(bundle)
@@ -113,15 +129,17 @@ def calibrate(
         "reject_threshold": reject_threshold,
         "pixel_threshold": pixel_threshold,
         "min_area": min_area,
+        "per": per,
+        "reject_unsupported": reject_unsupported,
     }
     given = {key: value for key, value in changes.items() if value is not None}
     if not given and not folder:
         raise AndonError("nothing to change. Give a folder of good images, a rate or a threshold (see --help).")
-    loaded = training.redecide(loaded, given) if given else loaded
+    loaded = calibrating.redecide(loaded, given) if given else loaded
     if folder:
         with progress_bars(quiet) as progress:
-            loaded = training.recalibrate(
-                loaded, folder, groups=groups, progress=progress, tell=tell, warn=teller(False)
+            loaded = calibrating.recalibrate(
+                loaded, folder, groups=groups, good=good or (), progress=progress, tell=tell, warn=teller(False)
             )
     loaded.save(target)
     for sentence in loaded.calibration.describe(loaded.recipe.decision):

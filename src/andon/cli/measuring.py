@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from andon.cli.options import BundleFile, Groups, Quiet, Threads, progress_bars, teller
+from andon.cli.options import BundleFile, Good, Groups, Quiet, Threads, progress_bars, teller
 from andon.errors import AndonError
 
 
@@ -67,6 +67,7 @@ def compare(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for compare.html.")] = Path("comparison"),
     groups: Groups = None,
+    good: Good = None,
     quiet: Quiet = False,
 ) -> None:
     """Set several bundles side by side on the same labelled images: figures, a paired test, the same pictures."""
@@ -78,15 +79,14 @@ def compare(
     files.prepare(out / "compare.html")
     inspectors = compare.load(bundles)
     with progress_bars(quiet) as progress:
-        compared = compare.Comparison(inspectors, dataset.load(folder, groups=groups), progress)
+        compared = compare.Comparison(inspectors, dataset.load(folder, groups=groups, good=good or ()), progress)
     page = compare.write(compared, out)
     if not quiet:
         print(compare.headline(compared, compared.differences()))
         print(f"report: {page}")
-    errors = sorted({error for found in compared.evaluations.values() for error in found.errors})
-    for error in errors:
+    for error in compared.errors:
         print(f"could not be evaluated: {error}", file=sys.stderr)
-    if errors:
+    if compared.errors:
         raise typer.Exit(1)
 
 

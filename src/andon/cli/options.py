@@ -22,6 +22,14 @@ Groups = Annotated[
         show_default=False,
     ),
 ]
+Good = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A folder of good images whose name does not say so; more than once for several. * fits any name; . is "
+        "what lies directly in the folder.",
+        show_default=False,
+    ),
+]
 EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What runs the graph.")]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: as many as there are cores.")]
 
@@ -32,7 +40,10 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator["Progress"]:
-    """Yield a callback that draws one bar a stage on standard error, with the time left."""
+    """Yield a callback that draws one bar a stage on standard error, with the time left.
+
+    A training draws one more, for the whole of it, in seconds.
+    """
     from andon.detectors.base import silent
 
     try:

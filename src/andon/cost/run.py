@@ -120,7 +120,7 @@ def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
     counts, learning, size = count(subject.graph), subject.learning, len(subject.graph)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
-        graph.write_bytes(subject.graph)
+        files.write(graph, subject.graph)
         trial = Trial(
             graph=graph,
             side=subject.side,

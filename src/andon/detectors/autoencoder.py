@@ -27,15 +27,26 @@ from andon.nn.losses import ssim
 class Settings(Schedule):
     """Settings of `autoencoder`, and of its training."""
 
-    objective: Literal["l2", "ssim"] = "l2"  # what is lowered in training and measured in the map
-    score: Literal["mean", "max"] = "mean"  # of the map
-    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …
-    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
-    latent: Annotated[int, Field(ge=1)] = 128  # values of the latent vector
-    sparsity: Annotated[float, Field(ge=0)] = 1e-4  # λ; 0: none
-    smooth: Annotated[Odd, Field(ge=1, le=63)] = 1  # pixels a side over which the map is averaged; odd; 1: not at all
-    window: Annotated[Odd, Field(ge=3, le=63)] = 11  # of SSIM, pixels a side; odd
-    sigma: Annotated[float, Field(gt=0)] = 1.5  # of the window's weights, pixels
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
+    objective: Literal["l2", "ssim"] = "l2"
+    """Error that training lowers and the map shows: squared error, or 1 − SSIM."""
+    score: Literal["mean", "max"] = "mean"
+    """Image score: mean or maximum of the map."""
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the first layer; each next layer has twice as many, up to `widest`."""
+    widest: Annotated[int, Field(ge=1)] = 256
+    """The most channels that a layer has."""
+    latent: Annotated[int, Field(ge=1)] = 128
+    """Values of the latent vector."""
+    sparsity: Annotated[float, Field(ge=0)] = 1e-4
+    """λ, weight of the absolute values of the latent vector; 0: none."""
+    smooth: Annotated[Odd, Field(ge=1, le=63)] = 1
+    """Pixels a side over which the map is averaged, odd; 1: no averaging."""
+    window: Annotated[Odd, Field(ge=3, le=63)] = 11
+    """Window of SSIM, pixels a side, odd."""
+    sigma: Annotated[float, Field(gt=0)] = 1.5
+    """Standard deviation of the window's Gaussian weights, pixels."""
 
 
 class AutoencoderNetwork(Network):

@@ -1,7 +1,7 @@
 """What a detector is. No torch in this contract: a detector that needs it says so by importing it in its own file."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -77,6 +77,7 @@ class Run:
     folder: Path | None = None  # for checkpoints and caches: a killed fit goes on from here
     device: str = ""  # "cpu", "cuda", …; empty: the best there is
     seconds: float | None = None  # stop after this long, in place of the detector's number of steps
+    written: set[Path] = field(default_factory=set)  # files and folders in `folder` that this fit owns; grows
     images: Sequence[Path] = ()  # every file of the data set, the test's too: images from elsewhere are none of them
 
 
@@ -97,6 +98,7 @@ class Detector(Protocol):
     summary: ClassVar[str]  # one line for `andon detectors`
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
     defects: ClassVar[Need]  # of the class; an instance may need others by its settings
+    quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
     curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty

@@ -44,18 +44,32 @@ Width = Annotated[int, Field(ge=1)]
 class Settings(Schedule):
     """Settings of `capsule`, and of its training."""
 
-    score: Literal["lengths", "reconstruction"] = "lengths"  # ‖v_1‖ − ‖v_0‖, or the error of what v_0 rebuilds
-    side: Annotated[int, Field(ge=28, le=180)] = 64  # pixels a side, to which tiles are brought
-    width: Width = 256  # channels of the first convolution
-    types: Width = 32  # of primary capsules
-    capsule: Width = 16  # values of each of the two capsules
-    iterations: Annotated[int, Field(ge=1)] = 3  # of routing
-    decoder: tuple[Width, Width] = Field((512, 1024), strict=False)  # values of its two hidden layers
-    present: Annotated[float, Field(gt=0, lt=1)] = 0.9  # m⁺
-    absent: Annotated[float, Field(gt=0, lt=1)] = 0.1  # m⁻
-    absent_weight: Annotated[float, Field(ge=0)] = 0.5  # λ
-    reconstruction: Annotated[float, Field(ge=0)] = 0.392  # weight of the mean squared error
-    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # share of the parts kept for early stopping; 0: none
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score"}
+
+    score: Literal["lengths", "reconstruction"] = "lengths"
+    """Image score: ‖v_1‖ − ‖v_0‖, or the error of the reconstruction from v_0."""
+    side: Annotated[int, Field(ge=28, le=180)] = 64
+    """Pixels a side to which tiles are resized."""
+    width: Width = 256
+    """Channels of the first convolution."""
+    types: Width = 32
+    """Types of primary capsules."""
+    capsule: Width = 16
+    """Values of each of the two capsules."""
+    iterations: Annotated[int, Field(ge=1)] = 3
+    """Iterations of routing."""
+    decoder: tuple[Width, Width] = Field((512, 1024), strict=False)
+    """Values of the two hidden layers of the decoder."""
+    present: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """m⁺ of the margin loss: length that the capsule of the true class should exceed."""
+    absent: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """m⁻ of the margin loss: length that the other capsule should stay below."""
+    absent_weight: Annotated[float, Field(ge=0)] = 0.5
+    """λ of the margin loss, weight of the class that is absent."""
+    reconstruction: Annotated[float, Field(ge=0)] = 0.392
+    """Weight of the mean squared error of the reconstruction."""
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of the parts that is held out for early stopping; 0: none."""
 
 
 class Encoder(nn.Module):

@@ -37,12 +37,16 @@ T = TypeVar("T")
 class Settings(BaseModel):
     """Settings of `deep-knn`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    network: str = "efficientnet-lite0"  # a feature graph of andon.features
-    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)  # blocks; their features are joined
-    neighbours: Annotated[int, Field(ge=1)] = 15  # k
-    floor: Annotated[float, Field(gt=0, le=1)] = 0.01  # least deviation of a feature, as a share of their mean
+    network: str = "efficientnet-lite0"
+    """Name of a feature graph; `andon features list` lists them."""
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)
+    """Blocks of the network whose features are joined."""
+    neighbours: Annotated[int, Field(ge=1)] = 15
+    """k, nearest good images whose mean distance is the score."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Least standard deviation of a feature, as a share of the mean deviation."""
 
 
 class DeepKnn:
@@ -52,6 +56,7 @@ class DeepKnn:
     summary: ClassVar[str] = "distance of a picture's deep features to the nearest good pictures'; fits in seconds"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

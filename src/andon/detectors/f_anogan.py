@@ -35,17 +35,28 @@ from andon.nn.resize import Resize
 class Settings(Schedule):
     """Settings of `f-anogan`, and of its training; `steps`, `learning_rate` and `hold_out` are the encoder's."""
 
-    gan_steps: Annotated[int, Field(ge=1)] = 4000  # of the first stage; the second's are `steps`
-    gan_learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # of the first stage, at its highest
-    side: Annotated[int, Field(ge=32)] = 64  # pixels a side that the networks see; larger tiles are reduced to it
-    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layers; each next has twice as many …
-    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
-    latent: Annotated[int, Field(ge=1)] = 128  # values of z
-    penalty: Annotated[float, Field(ge=0)] = 10.0  # λ
-    critic_steps: Annotated[int, Field(ge=1)] = 5  # n_critic
-    features: Annotated[float, Field(ge=0)] = 1.0  # κ
-    batch: Annotated[int, Field(ge=2)] = 16  # tiles a step; batch normalisation needs more than one
-    clip: Annotated[float, Field(gt=0)] = 100.0  # the greatest norm of a gradient; the papers do not clip
+    gan_steps: Annotated[int, Field(ge=1)] = 4000
+    """Steps of the first stage, the GAN; those of the encoder are `steps`."""
+    gan_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate of the first stage."""
+    side: Annotated[int, Field(ge=32)] = 64
+    """Pixels a side that the networks see; larger tiles are reduced to it."""
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the first layers; each next layer has twice as many, up to `widest`."""
+    widest: Annotated[int, Field(ge=1)] = 256
+    """The most channels that a layer has."""
+    latent: Annotated[int, Field(ge=1)] = 128
+    """Values of the latent vector z."""
+    penalty: Annotated[float, Field(ge=0)] = 10.0
+    """λ, weight of the gradient penalty."""
+    critic_steps: Annotated[int, Field(ge=1)] = 5
+    """n_critic, steps of the critic for each step of the generator."""
+    features: Annotated[float, Field(ge=0)] = 1.0
+    """κ, weight of the features' error."""
+    batch: Annotated[int, Field(ge=2)] = 16
+    """Tiles in a step; batch normalisation needs at least two."""
+    clip: Annotated[float, Field(gt=0)] = 100.0
+    """Greatest norm of a gradient; a greater one is scaled down to it. The papers do not clip."""
 
 
 class Gan(nn.Module):

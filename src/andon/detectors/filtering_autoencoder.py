@@ -16,7 +16,7 @@ Differs from the paper:
 - The noise that is kept on top of the damage is from the authors' later work; see `nn.corruption`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -61,26 +61,51 @@ Patch = Annotated[tuple[Share, Share], Field(strict=False), AfterValidator(_orde
 class Settings(Schedule):
     """Settings of `filtering-autoencoder`, and of its training."""
 
-    objective: Literal["restore", "amplify", "ensemble"] = "restore"  # eq. 1; eq. 4; a network of each
-    balance: Annotated[float, Field(ge=0, le=1)] = 0.5  # λ, weight of the corrupted area
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4  # at its highest
-    width: Annotated[float, Field(gt=0, le=4)] = 1.0  # times the channels of table 1
-    kernel: Literal[3, 5] = 3  # f, of the dilated convolutions, positions a side
-    corruptions: Kinds = ("elastic", "occlusion")  # also cutout, swap; and on top of these: brightness, rotation
-    patch: Patch = (0.05, 0.4)  # smallest and largest diameter of a corrupted shape, shares of the side
-    shapes: Annotated[int, Field(ge=1, le=16)] = 3  # of an occlusion, at most
-    displacement: Annotated[float, Field(gt=0, le=2)] = 0.3  # standard deviation of `elastic`, share of the radius
-    brightness: Annotated[float, Field(gt=0, le=1)] = 0.4  # of `brightness`: times 1 ± up to this share
-    rotation: Annotated[float, Field(gt=0, le=180)] = 45.0  # of `rotation`: degrees, either way
-    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0  # that is kept: standard deviation, of values in [0, 1]; 0: none
-    occlusion_images: str = ""  # folder of images from elsewhere that fill occlusions; empty: other places and textures
-    grow_from: Share = 0.5  # side of the first crops, share of the tile's; 1: whole tiles at once
-    grow_until: Share = 0.5  # share of the steps after which whole tiles are seen
-    error: Literal["l2", "ssim"] = "l2"  # what the map measures
-    smooth: Annotated[Odd, Field(ge=1, le=63)] = 5  # k, pixels a side over which the map is averaged; odd
-    repeats: Annotated[int, Field(ge=0, le=16)] = 3  # n, how often
-    object_correction: bool = False  # eq. 14, for parts that lie alike; not with geometry.tiles
-    correction_repeats: Annotated[int, Field(ge=0, le=16)] = 3  # t, how often the mean map is averaged
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {
+        *("error", "smooth", "repeats", "object_correction", "correction_repeats"),
+        *("objective", "occlusion_images"),  # each network has a checkpoint of its own, which knows the pictures
+    }
+
+    objective: Literal["restore", "amplify", "ensemble"] = "restore"
+    """Training objective: restore (eq. 1), amplify (eq. 4), or an ensemble of one network for each."""
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """λ, weight of the corrupted area in the loss."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate."""
+    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Factor of the channels of table 1."""
+    kernel: Literal[3, 5] = 3
+    """f, side of the kernel of the dilated convolutions, positions."""
+    corruptions: Kinds = ("elastic", "occlusion")
+    """Corruptions of training tiles: elastic, occlusion, cutout, swap; brightness and rotation come on top."""
+    patch: Patch = (0.05, 0.4)
+    """Smallest and largest diameter of a corrupted shape, as shares of the tile's side."""
+    shapes: Annotated[int, Field(ge=1, le=16)] = 3
+    """Greatest number of shapes of an occlusion."""
+    displacement: Annotated[float, Field(gt=0, le=2)] = 0.3
+    """Standard deviation of the displacement of `elastic`, as a share of the radius."""
+    brightness: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Of the corruption `brightness`: values are multiplied by 1 ± at most this share."""
+    rotation: Annotated[float, Field(gt=0, le=180)] = 45.0
+    """Of the corruption `rotation`: greatest angle in degrees, either way."""
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Standard deviation of noise that stays in the target, of values in [0, 1]; 0: none."""
+    occlusion_images: str = ""
+    """Folder of images from elsewhere that fill occlusions; empty: other places and textures do."""
+    grow_from: Share = 0.5
+    """Side of the first crops, as a share of the tile's side; 1: whole tiles from the start."""
+    grow_until: Share = 0.5
+    """Share of the training after which whole tiles are seen."""
+    error: Literal["l2", "ssim"] = "l2"
+    """Error that the map shows: squared error, or 1 − SSIM."""
+    smooth: Annotated[Odd, Field(ge=1, le=63)] = 5
+    """k, pixels a side over which the map is averaged, odd."""
+    repeats: Annotated[int, Field(ge=0, le=16)] = 3
+    """n, number of times that the map is averaged."""
+    object_correction: bool = False
+    """Subtract the mean map of good parts (eq. 14); for parts that lie alike, without geometry.tiles."""
+    correction_repeats: Annotated[int, Field(ge=0, le=16)] = 3
+    """t, number of times that the mean map is averaged."""
 
     @model_validator(mode="after")
     def _used(self) -> Self:
@@ -155,6 +180,10 @@ def cost(side: int, channels: int, width: float = 1.0, kernel: int = 3) -> Cost:
     return Cost(sum(p.numel() for p in network.parameters()), total)
 
 
+def _whole() -> float:
+    return 1.0
+
+
 class FilteringNetwork(Network):
     """One network of table 1, trained by equation 1 or 4."""
 
@@ -165,31 +194,22 @@ class FilteringNetwork(Network):
         super().__init__()
         self.config, self.side, self.amplify, self.corruption = config, side, amplify, corruption
         self.rebuild = layers(channels, config.width, config.kernel)
-        self.steps = 0  # taken in training
+        self.share: Callable[[], float] = _whole  # of the training that is done
         self.register_buffer("average", torch.zeros(side, side))
 
-    def get_extra_state(self) -> Tensor:
-        """Keep the number of steps in the checkpoint, so that a resumed training grows on from there."""
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take it from there."""
-        self.steps = int(state)
-
-    def crop(self) -> int:
-        """Side of the crops at this step: from `grow_from` of the tile's to all of it."""
-        share = min(1.0, self.steps / max(1.0, self.config.grow_until * self.config.steps))
-        grown = self.config.grow_from + share * (1 - self.config.grow_from)
+    def crop(self, share: float) -> int:
+        """Side of the crops after a share of the training: from `grow_from` of the tile's to all of it."""
+        growth = min(1.0, share / self.config.grow_until)
+        grown = self.config.grow_from + growth * (1 - self.config.grow_from)
         unit = max(HALVED, self.side // GROWTHS // HALVED * HALVED)
         return min(self.side, max(unit, int(grown * self.side / unit + 1e-6) * unit))
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Equation 1, or 4: the error where nothing was corrupted, and with ±λ where something was."""
         if self.training:
-            side = self.crop()
+            side = self.crop(self.share())
             y, x = torch.randint(self.side - side + 1, (2,)).tolist()  # torch's own generator: the device need not wait
             tiles = tiles[..., y : y + side, x : x + side]
-            self.steps += 1
         seen = self.corruption(tiles, generator)
         error = (self.rebuild(seen.input).float() - seen.target) ** 2
         kept = weighted(error, 1 - seen.mask)
@@ -276,8 +296,8 @@ class FilteringAutoencoder(LearnedDetector):
                 member = loop.module
                 assert isinstance(member, FilteringNetwork)
                 area = 0.0
-                for member.steps in range(self.config.steps):
-                    area += (member.crop() / tiles.side) ** 2 / self.config.steps
+                for step in range(self.config.steps):
+                    area += (member.crop(step / self.config.steps) / tiles.side) ** 2 / self.config.steps
                 seconds, megabytes = loop.forecast(tiles)
                 found.append((seconds if run.seconds else area * seconds, megabytes))
         return Forecast(sum(seconds for seconds, _ in found), max(megabytes for _, megabytes in found))
@@ -293,7 +313,9 @@ class FilteringAutoencoder(LearnedDetector):
                 assert isinstance(member, FilteringNetwork)
                 outside = member.corruption.outside
                 filled = "" if outside is None else files.digest(outside.cpu().numpy().tobytes())
+                member.share = loop.share
                 curve += loop.fit(tiles, f"{self.name} {objective} {filled}").splitlines()[1:]
+                member.share = _whole
                 if self.config.object_correction:
                     self._remember(member, tiles, loop.device)
                 members.append(member.cpu())

@@ -33,15 +33,24 @@ from andon.nn.resize import Resize
 class Settings(Schedule):
     """Settings of `ganomaly`, and of its training."""
 
-    side: Annotated[int, Field(ge=32)] = 64  # pixels a side that the networks see; larger tiles are reduced to it
-    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layers; each next has twice as many …
-    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
-    latent: Annotated[int, Field(ge=1)] = 100  # values of z
-    adversarial: Annotated[float, Field(ge=0)] = 1.0  # w_adv
-    contextual: Annotated[float, Field(ge=0)] = 50.0  # w_con
-    encoding: Annotated[float, Field(ge=0)] = 1.0  # w_enc
-    batch: Annotated[int, Field(ge=2)] = 16  # tiles a step; batch normalisation needs more than one
-    clip: Annotated[float, Field(gt=0)] = 100.0  # the greatest norm of a gradient; the paper does not clip
+    side: Annotated[int, Field(ge=32)] = 64
+    """Pixels a side that the networks see; larger tiles are reduced to it."""
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the first layers; each next layer has twice as many, up to `widest`."""
+    widest: Annotated[int, Field(ge=1)] = 256
+    """The most channels that a layer has."""
+    latent: Annotated[int, Field(ge=1)] = 100
+    """Values of the latent vector z."""
+    adversarial: Annotated[float, Field(ge=0)] = 1.0
+    """w_adv, weight of the adversarial loss."""
+    contextual: Annotated[float, Field(ge=0)] = 50.0
+    """w_con, weight of the reconstruction error."""
+    encoding: Annotated[float, Field(ge=0)] = 1.0
+    """w_enc, weight of the distance between the two latent vectors."""
+    batch: Annotated[int, Field(ge=2)] = 16
+    """Tiles in a step; batch normalisation needs at least two."""
+    clip: Annotated[float, Field(gt=0)] = 100.0
+    """Greatest norm of a gradient; a greater one is scaled down to it. The paper does not clip."""
 
 
 class GanomalyNetwork(Network):

@@ -36,19 +36,30 @@ from andon.inspection import Array, Pixels, Scores
 class Settings(BaseModel):
     """Settings of `memory-bank`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    network: str = "efficientnet-lite0"  # a feature graph of andon.features
-    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (4, 10)  # blocks; each gets a bank
-    average: Annotated[int, Field(ge=1, le=15)] = 3  # positions a side over which features are averaged; odd
-    floor: Annotated[float, Field(gt=0, le=1)] = 1e-3  # least eigenvalue in whitening, as a share of the greatest
-    bank: Annotated[int, Field(ge=1)] = 2000  # memories a stage; the time of a search is in proportion
-    neighbours: Annotated[int, Field(ge=1)] = 10  # good patches around a memory that set its credit
-    credit: Annotated[float, Field(ge=0, le=1)] = 0.7  # share of their mean squared distance; 0 turns it off
-    common: Annotated[float, Field(ge=0, le=1)] = 0.5  # share of the map's mean that is taken off the image score
-    deep: Annotated[float, Field(ge=0)] = 0.25  # weight of the coarser stages in the map; they find, the finest shows
-    candidates: Annotated[int, Field(ge=1)] = 60_000  # patches sampled a stage, from which memories are chosen
-    memory_mb: Annotated[int, Field(ge=16)] = 512  # MB for the samples; fewer candidates where they need more
+    network: str = "efficientnet-lite0"
+    """Name of a feature graph; `andon features list` lists them."""
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (4, 10)
+    """Blocks of the network; each gets a memory bank."""
+    average: Annotated[int, Field(ge=1, le=15)] = 3
+    """Positions a side over which features are averaged, odd."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Least eigenvalue in whitening, as a share of the greatest."""
+    bank: Annotated[int, Field(ge=1)] = 2000
+    """Memories of a stage; the time of a search is proportional to it."""
+    neighbours: Annotated[int, Field(ge=1)] = 10
+    """Good patches around a memory that determine its credit."""
+    credit: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Share of their mean squared distance that is subtracted from the distance; 0: none."""
+    common: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the map's mean that is subtracted from the image score."""
+    deep: Annotated[float, Field(ge=0)] = 0.25
+    """Weight of the coarser stages in the map. They detect; the finest stage localises."""
+    candidates: Annotated[int, Field(ge=1)] = 60_000
+    """Patches of a stage that are sampled; memories are chosen among them."""
+    memory_mb: Annotated[int, Field(ge=16)] = 512
+    """MB for the sampled patches; fewer candidates where they need more."""
 
     @field_validator("average")
     @classmethod
@@ -74,6 +85,7 @@ class MemoryBank:
     summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

@@ -32,12 +32,14 @@ from andon.inspection import Array, Pixels, Scores
 class Settings(BaseModel):
     """Settings of `nearest-image`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    # Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
-    # of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.
     side: Annotated[int, Field(ge=1)] = 64
-    memory_mb: Annotated[int, Field(ge=1)] = 256  # MB for the images that are remembered, in training and in the bundle
+    """Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
+    of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.
+    """
+    memory_mb: Annotated[int, Field(ge=1)] = 256
+    """MB for the images that are remembered, in training and in the bundle."""
 
 
 class NearestImage:
@@ -47,6 +49,7 @@ class NearestImage:
     summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

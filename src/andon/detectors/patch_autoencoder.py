@@ -51,20 +51,43 @@ from andon.nn.loop import Schedule
 class Settings(Schedule):
     """Settings of `patch-autoencoder`, and of its training."""
 
-    shrink: Annotated[int, Field(ge=1)] = 2  # the picture's side is divided by this before patches are cut
-    patch: Annotated[int, Field(ge=SMALLEST)] = 64  # pixels a side, of the smaller picture
-    step: Annotated[int, Field(ge=1)] = 32  # pixels between neighbouring patches at most; less than `patch`: overlap
-    condition: bool = True  # tell the network which patch it has
-    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …
-    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
-    latent: Annotated[int, Field(ge=1)] = 64  # values of a patch's latent vector
-    sparsity: Annotated[float, Field(ge=0)] = 1e-4  # λ; 0: none
-    network: str = "efficientnet-lite0"  # a feature graph of andon.features
-    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)  # blocks; their features are joined
-    pooling: Literal["source", "max"] = "source"  # of deep features: the paper's, or the global maximum alone
-    window: Annotated[int, Field(ge=2)] = 3  # of the paper's local poolings, positions a side
-    neighbours: Annotated[int, Field(ge=1)] = 15  # k
-    floor: Annotated[float, Field(gt=0, le=1)] = 0.01  # least deviation of a feature, as a share of their mean
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {
+        "network",
+        "stages",
+        "pooling",
+        "window",
+        "neighbours",
+        "floor",
+    }
+
+    shrink: Annotated[int, Field(ge=1)] = 2
+    """Factor by which the picture's side is reduced before patches are cut."""
+    patch: Annotated[int, Field(ge=SMALLEST)] = 64
+    """Side of a patch, in pixels of the reduced picture."""
+    step: Annotated[int, Field(ge=1)] = 32
+    """Greatest distance between neighbouring patches, pixels; below `patch` they overlap."""
+    condition: bool = True
+    """Give the network the position of its patch."""
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the first layer; each next layer has twice as many, up to `widest`."""
+    widest: Annotated[int, Field(ge=1)] = 256
+    """The most channels that a layer has."""
+    latent: Annotated[int, Field(ge=1)] = 64
+    """Values of the latent vector of a patch."""
+    sparsity: Annotated[float, Field(ge=0)] = 1e-4
+    """λ, weight of the absolute values of the latent vector; 0: none."""
+    network: str = "efficientnet-lite0"
+    """Name of a feature graph; `andon features list` lists them."""
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)
+    """Blocks of the network whose features are joined."""
+    pooling: Literal["source", "max"] = "source"
+    """Pooling of deep features: the paper's, or the global maximum alone."""
+    window: Annotated[int, Field(ge=2)] = 3
+    """Window of the paper's local poolings, positions a side."""
+    neighbours: Annotated[int, Field(ge=1)] = 15
+    """k, nearest good images whose mean distance is the score."""
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Least standard deviation of a feature, as a share of the mean deviation."""
 
 
 class PatchNetwork(Network):

@@ -49,16 +49,26 @@ LEAST_RANGE = 0.01  # of a term, as a share of its greatest value; a smaller one
 class Settings(Schedule):
     """Settings of `piade`, and of its training."""
 
-    side: Annotated[int, Field(ge=128, multiple_of=128)] = 128  # pixels a side, to which tiles are brought
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64  # channels of the trunk's first stage; the fourth has 8 × it
-    blocks: Annotated[int, Field(ge=1)] = 2  # residual blocks in each of the four stages
-    squeeze: Annotated[int, Field(ge=1, le=8)] = 8  # by so much the excitation's hidden layer is narrower
-    vector: Annotated[int, Field(ge=1)] = 64  # values of each of the two vectors
-    iterations: Annotated[int, Field(ge=1)] = 3  # of routing
-    network: str = "efficientnet-lite0"  # a feature graph of andon.features; for the perceptual loss
-    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (2, 4)  # its blocks
+    side: Annotated[int, Field(ge=128, multiple_of=128)] = 128
+    """Pixels a side to which tiles are resized."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    """Channels of the first stage of the trunk; the fourth has 8 times as many."""
+    blocks: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks in each of the four stages."""
+    squeeze: Annotated[int, Field(ge=1, le=8)] = 8
+    """Factor by which the hidden layer of an excitation is narrower."""
+    vector: Annotated[int, Field(ge=1)] = 64
+    """Values of each of the two vectors."""
+    iterations: Annotated[int, Field(ge=1)] = 3
+    """Iterations of routing."""
+    network: str = "efficientnet-lite0"
+    """Name of the feature graph of the perceptual loss; `andon features list` lists them."""
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (2, 4)
+    """Blocks of the feature graph in the perceptual loss."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
-    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.1  # share of the parts kept for early stopping and the ranges
+    """Weight decay of AdamW; 0: Adam."""
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the parts that is held out for early stopping and for the ranges."""
 
 
 class Excitation(nn.Module):

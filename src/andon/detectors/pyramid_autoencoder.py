@@ -34,15 +34,26 @@ SMALLEST = 8  # positions a side: a larger grid is halved once more
 class Settings(Schedule):
     """Settings of `pyramid-autoencoder`, and of its training."""
 
-    score: Literal["mean", "max"] = "mean"  # of the map
-    side: Annotated[int, Field(ge=32, multiple_of=32)] = 128  # pixels a side, to which tiles are brought
-    levels: Annotated[int, Field(ge=1, le=4)] = 3  # of the pyramid; each is half as large as the one before
-    width: Annotated[int, Field(ge=1)] = 32  # channels of the features; each next layer has twice as many …
-    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
-    latent: Annotated[int, Field(ge=1)] = 64  # values of each level's latent vector
-    perceptual: Annotated[float, Field(ge=0)] = 1.0  # weight of the error of deep features; of the pixels' it is 1
-    network: str = "efficientnet-lite0"  # a feature graph of andon.features; for the perceptual loss
-    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (2, 4)  # its blocks
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score"}
+
+    score: Literal["mean", "max"] = "mean"
+    """Image score: mean or maximum of the map."""
+    side: Annotated[int, Field(ge=32, multiple_of=32)] = 128
+    """Pixels a side to which tiles are resized."""
+    levels: Annotated[int, Field(ge=1, le=4)] = 3
+    """Levels of the pyramid; each has half the side of the one before."""
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the features; each next layer has twice as many, up to `widest`."""
+    widest: Annotated[int, Field(ge=1)] = 256
+    """The most channels that a layer has."""
+    latent: Annotated[int, Field(ge=1)] = 64
+    """Values of the latent vector of each level."""
+    perceptual: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the error of deep features; the weight of the pixel error is 1."""
+    network: str = "efficientnet-lite0"
+    """Name of the feature graph of the perceptual loss; `andon features list` lists them."""
+    stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (2, 4)
+    """Blocks of the feature graph in the perceptual loss."""
 
 
 class Encoder(nn.Sequential):

@@ -42,6 +42,7 @@ from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule, choose
 from andon.nn.morphology import OPERATIONS, Case, Operation
 from andon.nn.resize import Resize
+from andon.nn.wide_resnet import WideResNet
 
 NAMED = {"type-1": (1, 28, 56), "type-2": (8, 28, 56), "type-3": (1, 8, 28, 56)}  # widths, and heights
 MARGINS = {"multiplicative-angle": 4.0, "additive-angle": 0.5, "additive-cosine": 0.35}  # of the papers
@@ -69,23 +70,42 @@ def _depth(value: int) -> int:
 class Settings(Schedule):
     """Settings of `transform-classification`, and of its training."""
 
-    family: Literal["type-1", "type-2", "type-3", "morphology", "geometry"] = "type-3"  # of transforms
-    operations: Operations = OPERATIONS  # of "morphology", as the two lists below
-    widths: Sides = ()  # of the rectangles, pixels of the tile
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "at_once"}
+
+    family: Literal["type-1", "type-2", "type-3", "morphology", "geometry"] = "type-3"
+    """Family of transforms; "morphology" takes the next three settings."""
+    operations: Operations = OPERATIONS
+    """Operations of "morphology"."""
+    widths: Sides = ()
+    """Widths of the structuring elements of "morphology", pixels of the tile."""
     heights: Sides = ()
-    heads: Literal["product", "single"] = "product"  # one softmax each for operation, width and height; or one for all
+    """Their heights, pixels of the tile."""
+    heads: Literal["product", "single"] = "product"
+    """One softmax each for operation, width and height, or a single one for all transforms."""
     objective: Literal["cross-entropy", "multiplicative-angle", "additive-angle", "additive-cosine"] = "cross-entropy"
-    scale: Annotated[float, Field(gt=0)] = 30.0  # s of the angular losses
-    margin: Annotated[float, Field(ge=0)] | None = None  # m of the angular losses; None: 4, 0.5 or 0.35, as published
-    blend: Annotated[float, Field(ge=0)] = 5.0  # λ of the multiplicative angle: (λ cos θ + ψ(θ)) / (1 + λ)
-    depth: Annotated[int, Field(ge=10), AfterValidator(_depth)] = 10  # convolutions of the trunk, 6 b + 4
-    channels: Annotated[int, Field(ge=1)] = 16  # of the stem; the three groups have 1, 2, 4 times `widen` as many
+    """Loss: cross-entropy, or one of three with an angular margin."""
+    scale: Annotated[float, Field(gt=0)] = 30.0
+    """s of the angular losses."""
+    margin: Annotated[float, Field(ge=0)] | None = None
+    """m of the angular losses; none: 4, 0.5 or 0.35, as published."""
+    blend: Annotated[float, Field(ge=0)] = 5.0
+    """λ of the multiplicative angle: (λ cos θ + ψ(θ)) / (1 + λ)."""
+    depth: Annotated[int, Field(ge=10), AfterValidator(_depth)] = 10
+    """Convolutions of the trunk, 6 b + 4."""
+    channels: Annotated[int, Field(ge=1)] = 16
+    """Channels of the stem; the three groups have 1, 2 and 4 times `widen` as many."""
     widen: Annotated[int, Field(ge=1)] = 1
-    stem: Literal[1, 2, 4] = 1  # its stride, pixels
-    side: Annotated[int, Field(ge=16)] = 64  # pixels a side to which transformed tiles are brought down; never up
-    draw: Annotated[int, Field(ge=0)] = 0  # transforms of a tile in a step, at most; 0: all
-    at_once: Annotated[int, Field(ge=1)] = 64  # transforms of a tile that inspection works on at a time; bounds memory
+    """Factor of the channels of the three groups."""
+    stem: Literal[1, 2, 4] = 1
+    """Stride of the stem, pixels."""
+    side: Annotated[int, Field(ge=16)] = 64
+    """Greatest side of the transformed tiles, pixels; larger ones are reduced to it."""
+    draw: Annotated[int, Field(ge=0)] = 0
+    """Greatest number of transforms of a tile in a step; 0: all."""
+    at_once: Annotated[int, Field(ge=1)] = 64
+    """Transforms of a tile that inspection evaluates at a time; it limits memory."""
     score: Literal["error", "dirichlet"] = "error"
+    """Score: mean classification error, or Dirichlet score."""
 
     @model_validator(mode="after")
     def _lists(self) -> Self:
@@ -146,45 +166,6 @@ def geometric(tiles: Tensor, chosen: Sequence[int]) -> Tensor:
     for turns, numbers in groupby(chosen, lambda number: number // shifted.shape[1]):
         found.append(torch.rot90(shifted[:, [number % shifted.shape[1] for number in numbers]], turns, (3, 4)))
     return torch.cat(found, dim=1)
-
-
-class Block(nn.Module):
-    """Two convolutions on normalised, rectified values, and a way around them."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        """Take channels before and after."""
-        super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        same = before == after and stride == 1
-        self.around = None if same else nn.Conv2d(before, after, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, before, h, w) → (n, after, ⌈h / stride⌉, ⌈w / stride⌉)."""
-        rectified = F.relu(self.norm1(x))
-        around = x if self.around is None else self.around(rectified)
-        found: Tensor = around + self.conv2(F.relu(self.norm2(self.conv1(rectified))))
-        return found
-
-
-class WideResNet(nn.Sequential):
-    """Wide residual network up to its last map of features; without dropout."""
-
-    def __init__(self, channels: int, config: Settings) -> None:
-        """Take the channels of the pictures."""
-        stride, here = config.stem, config.channels
-        super().__init__(nn.Conv2d(channels, here, 2 * stride - 1 if stride > 1 else 3, stride, max(1, stride - 1)))
-        for group in range(3):
-            after = config.channels * config.widen * 2**group
-            for block in range((config.depth - 4) // 6):
-                self.append(Block(here, after, 2 if group and not block else 1))
-                here = after
-        self.extend([nn.BatchNorm2d(here), nn.ReLU()])
-        self.features = here
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def falling(angle: Tensor) -> Tensor:
@@ -251,7 +232,7 @@ class TransformNetwork(Network):
         labels = torch.tensor(config.labels())  # (N, heads)
         classes = [int(count) for count in labels.amax(dim=0) + 1]
         self.shrink = Resize(side, small)
-        self.trunk = WideResNet(channels, config)
+        self.trunk = WideResNet(channels, config.channels, config.widen, config.depth, config.stem)
         self.heads = nn.ModuleList([Head(self.trunk.features, count, config) for count in classes])
         self.enlarge = Resize(math.ceil(small / (4 * config.stem)), side)
         self.register_buffer("labels", labels, persistent=False)

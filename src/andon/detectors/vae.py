@@ -31,13 +31,22 @@ from andon.nn.resize import Resize
 class Settings(Schedule):
     """Settings of `vae`, and of its training."""
 
-    score: Literal["mean", "max", "elbo"] = "mean"  # mean or max: of the map; elbo: −L a value
-    side: Annotated[int, Field(ge=32)] = 128  # pixels a side that the network sees; larger tiles are reduced to it
-    width: Annotated[int, Field(ge=1)] = 32  # channels of the first layer; each next has twice as many …
-    widest: Annotated[int, Field(ge=1)] = 256  # … up to so many
-    latent: Annotated[int, Field(ge=1)] = 128  # values of z
-    noise: Annotated[float, Field(gt=0)] = 0.1  # deviation of p(x|z); 1: the range of a pixel; smaller: KL counts less
-    smooth: Annotated[Odd, Field(ge=1, le=63)] = 1  # pixels a side over which the map is averaged; odd; 1: not at all
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
+    score: Literal["mean", "max", "elbo"] = "mean"
+    """Image score: mean or maximum of the map, or −L (elbo) per value."""
+    side: Annotated[int, Field(ge=32)] = 128
+    """Pixels a side that the network sees; larger tiles are reduced to it."""
+    width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the first layer; each next layer has twice as many, up to `widest`."""
+    widest: Annotated[int, Field(ge=1)] = 256
+    """The most channels that a layer has."""
+    latent: Annotated[int, Field(ge=1)] = 128
+    """Values of the latent vector z."""
+    noise: Annotated[float, Field(gt=0)] = 0.1
+    """Standard deviation of p(x|z), of values in [0, 1]; the smaller, the less the KL divergence counts."""
+    smooth: Annotated[Odd, Field(ge=1, le=63)] = 1
+    """Pixels a side over which the map is averaged, odd; 1: no averaging."""
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -29,12 +29,13 @@ from andon.inspection import Pixels, Scores
 class Settings(BaseModel):
     """Settings of `variation`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    # Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
-    # saturated background, would otherwise turn a change of one gray level into an infinite deviation. One per cent,
-    # 2.6 gray levels of 255, is about the noise of an industrial camera.
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
+    saturated background, would otherwise turn a change of one gray level into an infinite deviation. One per cent,
+    2.6 gray levels of 255, is about the noise of an industrial camera.
+    """
 
 
 class Variation:
@@ -44,6 +45,7 @@ class Variation:
     summary: ClassVar[str] = "deviation of each pixel from the good images' mean; for parts that always lie the same"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

@@ -45,17 +45,30 @@ RECONSTRUCTION, STRUCTURE = 5.0, 0.5  # weights of the squared error and of SSIM
 class Settings(Schedule):
     """Settings of `vt-adl`, and of its training."""
 
-    patch: Annotated[int, Field(ge=4)] = 32  # pixels a side; must divide geometry.size
-    dim: Annotated[int, Field(ge=8)] = 512  # D, values of a token
-    depth: Annotated[int, Field(ge=1)] = 6  # layers of the transformer
-    heads: Annotated[int, Field(ge=1)] = 8  # of attention; must divide dim
-    mlp: Annotated[int, Field(ge=1)] = 1024  # width of the layers between attention
-    gaussians: Annotated[int, Field(ge=1)] = 10  # K
-    noise: Annotated[float, Field(ge=0)] = 0.2  # sd of the noise on the tokens in training; the tokens' own sd is 1
-    floor: Annotated[float, Field(gt=0)] = 1e-3  # of the variances σ_k²
-    width: Annotated[int, Field(ge=1)] = 256  # channels that the decoder begins with; each layer has half as many
-    score: Literal["sum", "reconstruction", "likelihood"] = "sum"  # sum: of the other two
-    smooth: Annotated[float, Field(ge=0)] = 4.0  # pixels, sd of the Gaussian that smooths the map; 0: not at all
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
+
+    patch: Annotated[int, Field(ge=4)] = 32
+    """Side of a patch, pixels; it must divide geometry.size."""
+    dim: Annotated[int, Field(ge=8)] = 512
+    """D, values of a token."""
+    depth: Annotated[int, Field(ge=1)] = 6
+    """Layers of the transformer."""
+    heads: Annotated[int, Field(ge=1)] = 8
+    """Heads of attention; their number must divide `dim`."""
+    mlp: Annotated[int, Field(ge=1)] = 1024
+    """Width of the layers between attention."""
+    gaussians: Annotated[int, Field(ge=1)] = 10
+    """K, components of the mixture."""
+    noise: Annotated[float, Field(ge=0)] = 0.2
+    """Standard deviation of the noise on tokens in training; that of the tokens is 1."""
+    floor: Annotated[float, Field(gt=0)] = 1e-3
+    """Least variance σ_k²."""
+    width: Annotated[int, Field(ge=1)] = 256
+    """Channels of the decoder's first layer; each next layer has half as many."""
+    score: Literal["sum", "reconstruction", "likelihood"] = "sum"
+    """Image score: reconstruction error, negative log-likelihood, or their sum."""
+    smooth: Annotated[float, Field(ge=0)] = 4.0
+    """Standard deviation of the Gaussian that smooths the map, pixels; 0: none."""
 
     @model_validator(mode="after")
     def _whole(self) -> "Settings":

@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
 def save(folder: Path, fingerprint: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write the checkpoint of a folder. AndonError when it cannot be written."""
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    text = np.array(json.dumps({"fingerprint": fingerprint, **facts}))
+    text = np.array(files.strict_json({"fingerprint": fingerprint, **facts}))
     with files.writing(folder / NAME) as file:
         np.savez(file, allow_pickle=False, facts=text, **arrays)
 

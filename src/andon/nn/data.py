@@ -5,7 +5,6 @@ any random generator.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from andon.detectors.base import Run, Tiles
-from andon.errors import AndonError, TrainingError
+from andon.errors import TrainingError
+from andon.files import Scratch
 from andon.inspection import Pixels
 from andon.recipe import Augment
 
@@ -51,21 +51,12 @@ def gather(tiles: Tiles, megabytes: int, run: Run) -> Stock:
             pixels[at : at + len(batch)] = batch
             digest.update(batch.tobytes())
         return Stock(pixels, digest.hexdigest())
-    folder = run.folder or tempfile.gettempdir()
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            # Written, not mapped for writing: a full disk is then an error, and not a signal that ends the process.
-            for _, batch in _batches(tiles, run):
-                file.write(batch.tobytes())
-                digest.update(batch.tobytes())
-            file.flush()
-            return Stock(np.memmap(file, kind, "r", shape=shape), digest.hexdigest())
-    except OSError as error:
-        raise AndonError(
-            f"{folder}: the training tiles, {size / 1e6:.0f} MB, cannot be kept there: "
-            f"{(error.strerror or str(error)).lower()}. Free space or allow writing there, "
-            f"or keep them in memory: cache_mb = {-(-size // 1_000_000)}."
-        ) from error
+    memory = f"keep them in memory: cache_mb = {-(-size // 1_000_000)}"
+    file = Scratch(f"the training tiles, {size / 1e6:.0f} MB,", run.folder, memory)
+    for _, batch in _batches(tiles, run):
+        file.write(batch.tobytes())
+        digest.update(batch.tobytes())
+    return Stock(file.mapped(kind, shape), digest.hexdigest())
 
 
 def _batches(tiles: Tiles, run: Run) -> Iterator[tuple[int, Pixels]]:

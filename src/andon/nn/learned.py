@@ -51,6 +51,7 @@ class LearnedDetector(ABC):
     summary: ClassVar[str]
     position_aware: ClassVar[bool]
     defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]]  # inherits nn.loop.Schedule
     presets: ClassVar[dict[str, dict[str, Any]]]  # "cpu": minutes on two cores; "full": the setting of the source
 

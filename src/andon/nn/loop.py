@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from statistics import fmean
-from typing import Annotated, Any, Literal
+from statistics import fmean, median
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,28 +27,49 @@ from andon.nn.data import FEWEST, Feed, Rows, floats, gather, mix, split
 Loss = Callable[[Tensor, torch.Generator], Tensor]
 """Mean loss of a batch (b, c, t, t) in [0, 1]; whatever it draws comes from the generator, or from torch's own."""
 
-FORMAT = 1  # of the checkpoints
-DIVERGED = 1000  # times the first loss
+FORMAT = 2  # of the checkpoints
+BLOCK = 10  # steps whose losses are judged together, by their median
+DIVERGED = 1000  # times the highest median before …
+CALM = 1.0  # … which counts as so much at least: a loss that begins near 0 may grow to what is usual of losses
 CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 
 
 class Schedule(BaseModel):
     """How a network is trained; the settings of a learned detector inherit these."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    unlearnt: ClassVar[frozenset[str]] = frozenset({"checkpoint", "cache_mb"})
+    """Settings that change no weights: a training that was interrupted goes on when they are changed."""
 
     steps: Annotated[int, Field(ge=1)] = 2000
-    batch: Annotated[int, Field(ge=1)] = 8  # tiles a step
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3  # at its highest
-    decay: Literal["constant", "cosine"] = "cosine"  # after the warm-up; cosine goes down to 0
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of the training in which the rate rises from 0
+    """Number of training steps."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Tiles in a step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate."""
+    decay: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up: constant, or falling to 0 along a cosine."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Share of the training in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0  # the greatest norm of a gradient; a greater one is scaled down to it
-    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05  # share of the parts kept for early stopping; 0: none
-    patience: Annotated[int, Field(ge=0)] = 10  # evaluations without a better held-out loss, then it stops; 0: never
-    evaluate: Annotated[int, Field(ge=1)] = 100  # steps between evaluations
-    checkpoint: Annotated[float, Field(ge=0)] = 30.0  # seconds between checkpoints
-    cache_mb: Annotated[int, Field(ge=0)] = 1000  # MB of tiles held in memory; more are mapped from a file
+    """Weight decay of AdamW; 0: Adam."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Greatest norm of a gradient; a greater one is scaled down to it."""
+    hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the parts that is held out for early stopping; 0: none."""
+    patience: Annotated[int, Field(ge=0)] = 10
+    """Evaluations without a lower held-out loss after which training stops; 0: it never stops early."""
+    evaluate: Annotated[int, Field(ge=1)] = 100
+    """Steps between evaluations."""
+    checkpoint: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between checkpoints."""
+    cache_mb: Annotated[int, Field(ge=0)] = 1000
+    """MB of tiles held in memory; more tiles are mapped from a file."""
+
+    def learnt(self) -> str:
+        """Return the settings that change weights, as JSON."""
+        return self.model_dump_json(exclude=set(self.unlearnt))
 
 
 @dataclass
@@ -58,7 +79,8 @@ class State:
     step: int = 0  # steps done
     seconds: float = 0.0  # in them, over all runs
     pieces: int = 1  # a batch is worked through in so many pieces, their gradients added
-    first: float | None = None  # the loss of the first step
+    recent: list[float] = field(default_factory=list)  # losses of a block that is not full yet
+    highest: float | None = None  # median of the absolute losses of a block, or the first loss
     losses: list[float] = field(default_factory=list)  # since the last evaluation
     best: float | None = None  # held-out loss
     stale: int = 0  # evaluations since
@@ -111,6 +133,7 @@ class Loop:
         s, run, state = self._schedule, self._run, self.state
         if run.folder:
             checkpoint.make(run.folder)
+            run.written.update({run.folder, run.folder / checkpoint.NAME})
         pixels, contents = gather(tiles, s.cache_mb, run)
         learn, held = split(tiles.groups, s.hold_out, self._seed)
         if s.hold_out and not len(held):
@@ -122,7 +145,7 @@ class Loop:
         identity = (
             FORMAT,
             name,
-            s.model_dump_json(),
+            s.learnt(),
             run.augment.model_dump_json(),
             self._seed,
             contents,
@@ -137,7 +160,7 @@ class Loop:
             rate = self._step(feed)
             state.step += 1
             state.seconds = time.monotonic() - began
-            if state.step % s.evaluate == 0 or self._share() >= 1:
+            if state.step % s.evaluate == 0 or self.share() >= 1:
                 self._look()
                 self._evaluate(rate, self._held_out(pixels, held))
             if run.folder and (time.monotonic() - saved >= s.checkpoint or self._ended()):
@@ -180,18 +203,18 @@ class Loop:
         # Weights, gradients, two moments, the best weights, a checkpoint on its way to the disk.
         return Forecast(self._run.seconds or each * s.steps, (6 * weights + sum(saved.values()) + stock) / 1e6)
 
-    def _share(self) -> float:
+    def share(self) -> float:
         """Return how much of the training is done; 1 or more: all of it."""
         limit = self._run.seconds
         return self.state.seconds / limit if limit else self.state.step / self._schedule.steps
 
     def _ended(self) -> bool:
-        return self._share() >= 1 or 0 < self._schedule.patience <= self.state.stale
+        return self.share() >= 1 or 0 < self._schedule.patience <= self.state.stale
 
     def _rate(self) -> float:
         """Return the learning rate of the coming step."""
         s = self._schedule
-        share = min(1.0, self._share() + (0 if self._run.seconds else 1 / s.steps))
+        share = min(1.0, self.share() + (0 if self._run.seconds else 1 / s.steps))
         if share < s.warmup:
             return s.learning_rate * share / s.warmup
         if s.decay == "constant":
@@ -257,21 +280,33 @@ class Loop:
         self._run.tell(f"out of memory: batches of {batch} tiles are now worked through {size} at a time")
 
     def _look(self) -> None:
-        """Look at the losses that came in. TrainingError when one is not a number, or far above the first."""
+        """Look at the losses that came in. TrainingError when one is not finite, or when they diverge."""
         state = self.state
         for step, loss in [(step, loss.item()) for step, loss in self._pending]:
-            state.first = loss if state.first is None else state.first
-            if not math.isfinite(loss) or abs(loss) > DIVERGED * abs(state.first):
-                if self._run.folder:  # what was saved on the way there leads there again
-                    checkpoint.remove(self._run.folder)
-                rate = self._optimiser.param_groups[0]["lr"]
-                raise TrainingError(
-                    f"the loss became {loss:g} at step {step}, at a learning rate of {rate:.3g}; it began at "
-                    f"{state.first:g} and should fall. Try a tenth of it: learning_rate = "
-                    f"{self._schedule.learning_rate / 10:g}, or a lower clip."
-                )
+            if not math.isfinite(loss):
+                self._diverged(f"the loss became {loss:g} at step {step}")
+            before = abs(loss) if state.highest is None else state.highest
+            state.highest = before
             state.losses.append(loss)
+            state.recent.append(abs(loss))
+            if len(state.recent) == BLOCK:
+                level = median(state.recent)
+                if level > DIVERGED * max(before, CALM):
+                    self._diverged(
+                        f"the loss diverged: the median of the last {BLOCK} is {level:.3g} at step {step}, and was at "
+                        f"most {before:.3g} before"
+                    )
+                state.highest = max(before, level)
+                state.recent.clear()
         self._pending.clear()
+
+    def _diverged(self, what: str) -> NoReturn:
+        if self._run.folder:  # what was saved on the way there leads there again
+            checkpoint.remove(self._run.folder)
+        rate, lower = self._optimiser.param_groups[0]["lr"], self._schedule.learning_rate / 10
+        raise TrainingError(
+            f"{what}, at a learning rate of {rate:.3g}. Try a tenth of it: learning_rate = {lower:g}, or a lower clip."
+        )
 
     def _held_out(self, pixels: Pixels, held: Rows) -> Iterator[Tensor]:
         """Yield the held-out tiles, always the same and never varied, in batches."""
@@ -299,7 +334,7 @@ class Loop:
         cells = (rate, loss, "" if held is None else f"{held:.6g}", state.seconds)
         state.curve.append("{},{:.6g},{:.6g},{},{:.2f}".format(state.step, *cells))
         self._run.tell(f"step {state.step}: loss {loss:.4g}" + ("" if held is None else f", held out {held:.4g}"))
-        if self._ended() and self._share() < 1:
+        if self._ended() and self.share() < 1:
             self._run.tell(f"stopped: the held-out loss has not become lower for {state.stale} evaluations")
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -35,16 +35,28 @@ PRIOR = 0.01  # p of every pixel before training: few are defective, and that ne
 class Settings(Schedule):
     """Settings of `segmenter`, and of its training."""
 
+    unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"top"}
+
     network: Name = "unet"
-    width: Annotated[int, Field(ge=1)] = 64  # channels of the first layer; the papers' are 64, of unet++ 32
-    defects: Literal["auto", "labelled", "synthetic"] = "auto"  # auto: labelled ones where masks say where they are
-    share: Annotated[float, Field(ge=0, le=0.9)] = 0.5  # of tiles with a defect; every labelled one comes once at least
-    kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)] = KINDS  # of synthetic defects
-    least: Annotated[float, Field(gt=0, lt=1)] = 0.002  # share of a tile that a synthetic defect covers …
-    most: Annotated[float, Field(gt=0, lt=1)] = 0.1  # … and its greatest
-    focal: Annotated[float, Field(ge=0)] = 20.0  # weight of the focal loss; that of Dice is 1
-    focus: Annotated[float, Field(ge=0)] = 2.0  # γ: the higher, the less count pixels that are right already
-    top: Annotated[float, Field(ge=0, le=1)] = 0.001  # share of the map, its highest values, whose mean is the score
+    """Architecture of the network."""
+    width: Annotated[int, Field(ge=1)] = 64
+    """Channels of the first layer; 64 in the papers, 32 for unet++."""
+    defects: Literal["auto", "labelled", "synthetic"] = "auto"
+    """Source of defects: labelled images with masks, synthetic defects, or labelled where there are any (auto)."""
+    share: Annotated[float, Field(ge=0, le=0.9)] = 0.5
+    """Share of tiles with a defect; every labelled tile comes at least once in a pass."""
+    kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)] = KINDS
+    """Kinds of synthetic defects."""
+    least: Annotated[float, Field(gt=0, lt=1)] = 0.002
+    """Least share of a tile that a synthetic defect covers."""
+    most: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Greatest share of a tile that a synthetic defect covers."""
+    focal: Annotated[float, Field(ge=0)] = 20.0
+    """Weight of the focal loss; the weight of the Dice loss is 1."""
+    focus: Annotated[float, Field(ge=0)] = 2.0
+    """γ of the focal loss; the higher, the less count pixels that are right already."""
+    top: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the map, its highest values, whose mean is the image score."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Settings":
