@@ -55,8 +55,11 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
     None where they are too few, or cannot be learnt from together.
     """
+    good = data.to_learn()
+    if len(good) < LEAST:
+        return []
     try:
-        survey = look_over(data.to_learn(), Recipe(), progress)
+        survey = look_over(good, Recipe(), progress)
     except AndonError:  # of which the check of the folder tells
         return []
     return judge(survey, Recipe().geometry, 0, progress)
