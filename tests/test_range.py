@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, image, training
+from andon import Inspector, calibrating, image, training
 from andon.bundle import Bundle
 from andon.dataset import Sample
 from andon.errors import ImageError, RecipeError
@@ -100,7 +100,7 @@ def test_a_bundle_of_12_bits_is_that_of_the_same_pictures_at_16(
     bright[30, 30] = 5000
     with pytest.raises(ImageError, match=r"^x: values up to 5000; expected at most 4095, .* input.maximum = 16383\.$"):
         inspector.inspect(bright, "x")
-    again = training.recalibrate(inspector.bundle, _more(tmp_path))
+    again = calibrating.recalibrate(inspector.bundle, _more(tmp_path))
     assert again.manifest.input.maximum == 4095
 
 
