@@ -91,6 +91,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "progress",
     "gate",
     "workplace",
+    "suspects",
     "training",
     "study",
     "bench",

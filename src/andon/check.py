@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,10 @@ class Report:
     def failed(self) -> bool:
         """Whether something makes figures from this folder untrustworthy."""
         return any(finding.severity == "error" for finding in self.findings)
+
+    def extended(self, findings: Iterable[Finding]) -> "Report":
+        """The report with further findings, the severest first."""
+        return replace(self, findings=tuple(_ordered([*self.findings, *findings])))
 
     def record(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
@@ -133,8 +137,12 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
         ignored=_ranked(data.ignored.elements()),
         groups=len({s.group for s in data.good()}) if data.grouped else 0,
         learnt_from=data.learnt_from(),
-        findings=tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))),
+        findings=tuple(_ordered(findings)),
     )
+
+
+def _ordered(findings: Iterable[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
 
 def _look(sample: Sample, name: str) -> Seen:
