@@ -86,8 +86,9 @@ def test_training_warns_and_learns_all_the_same(contaminated: Path, tmp_path: Pa
 
 
 def test_further_findings_are_set_in_their_order(contaminated: Path) -> None:
-    report = check.check(dataset.load(contaminated))
-    report = report.extended([check.Finding("error", "x", "x"), check.Finding("note", "y", "y")])
+    further = [check.Finding("note", "y", "y"), check.Finding("error", "x", "x")]
+    report = check.check(dataset.load(contaminated), further=further)
+    assert set(further) <= set(report.findings)
     severities = [finding.severity for finding in report.findings]
     assert severities == sorted(severities, key=("error", "warning", "note").index)
 

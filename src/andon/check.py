@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,10 +60,6 @@ class Report:
         """Whether something makes figures from this folder untrustworthy."""
         return any(finding.severity == "error" for finding in self.findings)
 
-    def extended(self, findings: Iterable[Finding]) -> "Report":
-        """The report with further findings, the severest first."""
-        return replace(self, findings=tuple(_ordered([*self.findings, *findings])))
-
     def record(self) -> dict[str, Any]:
         """The report as plain data for JSON."""
         findings = [{**f._asdict(), "files": [list(together) for together in f.files]} for f in self.findings]
@@ -111,9 +107,12 @@ class Seen(NamedTuple):
     thumbnail: Array  # (THUMBNAIL²,) its fine structure, of unit length; zeros where there is none
 
 
-def check(data: Dataset, progress: Progress = silent) -> Report:
-    """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB."""
-    seen, findings = [], []
+def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding] = ()) -> Report:
+    """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB.
+
+    `further` findings of others are set among its own.
+    """
+    seen, findings = [], list(further)
     for done, sample in enumerate(data.samples):
         progress("checking images", done, len(data.samples))
         try:
@@ -137,12 +136,8 @@ def check(data: Dataset, progress: Progress = silent) -> Report:
         ignored=_ranked(data.ignored.elements()),
         groups=len({s.group for s in data.good()}) if data.grouped else 0,
         learnt_from=data.learnt_from(),
-        findings=tuple(_ordered(findings)),
+        findings=tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))),
     )
-
-
-def _ordered(findings: Iterable[Finding]) -> list[Finding]:
-    return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))
 
 
 def _look(sample: Sample, name: str) -> Seen:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files, image, masks, metrics
+from andon import crude, files, image, masks, metrics
 from andon.binomial import clopper_pearson
 from andon.calibration import Unit, percent
 from andon.dataset import Dataset, Sample
@@ -102,7 +102,7 @@ class Evaluation:
             sentences.append(f"Pixel figures cannot be measured: {pixel['why']}.")
         else:
             sentences.append(f"Pixel AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro_30']:.4f}.")
-        return sentences
+        return [*sentences, *self.metrics["crude"]["sentences"]]
 
     def json(self) -> bytes:
         """The figures, for machines."""
@@ -135,6 +135,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     rows, good = found.rows, [row for row in found.rows if row.good]
     if not rows:
         raise DatasetError(f"{dataset.root}: none of {len(samples)} images could be inspected. {found.errors[:1]}")
+    ranking = image_figures(rows)
     figures: Json = {
         "bundle": {
             "product": inspector.recipe.product,
@@ -152,12 +153,13 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
             "learnt_from": sum(inspector.manifest.learnt_from(row.digest for row in rows)),
             "digest": files.digest_of_all((row.name, row.digest) for row in rows),
         },
-        "image": image_figures(rows),
+        "image": ranking,
         "pixel": {**_pixel_figures(found), "images": found.images},
         "decision_per": inspector.decision.per,
         "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
         "groups": None,
         "defects": {},
+        "crude": crude.figures(inspector, rows, ranking["auroc"], progress),
         "milliseconds": {f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
         "errors": found.errors,
         "warnings": _warnings(dataset, samples, found.gray),

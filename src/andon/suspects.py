@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import features, image, render
+from andon import dataset, features, image, render
 from andon.check import Finding
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import Progress, silent
@@ -55,8 +55,11 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
     None where they are too few, or cannot be learnt from together.
     """
+    good = data.to_learn()
+    if len(good) < LEAST:
+        return []
     try:
-        survey = look_over(data.to_learn(), Recipe(), progress)
+        survey = look_over(good, Recipe(), progress)
     except AndonError:  # of which the check of the folder tells
         return []
     return judge(survey, Recipe().geometry, 0, progress)
@@ -64,8 +67,9 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
 def judge(survey: Survey, settings: Geometry, seed: int, progress: Progress = silent) -> list[Judged]:
     """Judge the surveyed pictures, the strangest first; none where they are too few."""
-    deviations = strangeness(survey.samples, survey, settings, seed, progress)
-    return [Judged(survey.samples[i], float(deviations[i])) for i in np.argsort(-deviations)]
+    samples = dataset.united(survey.samples, [survey.digests[sample.path] for sample in survey.samples])
+    deviations = strangeness(samples, survey, settings, seed, progress)
+    return [Judged(samples[i], float(deviations[i])) for i in np.argsort(-deviations)]
 
 
 def findings(judged: Sequence[Judged], data: Dataset) -> list[Finding]:

@@ -158,15 +158,15 @@ def check(
     Good pictures that look like defects are listed; with --out they are drawn, to look at. Exit code 1 when something
     would make figures untrustworthy.
     """
-    from andon import check, dataset, files, suspects
+    from andon import check, crude, dataset, files, suspects
 
     if out:
         files.prepare(out / "suspects.jpg")
     data = dataset.load(folder, groups=groups, good=good or ())
     with progress_bars(quiet or as_json) as progress:
-        checked = check.check(data, progress)
         judged = suspects.look(data, progress)
-    checked = checked.extended(suspects.findings(judged, data))
+        further = [*suspects.findings(judged, data), *crude.findings(data, progress)]
+        checked = check.check(data, progress, further)
     if out and judged:
         files.write(out / "suspects.jpg", suspects.sheet(judged))
     print(files.strict_json(checked.record(), indent=1) if as_json else checked.text())
