@@ -12,7 +12,7 @@ escape REVIEW. One seed.
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,45 +40,61 @@ def copied(samples: Iterable[Sample], folder: Path) -> Path:
     return folder
 
 
-def figures(folder: Path, data: Dataset, test: Sequence[Sample]) -> str:
-    """Image AUROC, and escapes at REVIEW, of the default detector that learnt from a folder."""
-    bundle = training.train(folder, folder.with_suffix(".andon"))
-    found = evaluate(Inspector(bundle), replace(data, samples=tuple(test))).metrics
+def learnt(folder: Path) -> Inspector:
+    """The default detector, trained on a folder."""
+    return Inspector(training.train(folder, folder.with_suffix(".andon")))
+
+
+def figures(inspector: Inspector, data: Dataset, test: Sequence[Sample]) -> str:
+    """Image AUROC, and escapes at REVIEW."""
+    found = evaluate(inspector, replace(data, samples=tuple(test))).metrics
     escapes = found["decision"]["review"]["escapes"]
     return f"{100 * found['image']['auroc']:.1f}; {escapes['count']} of {escapes['n']}"
 
 
-def row(name: str, data: Dataset, share: float, root: Path) -> str:
-    """One line of the table."""
+def rows(name: str, data: Dataset, root: Path) -> Iterator[str]:
+    """Lines of the table, of one product."""
     rng = np.random.default_rng(0)
     good, bad = data.good("train"), data.defective("test")
     good = [good[int(i)] for i in sorted(rng.permutation(len(good))[:GOOD])]
     bad = [bad[int(i)] for i in rng.permutation(len(bad))]
-    count = round(len(good) * share / (1 - share))
-    mixed = copied([*good, *bad[:count]], root / "mixed")
-    judged = suspects.look(dataset.load(mixed))
-    listed = {one.sample.path for one in judged if one.suspect}
-    sheet = {one.sample.path for one in judged[: suspects.shown(judged)]}
-    defects = {path for path in mixed.iterdir() if not path.name.startswith("good_")}
-    cells = [name, f"{count} ({share:.0%})", f"{len(listed)}", f"{len(listed & defects)}", f"{len(sheet & defects)}"]
-    if count:
-        test = [*data.good("test"), *bad[count:]]
-        cells += [figures(copied(good, root / "clean"), data, test), figures(mixed, data, test)]
-        for number, removed in enumerate((listed, sheet & defects)):
-            rest = root / f"rest{number}"
-            shutil.copytree(mixed, rest)
-            for path in removed:
-                (rest / path.name).unlink()
-            cells.append(figures(rest, data, test) if removed else cells[6])
-    return f"| {' | '.join(cells)} |\n"
+    clean = learnt(copied(good, root / "clean"))
+    for share in SHARES:
+        count = round(len(good) * share / (1 - share))
+        mixed = copied([*good, *bad[:count]], root / f"mixed{count}")
+        judged = suspects.look(dataset.load(mixed))
+        listed = {one.sample.path for one in judged if one.suspect}
+        sheet = {one.sample.path for one in judged[: suspects.shown(judged)]}
+        defects = {path for path in mixed.iterdir() if not path.name.startswith("good_")}
+        cells = [
+            name,
+            f"{count} ({share:.0%})",
+            f"{len(listed)}",
+            f"{len(listed & defects)}",
+            f"{len(sheet & defects)}",
+        ]
+        if count:
+            test = [*data.good("test"), *bad[count:]]
+            known = {frozenset(): figures(learnt(mixed), data, test)}
+            for removed in map(frozenset, (listed, sheet & defects)):
+                if removed not in known:
+                    rest = shutil.copytree(mixed, root / f"rest{count}-{len(known)}")
+                    for path in removed:
+                        (rest / path.name).unlink()
+                    known[removed] = figures(learnt(rest), data, test)
+            removals = (set(), listed, sheet & defects)
+            cells += [figures(clean, data, test), *(known[frozenset(removed)] for removed in removals)]
+        else:
+            cells += ["–"] * 4
+        yield f"| {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":
     data_root, out = map(Path, sys.argv[1:])
-    lines = []
+    lines: list[str] = []
     for product, where in PRODUCTS.items():
-        for part in SHARES:
-            with tempfile.TemporaryDirectory() as scratch:
-                lines.append(row(product, dataset.load(data_root / where), part, Path(scratch)))
-            print(lines[-1], end="", flush=True)
-            out.write_text(HEAD + "".join(lines))
+        with tempfile.TemporaryDirectory() as scratch:
+            for line in rows(product, dataset.load(data_root / where), Path(scratch)):
+                lines.append(line)
+                print(line, end="", flush=True)
+                out.write_text(HEAD + "".join(lines))
