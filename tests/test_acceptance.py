@@ -133,6 +133,19 @@ def test_a_false_claim_is_seldom_proved_and_a_true_one_seldom_refuted(looks: int
     assert refutations.mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
 
 
+def test_presentations_of_one_part_that_resemble_each_other_prove_nothing_more() -> None:
+    rng, runs, agreed = np.random.default_rng(1), 2000, 0.1
+    chances = rng.beta(0.1, 0.9, (runs, 60))  # of each part to fail in a presentation: near 0 or near 1, on average 0.1
+    failed = rng.random((3, runs, 60)) < chances
+    once, always = failed.any(axis=0).sum(axis=1), failed.all(axis=0).sum(axis=1)
+    outcomes = [
+        acceptance.claim("slip", "passed", agreed, (60, k, m), 0.95).outcome
+        for k, m in zip(once.tolist(), always.tolist(), strict=True)
+    ]
+    for wrong in (PROVED, REFUTED):
+        assert outcomes.count(wrong) / runs < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
 def test_the_most_that_may_fail_agrees_with_the_plan() -> None:
     for n, rate, confidence in [(58, 0.05, 0.95), (59, 0.05, 0.95), (1000, 0.05, 0.95), (3, 0.5, 0.5), (0, 0.1, 0.9)]:
         most = bounds.allowed(n, rate, confidence)
