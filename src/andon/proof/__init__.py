@@ -1,1 +1,1 @@
-"""Proof of an inspection before an auditor: attribute agreement, gauge R&R, acceptance, plans and samples."""
+"""What an inspection can prove: agreement and gauge R&R, acceptance, plans and samples."""
