@@ -44,7 +44,10 @@ def test_a_rate_is_proved_by_as_many_parts_as_the_plan_says(tmp_path: Path) -> N
     crack = found.claims[0]
     assert crack.outcome is NOT_PROVED and found.outcome is NOT_PROVED
     assert crack.more == (1, 93 - 58, 124 - 58) and crack.allowed == -1
-    assert "58 parts passed; the rate is at most 5.03 %" in crack.text() and "1 more parts if none" in crack.text()
+    assert (
+        "58 parts passed; the rate is at most 5.03 %" in crack.text()
+        and "takes more parts: 1 if none of them fails, 35 if one" in crack.text()
+    )
 
 
 def test_a_rate_is_refuted_when_its_lower_bound_is_above(tmp_path: Path) -> None:
@@ -257,6 +260,7 @@ def test_one_appraiser_of_several_can_be_named(tmp_path: Path) -> None:
         ("false_rejects = \n", "not TOML"),
         ("false_rejects = 0.01\nbundle = 'nowhere.andon'\n", "nowhere.andon"),
         ("false_rejects = 0.01\nfields = '('\n", "not a regular expression"),
+        ('false_rejects = 0.01\nbundle = "a\\u0000b"\n', "bundle = 'a.x00b': String should match"),
     ],
 )
 def test_agreements_that_cannot_be_are_refused(agreement: str, message: str, tmp_path: Path) -> None:
@@ -264,7 +268,9 @@ def test_agreements_that_cannot_be_are_refused(agreement: str, message: str, tmp
         accepted(tmp_path, parts("good", ["PASS"]), agreement)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"samples = 3\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"samples = 3\n", b'samples = "a\\u0000"\nfalse_rejects = 0.1']
+)
 def test_what_is_no_agreement_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "agreement.toml"
     path.write_bytes(content)
