@@ -10,11 +10,11 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     if not 0 <= k <= n:
         raise ValueError(f"{k} cases in {n}; expected 0 ≤ k ≤ n")
     tail = (1 - level) / 2
-    low = 0.0 if k == 0 else 1 - _rate_with_tail(n - k, n, tail)
-    return low, 1.0 if k == n else _rate_with_tail(k, n, tail)
+    low = 0.0 if k == 0 else 1 - rate_with_tail(n - k, n, tail)
+    return low, 1.0 if k == n else rate_with_tail(k, n, tail)
 
 
-def _rate_with_tail(k: int, n: int, tail: float) -> float:
+def rate_with_tail(k: int, n: int, tail: float) -> float:
     """The rate p at which P(X ≤ k) = `tail` for X ~ Binomial(n, p), k < n, by bisection."""
     i = np.arange(k + 1)
     # log of the binomial coefficients C(n, i), from C(n, i + 1) = C(n, i) (n - i) / (i + 1)
@@ -40,4 +40,4 @@ def long_run(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise ValueError(f"the {k}-th largest of {n} values; expected 1 ≤ k ≤ n")
     tail = (1 - level) / 2
     # Beta(k, n + 1 − k) lies below p with the probability that a binomial of n cases at rate p reaches k.
-    return _rate_with_tail(k - 1, n, 1 - tail), _rate_with_tail(k - 1, n, tail)
+    return rate_with_tail(k - 1, n, 1 - tail), rate_with_tail(k - 1, n, tail)

@@ -37,14 +37,14 @@ class Records:
         files.make_folder(path.parent)
         with ExitStack() as opened:
             self._json = opened.enter_context(_Log(path, _is_json))
-            self._table = opened.enter_context(_Log(path.with_suffix(".csv"), _is_row, _line(COLUMNS)))
+            self._table = opened.enter_context(_Log(path.with_suffix(".csv"), _is_row, csv_line(COLUMNS)))
             self._opened = opened.pop_all()
 
     def add(self, record: dict[str, Any]) -> None:
         """Write one record, stamped with the time, and hand it to the operating system; all of it or nothing."""
         stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
         self._json.add(files.strict_json(stamped).encode() + b"\n")
-        self._table.add(_line(_row(stamped)))
+        self._table.add(csv_line(_row(stamped)))
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +143,7 @@ def _row(record: dict[str, Any]) -> list[object]:
     return [known.get(column) for column in COLUMNS]
 
 
-def _line(values: tuple[object, ...] | list[object]) -> bytes:
+def csv_line(values: tuple[object, ...] | list[object]) -> bytes:
     """One line of CSV in which each text is quoted, so that no separator of a spreadsheet splits it."""
     line = io.StringIO()
     cells = ["" if value is None else _text(value) if isinstance(value, str) else value for value in values]

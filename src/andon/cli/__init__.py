@@ -1,8 +1,8 @@
 """The command `andon`: one function a command; everything heavy is imported inside the function that needs it.
 
 Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect` or `evaluate` met images it
-could not read, `inspect --fail-on` met a bad part); 2 the user's mistake, with a message that says how to mend it; 130
-interrupted.
+could not read, `inspect --fail-on` met a bad part, `accept` did not prove all); 2 the user's mistake, with a message
+that says how to mend it; 130 interrupted.
 """
 
 import errno
@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 import andon
-from andon.cli import judging, making, measuring
+from andon.cli import judging, making, measuring, proving
 from andon.errors import AndonError, out_of_memory
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 
     First steps: `andon check FOLDER`, `andon train FOLDER -o part.andon`, `andon inspect part.andon IMAGES`.
     Exit codes: 0 done; 1 done, with a bad answer (errors found, images that could not be read, a verdict that
-    `inspect --fail-on` names); 2 mistake in the call.
+    `inspect --fail-on` names, an agreement that is not proved); 2 mistake in the call.
     """,
 )
 features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
@@ -46,6 +46,9 @@ for command in (
     judging.detectors,
     measuring.compare,
     measuring.cost,
+    proving.accept,
+    proving.plan,
+    proving.sample,
 ):
     app.command()(command)
 features_app.command("build")(making.features_build)

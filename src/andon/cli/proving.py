@@ -1,0 +1,124 @@
+"""Commands that prove an inspection: plans of samples, samples of a running line, acceptance."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from andon.cli.options import AsJson, Quiet, progress_bars
+from andon.errors import AndonError
+
+
+def plan(
+    slip: Annotated[
+        float | None, typer.Option(help="Share of defective parts that may pass, such as 0.01.", show_default=False)
+    ] = None,
+    false_rejects: Annotated[
+        float | None, typer.Option(help="Share of good parts that may be stopped.", show_default=False)
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of each proof.")] = 0.95,
+    failures: Annotated[int, typer.Option(help="The table goes up to so many failures allowed.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for plan.html and plan.json.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many good and defective parts a proof takes, before anyone collects them.
+
+    The numbers are exact (binomial). The page draws operating-characteristic curves.
+    """
+    from andon import files
+    from andon.proof import plans
+
+    found = plans.plan(slip, false_rejects, confidence, failures)
+    page = plans.write(found, out) if out else None
+    print(files.strict_json(found.record(), indent=1) if as_json else found.text())
+    if page and not as_json:
+        print(f"page: {page}")
+
+
+def sample(
+    records: Annotated[
+        Path | None, typer.Argument(help="The records.jsonl of a running line.", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="Pictures to draw; half of them from what passed.")] = 200,
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--estimate", help="A sheet that was filled in: estimate the rates from it.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for sheet, pictures and key (default: sample), or for estimate.html and estimate.json.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    decided_by: Annotated[
+        str,
+        typer.Option(
+            help="Take the records of this bundle or decision: the first digits of its digest.", show_default=False
+        ),
+    ] = "",
+    confidence: Annotated[float, typer.Option(help="Of each interval of an estimate.")] = 0.95,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a random sample of a running line to be judged by a person, or estimate the rates of the line from it.
+
+    For parts whose truth nobody knows. Fill in the column truth of sheet.csv: good, defective or unclear. Then
+    `andon sample --estimate sheet.csv` gives the slip and the false rejects with exact intervals.
+    """
+    from andon import files
+    from andon.proof import estimating, sampling
+
+    if records is not None and sheet is None:
+        drawn = sampling.draw(records, count, seed, decided_by)
+        folder = out or Path("sample")
+        with progress_bars(quiet or as_json) as progress:
+            missing = sampling.write(drawn, folder, progress)
+        for reason in missing:
+            print(f"without a picture: {reason}", file=sys.stderr)
+        if as_json:
+            print(
+                files.strict_json({"sheet": str(folder / sampling.SHEET), "lots": drawn.lots, "drawn": drawn.drawn()})
+            )
+        elif not quiet:
+            print(", ".join(f"{n} of {drawn.lots[verdict]} {verdict}" for verdict, n in drawn.drawn().items()))
+            print(f"pictures: {folder / sampling.PAGE}; fill in: {folder / sampling.SHEET}")
+            print(f"do not look into {sampling.KEY}: it holds the verdicts")
+    elif sheet is not None and records is None:
+        found = estimating.load(sheet, confidence)
+        page = estimating.write(found, out) if out else None
+        print(files.strict_json(found.record(), indent=1) if as_json else found.text())
+        if page and not as_json:
+            print(f"page: {page}")
+    else:
+        named = "both RECORDS and --estimate" if sheet else "neither RECORDS nor --estimate"
+        raise AndonError(f"{named}; expected records to draw from, or --estimate and a sheet. Give one.")
+
+
+def accept(
+    agreement: Annotated[
+        Path, typer.Argument(help="Agreed rates, confidence and the table of samples, as TOML.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for acceptance.html and acceptance.json.")] = Path(
+        "acceptance"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Hold an agreement on slip and false rejects against parts whose truth is known: proved, not proved or refuted.
+
+    After VDI/VDE/VDMA 2632-3; no conformity is claimed. Exit code 0 when all is proved, else 1.
+    """
+    from andon import files
+    from andon.proof import acceptance
+
+    found = acceptance.accept(agreement)
+    page = acceptance.write(found, out)
+    print(files.strict_json(found.record(), indent=1) if as_json else f"{found.text()}\nreport: {page}")
+    if found.outcome is not acceptance.Outcome.PROVED:
+        raise typer.Exit(1)

@@ -1,0 +1,321 @@
+"""Acceptance of an inspection: agreed rates, held against parts whose truth is known. After VDI/VDE/VDMA 2632-3.
+
+A claim is a rate that two parties agreed on: the slip of one kind of defect, or the false rejects. It is
+- proved when the one-sided upper bound of the rate is at most the agreed rate,
+- refuted when the one-sided lower bound is above it,
+- not proved when the parts show neither.
+Bounds are Clopper and Pearson's; the unit is the part. A part that was presented several times fails for the upper
+bound when any of its presentations fails, and for the lower bound when all of them do. Both are on the safe side: the
+rate of a single presentation lies between the two.
+
+A limit sample is a part chosen by the parties, with the verdict that it must get at each presentation. It was not drawn
+at random, so it counts in no rate.
+"""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+import andon
+from andon import files, pages
+from andon.bundle import Bundle
+from andon.errors import DatasetError, unknown
+from andon.inspection import Verdict
+from andon.proof import bounds, plans
+from andon.proof.contract import Agreement, load
+from andon.proof.plans import share
+from andon.proof.table import Row, Table
+from andon.proof.table import read as read_table
+
+LISTED = 5  # parts that a message names
+SHOWN = 200  # failed parts that the page lists
+
+
+class Outcome(StrEnum):
+    """What the parts show of a claim."""
+
+    PROVED = "proved"
+    NOT_PROVED = "not proved"
+    REFUTED = "refuted"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An agreed rate, and what the parts show of it."""
+
+    name: str  # slip of scratch; false rejects
+    failure: str  # what a failed part did: passed, was stopped
+    agreed: float
+    parts: int
+    failed: int  # parts that failed in one presentation or more
+    always_failed: int  # parts that failed in every presentation
+    upper: float  # bound of the rate
+    lower: float
+    allowed: int  # failed parts with which so many parts prove the claim; −1: they are too few
+    more: tuple[int, ...]  # parts to be added, of which none, one, two fail; empty when proved or refuted
+
+    @property
+    def outcome(self) -> Outcome:
+        """Proved, refuted or neither."""
+        if self.upper <= self.agreed:
+            return Outcome.PROVED
+        return Outcome.REFUTED if self.lower > self.agreed else Outcome.NOT_PROVED
+
+    def text(self) -> str:
+        """The claim and its outcome in words."""
+        seen = f"{self.failed} of {self.parts} parts {self.failure}"
+        if self.always_failed < self.failed:
+            seen += f" at least once, {self.always_failed} in every presentation"
+        words = f"{self.name} ≤ {share(self.agreed)}: {self.outcome}. {seen}; "
+        if self.outcome is Outcome.REFUTED:
+            return words + f"the rate is at least {share(self.lower)}."
+        words += f"the rate is at most {share(self.upper)}."
+        if not self.more:
+            return words
+        return words + f" It takes more parts: {self.more[0]} if none of them fails, {self.more[1]} if one does."
+
+
+class Limit(NamedTuple):
+    """A limit sample, and what was seen of it."""
+
+    part: str
+    expected: str
+    presentations: int
+    wrong: int
+
+    @property
+    def outcome(self) -> Outcome:
+        """Proved when each presentation gave what was expected, not proved when there was none."""
+        if not self.presentations:
+            return Outcome.NOT_PROVED
+        return Outcome.REFUTED if self.wrong else Outcome.PROVED
+
+    def text(self) -> str:
+        """The limit sample and its outcome in words."""
+        words = f"limit sample '{self.part}' must be {self.expected}: "
+        if not self.presentations:
+            return words + "not shown, the table does not hold it."
+        return words + f"{self.presentations - self.wrong} of {self.presentations} presentations."
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """An agreement, held against its samples."""
+
+    agreement: Agreement
+    source: str  # path of the agreement
+    digest: str  # SHA-256 of that file
+    table: Table
+    appraiser: str
+    bundle: str  # digest of the bundle that gave the verdicts, "" where the table has none
+    made: str  # date and time, UTC
+    claims: tuple[Claim, ...]
+    limits: tuple[Limit, ...]
+    failures: tuple[Row, ...]  # presentations that failed a claim or a limit sample
+    open: tuple[str, ...]  # sentences on what was not shown
+
+    @property
+    def outcome(self) -> Outcome:
+        """Proved when all is proved; refuted when anything is refuted."""
+        outcomes = {each.outcome for each in self.claims} | {each.outcome for each in self.limits}
+        if Outcome.REFUTED in outcomes:
+            return Outcome.REFUTED
+        return Outcome.NOT_PROVED if Outcome.NOT_PROVED in outcomes else Outcome.PROVED
+
+    def text(self) -> str:
+        """The acceptance in words, for a terminal."""
+        lines = [claim.text() for claim in self.claims] + [limit.text() for limit in self.limits]
+        return "\n".join([f"{self.outcome} at {share(self.agreement.confidence)} confidence", *lines])
+
+    def record(self) -> dict[str, Any]:
+        """The acceptance as plain data."""
+        return {
+            "andon": andon.__version__,
+            "made": self.made,
+            "outcome": self.outcome.value,
+            "agreement": {"file": self.source, "digest": self.digest, **self.agreement.model_dump(mode="json")},
+            "samples": {"file": self.table.name, "digest": self.table.digest, "appraiser": self.appraiser},
+            "bundle": self.bundle,
+            "claims": [{**asdict(claim), "outcome": claim.outcome.value} for claim in self.claims],
+            "limit_samples": [{**limit._asdict(), "outcome": limit.outcome.value} for limit in self.limits],
+            "failures": [row._asdict() for row in self.failures],
+            "not_shown": list(self.open),
+        }
+
+
+def accept(path: str | Path) -> Acceptance:
+    """Hold an agreement against its samples.
+
+    Errors: those of `contract.load`, `table.read` and `Bundle.load`; DatasetError when references are missing, when the
+    table holds several appraisers or bundles, another bundle than agreed, or pictures that it learnt from.
+    """
+    agreement, digest = load(path)
+    table = read_table(agreement.samples, agreement.fields)
+    appraiser, rows = _judged(agreement, table)
+    bundle = _one_bundle(agreement, table, rows)
+    presented: dict[str, list[Row]] = {}
+    for row in rows:
+        presented.setdefault(row.part, []).append(row)
+    limits, failures = [], []
+    for sample in agreement.limit_samples:
+        shown = presented.pop(sample.part, [])
+        wrong = [row for row in shown if agreement.stops(row.verdict) != (sample.expected == "stopped")]
+        limits.append(Limit(sample.part, sample.expected, len(shown), len(wrong)))
+        failures += wrong
+    _need_references(table, presented)
+    claims = []
+    agreed = [(f"slip of {kind}", kind, "passed", rate) for kind, rate in agreement.slip.items()]
+    if agreement.false_rejects is not None:
+        agreed.append(("false rejects", "good", "were stopped", agreement.false_rejects))
+    for name, reference, failure, rate in agreed:
+        parts = [shown for shown in presented.values() if shown[0].reference == reference]
+        failed = [[row for row in shown if agreement.stops(row.verdict) == shown[0].good] for shown in parts]
+        always = sum(len(wrong) == len(shown) for wrong, shown in zip(failed, parts, strict=True))
+        claims.append(claim(name, failure, rate, (len(parts), sum(map(bool, failed)), always), agreement.each))
+        failures += [row for wrong in failed for row in wrong]
+    return Acceptance(
+        agreement,
+        str(path),
+        digest,
+        table,
+        appraiser,
+        bundle,
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        tuple(claims),
+        tuple(limits),
+        tuple(failures),
+        tuple(_open(agreement, rows, presented)),
+    )
+
+
+def claim(name: str, failure: str, agreed: float, counts: tuple[int, int, int], confidence: float) -> Claim:
+    """Judge one claim from the numbers of parts, of those that failed once or more, and of those that always failed."""
+    parts, failed, always = counts
+    upper = bounds.upper_rate(failed, parts, confidence)
+    lower = bounds.lower_rate(always, parts, confidence)
+    open_ = upper > agreed >= lower
+    more = [bounds.smallest_sample(failed + j, agreed, confidence) - parts for j in range(3)] if open_ else []
+    allowed = bounds.allowed(parts, agreed, confidence)
+    return Claim(name, failure, agreed, parts, failed, always, upper, lower, allowed, tuple(more))
+
+
+def _judged(agreement: Agreement, table: Table) -> tuple[str, list[Row]]:
+    """The appraiser whose verdicts are judged, and his rows."""
+    chosen = agreement.appraiser or table.appraisers[0]
+    if chosen not in table.appraisers:
+        raise DatasetError(f"{table.name}: {unknown('appraiser', chosen, table.appraisers)}")
+    if not agreement.appraiser and len(table.appraisers) > 1:
+        raise DatasetError(
+            f"{table.name}: verdicts of {len(table.appraisers)} appraisers: {_few(table.appraisers)}; expected "
+            "those of one. Name it in the agreement: appraiser = ..."
+        )
+    return chosen, [row for row in table.rows if row.appraiser == chosen]
+
+
+def _one_bundle(agreement: Agreement, table: Table, rows: list[Row]) -> str:
+    """The digest of the one bundle that gave the verdicts; "" where none is named."""
+    found = list(dict.fromkeys(row.bundle for row in rows if row.bundle))
+    if len(found) > 1:
+        raise DatasetError(
+            f"{table.name}: verdicts of {len(found)} bundles: {_few([each[:12] for each in found])}; expected those of "
+            "the one that is accepted. Remove the others."
+        )
+    if agreement.bundle:
+        bundle = Bundle.load(agreement.bundle)
+        if found != [bundle.digest()]:
+            named = f"the verdicts are of bundle {found[0][:12]}" if found else "the verdicts name no bundle"
+            raise DatasetError(
+                f"{table.name}: {named}; "
+                f"expected {bundle.digest()[:12]}, of {agreement.bundle}. Inspect the parts with it."
+            )
+        learnt = bundle.manifest.learnt_from(row.digest for row in rows)
+        if any(learnt):
+            raise DatasetError(
+                f"{table.name}: the bundle learnt from {sum(learnt)} of these {len(rows)} pictures; expected parts "
+                "that it has never seen. Remove those rows."
+            )
+    return found[0] if found else ""
+
+
+def _need_references(table: Table, presented: Mapping[str, list[Row]]) -> None:
+    without = [part for part, shown in presented.items() if not shown[0].reference]
+    if without:
+        raise DatasetError(
+            f"{table.name}: {len(without)} parts have no reference: {_few(without)}; expected good or the kind of "
+            "defect for each part that is no limit sample. Let experts decide, or remove the parts."
+        )
+
+
+def _open(agreement: Agreement, rows: list[Row], presented: Mapping[str, list[Row]]) -> list[str]:
+    """Sentences on what the samples do not show."""
+    sentences = []
+    kinds = dict.fromkeys(shown[0].reference for shown in presented.values())
+    agreed = {*agreement.slip, *(["good"] if agreement.false_rejects is not None else [])}
+    for kind in kinds:
+        if kind not in agreed:
+            count = sum(shown[0].reference == kind for shown in presented.values())
+            sentences.append(f"{count} parts with the reference {kind} count nowhere: no rate is agreed for it.")
+    if not agreement.bundle:
+        sentences.append("The agreement names no bundle: whether the pictures were among those it learnt is not shown.")
+    if nameless := sum(not row.bundle for row in rows):
+        sentences.append(
+            f"{nameless} of {len(rows)} verdicts carry no digest of a bundle: what gave them is not shown."
+        )
+    if undigested := sum(not row.digest for row in rows):
+        sentences.append(
+            f"{undigested} of {len(rows)} verdicts carry no digest of a picture: that each is a new presentation is "
+            "not shown."
+        )
+    if invalid := sum(row.verdict is Verdict.INVALID for row in rows):
+        sentences.append(
+            f"{invalid} presentations are INVALID and count as stopped: the part was not found or not read."
+        )
+    unnamed = [what for what in ("parties", "date", "run_by", "references_by") if not getattr(agreement, what)]
+    if unnamed:
+        sentences.append(f"The agreement does not say: {', '.join(unnamed)}.")
+    return sentences
+
+
+def _few(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
+
+
+def html(found: Acceptance) -> bytes:
+    """Make the page; every name in it is escaped."""
+    curves = [
+        Markup(plans.characteristic(claim.name, claim.agreed, [(claim.allowed, claim.parts)]))
+        if claim.allowed >= 0
+        else ""
+        for claim in found.claims
+    ]
+    presentations: dict[str, int] = {}
+    for row in found.table.rows:
+        if row.appraiser == found.appraiser:
+            presentations[row.part] = presentations.get(row.part, 0) + 1
+    return pages.render(
+        "proof_acceptance.html",
+        found=found,
+        agreement=found.agreement,
+        claims=list(zip(found.claims, curves, strict=True)),
+        conditions=sorted({row.condition for row in found.table.rows if row.condition}),
+        presentations=(min(presentations.values()), max(presentations.values())),
+        parts=len(presentations),
+        failures=found.failures[:SHOWN],
+        share=share,
+        version=andon.__version__,
+    )
+
+
+def write(found: Acceptance, folder: str | Path) -> Path:
+    """Write `acceptance.json` and `acceptance.html` into a folder, which is made if need be; return the page."""
+    folder = Path(folder)
+    files.make_folder(folder)
+    page = html(found)
+    files.write(folder / "acceptance.json", files.strict_json(found.record(), indent=1).encode())
+    files.write(folder / "acceptance.html", page)
+    return folder / "acceptance.html"

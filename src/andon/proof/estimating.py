@@ -1,0 +1,254 @@
+"""From a judged sample of a running line to the rates of that line, with exact intervals.
+
+The lot of a verdict holds N pictures, n of them were judged, k are defective. Drawn without replacement, k is
+hypergeometric, and the bounds of the number D of defective pictures in the lot follow by inverting its tails. The
+estimate of D is N k / n: Horvitz and Thompson's, "A generalization of sampling without replacement from a finite
+universe", JASA 47, 1952, with the inclusion probabilities n / N.
+
+Rates over several lots combine their bounds. Each end of an interval at confidence C uses one bound of each lot; the
+lots are independent, so bounds at ((1 + C) / 2)^(1 / m) each, m lots that were not judged whole, hold together at
+(1 + C) / 2. Bounds are conservative: they hold at the confidence or above it.
+
+A picture that a person could not judge counts as good in the lower bounds of D, and as defective in the upper bounds
+and in the estimate.
+"""
+
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+import andon
+from andon import files, pages
+from andon.errors import DatasetError, unknown
+from andon.inspection import Verdict
+from andon.proof import bounds
+from andon.proof.plans import check_confidence, share
+from andon.proof.sampling import COLUMNS, KEY, Sample
+
+TRUTHS = ("good", "defective", "unclear")
+LISTED = 5  # items that a message names
+
+
+class Judged(NamedTuple):
+    """What persons found in one lot."""
+
+    lot: int  # pictures
+    drawn: int
+    defective: int
+    unclear: int
+
+
+class Count(NamedTuple):
+    """A number of pictures in a lot: estimate and bounds."""
+
+    estimate: float
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One rate of the line."""
+
+    name: str
+    words: str  # what it is a share of
+    estimate: float | None  # None where the estimate has nothing to be a share of
+    interval: tuple[float, float]
+
+    def text(self) -> str:
+        """The rate in words."""
+        low, high = map(share, self.interval)
+        return f"{self.name}: {'–' if self.estimate is None else share(self.estimate)} ({low} to {high}), {self.words}"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A judged sample, and what it says of the line."""
+
+    sample: Sample
+    sheet: str  # path
+    sheet_digest: str
+    judges: tuple[str, ...]  # persons named in the sheet
+    confidence: float  # of each interval by itself
+    lots: dict[Verdict, Judged]
+    rates: tuple[Rate, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The estimate as plain data."""
+        return {
+            "andon": andon.__version__,
+            "confidence": self.confidence,
+            "rates": [asdict(rate) for rate in self.rates],
+            "lots": {verdict.value: judged._asdict() for verdict, judged in self.lots.items()},
+            "judges": list(self.judges),
+            "sheet": self.sheet,
+            "sheet_digest": self.sheet_digest,
+            "sample": self.sample.model_dump(mode="json", exclude={"items"}),
+        }
+
+    def text(self) -> str:
+        """The estimate in words, for a terminal."""
+        lines = [
+            f"{verdict}: {judged.drawn} of {judged.lot} judged, {judged.defective} defective"
+            + (f", {judged.unclear} unclear" if judged.unclear else "")
+            for verdict, judged in self.lots.items()
+        ]
+        return "\n".join([*lines, f"{share(self.confidence)} intervals:", *(rate.text() for rate in self.rates)])
+
+
+def estimate(lots: dict[Verdict, Judged], confidence: float) -> tuple[Rate, ...]:
+    """Estimate the rates of a line from the judged lots; each interval covers at the confidence by itself."""
+    uncertain = sum(judged.drawn < judged.lot for judged in lots.values())
+    passed = lots.get(Verdict.PASS, Judged(0, 0, 0, 0))
+    stopped = [judged for verdict, judged in lots.items() if verdict is not Verdict.PASS]
+    everything = sum(judged.lot for judged in lots.values())
+    alone = _count(passed, (1 + confidence) / 2)
+    each = ((1 + confidence) / 2) ** (1 / max(uncertain, 1))
+    slipped, caught = _count(passed, each), _sum([_count(judged, each) for judged in stopped])
+    good_passed = _rest(slipped, passed.lot)
+    good_stopped = _rest(caught, everything - passed.lot)
+    rates = [
+        Rate("defective among passed", "share of the pictures that passed", *_of(alone, passed.lot)),
+        Rate("passed and defective", "share of all pictures", *_of(alone, everything)),
+        Rate("defective", "share of all pictures", *_of(_sum([slipped, caught]), everything)),
+        Rate("slip", "share of the defective pictures that passed", *_ratio(slipped, caught)),
+        Rate("false rejects", "share of the good pictures that were stopped", *_ratio(good_stopped, good_passed)),
+    ]
+    return tuple(rates)
+
+
+def _count(judged: Judged, confidence: float) -> Count:
+    """Defective pictures in a lot: estimate, and one-sided bounds at the confidence each."""
+    lot, n, k, unclear = judged
+    return Count(
+        lot * (k + unclear) / n if n else 0.0,
+        bounds.lower_count(k, n, lot, confidence),
+        bounds.upper_count(k + unclear, n, lot, confidence),
+    )
+
+
+def _sum(counts: list[Count]) -> Count:
+    return Count(sum(c.estimate for c in counts), sum(c.low for c in counts), sum(c.high for c in counts))
+
+
+def _rest(count: Count, lot: int) -> Count:
+    return Count(lot - count.estimate, lot - count.high, lot - count.low)
+
+
+def _of(count: Count, lot: int) -> tuple[float | None, tuple[float, float]]:
+    """The share in a lot; of an empty lot nothing is known."""
+    return (count.estimate / lot, (count.low / lot, count.high / lot)) if lot else (None, (0.0, 1.0))
+
+
+def _ratio(part: Count, rest: Count) -> tuple[float | None, tuple[float, float]]:
+    """The share of `part` in both."""
+    both = part.estimate + rest.estimate
+    low = part.low / (part.low + rest.high) if part.low else 0.0
+    high = part.high / (part.high + rest.low) if part.high + rest.low else 1.0
+    return part.estimate / both if both else None, (low, high)
+
+
+def load(path: str | Path, confidence: float = 0.95) -> Estimate:
+    """Read a sheet that was filled in, and the key beside it, and estimate.
+
+    Errors: DatasetError when either cannot be read, when the sheet lacks items or has others, or a truth is missing or
+    unknown.
+    """
+    check_confidence(confidence, "--confidence")
+    path = Path(path)
+    sample = _key(path.with_name(KEY))
+    content = _content(path)
+    truths, judges = _truths(path, content, len(sample.items))
+    lots = {}
+    for verdict, drawn in sample.drawn().items():
+        found = [truths[item.item] for item in sample.items if item.verdict is verdict]
+        lots[verdict] = Judged(sample.lots[verdict], drawn, found.count("defective"), found.count("unclear"))
+    return Estimate(sample, str(path), files.digest(content), judges, confidence, lots, estimate(lots, confidence))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        hint = "Name the sheet that `andon sample` wrote; its sample.json lies beside it."
+        raise DatasetError(f"{path}: cannot be read: {files.reason(error)}. {hint}") from None
+
+
+def _key(path: Path) -> Sample:
+    """Read the key of a sample. DatasetError when it is none, or does not agree with itself."""
+    try:
+        sample = Sample.model_validate_json(_content(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise DatasetError(
+            f"{path}: {where}: {first['msg']}; expected the file that `andon sample` wrote. Draw a new sample."
+        ) from None
+    numbers = sorted(item.item for item in sample.items)
+    strange = {item.verdict for item in sample.items} - set(sample.lots)
+    if (
+        numbers != list(range(1, len(numbers) + 1))
+        or strange
+        or any(not 0 < drawn <= sample.lots[verdict] for verdict, drawn in sample.drawn().items())
+    ):
+        raise DatasetError(
+            f"{path}: items and lots do not agree; expected the file that `andon sample` wrote. Draw a new sample."
+        )
+    return sample
+
+
+def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Item → truth, and who judged."""
+    try:
+        text = content.decode("utf-8-sig")
+        separator = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets choose by language
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True) if any(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path}: cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from None
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    if missing := [name for name in ("item", "truth") if header.count(name) != 1]:
+        raise DatasetError(
+            f"{path}: found the columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, with "
+            f"{missing[0]} once. Keep the first line of the sheet."
+        )
+    truths: dict[int, str] = {}
+    judges: dict[str, None] = {}
+    empty = []
+    for place, cells in enumerate(rows[1:], start=2):
+        row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+        number = row.get("item", "")
+        if not number.isdecimal() or not 1 <= int(number) <= count or int(number) in truths:
+            what = "twice" if number.isdecimal() and int(number) in truths else "no item of the sample"
+            raise DatasetError(
+                f"{path}: row {place}: item '{number}': {what}; expected 1 to {count} once each. Correct it."
+            )
+        truth = row.get("truth", "").lower()
+        if truth and truth not in TRUTHS:
+            raise DatasetError(f"{path}: row {place}: item {number}: {unknown('truth', truth, TRUTHS)}")
+        truths[int(number)] = truth
+        if not truth:
+            empty.append(int(number))
+        if row.get("by"):
+            judges[row["by"]] = None
+    empty += [number for number in range(1, count + 1) if number not in truths]
+    if empty:
+        few = ", ".join(map(str, empty[:LISTED])) + (", …" if len(empty) > LISTED else "")
+        raise DatasetError(
+            f"{path}: {len(empty)} of {count} items have no truth: {few}; expected {', '.join(TRUTHS)} for each. "
+            "Judge them; leaving out the difficult ones falsifies the estimate."
+        )
+    return truths, tuple(judges)
+
+
+def write(found: Estimate, folder: str | Path) -> Path:
+    """Write `estimate.json` and `estimate.html` into a folder, which is made if need be; return the page."""
+    folder = Path(folder)
+    files.make_folder(folder)
+    page = pages.render("proof_estimate.html", found=found, sample=found.sample, share=share, version=andon.__version__)
+    files.write(folder / "estimate.json", files.strict_json(found.record(), indent=1).encode())
+    files.write(folder / "estimate.html", page)
+    return folder / "estimate.html"
