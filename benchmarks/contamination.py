@@ -1,6 +1,6 @@
 """Defects among the good pictures: which of them are listed, and what they cost.
 
-    python benchmarks/contamination.py ../shared/data docs/trust_contamination.md
+    python benchmarks/contamination.py ../shared/data contamination.md
 
 For bottle, screw and magnetic_tile at 256²: at most 200 good training pictures, and as many defective pictures of the
 test split, drawn at random, that they are 2, 5 and 10 % of the folder. The default detector learns from that folder,
