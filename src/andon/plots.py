@@ -122,7 +122,13 @@ def line_plot(
 
 
 def histograms(
-    bands: Sequence[Band], cuts: Sequence[Cut], x_label: str, bins: int = 60, width: int = 620, row: int = 64
+    bands: Sequence[Band],
+    cuts: Sequence[Cut],
+    x_label: str,
+    bins: int = 60,
+    width: int = 620,
+    row: int = 64,
+    unit: str = "images",
 ) -> str:
     """Draw one histogram below the other over a common axis, each to its own height, and cut them at one or two values.
 
@@ -155,7 +161,7 @@ def histograms(
         parts.append(f'<path d="{bars}" fill="{band.colour}"/>')
         parts.append(f'<path d="M{left} {base}H{width - 14}" stroke="{AXIS}"/>')
         parts.append(_text(_cut_short(band.name, 18), left - 10, base - row / 2 + 8, "end", 'font-weight="600"'))
-        parts.append(_text(f"{values.size} images", left - 10, base - row / 2 + 23, "end"))
+        parts.append(_text(f"{values.size} {unit}", left - 10, base - row / 2 + 23, "end"))
     for j, cut in enumerate(sorted(cuts, key=lambda cut: cut.value)):
         at = float(x.at(cut.value))
         dash = 'stroke-dasharray="5 4"' if cut.dashed else ""

@@ -1,8 +1,8 @@
 """The command `andon`: one function a command; everything heavy is imported inside the function that needs it.
 
 Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect` or `evaluate` met images it
-could not read, `inspect --fail-on` met a bad part, `accept` did not prove all); 2 the user's mistake, with a message
-that says how to mend it; 130 interrupted.
+could not read, `inspect --fail-on` met a bad part, `accept` did not prove all, `msa` found a figure unacceptable); 2
+the user's mistake, with a message that says how to mend it; 130 interrupted.
 """
 
 import errno
@@ -47,6 +47,7 @@ for command in (
     measuring.compare,
     measuring.cost,
     proving.accept,
+    proving.msa,
     proving.plan,
     proving.sample,
 ):

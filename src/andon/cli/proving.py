@@ -122,3 +122,46 @@ def accept(
     print(files.strict_json(found.record(), indent=1) if as_json else f"{found.text()}\nreport: {page}")
     if found.outcome is not acceptance.Outcome.PROVED:
         raise typer.Exit(1)
+
+
+def msa(
+    source: Annotated[
+        Path, typer.Argument(help="Verdicts, one row a presentation: CSV, Parquet or records.jsonl.", metavar="TABLE")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for msa.html and msa.json.")] = Path("msa"),
+    by: Annotated[str, typer.Option(help="Who made the study; stands in the report.")] = "",
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="The bundle that gave the verdicts: its digest is compared.", show_default=False),
+    ] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(
+            help="For records: a regular expression on the source, with groups named part, reference, appraiser, "
+            "condition, trial.",
+            show_default=False,
+        ),
+    ] = None,
+    limits: Annotated[
+        Path | None, typer.Option(help="Limits as TOML; default: AIAG's, second-hand.", show_default=False)
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of the score, where the table has none.", show_default=False)
+    ] = None,
+    level: Annotated[float, typer.Option(help="Confidence of each interval and bound.")] = 0.95,
+    as_json: AsJson = False,
+) -> None:
+    """Measurement system analysis: agreement of verdicts, kappas, gauge R&R of the score, held against limits.
+
+    The table has the columns part, reference, appraiser, condition, trial, verdict, score and digest. A trial is a new
+    presentation: a picture that was scored again is refused. Exit code 1 when a figure is unacceptable.
+    """
+    from andon import files
+    from andon.proof import msa, table
+
+    files.prepare(out / "msa.html")
+    found = msa.study(table.read(source, fields), limits, by, bundle, threshold, level)
+    page = msa.write(found, out)
+    print(files.strict_json(found.record(), indent=1) if as_json else f"{found.text()}\nreport: {page}")
+    if found.failed:
+        raise typer.Exit(1)

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from andon.binomial import clopper_pearson
 from andon.proof import bounds
 
-DRAWS = 40_000  # of weights
+DRAWS = 40_000  # of weights, fewer where there are so many kinds of parts that they need more than VALUES
+VALUES = 8_000_000  # drawn at most at once, as long as DRAWS / 20 remain
 SEED = 0
 Counts = NDArray[np.int64]
 Draws = NDArray[np.float64]
@@ -127,7 +128,8 @@ def _mean_bound(values: NDArray[np.float64], tail: float) -> float:
 
 def _weights(counts: Counts) -> Draws:
     """Dirichlet weights (draws, kinds): of all parts one by one, added up over parts of one kind."""
-    drawn = np.random.default_rng(SEED).standard_gamma(counts.astype(np.float64), size=(DRAWS, len(counts)))
+    draws = max(DRAWS // 20, min(DRAWS, VALUES // len(counts)))
+    drawn = np.random.default_rng(SEED).standard_gamma(counts.astype(np.float64), size=(draws, len(counts)))
     return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
 
 
