@@ -198,6 +198,11 @@ def test_of_several_folders_one_must_be_known_as_good(tmp_path: Path, names: lis
     assert labels <= {"good", "ng"}
 
 
+def test_the_name_that_is_proposed_for_good_is_that_of_most_images(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"Name the good one: --good 'годные' or"):
+        dataset.load(tree(tmp_path, "брак/0.png", "годные/0.png", "годные/1.png"))
+
+
 def test_folders_may_be_named_as_good(tmp_path: Path) -> None:
     tree(tmp_path, "left/0.png", "right/0.png", "masks/0.png", "0.png")
     assert {n: d for n, (_, d, _) in seen(dataset.load(tmp_path, good=["LEFT"])).items()} == {

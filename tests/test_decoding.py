@@ -159,7 +159,7 @@ DAMAGED = {
     "text PGM with more values": (b"P2 8 8 255 " + b"30 " * 65, "damaged: 65 values; its header states 64."),
     "bitmap with more values": (b"P1 8 8 " + b"1 " * 65, "damaged: 65 values; its header states 64."),
     "two PGM in one": ((b"P5 8 8 255\n" + b"\7" * 64) * 2, "damaged: 75 bytes behind its picture; expected none"),
-    "PPM with line ends exchanged": (b"P6 8 8 255\n" + b"\r\n" * 98, "damaged: 4 bytes behind its picture; expected"),
+    "PPM with line ends exchanged": (b"P6 8 8 255\n" + b"\7\r\n" * 65, "damaged: 3 bytes behind its picture; expected"),
     "text PGM with text": (b"P2 8 8 255 " + b"x " * 64, "damaged: something else than numbers up to 65535"),
 }
 

@@ -285,13 +285,7 @@ def _pnm(data: bytes, name: str) -> Header:
         end = at + 1 + height * ((width * channels * depth + 7) // 8)
         if len(data) < end:
             raise damaged(name, _CUT)
-        if data[end:].strip(b"\0") not in (
-            b"",
-            b" ",
-            b"\n",
-            b"\r",
-            b"\r\n",
-        ):  # exchanged line ends, a header that does not fit, or more pictures
+        if data[end:].strip(b"\0\t\n\r "):  # exchanged line ends, a header that does not fit, or more pictures
             raise damaged(name, f"{len(data) - end} bytes behind its picture; expected none, and one picture a file")
     samples, maximum = "RGB" if channels == 3 else "gray", 0 if maximum in (1, 255, 65535) else maximum
     return Header("PNM", width, height, samples, False, depth, maximum=maximum, start=at + 1)
