@@ -156,6 +156,7 @@ def detectors(folder: Path, train: int, test: int, size: int) -> Iterator[str]:
                 for registration in (None, {"max_rotation": float(rotation)}):
                     geometry = {"size": size, "registration": registration}
                     values = {"data": {"images": str(root)}, "geometry": geometry, "detector": {"name": detector}}
+                    values["split"] = {"method": "split"}
                     training.train(Recipe.model_validate(values), Path(temporary) / "part.andon")
                     inspector = Inspector.load(Path(temporary) / "part.andon", threads=1)
                     found = evaluate.evaluate(inspector, dataset.load(root)).metrics

@@ -44,7 +44,10 @@ def test_a_rate_is_proved_by_as_many_parts_as_the_plan_says(tmp_path: Path) -> N
     crack = found.claims[0]
     assert crack.outcome is NOT_PROVED and found.outcome is NOT_PROVED
     assert crack.more == (1, 93 - 58, 124 - 58) and crack.allowed == -1
-    assert "58 parts passed; the rate is at most 5.03 %" in crack.text() and "1 more parts if none" in crack.text()
+    assert (
+        "58 parts passed; the rate is at most 5.03 %" in crack.text()
+        and "takes more parts: 1 if none of them fails, 35 if one" in crack.text()
+    )
 
 
 def test_a_rate_is_refuted_when_its_lower_bound_is_above(tmp_path: Path) -> None:
@@ -131,6 +134,19 @@ def test_a_false_claim_is_seldom_proved_and_a_true_one_seldom_refuted(looks: int
             reached |= np.array([outcomes[k] is wanted for k in seen[:, look].tolist()])
     assert proofs.mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
     assert refutations.mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
+def test_presentations_of_one_part_that_resemble_each_other_prove_nothing_more() -> None:
+    rng, runs, agreed = np.random.default_rng(1), 2000, 0.1
+    chances = rng.beta(0.1, 0.9, (runs, 60))  # of each part to fail in a presentation: near 0 or near 1, on average 0.1
+    failed = rng.random((3, runs, 60)) < chances
+    once, always = failed.any(axis=0).sum(axis=1), failed.all(axis=0).sum(axis=1)
+    outcomes = [
+        acceptance.claim("slip", "passed", agreed, (60, k, m), 0.95).outcome
+        for k, m in zip(once.tolist(), always.tolist(), strict=True)
+    ]
+    for wrong in (PROVED, REFUTED):
+        assert outcomes.count(wrong) / runs < 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
 
 
 def test_the_most_that_may_fail_agrees_with_the_plan() -> None:
@@ -244,6 +260,7 @@ def test_one_appraiser_of_several_can_be_named(tmp_path: Path) -> None:
         ("false_rejects = \n", "not TOML"),
         ("false_rejects = 0.01\nbundle = 'nowhere.andon'\n", "nowhere.andon"),
         ("false_rejects = 0.01\nfields = '('\n", "not a regular expression"),
+        ('false_rejects = 0.01\nbundle = "a\\u0000b"\n', "bundle = 'a.x00b': String should match"),
     ],
 )
 def test_agreements_that_cannot_be_are_refused(agreement: str, message: str, tmp_path: Path) -> None:
@@ -251,7 +268,9 @@ def test_agreements_that_cannot_be_are_refused(agreement: str, message: str, tmp
         accepted(tmp_path, parts("good", ["PASS"]), agreement)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"samples = 3\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"samples = 3\n", b'samples = "a\\u0000"\nfalse_rejects = 0.1']
+)
 def test_what_is_no_agreement_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "agreement.toml"
     path.write_bytes(content)

@@ -140,7 +140,7 @@ def test_per_part_threshold_and_p_value_agree(scores: list[float], images: int, 
 def test_the_long_run_rate_of_one_calibration_lies_in_the_interval_that_is_told() -> None:
     """The rate of one calibration on uniform scores is 1 - its threshold; 95 % of them must lie inside."""
     rng = np.random.default_rng(0)
-    n, rate, draws = 60, 0.05, 4_000
+    n, rate, draws = 60, 0.05, 1_500
     inside, rates = 0, []
     for scores in rng.uniform(size=(draws, n)).tolist():
         found = learn(scores)
@@ -149,7 +149,7 @@ def test_the_long_run_rate_of_one_calibration_lies_in_the_interval_that_is_told(
         rates.append(1 - found.thresholds(Decision()).review)
         inside += interval[0] <= rates[-1] <= interval[1]
     assert abs(inside / draws - 0.95) < 4 * math.sqrt(0.95 * 0.05 / draws)
-    assert np.mean(rates) == pytest.approx(3 / 61, abs=0.002)  # the promise holds on average: k = 3 of 61
+    assert np.mean(rates) == pytest.approx(3 / 61, abs=0.003)  # the promise holds on average: k = 3 of 61
 
 
 def test_a_gap_in_the_highest_scores_is_told() -> None:

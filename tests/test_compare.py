@@ -13,6 +13,7 @@ from spox import Tensor, argument, build
 from andon import compare, dataset, image, metrics, training
 from andon.errors import AndonError, BundleError
 from andon.geometry import Geometry
+from andon.image import Input
 from conftest import part, save
 from fake_inspector import FakeInspector, paint_set
 
@@ -153,7 +154,9 @@ def test_reconstruction_is_shown_in_the_frame_of_the_image(tmp_path: Path) -> No
     graph = build({"tiles": tiles}, {"reconstruction": op.mul(values, op.const(np.float32(0.5)))}).SerializeToString()
     path = save(tmp_path / "a.png", part(0, 96))
     recipe = SimpleNamespace(geometry=Geometry(size=96, crop=(8, 16, 80, 64)))
-    inspector = SimpleNamespace(bundle=SimpleNamespace(graph=graph), recipe=recipe, reference=None)
+    manifest = SimpleNamespace(input=Input(channels=3, depth=8))
+    bundle = SimpleNamespace(graph=graph)
+    inspector = SimpleNamespace(bundle=bundle, recipe=recipe, reference=None, manifest=manifest)
     draw = compare._Draw(SimpleNamespace(inspectors={"a": inspector}), np.zeros((1, 1)))  # type: ignore[arg-type]
     picture = draw._reconstruction("a", inspector, image.read(path))  # type: ignore[arg-type]
     assert picture is not None

@@ -70,6 +70,25 @@ def test_mvtec_layout_with_both_names_of_masks(tmp_path: Path) -> None:
         ),
         (["good/mon/0.png", "good/ng/0.png"], {"good/mon/0.png": "good", "good/ng/0.png": "ng"}),
         (["Training/io/0.png", "Testing/niO/0.png"], {"Training/io/0.png": "good", "Testing/niO/0.png": "niO"}),
+        (
+            ["train/0.png", "test/lot1/OK/0.png", "test/lot1/Riss/0.png", "test/lot2/ng/a/0.png", "test/lot3/0.png"],
+            {
+                "train/0.png": "good",
+                "test/lot1/OK/0.png": "good",
+                "test/lot1/Riss/0.png": "Riss",
+                "test/lot2/ng/a/0.png": "lot2",
+                "test/lot3/0.png": "lot3",
+            },
+        ),
+        (
+            ["train/0.png", "test/good/a/0.png", "test/good/ng/0.png", "test/bad/good/0.png"],
+            {
+                "train/0.png": "good",
+                "test/good/a/0.png": "good",
+                "test/good/ng/0.png": "ng",
+                "test/bad/good/0.png": "bad",
+            },
+        ),
         (["test/label/0.png", "train/0.png"], {"test/label/0.png": "label", "train/0.png": "good"}),
         (
             ["Images/Normal/0.png", "Images/Anomaly/0.png"],
@@ -177,6 +196,11 @@ def test_of_several_folders_one_must_be_known_as_good(tmp_path: Path, names: lis
         dataset.load(tree(tmp_path, *names))
     labels = {s.defect for s in dataset.load(tmp_path, good=["*"]).samples}
     assert labels <= {"good", "ng"}
+
+
+def test_the_name_that_is_proposed_for_good_is_that_of_most_images(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"Name the good one: --good 'годные' or"):
+        dataset.load(tree(tmp_path, "брак/0.png", "годные/0.png", "годные/1.png"))
 
 
 def test_folders_may_be_named_as_good(tmp_path: Path) -> None:

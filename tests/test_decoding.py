@@ -109,6 +109,8 @@ DAMAGED = {
     "fax in TIFF": (strips(ZIPPED, 4), "TIFF with compression 4 (CCITT fax); expected none"),
     "unknown compression": (strips(ZIPPED, 65000), "TIFF with compression 65000 (unknown); expected none"),
     "unknown predictor": (strips(ZIPPED, 8, t317=5), "TIFF with predictor 5 at 8 bits; expected"),
+    "predictor with PackBits": (strips(PACKED, 32773, t317=2), "TIFF with predictor 2 under compression PackBits; exp"),
+    "predictor without compression": (strips(RAW, 1, t317=2), "TIFF with predictor 2 under compression none; expected"),
     "bits in reverse": (strips(RAW, 1, t266=2), "TIFF with bits in reversed order"),
     "PNG with a wrong checksum within": (
         wrong_checksum(),
@@ -154,6 +156,10 @@ DAMAGED = {
         "damaged: a value of 1024; its header states at most 1023.",
     ),
     "text PGM beyond its maximum": (b"P2 8 8 255 " + b"300 " * 64, "damaged: a value of 300; expected at most 255."),
+    "text PGM with more values": (b"P2 8 8 255 " + b"30 " * 65, "damaged: 65 values; its header states 64."),
+    "bitmap with more values": (b"P1 8 8 " + b"1 " * 65, "damaged: 65 values; its header states 64."),
+    "two PGM in one": ((b"P5 8 8 255\n" + b"\7" * 64) * 2, "damaged: 75 bytes behind its picture; expected none"),
+    "PPM with line ends exchanged": (b"P6 8 8 255\n" + b"\7\r\n" * 65, "damaged: 3 bytes behind its picture; expected"),
     "text PGM with text": (b"P2 8 8 255 " + b"x " * 64, "damaged: something else than numbers up to 65535"),
 }
 

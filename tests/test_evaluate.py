@@ -95,6 +95,7 @@ def test_bad_files_and_masks_are_listed_and_the_run_goes_on(painted):
     assert (figures["image"]["n_good"], figures["image"]["n_defective"]) == (4, 6)
     assert figures["pixel"]["images"] == {"good": 4, "masked": 3, "without_mask": 1}
     assert figures["data"]["not_found"] == {"good": 0, "defective": 1}
+    assert "INVALID, and in no figure: 0 good and 1 defective images." in evaluation.warnings
 
 
 def test_what_cannot_be_measured_is_null_and_says_why(tmp_path):

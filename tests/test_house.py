@@ -43,6 +43,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "reference",
     "survey",
     "metrics",
+    "crude",
     "plots",
     "pages",
     "evaluate",
@@ -101,6 +102,7 @@ ORDER = [  # a module imports only from modules that stand before it
     "detectors.segmenter.networks",
     "detectors.segmenter",
     "detectors",
+    "suspects",
     "calibrating",
     "preview",
     "progress",
@@ -128,7 +130,8 @@ ORDER = [  # a module imports only from modules that stand before it
     "cli",
     "__main__",
 ]
-NEEDS_LABELS = {"metrics", "evaluate", "report", "bench.cell", "compare", "cli.judging"}
+# crude tells whether light or focus alone separate good from defective test images, so it ranks them by their labels.
+NEEDS_LABELS = {"metrics", "crude", "evaluate", "report", "bench.cell", "compare", "cli.judging"}
 
 
 def modules() -> dict[str, Path]:

@@ -210,6 +210,7 @@ def test_exif_orientation_is_applied(file: str, orientation: int) -> None:
         (RGB[:, ::-1], RGB[:, ::-1], ()),
         (np.dstack([RGB, GRAY]), RGB, ("alpha dropped",)),
         (GRAY16.astype(">u2"), GRAY16[..., None], ()),
+        (GRAY.view(np.matrix), GRAY[..., None], ()),
     ],
 )
 def test_arrays_are_taken_as_they_are(array: np.ndarray, expected: np.ndarray, notes: tuple[str, ...]) -> None:
@@ -303,6 +304,7 @@ def test_refused_files(kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[s
             "array of float64; expected (H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4), uint8 or uint16.",
         ),
         (GRAY > 9, "array of bool;"),
+        (np.ma.array(GRAY, mask=GRAY > 9), "masked array; expected (H, W), (H, W, 1)"),
         (RGB.transpose(2, 0, 1), "of shape (3, 12, 16); expected (H, W), (H, W, 1)"),
         (RGB.transpose(2, 0, 1), "Channels seem to come first: use array.transpose(1, 2, 0)."),
         (RGB[None], "array of shape (1, 12, 16, 3);"),
@@ -314,6 +316,14 @@ def test_refused_arrays(array: np.ndarray, message: str) -> None:
     with pytest.raises(ImageError) as error:
         image.read(array, "camera 2")
     assert str(error.value).startswith("camera 2: ") and message in str(error.value)
+
+
+def test_an_image_made_by_hand_is_checked_like_its_array() -> None:
+    for digest in ("", "0" * 64):
+        made = image.read(image.Image(GRAY16.astype(">u2"), "by hand", digest=digest))
+        np.testing.assert_array_equal(made.pixels, GRAY16[..., None])
+        with pytest.raises(ImageError, match=r"^by hand: array of float64; expected"):
+            image.read(image.Image(GRAY / 255, "by hand", digest=digest))
 
 
 def test_refused_sources(tmp_path: Path) -> None:

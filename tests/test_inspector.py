@@ -37,6 +37,12 @@ def test_a_scratch_is_rejected_and_shown_where_it_is(inspector: Inspector) -> No
     assert mask[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7].any()
 
 
+def test_an_image_that_was_learnt_is_said_to_be(inspector: Inspector, parts: Path) -> None:
+    note = "the bundle learnt from this image, so its score is too low"
+    assert note in inspector.inspect(parts / "train/good/003.png").notes
+    assert note not in inspector.inspect(parts / "test/good/103.png").notes
+
+
 def test_most_good_parts_pass(inspector: Inspector) -> None:
     verdicts = [inspector.inspect(part(seed)).verdict for seed in range(400, 420)]
     assert verdicts.count(Verdict.PASS) >= 12

@@ -174,6 +174,7 @@ def losses(values: Callable[[int], float], tmp_path: Path, steps: int = 100) -> 
     [
         lambda step: 10.0**step,
         lambda step: -(10.0**step),
+        lambda step: 9.4 if step == 0 else 1e19,
         lambda step: 1.0 if step < 30 else 1e7,
         lambda step: 1e-6 if step < 30 else 1e7,
         lambda step: 0.99**step if step < 50 else 1e5 + step,
@@ -191,7 +192,7 @@ def test_divergence_stops(values: Callable[[int], float], tmp_path: Path) -> Non
     "values",
     [
         lambda step: 0.0 if step == 0 else 0.3,  # the first loss is nothing to go by
-        lambda step: 1e-9 if step < 30 else 0.5,
+        lambda step: 1e-9 if step < 30 else 50.0,
         lambda step: 50.0 - step,  # through zero
         lambda step: -0.001 * 1.1**step,
         lambda step: (-1.0) ** step,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, cli, compare, dataset, evaluate, image, registration, report, survey, training
+from andon import Inspector, calibrating, cli, compare, dataset, evaluate, image, registration, report, survey
 from andon.bundle import Bundle
 from andon.errors import AndonError, ImageError
 from andon.recipe import Recipe
@@ -183,7 +183,7 @@ def test_a_calibration_leaves_out_what_changed(parts: Path, bundle_file: Path, t
         if done == 0:
             save(tmp_path / "new/3.png", part(1))
 
-    found = training.recalibrate(bundle, tmp_path / "new", progress=progress, warn=told.append)
+    found = calibrating.recalibrate(bundle, tmp_path / "new", progress=progress, warn=told.append)
     assert found.calibration.images == 9
     assert any("3.png: the file has changed" in sentence for sentence in told)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, image, training
+from andon import Inspector, calibrating, image, training
 from andon.bundle import Bundle
 from andon.dataset import Sample
 from andon.errors import ImageError, RecipeError
@@ -63,6 +63,8 @@ def test_samples_are_spread_over_all_bits_and_none_is_beyond() -> None:
     spread = image.scaled(read, 4095).pixels
     np.testing.assert_array_equal(spread, full(read.pixels))
     assert image.scaled(read, None) is read and image.scaled(read, 65535) is read
+    once = image.scaled(read, 4095)
+    assert image.scaled(once, 4095) is once  # an image that `Inspector.read` gave is not spread again
     eight = Image(np.zeros((8, 8, 1), np.uint8), "b.png")
     assert image.scaled(eight, 4095) is eight
     with pytest.raises(
@@ -81,7 +83,9 @@ def test_a_bundle_of_12_bits_is_that_of_the_same_pictures_at_16(
         recipe.write_text(f"[data]\nimages = '{folder}'\n[geometry]\nsize = 64\n{registration}")
         bundles.append(training.train(recipe, tmp_path / f"{folder.name}.andon", tell=told.append, **FAST))
     narrow, wide = bundles
-    assert narrow.graph == wide.graph and narrow.calibration == wide.calibration
+    same = {"digests": []}  # the files differ
+    assert narrow.graph == wide.graph
+    assert narrow.calibration.model_copy(update=same) == wide.calibration.model_copy(update=same)
     assert narrow.reference == wide.reference
     assert (narrow.manifest.input.maximum, wide.manifest.input.maximum) == (4095, None)
     assert str(narrow.manifest.input).endswith("with values up to 4095")
@@ -96,7 +100,7 @@ def test_a_bundle_of_12_bits_is_that_of_the_same_pictures_at_16(
     bright[30, 30] = 5000
     with pytest.raises(ImageError, match=r"^x: values up to 5000; expected at most 4095, .* input.maximum = 16383\.$"):
         inspector.inspect(bright, "x")
-    again = training.recalibrate(inspector.bundle, _more(tmp_path))
+    again = calibrating.recalibrate(inspector.bundle, _more(tmp_path))
     assert again.manifest.input.maximum == 4095
 
 

@@ -200,6 +200,15 @@ def test_a_picture_that_changed_or_went_is_not_shown(
     assert (tmp_path / "s/sample.html").read_text().count("<img") == 8
 
 
+@pytest.mark.parametrize("source", ["a\0b.png", "x" * 5000, "/", "\udcff.png", "=1+1", "a\nb", "<script>"])
+def test_a_picture_of_any_name_is_listed(source: str, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record(j, source=source)) + "\n" for j in range(3)))
+    assert len(sampling.write(sampling.draw(path, 3), tmp_path / "s", silent)) == 3
+    assert estimating.load(filled(tmp_path / "s")).lots == {PASS: Judged(3, 3, 0, 0)}
+    assert "<script" not in (tmp_path / "s/sample.html").read_text()
+
+
 def test_a_filled_sheet_is_not_overwritten(tmp_path: Path) -> None:
     drawn = sampling.draw(line(tmp_path / "records.jsonl", LINE), 20)
     assert len(sampling.write(drawn, tmp_path / "s", silent)) == 20  # there are no pictures

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from andon.detectors.memory_bank import MemoryBank
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
 from andon.inspection import Pixels, Scores
 from andon.recipe import Data, Recipe, Split
-from conftest import part, save, scratched
+from conftest import noise, part, save, scratched
 
 FAST: dict[str, Any] = {"size": 64, "settings": {"bank": 100}}
 
@@ -198,6 +199,22 @@ def test_recalibrating_on_other_good_images(bundle_file: Path, tmp_path: Path) -
     assert after.graph == before.graph
     assert after.calibration.images == 20
     assert after.manifest.history[-1].endswith("calibrated on 20 good images")
+
+
+@pytest.mark.parametrize(("first", "of"), [(700, part), (700, lambda seed: scratched(seed)[0]), (0, None)])
+def test_recalibrating_says_when_good_images_are_unlike_those_of_before(
+    bundle_file: Path, tmp_path: Path, first: int, of: Callable[[int], Pixels] | None
+) -> None:
+    for seed in range(first, first + 20):
+        pixels = of(seed) if of else noise(1, 96, seed=seed)[0]  # another product
+        save(tmp_path / f"{seed}.png", pixels)
+    told: list[str] = []
+    calibrating.recalibrate(Bundle.load(bundle_file), tmp_path, warn=told.append)
+    if of is part:
+        assert not told
+    else:
+        assert any(line.startswith("20 of 20 images look unlike the good ones of before (") for line in told)
+        assert any(line.startswith("20 of 20 good images are above the review threshold that") for line in told)
 
 
 def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ class Usual(BaseModel):
         structure = float(_distance(np.array([_structure(a)]), np.array(self.structure), np.array(self.whiten))[0])
         if self.unexplained.side(layout) > 0:
             found.append(
-                f"the picture may show another scene ({layout:.0%} of its layout is unlike good pictures; "
+                f"the picture may show another scene ({min(layout, 1):.0%} of its layout is unlike good pictures; "
                 f"of theirs at most {self.unexplained.high:.0%})"
             )
         elif not found and self.distance.side(structure) > 0:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from andon import appearance, dataset, detectors, files, image, inspector, render
 from andon.appearance import Appearance, Usual
+from andon.binomial import clopper_pearson
 from andon.bundle import Bundle
-from andon.calibration import SHOWN, Calibration, HeldOut
+from andon.calibration import SHOWN, Calibration, HeldOut, percent
 from andon.dataset import Sample
 from andon.detectors.base import Progress, silent
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
@@ -25,6 +26,7 @@ from andon.render import Picture, Scale
 from andon.runtime import Runtime
 from andon.survey import Tell
 
+ODD = 0.01  # share of new good images that may look unlike those of before
 SIDE = 420  # pixels, the longer side of a picture on the sheet of the highest scores
 
 
@@ -33,6 +35,7 @@ class Calibrated(NamedTuple):
 
     calibration: Calibration
     sheet: bytes  # JPEG: the held-out images with the highest scores, each beside its heat map
+    looks: tuple[Appearance, ...]  # (n,) of the held-out images
 
 
 class Shown(NamedTuple):
@@ -95,7 +98,7 @@ def calibrate(
         raise DatasetError(f"none of {total} good images could be used to calibrate.")
     calibration = Calibration.learn(found, len(folds) > 1, Usual.of(looks))
     scale = Scale.of(calibration.typical, calibration.thresholds(recipe.decision).pixel)
-    return Calibrated(calibration, _sheet(shown, scale))
+    return Calibrated(calibration, _sheet(shown, scale), tuple(looks))
 
 
 def _shown(scanned: Scan, read: image.Image) -> Shown:
@@ -168,8 +171,36 @@ def recalibrate(
         warn,
         bundle.registered_to(),
     )
+    for sentence in _changes(bundle, found):
+        warn(sentence)
     event = f"{now()} calibrated on {found.calibration.images} good images"
     return bundle.changed(event, calibration=found.calibration, sheet=found.sheet)
+
+
+def _changes(bundle: Bundle, found: Calibrated) -> list[str]:
+    """Say in what new good images differ from those of the calibration that they replace."""
+    old, new, said = bundle.calibration, found.calibration, []
+    usual, advice = old.appearance, "If the product or the camera has changed, train again"
+    odd = [
+        (name, oddities)
+        for name, look in zip(new.names, found.looks, strict=True)
+        if usual and (oddities := usual.oddities(look))
+    ]
+    if clopper_pearson(len(odd), new.images)[0] > ODD:
+        name, oddities = odd[0]
+        said.append(
+            f"{len(odd)} of {new.images} images look unlike the good ones of before ({name}: {oddities[0]}). {advice}."
+        )
+    decision = bundle.recipe.decision.model_copy(update={"review_threshold": None})
+    scores, _ = new.units(new.scores, decision.per)
+    above = int((scores > old.thresholds(decision).review).sum())
+    rate = max(decision.review_rate, old.supported_rate)
+    if clopper_pearson(above, len(scores))[0] > rate:
+        said.append(
+            f"{above} of {len(scores)} good {decision.per}s are above the review threshold that they replace, of which "
+            f"{percent(rate)} was promised. {advice}; look at the highest: a defective part among them hides others."
+        )
+    return said
 
 
 def united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> list[Sample]:

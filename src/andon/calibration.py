@@ -131,11 +131,11 @@ class Calibration(BaseModel):
         """
         if math.isnan(score):
             return math.nan
-        values, weights = self._units(self.scores, per)
+        values, weights = self.units(self.scores, per)
         return (1 + float(weights[values >= score].sum())) / (1 + self.parts)
 
-    def _units(self, values: Sequence[float], per: Unit) -> tuple[Floats, Floats]:
-        """Values and weights (m,): an image weighs its share of a part; per part only the highest value counts."""
+    def units(self, values: Sequence[float], per: Unit) -> tuple[Floats, Floats]:
+        """Values and weights (m,): an image weighs its share of its part; per part only the highest value counts."""
         part, of = np.asarray(self.part), np.asarray(values, np.float64)
         if per == "image":
             images = Counter(self.part)
@@ -176,7 +176,7 @@ class Calibration(BaseModel):
         value > threshold ⟺ p-value ≤ rate: the highest held-out value that, with all as high, weighs too much.
         With one value a part it is the k-th largest of the n values, k = ⌊rate · (n + 1)⌋.
         """
-        found, weights = self._units(values, per)
+        found, weights = self.units(values, per)
         falling = np.argsort(found)[::-1]
         ordered, weight = found[falling], np.cumsum(weights[falling])
         last_of_ties = np.append(ordered[1:] != ordered[:-1], True)
@@ -211,7 +211,7 @@ class Calibration(BaseModel):
         above, fold = 0, np.asarray(self.fold)
         for each in sorted(set(self.fold)):
             rest, own = (self._only(np.flatnonzero(side)) for side in (fold != each, fold == each))
-            found, _ = own._units(own.scores, per)
+            found, _ = own.units(own.scores, per)
             above += int((found > rest._threshold(rest.scores, rate, per)).sum())
         return above, self.parts if per == "part" else self.images
 

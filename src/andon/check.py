@@ -107,9 +107,12 @@ class Seen(NamedTuple):
     thumbnail: Array  # (THUMBNAIL²,) its fine structure, of unit length; zeros where there is none
 
 
-def check(data: Dataset, progress: Progress = silent) -> Report:
-    """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB."""
-    seen, findings = [], []
+def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding] = ()) -> Report:
+    """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB.
+
+    `further` findings of others are set among its own.
+    """
+    seen, findings = [], list(further)
     for done, sample in enumerate(data.samples):
         progress("checking images", done, len(data.samples))
         try:

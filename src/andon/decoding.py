@@ -187,13 +187,15 @@ def _pnm(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
         if text.translate(None, b"0123456789 \t\n\v\f\r") or (kind != b"1" and re.search(rb"\d{6}", text)):
             raise damaged(name, "something else than numbers up to 65535 among its values")
         if kind == b"1":
-            digits = text.translate(None, b" \t\n\v\f\r")[:count]
+            digits = text.translate(None, b" \t\n\v\f\r")
             values = (np.frombuffer(digits, np.uint8) - ord("0")).astype(np.uint32)
         else:
-            values = np.fromstring(text, np.uint32, sep=" ")[:count]
+            values = np.fromstring(text, np.uint32, sep=" ")
         most = 1 if kind == b"1" else 255 if header.depth == 8 else 65535
         if len(values) < count:
             raise damaged(name, "the file ends before its picture does")
+        if len(values) > count:
+            raise damaged(name, f"{len(values)} values; its header states {count}")
         if values.max() > most:
             raise damaged(name, f"a value of {values.max()}; expected at most {most}")
         pixels = values.astype(np.uint8 if header.depth <= 8 else np.uint16).reshape(shape)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files, image, masks, metrics
+from andon import crude, files, image, masks, metrics
 from andon.binomial import clopper_pearson
 from andon.calibration import Unit, percent
 from andon.dataset import Dataset, Sample
@@ -72,7 +72,7 @@ class Evaluation:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
+        """Sentences on images that no figure counts, and on masks that are missing, left over or read otherwise."""
         return list(self.metrics["warnings"])
 
     def summary(self) -> list[str]:
@@ -102,7 +102,7 @@ class Evaluation:
             sentences.append(f"Pixel figures cannot be measured: {pixel['why']}.")
         else:
             sentences.append(f"Pixel AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro_30']:.4f}.")
-        return sentences
+        return [*sentences, *self.metrics["crude"]["sentences"]]
 
     def json(self) -> bytes:
         """The figures, for machines."""
@@ -135,6 +135,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     rows, good = found.rows, [row for row in found.rows if row.good]
     if not rows:
         raise DatasetError(f"{dataset.root}: none of {len(samples)} images could be inspected. {found.errors[:1]}")
+    ranking = image_figures(rows)
     figures: Json = {
         "bundle": {
             "product": inspector.recipe.product,
@@ -148,19 +149,20 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
             "split": "test" if samples[0].split == "test" else "all",
             "images": len(rows),
             "unlabelled": len(chosen) - len(samples),
-            "not_found": found.invalid,  # images in which the part was not found; they count in no other figure
+            "not_found": found.invalid,  # images that got INVALID; they count in no other figure
             "learnt_from": sum(inspector.manifest.learnt_from(row.digest for row in rows)),
             "digest": files.digest_of_all((row.name, row.digest) for row in rows),
         },
-        "image": image_figures(rows),
+        "image": ranking,
         "pixel": {**_pixel_figures(found), "images": found.images},
         "decision_per": inspector.decision.per,
         "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
         "groups": None,
         "defects": {},
+        "crude": crude.figures(inspector, rows, ranking["auroc"], progress),
         "milliseconds": {f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
         "errors": found.errors,
-        "warnings": _warnings(dataset, samples, found.gray),
+        "warnings": [*_left_out(found, len(chosen) - len(samples)), *_warnings(dataset, samples, found.gray)],
     }
     if dataset.grouped:
         grouped = by_group(rows)
@@ -242,6 +244,17 @@ def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
     found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
     found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
     return "masked"
+
+
+def _left_out(found: _Found, unlabelled: int) -> list[str]:
+    """Sentences on images that no figure counts."""
+    said = []
+    if any(found.invalid.values()):
+        good, defective = found.invalid.values()
+        said.append(f"INVALID, and in no figure: {good} good and {defective} defective images.")
+    if unlabelled:
+        said.append(f"without a label, and in no figure: {unlabelled} images. Put good ones into a folder 'good'.")
+    return said
 
 
 def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[str]]) -> list[str]:

@@ -7,14 +7,15 @@ would let a graph pass that puts scores in another order.
 """
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from andon import geometry
 from andon.detectors.base import Detector, Tiles
 from andon.errors import TrainingError
-from andon.inspection import Array, Pixels
+from andon.inspection import Array, Pixels, Scores
 from andon.runtime import Engine, Runtime
 
 TOLERANCE = 1e-3  # of an output's range: how far the graph may be from the fitted detector
@@ -33,14 +34,15 @@ SPOILED = (  # left, top, right, bottom, shares of the side; how much the values
 
 
 def check(model: Detector, graph: bytes, tiles: Tiles) -> dict[str, float]:
-    """Hold every engine's scores and maps against the fitted detector's, in batches of 1, of 2 and of all tiles.
+    """Hold every engine's scores and maps against the fitted detector's, in batches of 1, of 2 and of as many as
+    inspection gives a graph at once.
 
     Returns engine → largest difference as a share of the output's range. TrainingError when that is more than
     TOLERANCE, or when scores that differ by more than it are in another order. BundleError when an engine cannot load
     the graph.
     """
     pixels = probes(tiles)
-    expected = model.score(pixels)
+    expected = _in_batches(model.score, pixels)
     ranges = [_range(values) for values in expected]
     engines: list[Engine] = ["onnxruntime"]
     if importlib.util.find_spec("openvino"):
@@ -49,7 +51,7 @@ def check(model: Detector, graph: bytes, tiles: Tiles) -> dict[str, float]:
     for engine in engines:
         scorer, parity[engine] = Runtime(graph, engine), 0.0
         for rows in _batches(len(pixels)):
-            found = scorer.score(pixels[rows])
+            found = _in_batches(scorer.score, pixels[rows])
             for name, have, want, spread in zip(("score", "map"), found, expected, ranges, strict=True):
                 apart = _apart(have, want[rows], spread)
                 if not apart <= TOLERANCE:
@@ -90,6 +92,12 @@ def _spoiled(tile: Pixels, left: float, top: float, right: float, bottom: float,
     step = area.dtype.type(share * half)
     area[:] = np.where(area > half, area - step, area + step)
     return out
+
+
+def _in_batches(score: Callable[[Pixels], Scores], pixels: Pixels) -> Scores:
+    """Score tiles (n, t, t, c), as many at once as inspection does."""
+    pieces = [score(np.stack(batch)) for batch in geometry.batches(pixels, pixels.shape[1])]
+    return Scores(*(np.concatenate(values) for values in zip(*pieces, strict=True)))
 
 
 def _batches(count: int) -> Iterator[NDArray[np.intp]]:

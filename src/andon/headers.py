@@ -281,8 +281,12 @@ def _pnm(data: bytes, name: str) -> Header:
         raise damaged(name, f"values up to {maximum}; expected at most 65535")
     channels = 3 if kind in (3, 6) else 1
     depth = 1 if kind in (1, 4) else 8 if maximum < 256 else 16
-    if kind > 3 and len(data) < at + 1 + height * ((width * channels * depth + 7) // 8):
-        raise damaged(name, _CUT)
+    if kind > 3:
+        end = at + 1 + height * ((width * channels * depth + 7) // 8)
+        if len(data) < end:
+            raise damaged(name, _CUT)
+        if data[end:].strip(b"\0\t\n\r "):  # exchanged line ends, a header that does not fit, or more pictures
+            raise damaged(name, f"{len(data) - end} bytes behind its picture; expected none, and one picture a file")
     samples, maximum = "RGB" if channels == 3 else "gray", 0 if maximum in (1, 255, 65535) else maximum
     return Header("PNM", width, height, samples, False, depth, maximum=maximum, start=at + 1)
 
@@ -317,6 +321,8 @@ def _tiff(data: bytes, name: str) -> Header:
         problem = f"compression {compression} ({scheme}); expected none, LZW, Deflate or PackBits"
     elif predictor not in (1, 2) or (predictor == 2 and depth < 8):
         problem = f"predictor {predictor} at {depth} bits"
+    elif predictor == 2 and compression not in tiff.PREDICTED:  # some readers undo it, libtiff does not
+        problem = f"predictor 2 under compression {tiff.COMPRESSIONS[compression]}; expected it under LZW or Deflate"
     elif page.value(266, 1) != 1:
         problem = "bits in reversed order"
     elif samples == "YCbCr":

@@ -72,8 +72,10 @@ def read(source: Source, name: str | None = None) -> Image:
     """
     if isinstance(source, Image):
         name = name or source.name
-        made = source if source.digest else _from_array(source.pixels, name)
-        return made._replace(name=name, notes=source.notes)
+        if source.digest:
+            return source._replace(pixels=_plain(_array(source.pixels, name)), name=name)
+        made = _from_array(source.pixels, name)
+        return made._replace(notes=(*source.notes, *made.notes), maximum=source.maximum)
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
     data, name = contents(source, name)
@@ -287,7 +289,24 @@ _SAMPLES = {"gray", "RGB", "YCbCr", "palette", "gray palette", "CMYK", "YCCK"}
 
 def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
     """Check an array. Its digest is the SHA-256 of a line with shape and dtype, then of its bytes in C order."""
+    pixels = _array(pixels, name)
+    notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
+    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode() + pixels.tobytes())
+    return Image(_plain(pixels), name, notes, digest)
+
+
+def _plain(pixels: np.ndarray[Any, Any]) -> Pixels:
+    """An array as (H, W, c), without alpha, in the byte order of the machine."""
+    pixels = pixels.reshape(*pixels.shape[:2], -1)[..., :3]
+    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
+
+
+def _array(pixels: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """Refuse an array that is no picture."""
     expected = "(H, W), (H, W, 1), (H, W, 3) in RGB order or (H, W, 4), uint8 or uint16"
+    if isinstance(pixels, np.ma.MaskedArray):
+        raise ImageError(f"{name}: masked array; expected {expected}. Fill it, and say where to look in the recipe.")
+    pixels = np.asarray(pixels)  # a matrix is an array
     if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16):
         remedy = "Scale to uint8 or uint16 by one fixed range for all images."
         raise ImageError(f"{name}: array of {pixels.dtype}; expected {expected}. {remedy}")
@@ -301,10 +320,7 @@ def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
             f"{name}: array of {width} × {height} pixels; expected at least {MIN_SIDE} × {MIN_SIDE}. "
             f"{'Channels seem to come first: use array.transpose(1, 2, 0).' if height in (1, 3, 4) else 'Check it.'}"
         )
-    notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
-    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode() + pixels.tobytes())
-    pixels = pixels.reshape(height, width, -1)[..., :3]
-    return Image(np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), name, notes, digest)
+    return pixels
 
 
 def _size(size: tuple[int, int]) -> str:

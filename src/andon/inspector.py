@@ -157,13 +157,15 @@ class Inspector:
         read = self.read(source, name)
         usual = self.calibration.appearance
         odd = usual.oddities(appearance.of(read.pixels)) if usual else []
-        notes = (*read.notes, *odd)
+        (known,) = self.manifest.learnt_from([read.digest])
+        learnt = ("the bundle learnt from this image, so its score is too low",) if known else ()
+        notes = (*read.notes, *learnt, *odd)
         if odd and self.recipe.input.unusual == "invalid":
             return self._inspection(read, None, None, notes, began)
         try:
             found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
         except NotFound as missing:
-            return self._inspection(read, None, missing.registration, (*read.notes, str(missing), *odd), began)
+            return self._inspection(read, None, missing.registration, (*read.notes, str(missing), *learnt, *odd), began)
         if not np.isfinite(found.score):
             notes = (*notes, "the graph gave a score or map that is not a number")
         return self._inspection(read, found, found.registration, notes, began)

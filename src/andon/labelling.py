@@ -11,11 +11,23 @@ LISTED = 8  # folders that a sentence names; the rest is counted
 
 
 def below_test(root: Path, images: Sequence[Path], names: Names) -> dict[Path, str]:
-    """Label images below `test`: each folder there is a type of defect, unless it is known as good."""
-    found = {}
-    for path in images:
-        kind, *deeper = path.relative_to(root).parts[1:-1] or [""]
-        found[path] = _deeper(deeper, names) if kind and names.kind(kind) == "good" else normalize("NFC", kind)
+    """Label images below `test`: each folder there is a type of defect, unless it is known as good.
+
+    A folder that holds one of good images is no type of defect, but a lot: those beside the good one in it are.
+    """
+    found, inside = {}, {path: path.relative_to(root).parts[1:-1] for path in images}
+    said = {
+        folders: next((i for i, name in enumerate(folders) if names.kind(name) in ("good", "bad")), None)
+        for folders in set(inside.values())
+    }
+    good = {folders: i for folders, i in said.items() if i is not None and names.kind(folders[i]) == "good"}
+    lots = {folders[:i] for folders, i in good.items()}
+    for path, folders in inside.items():
+        if folders in good:
+            found[path] = _deeper(folders[good[folders] + 1 :], names)
+        else:
+            depth = max((i for i in range(len(folders) + 1) if folders[:i] in lots), default=0)
+            found[path] = normalize("NFC", folders[depth]) if len(folders) > depth else ""
     return found
 
 
@@ -55,7 +67,7 @@ def outside_test(root: Path, images: Sequence[Path], split: str, names: Names) -
         open_places = {name: each for name, each in places.items() if kinds[name] != "bad"}
         if len(open_places) > 1 and any(not _says(each, names) for each in open_places.values()):
             counts = {name: len(each) for name, each in places.items()}
-            raise DatasetError(_unknown(here, counts, [name for name in open_places if name != "."]))
+            raise DatasetError(_unknown(here, counts, sorted(open_places, key=lambda name: -len(open_places[name]))))
         for name, each in open_places.items():
             if name == ".":
                 labels |= dict.fromkeys((path for path, _ in each), unlabelled)

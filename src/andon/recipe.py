@@ -20,7 +20,7 @@ WIDE = 1000  # characters of a line that is shown whole
 BACKSLASH = "In double quotes a backslash begins an escape: write paths and patterns in single quotes, or paths with /."
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
-CROSS_BELOW = 200  # good parts; with as many or more, a fifth held out is enough for the default rates
+CROSS_BELOW = 500  # good parts; of as many or more, a fifth held out supports the default rates
 
 
 class Data(BaseModel):

@@ -1,5 +1,6 @@
 """An evaluation as one HTML file that needs nothing else: styles, plots and pictures are inside, and no script."""
 
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -129,7 +130,8 @@ def histogram(evaluation: Evaluation) -> str:
         if values
     ]
     limits = evaluation.inspector.thresholds
-    return plots.histograms(bands, [Cut(limits.review, "review", True), Cut(limits.reject, "reject")], "image score")
+    cuts = [Cut(limits.review, "review", True), Cut(limits.reject, "reject")]
+    return plots.histograms(bands, [cut for cut in cuts if math.isfinite(cut.value)], "image score")
 
 
 def galleries(evaluation: Evaluation) -> list[Gallery]:

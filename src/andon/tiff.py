@@ -23,6 +23,9 @@ MAX_TAGS = 1000
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
 """Compressions whose damage can be seen."""
 
+PREDICTED = (5, 8, 32946)
+"""Compressions for which a predictor is defined."""
+
 OTHER_COMPRESSIONS = {
     **dict.fromkeys((2, 3, 4, 32771), "CCITT fax"),
     **dict.fromkeys((6, 7, 34892), "JPEG"),

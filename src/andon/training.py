@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from andon import dataset, detectors, files, gate, reference, workplace
+from andon import dataset, detectors, files, gate, reference, suspects, workplace
 from andon.bundle import DIGITS, Bundle, Manifest, check_place
 from andon.calibrating import calibrate, crosses, now, united
 from andon.dataset import Dataset, Sample
@@ -101,6 +101,10 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> 
     data, learnt = _found(recipe, model, tell, warn)
     sides = _divided(data, recipe, overall, tell, warn)
     recipe, survey = sides.recipe, sides.survey
+    if model.defects == "none":
+        judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
+        if suspicion := suspects.warning(judged, recipe.data.images):
+            warn(suspicion)
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")

@@ -167,6 +167,7 @@ def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
         "data": {"images": product.folder, "groups": product.groups},
         "geometry": {**product.geometry, "size": size},
         "detector": entry.model_dump(exclude={"label"}),
+        "split": {"method": "split"},  # every detector learns from the same images, whether its fit is quick or not
     }
     recipe = validate(Recipe, values, where)
     try:

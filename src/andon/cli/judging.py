@@ -144,6 +144,10 @@ def evaluate(
 
 def check(
     folder: Annotated[Path, typer.Argument(help="A folder of images, or a data set.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for suspects.jpg: the strangest good pictures.", show_default=False),
+    ] = None,
     groups: Groups = None,
     good: Good = None,
     as_json: AsJson = False,
@@ -151,12 +155,20 @@ def check(
 ) -> None:
     """Say what is in a folder of images and what is wrong with it.
 
-    Exit code 1 when something would make figures untrustworthy.
+    Good pictures that look like defects are listed; with --out they are drawn, to look at. Exit code 1 when something
+    would make figures untrustworthy.
     """
-    from andon import check, dataset, files
+    from andon import check, crude, dataset, files, suspects
 
+    if out:
+        files.prepare(out / "suspects.jpg")
+    data = dataset.load(folder, groups=groups, good=good or ())
     with progress_bars(quiet or as_json) as progress:
-        checked = check.check(dataset.load(folder, groups=groups, good=good or ()), progress)
+        judged = suspects.look(data, progress)
+        further = [*suspects.findings(judged, data), *crude.findings(data, progress)]
+        checked = check.check(data, progress, further)
+    if out and judged:
+        files.write(out / "suspects.jpg", suspects.sheet(judged))
     print(files.strict_json(checked.record(), indent=1) if as_json else checked.text())
     if checked.failed:
         raise typer.Exit(1)

@@ -141,7 +141,7 @@ class MemoryBank:
         grid, total, shown = self._grid(), np.zeros((), np.float32), np.zeros((), np.float32)
         maps = features.Extractor(self.config.network, self.config.stages)(tiles)
         for stage, bank, x in zip(self._stages, self._banks, maps, strict=True):
-            rows = _average(x, self.config.average).transpose(0, 2, 3, 1)  # (n, g, g, channels)
+            rows = average(x, self.config.average).transpose(0, 2, 3, 1)  # (n, g, g, channels)
             white = (rows - bank.mean) @ bank.whiten
             near = np.empty((len(tiles), 1, *white.shape[1:3]), np.float32)
             for i, y in np.ndindex(white.shape[:2]):
@@ -149,8 +149,8 @@ class MemoryBank:
                 near[i, 0, y] = (square - bank.credit).min(axis=1)
             near = _enlarge(near, grid)
             total, shown = total + near, shown + self._weight(stage) * near
-        image = _average(total, 3).max(axis=(1, 2, 3)) - np.float32(self.config.common) * total.mean(axis=(1, 2, 3))
-        return Scores(image, _enlarge(_average(shown, 3), self._side)[:, 0])
+        image = average(total, 3).max(axis=(1, 2, 3)) - np.float32(self.config.common) * total.mean(axis=(1, 2, 3))
+        return Scores(image, _enlarge(average(shown, 3), self._side)[:, 0])
 
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
@@ -286,7 +286,7 @@ def neighbour_distance(memories: Array, good: Array, count: int, block: int = 25
     return mean
 
 
-def _average(maps: Array, width: int) -> Array:
+def average(maps: Array, width: int) -> Array:
     """Mean over width × width positions of (n, c, h, w), zeros beyond the border."""
     reach, (h, w) = width // 2, maps.shape[2:]
     wide = np.pad(maps, ((0, 0), (0, 0), (reach, reach), (reach, reach)))

@@ -30,7 +30,7 @@ Loss = Callable[[Tensor, torch.Generator], Tensor]
 FORMAT = 2  # of the checkpoints
 BLOCK = 10  # steps whose losses are judged together, by their median
 DIVERGED = 1000  # times the highest median before …
-CALM = 1e-3  # … which counts as so much at least: where pixels lie in [0, 1], a loss below 1 is no divergence
+CALM = 1.0  # … which counts as so much at least: a loss that begins near 0 may grow to what is usual of losses
 CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 
 
@@ -80,7 +80,7 @@ class State:
     seconds: float = 0.0  # in them, over all runs
     pieces: int = 1  # a batch is worked through in so many pieces, their gradients added
     recent: list[float] = field(default_factory=list)  # losses of a block that is not full yet
-    highest: float | None = None  # median of the absolute losses of a block
+    highest: float | None = None  # median of the absolute losses of a block, or the first loss
     losses: list[float] = field(default_factory=list)  # since the last evaluation
     best: float | None = None  # held-out loss
     stale: int = 0  # evaluations since
@@ -285,16 +285,18 @@ class Loop:
         for step, loss in [(step, loss.item()) for step, loss in self._pending]:
             if not math.isfinite(loss):
                 self._diverged(f"the loss became {loss:g} at step {step}")
+            before = abs(loss) if state.highest is None else state.highest
+            state.highest = before
             state.losses.append(loss)
             state.recent.append(abs(loss))
             if len(state.recent) == BLOCK:
-                level, before = median(state.recent), state.highest
-                if before is not None and level > DIVERGED * max(before, CALM):
+                level = median(state.recent)
+                if level > DIVERGED * max(before, CALM):
                     self._diverged(
                         f"the loss diverged: the median of the last {BLOCK} is {level:.3g} at step {step}, and was at "
                         f"most {before:.3g} before"
                     )
-                state.highest = level if before is None else max(before, level)
+                state.highest = max(before, level)
                 state.recent.clear()
         self._pending.clear()
 

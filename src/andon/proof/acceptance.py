@@ -77,7 +77,7 @@ class Claim:
         words += f"the rate is at most {share(self.upper)}."
         if not self.more:
             return words
-        return words + f" It takes {self.more[0]} more parts if none of them fails, {self.more[1]} if one does."
+        return words + f" It takes more parts: {self.more[0]} if none of them fails, {self.more[1]} if one does."
 
 
 class Limit(NamedTuple):
@@ -154,8 +154,7 @@ def accept(path: str | Path) -> Acceptance:
     Errors: those of `contract.load`, `table.read` and `Bundle.load`; DatasetError when references are missing, when the
     table holds several appraisers or bundles, another bundle than agreed, or pictures that it learnt from.
     """
-    path = Path(path)
-    agreement = load(path)
+    agreement, digest = load(path)
     table = read_table(agreement.samples, agreement.fields)
     appraiser, rows = _judged(agreement, table)
     bundle = _one_bundle(agreement, table, rows)
@@ -182,7 +181,7 @@ def accept(path: str | Path) -> Acceptance:
     return Acceptance(
         agreement,
         str(path),
-        files.digest(path.read_bytes()),
+        digest,
         table,
         appraiser,
         bundle,

@@ -7,12 +7,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from andon import files
 from andon.errors import RecipeError
 from andon.folders import Names
 from andon.inspection import Verdict
 from andon.proof.plans import SMALLEST_RATE
 from andon.recipe import validate
 
+File = Annotated[str, Field(pattern=r"^[^\x00-\x1f]*$")]  # \t in double quotes is a tab: C:\tables needs single quotes
 Agreed = Annotated[float, Field(ge=SMALLEST_RATE, le=0.5)]
 
 
@@ -42,13 +44,13 @@ class Agreement(BaseModel):
     """Who presented the parts, and when."""
     references_by: str = ""
     """Who decided what each part is, and how."""
-    samples: Annotated[str, Field(min_length=1)]
+    samples: Annotated[File, Field(min_length=1)]
     """The table of verdicts, relative to this file; see `andon.proof.table`."""
     fields: str | None = None
     """A regular expression on the source of a record that names part, reference and trial; see `table.read`."""
     appraiser: str = ""
     """Whose verdicts are judged, where the table holds those of several."""
-    bundle: str = ""
+    bundle: File = ""
     """The bundle that is accepted, a file relative to this one: its digest is compared, and whether it learnt the
     pictures."""
     review: Literal["stopped", "passed"] = "stopped"
@@ -85,11 +87,12 @@ class Agreement(BaseModel):
         return verdict is not Verdict.PASS and (verdict is not Verdict.REVIEW or self.review == "stopped")
 
 
-def load(path: str | Path) -> Agreement:
-    """Read an agreement; its paths become absolute. RecipeError names the key that is wrong."""
+def load(path: str | Path) -> tuple[Agreement, str]:
+    """Read an agreement, and the SHA-256 of its file; its paths become absolute. RecipeError names a wrong key."""
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
+        values = tomllib.loads(content.decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}). Expected an agreement, a TOML file.") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -97,4 +100,4 @@ def load(path: str | Path) -> Agreement:
     agreement = validate(Agreement, values, str(path))
     here = path.resolve().parent
     places = {name: str(here / place) for name in ("samples", "bundle") if (place := getattr(agreement, name))}
-    return agreement.model_copy(update=places)
+    return agreement.model_copy(update=places), files.digest(content)
