@@ -89,8 +89,7 @@ def calibrate(
                 raise TrainingError(
                     f"{read.name}: the graph gave a score or map that is not a number. Train again with other settings."
                 )
-            held = HeldOut(sample.group, 0.0, 0.0, 0.0, sample.path.name, read.digest, fold)
-            found.append(inspector.held_out(scanned, held))
+            found.append(inspector.held_out(scanned, sample.group, sample.path.name, read.digest, fold))
             looks.append(appearance.of(read.pixels))
             shown = sorted([*shown, _shown(scanned, read)], key=lambda each: -each.score)[:SHOWN]
     progress("calibrating", total, total)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andon import files, folders, labelling, masks
-from andon.errors import DatasetError
+from andon.errors import DatasetError, few
 from andon.folders import Names, plain
 from andon.labelling import LISTED, listed
 
@@ -219,9 +219,9 @@ def grouping(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[
         source = f"group pattern '{groups}': no match"
     lost = [s.path for s, group in zip(samples, named, strict=True) if s.good and not group]
     if lost:
-        few = ", ".join(path.relative_to(root).as_posix() for path in lost[:3]) + (", …" if len(lost) > 3 else "")
+        names = few([path.relative_to(root).as_posix() for path in lost])
         raise DatasetError(
-            f"{source} for {len(lost)} of {sum(s.good for s in samples)} good images: {few}; "
+            f"{source} for {len(lost)} of {sum(s.good for s in samples)} good images: {names}; "
             "expected a group for every good image. Add them, or move the images away."
         )
     return [replace(s, group=group or s.group) for s, group in zip(samples, named, strict=True)]

@@ -4,7 +4,7 @@ Every message has three parts: what was found, what was expected, and what to do
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -43,6 +43,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."
     return f"unknown {kind} '{name}'. {hint}"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """List the first names of many for a sentence."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def out_of_memory(error: Exception) -> bool:

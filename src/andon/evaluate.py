@@ -17,7 +17,7 @@ from andon.binomial import clopper_pearson
 from andon.calibration import Unit, percent
 from andon.dataset import Dataset, Sample
 from andon.detectors.base import Progress, silent
-from andon.errors import DatasetError, ImageError
+from andon.errors import DatasetError, ImageError, few
 from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
 from andon.masks import Mask
@@ -260,7 +260,7 @@ def _left_out(found: _Found, unlabelled: int) -> list[str]:
 def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[str]]) -> list[str]:
     """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
     problems = dataset.mask_problems("test" if samples[0].split == "test" else None)
-    said = [f"{message} {_few(names)}" for severity, _, message, names in problems if severity != "note"]
+    said = [f"{message} {few(names)}" for severity, _, message, names in problems if severity != "note"]
     for how, words in (
         ("classes", "with numbers of classes; every value above 0 counts as defect:"),
         ("gray", "with values between 0 and the largest; they are cut at half of that:"),
@@ -268,12 +268,8 @@ def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[
     ):
         if how in gray:
             names = [Path(name).relative_to(dataset.root).as_posix() for name in gray[how]]
-            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {_few(names)}")
+            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {few(names)}")
     return said
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -48,11 +48,11 @@ def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, referenc
     return Scan(float(np.max(scores)), anomaly_map, view.registration)
 
 
-def held_out(found: Scan, sample: HeldOut) -> HeldOut:
-    """Add to what is known of a held-out good image what calibration keeps of its scan."""
+def held_out(found: Scan, part: str, name: str, digest: str, fold: int) -> HeldOut:
+    """Reduce a scan of a held-out good image to what calibration keeps of it."""
     values = found.anomaly_map[np.isfinite(found.anomaly_map)]
     median = float(np.median(values))
-    return sample._replace(score=found.score, peak=float(values.max()), median=median)
+    return HeldOut(part, found.score, float(values.max()), median, name, digest, fold)
 
 
 @dataclass(frozen=True, eq=False)

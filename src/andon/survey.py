@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from andon import dataset, geometry, image, reference
 from andon.dataset import Sample
 from andon.detectors.base import Defects, Labelled, Progress
-from andon.errors import DatasetError, ImageError, RecipeError
+from andon.errors import DatasetError, ImageError, RecipeError, few
 from andon.geometry import Geometry
 from andon.image import Image, Input
 from andon.inspection import Pixels, Registration
@@ -276,7 +276,7 @@ def check_sides(survey: Survey, before: Sequence[Sequence[Sample]], after: Seque
     purposes = ("to learn from", "held out for calibration, where the reference itself does not count")
     for purpose, side, left in zip(purposes, before, after, strict=True):
         if not left:
-            names = ", ".join(sample.path.as_posix() for sample in side[:3]) + (", …" if len(side) > 3 else "")
+            names = few([sample.path.as_posix() for sample in side])
             raise DatasetError(
                 f"{len(survey.found)} of {sum(map(len, before))} good images fit the reference "
                 f"{survey.reference.name}, but none of the {len(side)} {purpose}: {names}; expected at least one. "

@@ -24,7 +24,7 @@ from markupsafe import Markup
 import andon
 from andon import files, pages
 from andon.bundle import Bundle
-from andon.errors import DatasetError, unknown
+from andon.errors import DatasetError, few, unknown
 from andon.inspection import Verdict
 from andon.proof import bounds, plans
 from andon.proof.contract import Agreement, load
@@ -211,7 +211,7 @@ def _judged(agreement: Agreement, table: Table) -> tuple[str, list[Row]]:
         raise DatasetError(f"{table.name}: {unknown('appraiser', chosen, table.appraisers)}")
     if not agreement.appraiser and len(table.appraisers) > 1:
         raise DatasetError(
-            f"{table.name}: verdicts of {len(table.appraisers)} appraisers: {_few(table.appraisers)}; expected "
+            f"{table.name}: verdicts of {len(table.appraisers)} appraisers: {few(table.appraisers, LISTED)}; expected "
             "those of one. Name it in the agreement: appraiser = ..."
         )
     return chosen, [row for row in table.rows if row.appraiser == chosen]
@@ -222,8 +222,8 @@ def _one_bundle(agreement: Agreement, table: Table, rows: list[Row]) -> str:
     found = list(dict.fromkeys(row.bundle for row in rows if row.bundle))
     if len(found) > 1:
         raise DatasetError(
-            f"{table.name}: verdicts of {len(found)} bundles: {_few([each[:12] for each in found])}; expected those of "
-            "the one that is accepted. Remove the others."
+            f"{table.name}: verdicts of {len(found)} bundles: {few([each[:12] for each in found], LISTED)}; expected "
+            "those of the one that is accepted. Remove the others."
         )
     if agreement.bundle:
         bundle = Bundle.load(agreement.bundle)
@@ -246,8 +246,8 @@ def _need_references(table: Table, presented: Mapping[str, list[Row]]) -> None:
     without = [part for part, shown in presented.items() if not shown[0].reference]
     if without:
         raise DatasetError(
-            f"{table.name}: {len(without)} parts have no reference: {_few(without)}; expected good or the kind of "
-            "defect for each part that is no limit sample. Let experts decide, or remove the parts."
+            f"{table.name}: {len(without)} parts have no reference: {few(without, LISTED)}; expected good or the kind "
+            "of defect for each part that is no limit sample. Let experts decide, or remove the parts."
         )
 
 
@@ -279,10 +279,6 @@ def _open(agreement: Agreement, rows: list[Row], presented: Mapping[str, list[Ro
     if unnamed:
         sentences.append(f"The agreement does not say: {', '.join(unnamed)}.")
     return sentences
-
-
-def _few(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
 def html(found: Acceptance) -> bytes:

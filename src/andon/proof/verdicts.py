@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from andon.errors import DatasetError
+from andon.errors import DatasetError, few
 from andon.inspection import Verdict
 from andon.proof import agreement
 from andon.proof.agreement import Counts, Kappa, Rate, Share
@@ -78,10 +78,9 @@ def compare(table: Table, level: float) -> tuple[Agreement, ...]:
     references = list(table.parts.values())
     lost = [part for part, reference in table.parts.items() if not reference]
     if 0 < len(lost) < len(references):
-        few = ", ".join(lost[:3]) + (", …" if len(lost) > 3 else "")
         raise DatasetError(
-            f"{table.name}: {len(lost)} of {len(references)} parts have no reference: {few}; expected one for every "
-            "part, or for none. Let experts judge them; leaving out the hard ones flatters."
+            f"{table.name}: {len(lost)} of {len(references)} parts have no reference: {few(lost)}; expected one for "
+            "every part, or for none. Let experts judge them; leaving out the hard ones flatters."
         )
     reviewed = any(row.verdict is Verdict.REVIEW for row in table.rows)
     return tuple(_agreement(table, review, level) for review in (REVIEW if reviewed else ("",)))
