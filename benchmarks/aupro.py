@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon.metrics import PixelMetrics
+from andon.evaluate.metrics import PixelMetrics
 
 LIMITS = (0.30, 0.05)
 Image = tuple[NDArray[np.float32], NDArray[np.bool_]]

@@ -27,12 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon import dataset, image, metrics
-from andon.detectors.base import Labelled, Run
+from andon.data import dataset
+from andon.detector import Labelled, Run
 from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
+from andon.evaluate import metrics
 from andon.inspection import Pixels, Scores
 from andon.nn.labelled import parted
 from andon.nn.learned import Network
+from andon.pictures import image
 from segmenter_masks import DATA, kept, pieces
 from segmenter_masks import PRODUCTS as MASKED
 

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from andon import dataset, suspects, training
-from andon.dataset import Dataset, Sample
-from andon.evaluate import evaluate
+from andon.data import dataset
+from andon.data.dataset import Dataset, Sample
+from andon.evaluate.evaluating import evaluate
 from andon.inspector import Inspector
+from andon.training import suspects
+from andon.training.train import train
 
 PRODUCTS = {"bottle": "mvtec_ad/bottle", "screw": "mvtec_ad/screw", "magnetic_tile": "magnetic_tile"}
 SHARES = (0.0, 0.02, 0.05, 0.10)
@@ -42,7 +44,7 @@ def copied(samples: Iterable[Sample], folder: Path) -> Path:
 
 def learnt(folder: Path) -> Inspector:
     """The default detector, trained on a folder."""
-    return Inspector(training.train(folder, folder.with_suffix(".andon")))
+    return Inspector(train(folder, folder.with_suffix(".andon")))
 
 
 def figures(inspector: Inspector, data: Dataset, test: Sequence[Sample]) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from andon import dataset
-from andon.evaluate import evaluate
+from andon.data import dataset
+from andon.evaluate.evaluating import evaluate
 from andon.inspection import Pixels, Scorer, Scores
 from andon.inspector import Inspector
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from andon import dataset, files, geometry, render
+from andon import files, render
 from andon.bundle import Bundle
-from andon.dataset import Sample
+from andon.data import dataset
+from andon.data.dataset import Sample
+from andon.engines.runtime import rebuilder
+from andon.geometry import tiling, views
 from andon.inspector import Inspector
-from andon.runtime import rebuilder
 
 
 def main() -> None:
@@ -34,8 +36,8 @@ def main() -> None:
     pictures, captions = [], []
     for sample in drawn(dataset.load(options.folder), options.count, options.seed):
         read, found = inspector.scan(sample.path)
-        view = geometry.align(read.pixels, bundle.recipe.geometry, read.name, bundle.registered_to())
-        tile = np.stack([tile for _, tile in geometry.split(view, bundle.recipe.geometry)])
+        view = views.align(read.pixels, bundle.recipe.geometry, read.name, bundle.registered_to())
+        tile = np.stack([tile for _, tile in tiling.split(view, bundle.recipe.geometry)])
         rebuilt = (rebuild(tile)[0] * 255).round().astype(np.uint8)
         mask = np.zeros(read.pixels.shape[:2], bool) if sample.mask is None else dataset.mask(sample.mask)
         pictures += [

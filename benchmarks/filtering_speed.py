@@ -15,13 +15,13 @@ from functools import partial
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from andon.detectors.base import Run
+from andon.detector import Run
 from andon.detectors.filtering_autoencoder import FilteringAutoencoder, Settings, cost, layers
+from andon.engines import runtime
 from andon.inspection import Pixels
 from andon.nn.loop import Loop, choose
 
@@ -63,7 +63,7 @@ def main() -> None:
         )
         settings = Settings(width=options.width, kernel=options.kernel, steps=1, batch=1, hold_out=0, grow_from=1.0)
         graph = FilteringAutoencoder(settings, 0).fit(Noise(side, 1), Run(device="cpu")).graph()
-        session = started(graph, options.threads)
+        session = runtime.session(graph, options.threads)
         tile = np.zeros((1, side, side, 3), np.uint8)
         whole = shortest(partial(session.run, ["score", "map"], {"tiles": tile}), options.rounds)
         bare = convolutions(side, options.width, options.kernel, options.threads, options.rounds)
@@ -88,13 +88,6 @@ def shortest(action: Callable[[], object], rounds: int) -> float:
     return min(spent)
 
 
-def started(model: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:
-    """Load a graph on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def convolutions(side: int, width: float, kernel: int, threads: int, rounds: int) -> float:
     """Seconds of all convolutions of the network, each by itself."""
     found: list[tuple[nn.Module, tuple[int, ...]]] = []
@@ -106,7 +99,7 @@ def convolutions(side: int, width: float, kernel: int, threads: int, rounds: int
         network(torch.empty(1, 3, side, side))
     total = 0.0
     for module, shape in found:
-        session, given = started(single(module, shape), threads), np.zeros(shape, np.float32)
+        session, given = runtime.session(single(module, shape), threads), np.zeros(shape, np.float32)
         total += shortest(partial(session.run, None, {"x": given}), rounds)
     return total
 

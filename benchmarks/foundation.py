@@ -20,9 +20,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from andon import Inspector, features, training
+from andon import Inspector
 from andon.detectors.memory_bank import Settings
+from andon.engines import runtime
+from andon.graphs import features
 from andon.recipe import Recipe
+from andon.training.train import compose, train
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -64,14 +67,14 @@ def latency(folder: Path) -> tuple[float, float, float]:
 
     Returns the medians in milliseconds and the median of the ratios.
     """
-    recipe = training.compose(ROOT / "recipes" / "bottle.toml")
+    recipe = compose(ROOT / "recipes" / "bottle.toml")
     recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"size": "any"})})
-    training.train(recipe, folder / "any.andon")
+    train(recipe, folder / "any.andon")
     pixels = cv2.imread(str(SHARED / "mvtec_ad/bottle/test/good/000.jpg"))
     file = folder / "256.png"
     cv2.imwrite(str(file), cv2.resize(pixels, (256, 256), interpolation=cv2.INTER_AREA))
     inspector, settings = Inspector.load(folder / "any.andon"), Settings()
-    backbone = features.session(features.load(settings.network, settings.stages))
+    backbone = runtime.session(features.load(settings.network, settings.stages))
     feed = {backbone.get_inputs()[0].name: np.random.default_rng(0).random((1, 3, 256, 256), dtype=np.float32)}
     whole, bare = [], []
     for _ in range(60):

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from andon.bench import run, table
+from andon.lab.bench import run, table
 
 PLAN = """
 sizes = [64]
@@ -70,7 +70,7 @@ def main() -> None:
         began = time.perf_counter()
         run.run(plan, here / "whole")
         whole = time.perf_counter() - began
-        code = f"from andon.bench import run; run.run({str(plan)!r}, {str(here / 'killed')!r})"
+        code = f"from andon.lab.bench import run; run.run({str(plan)!r}, {str(here / 'killed')!r})"
         for kill in range(1, given.kills + 1):
             wait = chance.uniform(0.5, 2.5 * whole / given.kills + 2)
             with subprocess.Popen([sys.executable, "-c", code]) as process:

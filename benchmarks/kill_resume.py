@@ -20,9 +20,9 @@ from andon.bundle import Bundle
 
 TRAIN = """
 import sys
-from andon import training
+from andon.training.train import train
 settings = {"width": 8, "widest": 32, "latent": 8, "steps": 3000, "evaluate": 100, "checkpoint": 0.5}
-training.train(
+train(
     sys.argv[1], sys.argv[2], detector="autoencoder", settings=settings, size=64, device="cpu",
     tell=lambda sentence: print("   ", sentence) if sentence.startswith("going on") else None,
 )

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from andon.detector import Run
 from andon.detectors.autoencoder import Autoencoder, AutoencoderNetwork, Settings
-from andon.detectors.base import Run
 from andon.nn.data import Feed
 from andon.nn.loop import Loop
 from andon.recipe import Augment

@@ -19,9 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from andon import dataset, features, geometry, image, metrics
+from andon.data import dataset
 from andon.detectors.memory_bank import MemoryBank, Settings
+from andon.engines import runtime
+from andon.evaluate import metrics
+from andon.geometry import tiling, views
+from andon.graphs import features
 from andon.inspection import Pixels
+from andon.pictures import image
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -31,10 +36,10 @@ class Images:
 
     depth = 8
 
-    def __init__(self, pictures: list[Pixels], size: geometry.Geometry) -> None:
+    def __init__(self, pictures: list[Pixels], size: views.Geometry) -> None:
         self.side, self.channels = size.size, pictures[0].shape[2]
-        self.views = [geometry.align(pixels, size, "") for pixels in pictures]
-        cut = [next(geometry.split(view, size)) for view in self.views]
+        self.views = [views.align(pixels, size, "") for pixels in pictures]
+        cut = [next(tiling.split(view, size)) for view in self.views]
         self.places, self.tiles = [place for place, _ in cut], np.stack([tile for _, tile in cut])
 
     def __len__(self) -> int:
@@ -76,7 +81,7 @@ def load(name: str, seed: int) -> tuple[list[Pixels], list[Pixels], list[int], l
 def row(product: str, settings: dict[str, Any], seed: int) -> str:
     """Fit, score, measure."""
     name, size, *keep = product.split(":")
-    view = geometry.Geometry(size=int(size), aspect="keep" if keep else "stretch")
+    view = views.Geometry(size=int(size), aspect="keep" if keep else "stretch")
     fit, test, labels, masks = load(name, seed)
     detector = MemoryBank(Settings(**settings), seed)
     good = Images(fit, view)
@@ -84,13 +89,13 @@ def row(product: str, settings: dict[str, Any], seed: int) -> str:
     detector.fit(good)
     seconds = time.perf_counter() - start
     graph = detector.graph()
-    session = features.session(graph)
+    session = runtime.session(graph)
     tested, scores, pixels = Images(test, view), [], metrics.PixelMetrics()
     for i, tile in enumerate(tested.tiles):
         score, anomaly = session.run(["score", "map"], {"tiles": tile[None]})
         scores.append(float(score[0]))
         if labels[i] == 0 or masks[i] is not None:
-            pixels.add(geometry.join(tested.views[i], [(tested.places[i], anomaly[0])]), masks[i])
+            pixels.add(tiling.join(tested.views[i], [(tested.places[i], anomaly[0])]), masks[i])
     of_image = 100 * metrics.auroc(labels, scores)
     masked = any(mask is not None for mask in masks)
     of_pixels = f"{100 * pixels.figures().auroc:.2f}" if masked else "–"
@@ -108,8 +113,8 @@ def timing(settings: dict[str, Any], side: int = 256, rounds: int = 30) -> str:
         def __init__(self) -> None:
             self.side, self.channels, self.tiles = side, 3, tiles
 
-    whole = features.session(detector.fit(Noise()).graph(), threads=2)
-    bare = features.session(features.load(detector.config.network, detector.config.stages), threads=2)
+    whole = runtime.session(detector.fit(Noise()).graph(), threads=2)
+    bare = runtime.session(features.load(detector.config.network, detector.config.stages), threads=2)
     floats = features.images(tiles[:1])
     runs = {"graph": lambda: whole.run(None, {"tiles": tiles[:1]}), "bare": lambda: bare.run(None, {"images": floats})}
     times: dict[str, list[float]] = {name: [] for name in runs}

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from andon.detectors.transform_classification import Settings
-from andon.nn.morphology import dilate, erode, transform
+from andon.detectors.transform_classification.morphology import dilate, erode, transform
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

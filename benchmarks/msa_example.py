@@ -21,10 +21,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image, training
+from andon import files
+from andon.data import dataset
 from andon.inspector import Inspector
+from andon.pictures import image
 from andon.proof import msa, table
 from andon.recipe import Data, Geometry, Recipe, Split
+from andon.training.train import train
 
 LAMPS = {"lamp as in training": (1.0, 1.0, 1.0), "lamp aged": (0.92, 0.92, 0.92), "lamp warm": (1.03, 1.0, 0.95)}
 TRIALS = 3
@@ -60,7 +63,7 @@ def bundle(data: Path, out: Path, lamps: bool, size: int, rng: np.random.Generat
             geometry=Geometry(size=size),
             split=Split.model_validate({"method": "cross"}),
         )
-        training.train(recipe, out, tell=lambda words: print(words, file=sys.stderr))
+        train(recipe, out, tell=lambda words: print(words, file=sys.stderr))
     return out
 
 

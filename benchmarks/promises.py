@@ -15,10 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, files, image, plots, training
+from andon import files
 from andon.calibration import Calibration, HeldOut, percent
+from andon.data import dataset
+from andon.evaluate import plots
 from andon.inspector import Inspector
+from andon.pictures import image
 from andon.recipe import Data, Decision, Geometry, Recipe, Split
+from andon.training.train import train
 
 RATES = (0.02, 0.05, 0.1, 0.2)
 DRAWS = 2_000
@@ -107,7 +111,7 @@ def real(folder: Path, count: int, method: str, draws: int) -> tuple[str, float,
                 split=Split.model_validate({"method": method}),
                 seed=seed,
             )
-            training.train(recipe, Path(place) / "b.andon")
+            train(recipe, Path(place) / "b.andon")
             inspector = Inspector.load(Path(place) / "b.andon")
             others = [paths[i] for i in order[count : count + 60].tolist()]
             promised = max(inspector.decision.review_rate, inspector.calibration.supported_rate)

@@ -23,12 +23,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import dataset, evaluate, image, training
-from andon.dataset import Sample
-from andon.image import Image
+from andon.data import dataset
+from andon.data.dataset import Sample
+from andon.evaluate import evaluating
+from andon.geometry.registration import NotFound, Reference, Register
 from andon.inspector import Inspector
+from andon.pictures import image
+from andon.pictures.image import Image
 from andon.recipe import Recipe
-from andon.registration import NotFound, Reference, Register
 
 Matrix = NDArray[np.float64]
 SETS = (  # name, degrees either way, shift as a part of the longer side, whether against another part too
@@ -157,9 +159,9 @@ def detectors(folder: Path, train: int, test: int, size: int) -> Iterator[str]:
                     geometry = {"size": size, "registration": registration}
                     values = {"data": {"images": str(root)}, "geometry": geometry, "detector": {"name": detector}}
                     values["split"] = {"method": "split"}
-                    training.train(Recipe.model_validate(values), Path(temporary) / "part.andon")
+                    train(Recipe.model_validate(values), Path(temporary) / "part.andon")
                     inspector = Inspector.load(Path(temporary) / "part.andon", threads=1)
-                    found = evaluate.evaluate(inspector, dataset.load(root)).metrics
+                    found = evaluating.evaluate(inspector, dataset.load(root)).metrics
                     missed = found["data"]["not_found"]
                     yield (
                         f"| {name}{', moved' if move else ''} | {detector} | {'yes' if registration else 'no'} | "

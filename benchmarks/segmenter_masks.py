@@ -22,13 +22,14 @@ from typing import Any, get_args
 
 import numpy as np
 
-from andon import dataset, training
-from andon.dataset import Sample
+from andon.data import dataset
+from andon.data.dataset import Sample
 from andon.detectors.segmenter import Segmenter
 from andon.detectors.segmenter.networks import Name
-from andon.evaluate import evaluate
+from andon.evaluate.evaluating import evaluate
 from andon.inspector import Inspector
 from andon.recipe import Recipe
+from andon.training.train import compose, train
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared/data"
@@ -83,7 +84,7 @@ def link(path: Path, place: Path) -> None:
 def measured(folder: Path, recipe: Recipe, device: str) -> dict[str, Any]:
     """Train by a recipe, and measure on the test side of its folder."""
     path = folder.with_suffix(".andon")
-    bundle = training.train(recipe, path, device=device)
+    bundle = train(recipe, path, device=device)
     found = evaluate(Inspector.load(path), dataset.load(folder)).metrics
     figures = {f"{level}_{name}": found[level][name] for level, names in FIGURES.items() for name in names}
     timings = bundle.manifest.timings
@@ -144,7 +145,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary, product)
                 learnt, tested = arrange(product, seed, folder)
-                recipe = training.compose(
+                recipe = compose(
                     folder,
                     detector="segmenter",
                     preset=options.preset,

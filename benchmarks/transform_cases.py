@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from andon import dataset, files, image, plots, survey, training
-from andon.detectors.base import Run
+from andon import files
+from andon.data import dataset, survey
+from andon.detector import Run
 from andon.detectors.transform_classification import GEOMETRY, TransformClassification, TransformNetwork
+from andon.evaluate import plots
+from andon.evaluate.metrics import auroc
 from andon.inspection import Array
-from andon.metrics import auroc
 from andon.nn.data import floats
+from andon.pictures import image
 from andon.recipe import Recipe
+from andon.training.train import compose, construct
 
 
 def main() -> None:
@@ -35,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args()
-    recipe = training.compose(
+    recipe = compose(
         options.folder,
         detector="transform-classification",
         preset=options.preset,
@@ -43,7 +47,7 @@ def main() -> None:
         size=options.size,
         seed=options.seed,
     )
-    model, recipe = training.construct(recipe)
+    model, recipe = construct(recipe)
     assert isinstance(model, TransformClassification)
     data = dataset.load(options.folder)
     looked = survey.look_over(data.to_learn(), recipe, lambda stage, done, total: None)

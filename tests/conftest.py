@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from andon import training
-from andon.detectors.base import Defects, Labelled
+from andon.detector import Defects, Labelled
 from andon.inspection import Pixels
 from andon.recipe import Decision
+from andon.training import train as training
 
 
 @pytest.fixture(autouse=True)

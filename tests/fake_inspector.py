@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 
-from andon import calibration, image, regions
+from andon import calibration
 from andon.bundle import Manifest
 from andon.calibration import Calibration
-from andon.image import Input
+from andon.geometry import regions
 from andon.inspection import Inspection, Verdict
+from andon.pictures import image
+from andon.pictures.image import Input
 from andon.recipe import Decision, Recipe
 from andon.render import Scale
 

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from andon import appearance, image
-from andon.appearance import Usual
 from andon.inspection import Pixels
+from andon.pictures import appearance, image
+from andon.pictures.appearance import Usual
 from conftest import part
 
 

@@ -9,9 +9,9 @@ from conftest import Stack, flat
 
 torch = pytest.importorskip("torch")
 
-from andon import features  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.autoencoder import Autoencoder, AutoencoderNetwork, Settings  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.engines import runtime  # noqa: E402
 from andon.nn.losses import ssim, ssim_loss  # noqa: E402
 
 TINY: dict[str, Any] = {"width": 4, "widest": 8, "latent": 4, "steps": 3, "hold_out": 0}
@@ -105,7 +105,7 @@ def test_sparsity_makes_activations_small() -> None:
 def test_graph_gives_score_map_and_reconstruction_at_an_odd_size() -> None:
     tiles = Flat()
     detector = Autoencoder(Settings(**TINY, score="max", smooth=3), 0).fit(tiles, Run(device="cpu"))
-    session = features.session(detector.graph(), threads=1)
+    session = runtime.session(detector.graph(), threads=1)
     score, pixel, shown = session.run(["score", "map", "reconstruction"], {"tiles": tiles.tiles})
     expected = detector.score(tiles.tiles)
     np.testing.assert_allclose(score, expected.image, rtol=1e-4)

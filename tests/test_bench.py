@@ -16,12 +16,13 @@ import pyarrow.parquet
 import pytest
 import typer.testing
 
-from andon import plots, training
-from andon.bench import plan, ranks, report, run, table
-from andon.bench.cell import Job
 from andon.bundle import Bundle
 from andon.cli import measuring
 from andon.errors import AndonError, RecipeError
+from andon.evaluate import plots
+from andon.lab.bench import plan, ranks, report, run, table
+from andon.lab.bench.cell import Job
+from andon.training import train as training
 from conftest import part, save, scratched
 
 PLAN = """
@@ -383,7 +384,7 @@ def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
 def test_killed_and_resumed_the_table_is_the_same(finished: Path, bench: Path) -> None:
     out, path = bench / "killed", bench / "keep.toml"
     path.write_text("keep_bundles = true\n" + PLAN)
-    code = f"from andon.bench import run; run.run({str(path)!r}, {str(out)!r})"
+    code = f"from andon.lab.bench import run; run.run({str(path)!r}, {str(out)!r})"
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         until = time.monotonic() + 60
         while not (out / "cells/ring/nearest/64-0.json").exists() and time.monotonic() < until:

@@ -15,11 +15,12 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from andon import files, wire
+from andon import files
 from andon.bundle import Bundle, _seal
+from andon.engines import wire
+from andon.engines.runtime import Runtime, rebuilder
 from andon.errors import AndonError, BundleError
 from andon.recipe import Decision
-from andon.runtime import Runtime, rebuilder
 
 DEFLATED = zipfile.ZIP_DEFLATED
 

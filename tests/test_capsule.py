@@ -9,12 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from andon import training  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.capsule import Capsule, CapsuleNetwork, Encoder, Settings  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.inspector import Inspector  # noqa: E402
+from andon.training import train as training  # noqa: E402
 from conftest import Marked, part, save  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 28, "width": 4, "types": 2, "capsule": 4, "decoder": (8, 8), "batch": 4}

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from andon import check, dataset
-from andon.check import Report
+from andon.data import check, dataset
+from andon.data.check import Report
 
 SIDE = 96
 

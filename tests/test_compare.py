@@ -10,10 +10,13 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Tensor, argument, build
 
-from andon import compare, dataset, image, metrics, training
+from andon.data import dataset
 from andon.errors import AndonError, BundleError
-from andon.geometry import Geometry
-from andon.image import Input
+from andon.evaluate import compare, compare_page, metrics
+from andon.geometry.views import Geometry
+from andon.pictures import image
+from andon.pictures.image import Input
+from andon.training import train as training
 from conftest import part, save
 from fake_inspector import FakeInspector, paint_set
 
@@ -79,7 +82,7 @@ def compared(tmp_path: Path) -> compare.Comparison:
 def test_equal_bundles_cannot_be_told_apart(compared: compare.Comparison) -> None:
     (difference,) = compared.differences()
     assert difference == ("a", "b", 0.0, (0.0, 0.0), 1.0)
-    assert compare.headline(compared, [difference]).endswith("it cannot be told apart from b.")
+    assert compare_page.headline(compared, [difference]).endswith("it cannot be told apart from b.")
 
 
 def test_share_above_is_of_good_images_with_ties_half(compared: compare.Comparison) -> None:
@@ -94,16 +97,16 @@ def test_good_images_alone_are_compared_without_a_test(tmp_path: Path, monkeypat
         save(tmp_path / "good" / f"{seed}.png", part(seed, 64))
     found = compare.Comparison({"a": FakeInspector(), "b": FakeInspector()}, dataset.load(tmp_path))
     assert found.differences() == []
-    assert "cannot be compared" in compare.headline(found, [])
-    monkeypatch.setattr(compare, "sections", lambda compared: [])  # these bundles have no graph to draw with
-    monkeypatch.setattr(compare, "clouds", lambda compared: ([], ""))
-    assert b"Do they differ" not in compare.html(found)
+    assert "cannot be compared" in compare_page.headline(found, [])
+    monkeypatch.setattr(compare_page, "sections", lambda compared: [])  # these bundles have no graph to draw with
+    monkeypatch.setattr(compare_page, "clouds", lambda compared: ([], ""))
+    assert b"Do they differ" not in compare_page.html(found)
 
 
 def test_page_of_two_bundles(parts: Path, bundle_file: Path, tmp_path: Path) -> None:
     training.train(parts, tmp_path / "still.andon", detector="variation", size=64)
     found = compare.Comparison(compare.load([bundle_file, tmp_path / "still.andon"]), dataset.load(parts))
-    page = compare.write(found, tmp_path / "out").read_text()
+    page = compare_page.write(found, tmp_path / "out").read_text()
     for words in ("ring", "still", "memory-bank", "variation", "Paired bootstrap", "Typical defects", "<svg"):
         assert words in page
     assert page.count('class="panel"') >= 4
@@ -118,21 +121,21 @@ def test_images_are_laid_out_by_the_vectors_a_bundle_makes(
     training.train(parts, tmp_path / "deep.andon", detector="deep-knn", size=64)
     found = compare.Comparison(compare.load([bundle_file, tmp_path / "deep.andon"]), dataset.load(parts))
     inspector = found.inspectors["deep"]
-    (values,) = compare.vectors(inspector, found.images, ["embedding"]).values()
+    (values,) = compare_page.vectors(inspector, found.images, ["embedding"]).values()
     assert values.shape == (10, 112)
     good = values[~found.defective].mean(axis=0)
     apart = np.linalg.norm(values - good, axis=1)
     assert apart[found.defective].min() > apart[~found.defective].max()
-    (cloud,), why = compare.clouds(found)
+    (cloud,), why = compare_page.clouds(found)
     assert cloud[:2] == ("deep", "embeddings") and why == ""
     assert cloud.plot.count("<circle") == 10 and "6 good" in cloud.plot and "4 defective" in cloud.plot
-    page = compare.html(found).decode()
+    page = compare_page.html(found).decode()
     assert "Which pictures a detector finds alike" in page and "deep: embeddings" in page
-    monkeypatch.setattr(compare, "FEWEST", 11)
-    assert compare.clouds(found) == ([], "left out, for 10 images are too few; it needs 11")
+    monkeypatch.setattr(compare_page, "FEWEST", 11)
+    assert compare_page.clouds(found) == ([], "left out, for 10 images are too few; it needs 11")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "sklearn" else find(name, *of))
-    assert "scikit-learn is not installed" in compare.html(found).decode()
+    assert "scikit-learn is not installed" in compare_page.html(found).decode()
 
 
 def test_names_are_told_apart_and_bundles_are_needed(bundle_file: Path, tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_reconstruction_is_shown_in_the_frame_of_the_image(tmp_path: Path) -> No
     manifest = SimpleNamespace(input=Input(channels=3, depth=8))
     bundle = SimpleNamespace(graph=graph)
     inspector = SimpleNamespace(bundle=bundle, recipe=recipe, reference=None, manifest=manifest)
-    draw = compare._Draw(SimpleNamespace(inspectors={"a": inspector}), np.zeros((1, 1)))  # type: ignore[arg-type]
+    draw = compare_page._Draw(SimpleNamespace(inspectors={"a": inspector}), np.zeros((1, 1)))  # type: ignore[arg-type]
     picture = draw._reconstruction("a", inspector, image.read(path))  # type: ignore[arg-type]
     assert picture is not None
     small = picture[:: len(picture) // 96, :: len(picture) // 96][:96, :96]

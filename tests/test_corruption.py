@@ -11,8 +11,8 @@ from conftest import save
 
 torch = pytest.importorskip("torch")
 
+from andon.detectors.filtering_autoencoder.corruption import Corrupted, Corruption, elsewhere  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
-from andon.nn.corruption import Corrupted, Corruption, elsewhere  # noqa: E402
 
 KINDS = ("elastic", "occlusion", "cutout", "swap", "brightness", "rotation")
 

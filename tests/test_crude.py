@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from andon import appearance, crude, dataset, report
-from andon.appearance import Usual
-from andon.check import Finding
 from andon.cli import app
-from andon.evaluate import evaluate
+from andon.data import dataset
+from andon.data.check import Finding
+from andon.evaluate import crude, report
+from andon.evaluate.evaluating import evaluate
 from andon.inspection import Pixels
+from andon.pictures import appearance
+from andon.pictures.appearance import Usual
 from conftest import part, save, scratched
 from fake_inspector import FakeInspector
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from andon import files  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.errors import AndonError, TrainingError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.nn import data  # noqa: E402

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from andon import dataset
-from andon import masks as masks_
-from andon.dataset import Dataset, Sample
+from andon.data import dataset
+from andon.data import masks as masks_
+from andon.data.dataset import Dataset, Sample
+from andon.data.folders import Names
 from andon.errors import DatasetError, ImageError
-from andon.folders import Names
 
 
 def tree(root: Path, *names: str) -> Path:

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from andon import image
-from andon import tiff as tiffs
 from andon.errors import ImageError, out_of_memory
+from andon.pictures import image
+from andon.pictures import tiff as tiffs
 from test_image import GRAY16, JPEG, PNG, RGB16, chunk, encoded, png
 
 WAVES = (90 + 60 * np.sin(np.arange(96) / 7)[:, None] * np.cos(np.arange(96) / 5)).astype(np.uint8)  # (96, 96)
@@ -327,7 +327,7 @@ def test_a_complaining_decoder_elsewhere_does_not_touch_a_whole_picture() -> Non
 ALONE = """
 import os, sys
 os.environ["TMPDIR"] = "/nonexistent"
-from andon import image
+from andon.pictures import image
 for descriptor in (0, 1, 2):
     os.close(descriptor)
 whole, cut = (open(path, "rb").read() for path in sys.argv[1:])
@@ -349,7 +349,7 @@ def test_decoding_needs_no_temporary_folder_and_no_descriptors(tmp_path: Path) -
 FORKS = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore")
-from andon import image
+from andon.pictures import image
 data = [open(path, "rb").read() for path in sys.argv[1:]]
 done = threading.Event()
 def decode():
@@ -387,7 +387,7 @@ def test_children_decode_though_another_thread_decoded_at_the_fork(tmp_path: Pat
 
 SHORT = """
 import resource, sys
-from andon import image
+from andon.pictures import image
 small, big = (open(path, "rb").read() for path in sys.argv[1:])
 image.read(small)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024

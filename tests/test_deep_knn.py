@@ -6,11 +6,12 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 from spox import Tensor, argument, build
 
-from andon import features
 from andon.detectors.deep_knn import DeepKnn, Settings
+from andon.engines import runtime
 from andon.errors import AndonError, TrainingError
+from andon.graphs import features
+from andon.graphs.neighbours import Neighbours
 from andon.inspection import Pixels
-from andon.neighbours import Neighbours
 from conftest import Stack
 
 
@@ -32,7 +33,7 @@ def test_score_is_the_mean_distance_to_the_nearest_of_scikit_learn(stages: tuple
     f = scaler.transform(pooled(tiles, stages))
     expected = search.kneighbors(f)[0].mean(axis=1)
     np.testing.assert_allclose(detector.score(tiles).image, expected, rtol=1e-4)
-    session = features.session(detector.graph(), threads=1)
+    session = runtime.session(detector.graph(), threads=1)
     score, embedding = session.run(["score", "embedding"], {"tiles": tiles})
     np.testing.assert_allclose(score, expected, rtol=1e-4)
     np.testing.assert_allclose(embedding, f, rtol=1e-3, atol=1e-4)
@@ -55,7 +56,7 @@ def test_of_an_image_it_has_seen_only_the_other_neighbours_count() -> None:
     good = noise(5)
     detector = DeepKnn(Settings(neighbours=1), 0).fit(Stack(good, 2))
     assert detector.score(good).image.max() < 1e-3
-    assert features.session(detector.graph(), 1).run(["score"], {"tiles": good})[0].max() < 1e-2
+    assert runtime.session(detector.graph(), 1).run(["score"], {"tiles": good})[0].max() < 1e-2
 
 
 def test_fewer_images_than_neighbours_are_refused() -> None:
@@ -72,7 +73,7 @@ def test_fewer_images_than_neighbours_are_refused() -> None:
 def test_flat_images_give_finite_scores() -> None:
     good = np.full((6, 64, 64, 3), 90, np.uint8)  # equal: no feature varies
     detector = DeepKnn(Settings(neighbours=3), 0).fit(Stack(good, 2))
-    session = features.session(detector.graph(), threads=1)
+    session = runtime.session(detector.graph(), threads=1)
     score, pixel = session.run(["score", "map"], {"tiles": np.concatenate([good[:1], noise(1)])})
     assert np.isfinite(score).all() and np.isfinite(pixel).all()
     assert score[0] < 1e-3 < score[1]
@@ -96,7 +97,7 @@ def test_graph_of_the_search_agrees_with_numpy_where_distances_are_small() -> No
     f = argument(Tensor(np.float32, ("n", 8)))
     standard = good.standardise(f)
     score, near = good.search(standard)
-    session = features.session(build({"f": f}, {"score": score, "near": near}), threads=1)
+    session = runtime.session(build({"f": f}, {"score": score, "near": near}), threads=1)
     found, rows_found = session.run(["score", "near"], {"f": queries})
     expected, rows_expected = good.nearest(queries)
     np.testing.assert_allclose(found, expected, rtol=1e-4)

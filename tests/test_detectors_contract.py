@@ -10,8 +10,9 @@ import pytest
 import tomli_w
 from pydantic import ValidationError
 
-from andon import detectors, features
-from andon.detectors.base import REQUIRED, Defects, Detector, Run
+from andon import detectors
+from andon.detector import REQUIRED, Defects, Detector, Run
+from andon.engines import runtime
 from andon.errors import AndonError, RecipeError
 from andon.inspection import Pixels, Scores
 from conftest import Marked
@@ -226,7 +227,7 @@ def brief(name: str) -> Detector:
 
 
 def run(detector: Detector, tiles: Pixels) -> Scores:
-    session = features.session(detector.graph(), threads=1)
+    session = runtime.session(detector.graph(), threads=1)
     return Scores(*session.run(["score", "map"], {"tiles": tiles}))
 
 
@@ -317,7 +318,7 @@ def test_same_seed_same_scores_and_refit_forgets(name: str, tiles: Pixels) -> No
 
 
 def test_tile_scores_the_same_alone_and_in_a_batch(fitted: Detector, tiles: Pixels) -> None:
-    together, session = run(fitted, tiles), features.session(fitted.graph(), threads=1)
+    together, session = run(fitted, tiles), runtime.session(fitted.graph(), threads=1)
     alone = [Scores(*session.run(["score", "map"], {"tiles": tile[None]})) for tile in tiles]
     merged = Scores(*(np.concatenate(part) for part in zip(*alone, strict=True)))
     assert worst(together, merged) < 1e-5

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from markupsafe import escape
 
-from andon import dataset, metrics
+from andon.data import dataset
 from andon.errors import DatasetError, ImageError
-from andon.evaluate import evaluate, read_mask
+from andon.evaluate import metrics
+from andon.evaluate.evaluating import evaluate, read_mask
+from andon.evaluate.report import html
 from andon.recipe import Decision
-from andon.report import html
 from fake_inspector import FakeInspector, paint, paint_set
 
 

@@ -13,13 +13,13 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
 
-from andon import training  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.f_anogan import FAnogan, FAnoganNetwork, Gan, Settings  # noqa: E402
 from andon.errors import TrainingError  # noqa: E402
 from andon.inspector import Inspector  # noqa: E402
 from andon.nn import checkpoint  # noqa: E402
 from andon.nn.resize import Resize  # noqa: E402
+from andon.training import train as training  # noqa: E402
 
 TINY: dict[str, Any] = {
     "side": 32,

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from andon import features
+from andon.engines import runtime
 from andon.errors import AndonError
+from andon.graphs import features
 
 LITE0 = "efficientnet-lite0"
 
@@ -112,7 +113,7 @@ def test_rebuild_gives_the_same_graph_and_the_outputs_of_torch() -> None:
     assert features.digest(builder.graph(LITE0)) == features.digest(onnx.load(features.find(LITE0)))
     images = np.random.default_rng(0).uniform(-1, 1, (1, 3, 224, 224)).astype(np.float32)
     blocks = list(features.stages(LITE0))
-    got = features.session(features.load(LITE0, blocks), threads=1).run(None, {"images": images})
+    got = runtime.session(features.load(LITE0, blocks), threads=1).run(None, {"images": images})
     net = builder.torch_network(LITE0)
     with torch.no_grad():
         x = torch.nn.functional.relu6(net._bn0(net._conv_stem(torch.from_numpy(images))))

@@ -12,7 +12,7 @@ import pytest
 
 from andon import files
 from andon.errors import AndonError
-from andon.metrics import PixelMetrics
+from andon.evaluate.metrics import PixelMetrics
 
 
 def test_a_file_replaces_the_old_one_whole(tmp_path: Path) -> None:

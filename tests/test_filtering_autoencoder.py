@@ -12,9 +12,10 @@ from test_detectors_contract import Textures
 
 torch = pytest.importorskip("torch")
 
-from andon import cli, dataset, image, study, training  # noqa: E402
+from andon import cli  # noqa: E402
 from andon.bundle import Bundle  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.data import dataset  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.filtering_autoencoder import (  # noqa: E402
     Ensemble,
     FilteringAutoencoder,
@@ -24,13 +25,16 @@ from andon.detectors.filtering_autoencoder import (  # noqa: E402
     layers,
     weighted,
 )
+from andon.detectors.filtering_autoencoder.corruption import Corrupted  # noqa: E402
+from andon.engines.runtime import rebuilder  # noqa: E402
 from andon.errors import BundleError, DatasetError, RecipeError, TrainingError  # noqa: E402
 from andon.inspection import Array  # noqa: E402
-from andon.nn.corruption import Corrupted  # noqa: E402
+from andon.lab import study  # noqa: E402
 from andon.nn.data import split  # noqa: E402
 from andon.nn.losses import ssim  # noqa: E402
+from andon.pictures import image  # noqa: E402
 from andon.recipe import Recipe  # noqa: E402
-from andon.runtime import rebuilder  # noqa: E402
+from andon.training import train as training  # noqa: E402
 
 TINY: dict[str, Any] = {"width": 0.03, "steps": 4, "batch": 2, "evaluate": 2, "hold_out": 0}
 

@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F  # noqa: E402
 
-from andon import features  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.ganomaly import Ganomaly, GanomalyNetwork, Settings  # noqa: E402
+from andon.engines import runtime  # noqa: E402
 from andon.nn.resize import Resize  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 32, "width": 4, "widest": 8, "latent": 4, "batch": 4, "steps": 3, "hold_out": 0.0}
@@ -96,7 +96,7 @@ def test_score_and_map_are_the_distances_of_codes_and_of_pixels() -> None:
 def test_graph_agrees_and_holds_no_critic() -> None:
     tiles = Noise(side=96, channels=1)
     detector = Ganomaly(Settings(**TINY), 0).fit(tiles, Run(device="cpu"))
-    session = features.session(detector.graph(), threads=1)
+    session = runtime.session(detector.graph(), threads=1)
     score, pixel, shown = session.run(["score", "map", "reconstruction"], {"tiles": tiles.tiles})
     expected = detector.score(tiles.tiles)
     np.testing.assert_allclose(score, expected.image, rtol=1e-3, atol=1e-6)

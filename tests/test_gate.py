@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import gate
 from andon.detectors.memory_bank import MemoryBank
 from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
+from andon.training import gate
 from conftest import Stack, noise
 
 Change = Callable[[Scores], Scores]

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from andon import geometry
 from andon.errors import ImageError, RecipeError
-from andon.geometry import Geometry
+from andon.geometry import tiling, views
+from andon.geometry.views import Geometry
 from andon.recipe import Recipe
 
 
@@ -23,10 +23,8 @@ def noise(height: int, width: int, channels: int = 1, seed: int = 0) -> Any:
 
 def there_and_back(pixels: Any, settings: Geometry) -> Any:
     """Join the tiles' own first channel as if it were the anomaly map."""
-    view = geometry.align(pixels, settings, "test")
-    return geometry.join(
-        view, ((place, tile[..., 0].astype(np.float32)) for place, tile in geometry.split(view, settings))
-    )
+    view = views.align(pixels, settings, "test")
+    return tiling.join(view, ((place, tile[..., 0].astype(np.float32)) for place, tile in tiling.split(view, settings)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,7 +43,7 @@ def test_tiling_and_joining_is_the_identity(height: int, width: int, size: int, 
 @settings(max_examples=100, deadline=None)
 @given(length=st.integers(1, 5000), size=st.sampled_from([64, 128, 256]), overlap=st.integers(0, 32))
 def test_tiles_cover_everything_with_the_asked_overlap(length: int, size: int, overlap: int) -> None:
-    begin = geometry.starts(length, size, overlap)
+    begin = tiling.starts(length, size, overlap)
     assert begin[0] == 0
     if length > size:
         assert begin[-1] == length - size
@@ -84,7 +82,7 @@ def test_what_is_ignored_never_reaches_the_detector() -> None:
     settings = Geometry(size=128, ignore=[[(0, 0), (63, 0), (63, 127), (0, 127)]])
     first, second = noise(128, 128, 3, seed=1), noise(128, 128, 3, seed=1)
     second[:, :64] = noise(128, 64, 3, seed=2)
-    one, two = (next(geometry.split(geometry.align(p, settings, "test"), settings))[1] for p in (first, second))
+    one, two = (next(tiling.split(views.align(p, settings, "test"), settings))[1] for p in (first, second))
     assert np.array_equal(one, two)
     joined = there_and_back(first, settings)
     assert np.isnan(joined[:, :64]).all()
@@ -106,15 +104,15 @@ def test_include_and_ignore_work_together() -> None:
 
 def test_tiles_wholly_outside_the_region_of_interest_are_not_scored() -> None:
     settings = Geometry(size=64, tiles=True, overlap=0, include=[[(0, 0), (60, 0), (60, 60), (0, 60)]])
-    view = geometry.align(noise(256, 256), settings, "test")
-    assert len(list(geometry.split(view, settings))) == 1
+    view = views.align(noise(256, 256), settings, "test")
+    assert len(list(tiling.split(view, settings))) == 1
 
 
 def test_aspect_is_kept_by_repeating_the_edge() -> None:
     settings = Geometry(size=64, aspect="keep")
     pixels = np.full((100, 50, 1), 7, np.uint8)
     pixels[:, 25:] = 200
-    tile = next(geometry.split(geometry.align(pixels, settings, "test"), settings))[1]
+    tile = next(tiling.split(views.align(pixels, settings, "test"), settings))[1]
     assert tile.shape == (64, 64, 1)
     assert (tile[:, :16] == 7).all()
     assert (tile[:, 48:] == 200).all()
@@ -122,7 +120,7 @@ def test_aspect_is_kept_by_repeating_the_edge() -> None:
 
 def test_sixteen_bits_stay_sixteen_bits() -> None:
     pixels = np.full((80, 80, 3), 40_000, np.uint16)
-    tile = next(geometry.split(geometry.align(pixels, Geometry(size=64), "test"), Geometry(size=64)))[1]
+    tile = next(tiling.split(views.align(pixels, Geometry(size=64), "test"), Geometry(size=64)))[1]
     assert tile.dtype == np.uint16
     assert (tile == 40_000).all()
 
@@ -131,8 +129,8 @@ def test_twenty_megapixels_stay_under_a_gigabyte() -> None:
     settings = Geometry(size=512, tiles=True, overlap=64)
     pixels = np.zeros((4000, 5000, 3), np.uint8)
     tracemalloc.start()
-    view = geometry.align(pixels, settings, "test")
-    geometry.join(view, ((place, np.zeros((512, 512), np.float32)) for place, _ in geometry.split(view, settings)))
+    view = views.align(pixels, settings, "test")
+    tiling.join(view, ((place, np.zeros((512, 512), np.float32)) for place, _ in tiling.split(view, settings)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak + pixels.nbytes < 1e9
@@ -140,12 +138,12 @@ def test_twenty_megapixels_stay_under_a_gigabyte() -> None:
 
 def test_a_crop_outside_the_image_says_what_to_do() -> None:
     with pytest.raises(ImageError, match=r"small.png: 50×40 pixels; the recipe's crop .* reaches to 70×30"):
-        geometry.align(noise(40, 50), Geometry(size=64, crop=(20, 0, 50, 30)), "small.png")
+        views.align(noise(40, 50), Geometry(size=64, crop=(20, 0, 50, 30)), "small.png")
 
 
 def test_a_region_of_interest_outside_the_image_says_what_to_do() -> None:
     with pytest.raises(ImageError, match="region of interest"):
-        geometry.align(noise(40, 50), Geometry(include=[[(100, 100), (120, 100), (120, 120)]]), "small.png")
+        views.align(noise(40, 50), Geometry(include=[[(100, 100), (120, 100), (120, 120)]]), "small.png")
 
 
 @pytest.mark.parametrize(
@@ -168,17 +166,17 @@ def test_impossible_geometry_is_refused(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("t", "sizes"), [(256, [8, 2]), (512, [2] * 5), (1024, [1] * 10), (4096, [1] * 10)])
 def test_batches_are_bounded_by_pixels(t: int, sizes: list[int]) -> None:
-    assert [len(batch) for batch in geometry.batches(range(10), t)] == sizes
+    assert [len(batch) for batch in tiling.batches(range(10), t)] == sizes
 
 
 def test_a_small_region_is_refused_unless_asked_for() -> None:
     corners = [[(10, 10), (14, 10), (14, 14)]]
     for values in ({"include": corners}, {"crop": (0, 0, 8, 8)}):
         with pytest.raises(ImageError, match=r"p.png: only 0\.\d\d% of its 200×100 pixels lie in the recipe's"):
-            geometry.align(noise(100, 200), Geometry(**values), "p.png")
-        view = geometry.align(noise(100, 200), Geometry(**values, small_region=True), "p.png")
+            views.align(noise(100, 200), Geometry(**values), "p.png")
+        view = views.align(noise(100, 200), Geometry(**values, small_region=True), "p.png")
         assert 0 < view.share < 0.01
-    assert geometry.align(noise(100, 200), Geometry(crop=(0, 0, 100, 50)), "p.png").share == 0.25
+    assert views.align(noise(100, 200), Geometry(crop=(0, 0, 100, 50)), "p.png").share == 0.25
 
 
 def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
@@ -194,13 +192,13 @@ def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
     (tmp_path / "roi.png").unlink()  # it is in the recipe
     again = Recipe.parse(recipe.dump(), "again")
     assert again.geometry == recipe.geometry and len(recipe.dump()) < 2000
-    view = geometry.align(noise(60, 90), again.geometry, "p.png")
+    view = views.align(noise(60, 90), again.geometry, "p.png")
     expected = drawn > 0
     expected[:, :21] = False
     assert view.roi is not None
     np.testing.assert_array_equal(view.roi, expected)
     with pytest.raises(ImageError, match=r"90×61 pixels, but the picture of the region .* has 90×60; expected"):
-        geometry.align(noise(61, 90), again.geometry, "p.png")
+        views.align(noise(61, 90), again.geometry, "p.png")
     with pytest.raises(RecipeError, match=r"geometry.include: .*roi.png: no such file"):
         Recipe.load(tmp_path / "r.toml")
     (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", drawn * 0)[1].tobytes())

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andon import files, image
+from andon import files
 from andon.errors import AndonError, ImageError
-from andon.image import Input
+from andon.pictures import image
+from andon.pictures.image import Input
 
 GRAY = np.add.outer(np.arange(12) * 20, np.arange(16)).astype(np.uint8)  # (12, 16), every pixel of its own value
 RGB = np.dstack([GRAY, 255 - GRAY, GRAY // 2])  # (12, 16, 3)

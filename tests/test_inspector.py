@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 import pytest
 
-from andon import Inspector, Verdict, image, training
+from andon import Inspector, Verdict
 from andon.bundle import Bundle
+from andon.engines.runtime import Runtime
 from andon.errors import AndonError, BundleError, ImageError
 from andon.inspection import Pixels, Scores
+from andon.pictures import image
 from andon.recipe import Decision, InputRule, Recipe
-from andon.runtime import Runtime
+from andon.training import train as training
 from conftest import part, save, scratched
 
 

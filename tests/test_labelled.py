@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from andon import dataset, training
-from andon.detectors.base import Labelled
+from andon.data import dataset
+from andon.data.survey import DefectTiles
+from andon.detector import Labelled
 from andon.errors import DatasetError
-from andon.geometry import Geometry, Polygon
-from andon.image import Input
-from andon.survey import DefectTiles
+from andon.geometry.views import Geometry, Polygon
+from andon.pictures.image import Input
+from andon.training import train as training
 from conftest import part, save, scratched
 
 torch = pytest.importorskip("torch")

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.errors import AndonError, TrainingError  # noqa: E402
 from andon.nn import checkpoint  # noqa: E402
 from andon.nn.loop import Loop, Schedule, choose  # noqa: E402
@@ -116,7 +116,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from andon.detectors.base import Run
+from andon.detector import Run
 from test_loop import VARIED, fit, schedule
 
 torch.set_num_threads(1)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from andon import features
 from andon.detectors.memory_bank import MemoryBank, Settings, k_centre, neighbour_distance, whitening
 from andon.errors import TrainingError
+from andon.graphs import features
 from andon.inspection import Array
 from conftest import Stack
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from andon import metrics
-from andon.metrics import PixelMetrics
+from andon.evaluate import metrics
+from andon.evaluate.metrics import PixelMetrics
 
 
 @st.composite

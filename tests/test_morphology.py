@@ -8,9 +8,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from andon.detectors.transform_classification import morphology  # noqa: E402
+from andon.detectors.transform_classification.morphology import Case, Operation, dilate, erode, transform  # noqa: E402
 from andon.inspection import Array, Pixels  # noqa: E402
-from andon.nn import morphology  # noqa: E402
-from andon.nn.morphology import Case, Operation, dilate, erode, transform  # noqa: E402
 
 OPENCV: dict[Operation, int] = {
     "erosion": cv2.MORPH_ERODE,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from andon import features
 from andon.detectors.nearest_image import NearestImage, Settings, shrunk
+from andon.engines import runtime
 from andon.inspection import Pixels, Scores
 from conftest import Stack
 
@@ -15,7 +15,7 @@ def noise(count: int, side: int = 64, channels: int = 3, kind: type = np.uint8, 
 
 
 def run(detector: NearestImage, tiles: Pixels) -> Scores:
-    return Scores(*features.session(detector.graph(), 1).run(["score", "map"], {"tiles": tiles}))
+    return Scores(*runtime.session(detector.graph(), 1).run(["score", "map"], {"tiles": tiles}))
 
 
 @pytest.mark.parametrize(("side", "small"), [(64, 64), (96, 48), (256, 64), (160, 40)])

@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, calibrating, cli, compare, dataset, evaluate, image, registration, report, survey
+from andon import Inspector, cli
 from andon.bundle import Bundle
+from andon.data import dataset, survey
 from andon.errors import AndonError, ImageError
+from andon.evaluate import compare, compare_page, evaluating, report
+from andon.geometry import registration
+from andon.pictures import image
 from andon.recipe import Recipe
+from andon.training import calibrating
 from conftest import part, save, scratched
 from fake_inspector import FakeInspector, paint, paint_set
 
@@ -98,7 +103,7 @@ def test_an_evaluation_names_the_bytes_that_it_judged(tmp_path: Path, monkeypatc
     data = dataset.load(paint_set(tmp_path / "ring"))
     before = {sample.path: image.read(sample.path).digest for sample in data.samples}
     replaced_after_reading(monkeypatch, part(1))
-    for row in evaluate.evaluate(FakeInspector(), data).rows:  # type: ignore[arg-type]
+    for row in evaluating.evaluate(FakeInspector(), data).rows:  # type: ignore[arg-type]
         assert row.digest == before[row.path]
 
 
@@ -115,7 +120,7 @@ def cut(path: Path) -> None:
 )
 def test_a_report_leaves_out_pictures_that_changed(tmp_path: Path, spoil: Callable[[Path], None], reason: str) -> None:
     root = paint_set(tmp_path / "ring")
-    evaluation = evaluate.evaluate(FakeInspector(), dataset.load(root))  # type: ignore[arg-type]
+    evaluation = evaluating.evaluate(FakeInspector(), dataset.load(root))  # type: ignore[arg-type]
     before = {gallery.title: gallery for gallery in report.galleries(evaluation)}
     spoil(root / "test/scratch/010.png")  # the one that escapes
     after = {gallery.title: gallery for gallery in report.galleries(evaluation)}
@@ -147,13 +152,13 @@ def test_a_comparison_draws_no_picture_that_changed(parts: Path, bundle_file: Pa
             save(tmp_path / "ring/test" / kind / path.name, image.read(path).pixels)
     inspectors = {"a": Inspector.load(bundle_file), "b": Inspector.load(bundle_file)}
     compared = compare.Comparison(inspectors, dataset.load(tmp_path / "ring"))
-    before = compare.sections(compared)
+    before = compare_page.sections(compared)
     for path in (tmp_path / "ring/test/scratch").iterdir():
         save(path, part(5))
-    after = compare.sections(compared)
+    after = compare_page.sections(compared)
     assert sum(len(section.panels) for section in before) > sum(len(section.panels) for section in after)
     assert any("the file has changed" in section.words for section in after)
-    found = compare.vectors(inspectors["a"], compared.images, [])
+    found = compare_page.vectors(inspectors["a"], compared.images, [])
     assert found == {}
 
 

@@ -8,14 +8,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from andon import features, training  # noqa: E402
 from andon.bundle import Bundle  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.patch_autoencoder import PatchAutoencoder, PatchNetwork, Settings  # noqa: E402
+from andon.engines import runtime  # noqa: E402
 from andon.errors import AndonError, RecipeError, TrainingError  # noqa: E402
+from andon.graphs import features  # noqa: E402
 from andon.inspection import Array  # noqa: E402
 from andon.nn.data import floats  # noqa: E402
 from andon.recipe import Choice, Data, Recipe  # noqa: E402
+from andon.training import train as training  # noqa: E402
 from test_autoencoder import Flat  # noqa: E402
 
 TINY: dict[str, Any] = {
@@ -116,7 +118,7 @@ def test_score_is_knn_on_pooled_features_of_the_error_map(pooling: str, stages: 
     error = np.abs(every / 255 - rebuilt.permute(0, 2, 3, 1).numpy()).astype(np.float32)  # R(x, x̂)
     score, pixel = detector.score(every)
     np.testing.assert_allclose(pixel, np.sqrt((error**2).mean(axis=3)), atol=1e-5)
-    deep = features.session(features.load("efficientnet-lite0", stages), threads=1)
+    deep = runtime.session(features.load("efficientnet-lite0", stages), threads=1)
     maps = deep.run(None, {"images": 2 * error.transpose(0, 3, 1, 2) - 1})
     f = np.concatenate([pooled(x, 3) if pooling == "source" else x.max(axis=(2, 3)) for x in maps], axis=1)
     assert f.shape[1] == sum(x.shape[1] for x in maps) * (3 if pooling == "source" else 1)
@@ -126,7 +128,7 @@ def test_score_is_knn_on_pooled_features_of_the_error_map(pooling: str, stages: 
     distance = np.sort(np.sqrt(((z[:, None] - z[:6]) ** 2).sum(axis=2)), axis=1)
     np.testing.assert_allclose(score, distance[:, :2].mean(axis=1), rtol=1e-2)  # eq. 4
     if pooling == "source":
-        session = features.session(detector.graph(), threads=1)
+        session = runtime.session(detector.graph(), threads=1)
         found, again, made, shown = session.run(["score", "latent", "reconstruction", "embedding"], {"tiles": every})
         np.testing.assert_allclose(found, score, rtol=1e-4)
         np.testing.assert_allclose(again, latent.numpy(), atol=1e-4)

@@ -9,7 +9,7 @@ from conftest import Stack, noise
 
 torch = pytest.importorskip("torch")
 
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.piade import Excitation, Piade, PiadeNetwork, Settings  # noqa: E402
 from andon.nn.data import floats, split  # noqa: E402
 from andon.nn.losses import ssim  # noqa: E402

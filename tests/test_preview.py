@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from andon import cli, image, preview
+from andon import cli
 from andon.errors import DatasetError, RecipeError
+from andon.pictures import image
 from andon.recipe import Recipe
+from andon.training import preview
 
 
 @pytest.fixture

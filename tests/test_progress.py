@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from andon import training
 from andon.progress import STAGE, Overall
+from andon.training import train as training
 
 Call = tuple[str, int, int]
 

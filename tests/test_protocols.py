@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import dataset, image
-from andon.bench import cell, protocols, run, table
-from andon.bench import plan as plans
-from andon.bench.cell import Job
-from andon.bench.plan import Contender, Plan, Product
+from andon.data import dataset
 from andon.errors import AndonError, DatasetError, RecipeError
+from andon.lab.bench import cell, protocols, run, table
+from andon.lab.bench import plan as plans
+from andon.lab.bench.cell import Job
+from andon.lab.bench.plan import Contender, Plan, Product
+from andon.pictures import image
 from conftest import part, save, scratched
 
 CLASSES = 3

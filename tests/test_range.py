@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, calibrating, image, training
+from andon import Inspector
 from andon.bundle import Bundle
-from andon.dataset import Sample
+from andon.data.dataset import Sample
+from andon.data.survey import DefectTiles
 from andon.errors import ImageError, RecipeError
-from andon.image import Image, Input
 from andon.inspection import Pixels
+from andon.pictures import image
+from andon.pictures.image import Image, Input
 from andon.recipe import Data, InputRule, Recipe
-from andon.survey import DefectTiles
+from andon.training import calibrating
+from andon.training import train as training
 from conftest import part, save
 
 FAST: dict[str, Any] = {"settings": {"bank": 100}}
@@ -138,8 +141,9 @@ def test_inputs_of_older_bundles_still_load() -> None:
 
 SHORT = """
 import resource, sys
-import andon.training, andon.detectors.memory_bank
-from andon import cli, image
+import andon.training.train, andon.detectors.memory_bank
+from andon import cli
+from andon.pictures import image
 image.read(sys.argv[2] + "/01.png")
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 20 * 2**20, -1))

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from andon import regions
+from andon.geometry import regions
 
 
 def test_regions_are_measured_sorted_and_filtered() -> None:

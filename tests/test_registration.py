@@ -10,17 +10,23 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from andon import Inspector, Verdict, calibrating, dataset, evaluate, geometry, image, training
-from andon import reference as references
+from andon import Inspector, Verdict
 from andon.bundle import Bundle
 from andon.cli import app
-from andon.detectors.base import silent
+from andon.data import dataset
+from andon.data import reference as references
 from andon.errors import BundleError, DatasetError, ImageError, RecipeError, TrainingError
-from andon.geometry import Geometry
-from andon.image import Image
+from andon.evaluate import evaluating
+from andon.geometry import tiling, views
+from andon.geometry.registration import Matrix, NotFound, Reference, Register
+from andon.geometry.views import Geometry
 from andon.inspection import Pixels
+from andon.pictures import image
+from andon.pictures.image import Image
+from andon.progress import silent
 from andon.recipe import Recipe, Split
-from andon.registration import Matrix, NotFound, Reference, Register
+from andon.training import calibrating
+from andon.training import train as training
 from conftest import save
 
 SIDE = 192
@@ -217,12 +223,12 @@ def test_a_picture_of_another_size_and_a_long_one() -> None:
     assert matrix[:, 2] == pytest.approx((120, 30), abs=0.3)
 
 
-def registered(settings: dict[str, Any], pixels: Pixels, known: Reference) -> tuple[geometry.View, NDArray[Any]]:
+def registered(settings: dict[str, Any], pixels: Pixels, known: Reference) -> tuple[views.View, NDArray[Any]]:
     """The view, and the picture's own first channel as the map that comes back."""
     chosen = Geometry.model_validate({"size": 192, "registration": FREE, **settings})
-    view = geometry.align(pixels, chosen, "test", known)
-    maps = ((place, tile[..., 0].astype(np.float32)) for place, tile in geometry.split(view, chosen))
-    return view, geometry.join(view, maps)
+    view = views.align(pixels, chosen, "test", known)
+    maps = ((place, tile[..., 0].astype(np.float32)) for place, tile in tiling.split(view, chosen))
+    return view, tiling.join(view, maps)
 
 
 @pytest.mark.parametrize("tiles", [{}, {"size": 96, "tiles": True, "overlap": 16}])
@@ -247,7 +253,7 @@ def test_beyond_the_picture_the_view_shows_the_reference() -> None:
     pixels = drawn(posed(0, (40, 0), 1, (SIDE, SIDE)), seed=4)
     both = np.concatenate([pixels, np.full_like(pixels, 255)], axis=2)  # as masks of defects travel
     chosen = Geometry(registration=FREE)
-    view = geometry.align(both, chosen, "test", known)
+    view = views.align(both, chosen, "test", known)
     right = np.s_[:, SIDE - 38 :]  # shifted to the right by 40 pixels, the picture ends there
     assert np.array_equal(view.pixels[right][..., 0], drawn()[right][..., 0])
     assert not view.pixels[right][..., 1].any()
@@ -284,9 +290,9 @@ def test_nothing_of_the_inspected_area_in_the_picture() -> None:
 
 def test_geometry_and_reference_belong_together() -> None:
     with pytest.raises(ValueError, match="belongs to"):
-        geometry.align(drawn(), Geometry(registration=FREE), "test")
+        views.align(drawn(), Geometry(registration=FREE), "test")
     with pytest.raises(ValueError, match="belongs to"):
-        geometry.align(drawn(), Geometry(), "test", reference(drawn()))
+        views.align(drawn(), Geometry(), "test", reference(drawn()))
 
 
 def folder_of(root: Path, count: int, seed: int = 0) -> Path:
@@ -365,7 +371,7 @@ def test_no_part_no_verdict(trained: tuple[Path, list[str]], tmp_path: Path) -> 
     spoilt = drawn(seed=6)
     spoilt[80:110, 90:120] = 0
     save(tmp_path / "set/test/hole/00.png", spoilt)
-    figures = evaluate.evaluate(inspector, dataset.load(tmp_path / "set")).metrics
+    figures = evaluating.evaluate(inspector, dataset.load(tmp_path / "set")).metrics
     assert figures["data"]["not_found"] == {"good": 1, "defective": 0}
     assert figures["image"]["n_good"] == 3
     arguments = ["inspect", str(trained[0]), str(tmp_path / "set/test/good"), "--out", str(tmp_path / "out")]

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from andon import dataset, plots, report
+from andon.data import dataset
 from andon.errors import AndonError
-from andon.evaluate import evaluate
+from andon.evaluate import plots, report
+from andon.evaluate.evaluating import evaluate
 from andon.recipe import Decision
 from fake_inspector import FakeInspector, paint, paint_set
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from andon.bundle import Bundle
+from andon.engines.runtime import Engine, Runtime
 from andon.errors import BundleError
-from andon.image import Image
+from andon.geometry.registration import SPECTRA, NotFound, Reference, Register
 from andon.inspection import Registration
-from andon.registration import SPECTRA, NotFound, Reference, Register
-from andon.runtime import Engine, Runtime
+from andon.pictures.image import Image
 from conftest import noise, part
 
 ENGINES = [

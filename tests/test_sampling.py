@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon.detectors.base import silent
 from andon.errors import AndonError, DatasetError
 from andon.inspection import Verdict
+from andon.progress import silent
 from andon.proof import estimating, sampling
 from andon.proof.estimating import Judged, Rate
 from test_cli import run

@@ -11,10 +11,10 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from andon import features  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.segmenter import Segmenter, SegmenterNetwork, Settings, dice_loss, focal_loss  # noqa: E402
 from andon.detectors.segmenter.networks import NETWORKS, Name, pooled, unpooled  # noqa: E402
+from andon.engines import runtime  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.nn.learned import Network, exported  # noqa: E402
@@ -184,7 +184,7 @@ def test_unpooling_can_be_exported() -> None:
             return found.amax(dim=(1, 2)), found
 
     tiles = torch.relu(torch.rand(3, 1, 16, 16) - 0.7)  # as after a layer: many windows hold nothing but 0
-    session = features.session(exported(Places(), 16, 1), threads=1)
+    session = runtime.session(exported(Places(), 16, 1), threads=1)
     found = session.run(["map"], {"tiles": tiles.numpy()})[0]
     np.testing.assert_array_equal(found, Places()(tiles)[1].numpy())
 
@@ -194,7 +194,7 @@ def test_unpooling_can_be_exported() -> None:
 def test_graphs_of_the_other_networks_agree_with_torch(name: Name) -> None:
     tiles = Spots()
     detector = Segmenter(Settings(**{**TINY, "network": name, "steps": 1}), 0).fit(tiles, Run(device="cpu"))
-    found = features.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.good[:3]})
+    found = runtime.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.good[:3]})
     expected = detector.score(tiles.good[:3])
     np.testing.assert_allclose(found[0], expected.image, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], expected.pixel, rtol=1e-3, atol=1e-4)

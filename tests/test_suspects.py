@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from andon import check, dataset, image, suspects, training
 from andon.cli import app
+from andon.data import check, dataset
+from andon.pictures import image
+from andon.training import suspects
+from andon.training import train as training
 from conftest import part, save, scratched
 
 

@@ -13,9 +13,10 @@ import numpy as np
 import onnx
 import pytest
 
-from andon import features
 from andon.detectors.deep_knn import DeepKnn, Settings
+from andon.engines import runtime
 from andon.errors import AndonError
+from andon.graphs import features
 from conftest import Stack
 
 torch = pytest.importorskip("torch")
@@ -93,7 +94,7 @@ def test_build_gives_a_network_that_every_detector_finds(
 
     good = Stack(np.random.default_rng(1).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8), 2)
     detector = DeepKnn(Settings(network=name, stages=(1,), neighbours=2), 0).fit(good)
-    score = features.session(detector.graph(), 1).run(["score"], {"tiles": good.tiles})[0]
+    score = runtime.session(detector.graph(), 1).run(["score"], {"tiles": good.tiles})[0]
     np.testing.assert_allclose(score, detector.score(good.tiles).image, rtol=1e-3)
 
 

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from andon import Inspector, calibrating, gate, survey, training, workplace
+from andon import Inspector
 from andon.bundle import Bundle
+from andon.data import survey
 from andon.detectors.memory_bank import MemoryBank
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
 from andon.inspection import Pixels, Scores
 from andon.recipe import Data, Recipe, Split
+from andon.training import calibrating, gate, workplace
+from andon.training import train as training
 from conftest import noise, part, save, scratched
 
 FAST: dict[str, Any] = {"size": 64, "settings": {"bank": 100}}
@@ -150,7 +153,7 @@ def test_one_training_at_a_time_writes_a_bundle(good: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["current.andon", "good", "other.andon", "v3.andon"]
 
 
-HOLD = "import sys, time; from pathlib import Path; from andon import workplace\n"
+HOLD = "import sys, time; from pathlib import Path; from andon.training import workplace\n"
 HOLD += "with workplace.opened(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 

@@ -14,21 +14,22 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from andon import features, training  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.transform_classification import (  # noqa: E402
     GEOMETRY,
     Head,
     Settings,
     TransformClassification,
     TransformNetwork,
+    dirichlet,
     falling,
     geometric,
 )
+from andon.detectors.transform_classification.wide_resnet import WideResNet  # noqa: E402
+from andon.engines import runtime  # noqa: E402
 from andon.errors import RecipeError, TrainingError  # noqa: E402
-from andon.nn import dirichlet  # noqa: E402
-from andon.nn.wide_resnet import WideResNet  # noqa: E402
 from andon.recipe import Augment, validate  # noqa: E402
+from andon.training import train as training  # noqa: E402
 
 TINY: dict[str, Any] = {
     "family": "morphology",
@@ -284,7 +285,7 @@ def test_graph_of_geometry_with_one_angular_head_and_dirichlets() -> None:
     settings = {"family": "geometry", "heads": "single", "objective": "additive-angle", "score": "dirichlet"}
     config = Settings(**settings, channels=2, side=16, at_once=72, draw=4, steps=2, batch=2, hold_out=0)
     detector, tiles = TransformClassification(config, 0).fit(Noise(), CPU), Noise(3).tiles
-    score, pixel = features.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles})
+    score, pixel = runtime.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles})
     expected = detector.score(tiles)
     assert np.abs(score - expected.image).max() < 1e-4 * np.ptp(expected.pixel)
     assert np.abs(pixel - expected.pixel).max() < 1e-4 * np.ptp(expected.pixel)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from andon import features
 from andon.errors import AndonError
+from andon.graphs import features
 
 torch = pytest.importorskip("torch")
 

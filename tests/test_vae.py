@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 
 from torch import distributions  # noqa: E402
 
-from andon import features  # noqa: E402
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.vae import Settings, Vae, VaeNetwork, divergence  # noqa: E402
+from andon.engines import runtime  # noqa: E402
 from andon.nn.resize import Resize  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 32, "width": 4, "widest": 8, "latent": 4, "steps": 3, "hold_out": 0.0}
@@ -96,7 +96,7 @@ def weighted(error: Any) -> Any:
 def test_graph_gives_score_map_and_reconstruction_of_larger_tiles() -> None:
     tiles = Flat(channels=1)
     detector = Vae(Settings(**TINY, score="elbo", smooth=3), 0).fit(tiles, Run(device="cpu"))
-    session = features.session(detector.graph(), threads=1)
+    session = runtime.session(detector.graph(), threads=1)
     score, pixel, shown = session.run(["score", "map", "reconstruction"], {"tiles": tiles.tiles})
     expected = detector.score(tiles.tiles)
     np.testing.assert_allclose(score, expected.image, rtol=1e-4)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from andon import features
 from andon.detectors.variation import Settings, Variation
+from andon.engines import runtime
 from conftest import Stack
 
 
@@ -28,7 +28,7 @@ def test_a_pixel_that_never_varied_has_the_floor_as_its_deviation() -> None:
     found = detector.score(tile)
     assert found.pixel[0, 3, 4] == pytest.approx((5 / (0.02 * 255)) ** 2)
     assert np.count_nonzero(found.pixel) == 1
-    score, pixel = features.session(detector.graph(), 1).run(["score", "map"], {"tiles": tile})
+    score, pixel = runtime.session(detector.graph(), 1).run(["score", "map"], {"tiles": tile})
     np.testing.assert_allclose(pixel, found.pixel, rtol=1e-6)
     np.testing.assert_allclose(score, found.image, rtol=1e-6)
 

@@ -13,7 +13,7 @@ mixture = pytest.importorskip("sklearn.mixture")
 
 from torch.nn import functional as F  # noqa: E402
 
-from andon.detectors.base import Run  # noqa: E402
+from andon.detector import Run  # noqa: E402
 from andon.detectors.vt_adl import VTADL, Layer, Mixture, Settings, VTADLNetwork, log_likelihood  # noqa: E402
 from andon.errors import RecipeError, TrainingError  # noqa: E402
 from andon.nn.losses import ssim  # noqa: E402

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from andon.inspection import Inspection, Verdict
     from andon.inspector import Inspector
     from andon.recipe import Recipe
-    from andon.training import train
+    from andon.training.train import train
 
 __all__ = ["AndonError", "Inspection", "Inspector", "Recipe", "Verdict", "train"]
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
         return Recipe
     if name == "train":
-        from andon.training import train
+        from andon.training.train import train
 
         return train
     raise AttributeError(f"module 'andon' has no attribute '{name}'")

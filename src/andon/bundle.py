@@ -8,23 +8,26 @@ import io
 import json
 import math
 import os
+import platform
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from andon import files, wire
+from andon import files
 from andon.calibration import Calibration
+from andon.engines import wire
 from andon.errors import BundleError, ImageError
-from andon.image import Input
+from andon.geometry.registration import Reference
+from andon.pictures.image import Input
 from andon.recipe import Recipe
-from andon.registration import Reference
 
 FORMAT = 1
 MEMBERS = {  # name: bytes it may unpack to
@@ -275,3 +278,14 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text}: expected a finite number")
     return value
+
+
+def machine() -> str:
+    """Name the kind of machine and its system."""
+    return f"{platform.machine()} {platform.system()} {platform.release()}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what comes of a training."""
+    packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "simplejpeg", "spox")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

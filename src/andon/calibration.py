@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from andon.appearance import Usual
 from andon.binomial import long_run
 from andon.inspection import Thresholds, Verdict
+from andon.pictures.appearance import Usual
 from andon.recipe import Decision
 
 SLACK = 1e-9  # for sums of weights, which are fractions

@@ -9,16 +9,19 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from andon import appearance, calibration, files, geometry, image, regions
+from andon import calibration, files
 from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
+from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError, ImageError
-from andon.geometry import Geometry, Place
+from andon.geometry import regions, tiling, views
+from andon.geometry.registration import NotFound, Reference
+from andon.geometry.tiling import Place
+from andon.geometry.views import Geometry
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
+from andon.pictures import appearance, image
 from andon.recipe import Decision, Recipe
-from andon.registration import NotFound, Reference
 from andon.render import Scale
-from andon.runtime import Engine, Runtime
 
 
 class Scan(NamedTuple):
@@ -30,21 +33,21 @@ class Scan(NamedTuple):
 
 
 def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
-    """Align, split, score and join one image (H, W, c). Errors: as `geometry.align`.
+    """Align, split, score and join one image (H, W, c). Errors: as `views.align`.
 
     One score or map value that is not finite, in any tile, makes the score NaN.
     """
-    view = geometry.align(pixels, settings, name, reference)
+    view = views.align(pixels, settings, name, reference)
     scores: list[float] = []
 
     def maps() -> Iterator[tuple[Place, Array]]:
-        for batch in geometry.batches(geometry.split(view, settings), settings.size):
+        for batch in tiling.batches(tiling.split(view, settings), settings.size):
             found = scorer.score(np.stack([tile for _, tile in batch]))
             finite = np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
             scores.append(float(found.image.max()) if finite else np.nan)
             yield from zip((place for place, _ in batch), found.pixel, strict=True)
 
-    anomaly_map = geometry.join(view, maps())
+    anomaly_map = tiling.join(view, maps())
     return Scan(float(np.max(scores)), anomaly_map, view.registration)
 
 

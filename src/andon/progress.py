@@ -3,9 +3,14 @@
 import time
 from collections.abc import Callable
 
-from andon.detectors.base import Progress
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total); `total` 0 means unknown."""
 
 STAGE = "in all (s)"
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Report no progress."""
 
 
 class Overall:

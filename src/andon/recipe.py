@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from andon import files
 from andon.errors import ImageError, RecipeError, unknown
-from andon.geometry import Geometry, embedded
-from andon.registration import Register
+from andon.geometry.registration import Register
+from andon.geometry.views import Geometry, embedded
 
 M = TypeVar("M", bound=BaseModel)
 WIDE = 1000  # characters of a line that is shown whole

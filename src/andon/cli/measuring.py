@@ -39,7 +39,7 @@ def bench_run(
 
     Exit code 1 when a cell failed; the others are done all the same.
     """
-    from andon.bench import report, run
+    from andon.lab.bench import report, run
 
     folder = out or plan.with_suffix("")
     with progress_bars(quiet) as progress:
@@ -55,7 +55,7 @@ def bench_report(
     out: Annotated[Path, typer.Argument(help="The folder that `andon bench` wrote.", show_default=False)],
 ) -> None:
     """Write results.md and results.html of a benchmark, finished or not."""
-    from andon.bench import report
+    from andon.lab.bench import report
 
     print(f"report: {report.write(out)}")
 
@@ -71,7 +71,9 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Set several bundles side by side on the same labelled images: figures, a paired test, the same pictures."""
-    from andon import compare, dataset, files
+    from andon import files
+    from andon.data import dataset
+    from andon.evaluate import compare, compare_page
 
     *bundles, folder = paths
     if files.is_file(folder):
@@ -80,9 +82,9 @@ def compare(
     inspectors = compare.load(bundles)
     with progress_bars(quiet) as progress:
         compared = compare.Comparison(inspectors, dataset.load(folder, groups=groups, good=good or ()), progress)
-    page = compare.write(compared, out)
+    page = compare_page.write(compared, out)
     if not quiet:
-        print(compare.headline(compared, compared.differences()))
+        print(compare_page.headline(compared, compared.differences()))
         print(f"report: {page}")
     for error in compared.errors:
         print(f"could not be evaluated: {error}", file=sys.stderr)
@@ -113,7 +115,7 @@ def cost(
     fitted on random tiles first, by gradient for one step. Exit code 1 when one of them could not be measured.
     """
     from andon import files
-    from andon.cost import run, table
+    from andon.lab.cost import run, table
 
     if out:
         files.prepare(out / "cost.csv")
@@ -143,10 +145,12 @@ def study_moments(
     quiet: Quiet = False,
 ) -> None:
     """Mean and deviation of each pixel over sliding windows of good images: is every place like every other?"""
-    from andon import files, study, training
+    from andon import files
+    from andon.lab import study
+    from andon.training.train import compose
 
     files.prepare(out / "moments.csv")
-    recipe = training.compose(source, size=size)
+    recipe = compose(source, size=size)
     with progress_bars(quiet) as progress:
         found = study.moments(recipe, progress, teller(False))
     for path in study.write_moments(found, out):
@@ -164,8 +168,9 @@ def study_orthogonality(
     quiet: Quiet = False,
 ) -> None:
     """Put foreign patches into good images: how often is the original still nearest, before and after the network?"""
-    from andon import files, study
+    from andon import files
     from andon.bundle import Bundle
+    from andon.lab import study
 
     files.prepare(out / "orthogonality.csv")
     loaded = Bundle.load(bundle)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from andon.detectors.base import Progress
+    from andon.progress import Progress
 
 BundleFile = Annotated[Path, typer.Argument(help="A bundle made by `andon train`.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no sentences; errors and warnings only.")]
@@ -44,7 +44,7 @@ def progress_bars(quiet: bool) -> Iterator["Progress"]:
 
     A training draws one more, for the whole of it, in seconds.
     """
-    from andon.detectors.base import silent
+    from andon.progress import silent
 
     try:
         if quiet:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from andon.detectors.base import Detector
+from andon.detector import Detector
 from andon.errors import AndonError, RecipeError, unknown
 
 

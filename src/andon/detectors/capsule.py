@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon.detectors.base import QUIET, Need, Run, Tiles
+from andon.detector import QUIET, Need, Run, Tiles
 from andon.nn.capsules import EPSILON, CapsuleLayer, squash
 from andon.nn.labelled import LabelledTiles
 from andon.nn.learned import LearnedDetector, Network

@@ -25,11 +25,11 @@ import spox.opset.ai.onnx.v17 as op
 from pydantic import BaseModel, ConfigDict, Field
 from spox import Tensor, Var, argument, build
 
-from andon import features, neighbours
-from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
+from andon.detector import QUIET, Forecast, Need, Run, Tiles
 from andon.errors import TrainingError
+from andon.graphs import features, neighbours
+from andon.graphs.neighbours import Neighbours
 from andon.inspection import Array, Pixels, Scores
-from andon.neighbours import Neighbours
 
 T = TypeVar("T")
 

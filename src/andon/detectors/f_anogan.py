@@ -24,7 +24,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.detector import QUIET, Forecast, Run, Tiles
 from andon.nn.convolutional import Critic, decoder, encoder, halvings
 from andon.nn.data import mix
 from andon.nn.learned import LearnedDetector, Network

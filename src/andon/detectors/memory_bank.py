@@ -27,10 +27,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from spox import Tensor, Var, argument, build
 
-from andon import features
-from andon.detectors.base import QUIET, Forecast, Need, Progress, Run, Tiles, silent
+from andon.detector import QUIET, Forecast, Need, Run, Tiles
+from andon.engines import runtime
 from andon.errors import TrainingError
+from andon.graphs import features
 from andon.inspection import Array, Pixels, Scores
+from andon.progress import Progress, silent
 
 
 class Settings(BaseModel):
@@ -100,7 +102,7 @@ class MemoryBank:
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch and a few timed steps of the coreset."""
         batch = next(iter(tiles))
-        describe = features.session(self._describing_graph(tiles))
+        describe = runtime.session(self._describing_graph(tiles))
         describe.run(None, {"tiles": batch[:1]})
         start = time.perf_counter()
         describe.run(None, {"tiles": batch})
@@ -216,7 +218,7 @@ class MemoryBank:
 
     def _sample(self, tiles: Tiles, rng: np.random.Generator, progress: Progress) -> list[Array]:
         """Draw a uniform sample of the patches of each stage, all in one pass (reservoir)."""
-        describe = features.session(self._describing_graph(tiles))
+        describe = runtime.session(self._describing_graph(tiles))
         names = [stage.name for stage in self._stages]
         sizes = zip(self._stages, self._rows(tiles), strict=True)
         samples = [np.empty((rows, stage.channels), np.float32) for stage, rows in sizes]

@@ -24,7 +24,7 @@ import spox.opset.ai.onnx.v17 as op
 from pydantic import BaseModel, ConfigDict, Field
 from spox import Tensor, Var, argument, build
 
-from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
+from andon.detector import QUIET, Forecast, Need, Run, Tiles
 from andon.errors import TrainingError
 from andon.inspection import Array, Pixels, Scores
 

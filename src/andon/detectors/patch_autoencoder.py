@@ -37,11 +37,12 @@ from spox import Var
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon import features, neighbours
-from andon.detectors.base import QUIET, Forecast, Run, Tiles
+from andon.detector import QUIET, Forecast, Run, Tiles
+from andon.engines import runtime
 from andon.errors import TrainingError
+from andon.graphs import features, neighbours
+from andon.graphs.neighbours import Neighbours
 from andon.inspection import Array, Pixels, Scores
-from andon.neighbours import Neighbours
 from andon.nn.convolutional import SMALLEST, decoder, descent, halvings
 from andon.nn.data import floats
 from andon.nn.learned import TILES_AT_ONCE, LearnedDetector, Network
@@ -197,7 +198,7 @@ class PatchAutoencoder(LearnedDetector):
         neighbours.require(len(tiles), self.config.neighbours)
         super().fit(tiles, run)
         source, found = self._rebuilt()
-        embed = features.session(spox.build({"tiles": source}, {"embedding": self._embedding(source, found)}))
+        embed = runtime.session(spox.build({"tiles": source}, {"embedding": self._embedding(source, found)}))
         rows: list[Array] = []
         for batch in tiles:
             rows += list(embed.run(None, {"tiles": batch})[0])
@@ -208,7 +209,7 @@ class PatchAutoencoder(LearnedDetector):
 
     def score(self, tiles: Pixels) -> Scores:
         """Score tiles (n, t, t, c) with torch and NumPy; the feature graph alone runs as it does in the graph."""
-        network, extract = self._fitted(), features.session(features.load(self.config.network, self.config.stages))
+        network, extract = self._fitted(), runtime.session(features.load(self.config.network, self.config.stages))
         assert self._good is not None
         image, pixel = [], []
         for start in range(0, len(tiles), TILES_AT_ONCE):

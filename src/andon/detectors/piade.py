@@ -11,7 +11,7 @@ longer one, enlarged by a linear layer, beside the trunk's features → a decode
 
 Differs from the paper:
 - The trunk is trained from nothing: ImageNet weights of a ResNet do not come with andon. The perceptual loss compares
-  the frozen feature network of andon.features, and directions of features in place of values (`nn.losses`).
+  the frozen feature network of andon.graphs.features, and directions of features in place of values (`nn.losses`).
 - Whole tiles are brought to `side` inside the graph; the paper trains on 120² crops. 128 is the nearest side that the
   pooling divides.
 - −SSIM is written 1 − SSIM: the same gradient, and a loss of 0 for a perfect reconstruction.
@@ -30,7 +30,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon.detectors.base import QUIET, Run, Tiles
+from andon.detector import QUIET, Run, Tiles
 from andon.nn.capsules import CapsuleLayer
 from andon.nn.data import chosen, floats, split
 from andon.nn.learned import LearnedDetector, Network

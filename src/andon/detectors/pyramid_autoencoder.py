@@ -10,8 +10,8 @@ that of the pixels plus that of deep features (perceptual loss), in training and
 
 Differs from the paper:
 - Numbers of levels, layers and values are ours. Tiles are brought to `side` inside the graph.
-- The perceptual loss compares the frozen feature network of andon.features in place of VGG, and directions of features
-  in place of their values (`nn.losses`), so that its weight means the same at every stage.
+- The perceptual loss compares the frozen feature network of `graphs.features` in place of VGG, and directions of
+  features in place of their values (`nn.losses`), so that its weight means the same at every stage.
 - `score` can also be the highest value of the map, which finds defects too small to move the mean.
 """
 

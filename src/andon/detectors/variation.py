@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from spox import Tensor, argument, build
 
-from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
+from andon.detector import QUIET, Forecast, Need, Run, Tiles
 from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from andon.detectors.base import Run, Tiles
+from andon.detector import Run, Tiles
 from andon.errors import TrainingError
 from andon.files import Scratch
 from andon.inspection import Pixels

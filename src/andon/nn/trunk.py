@@ -1,7 +1,7 @@
 """An ImageNet feature network as a frozen torch module, built from its feature graph: gradients pass through it.
 
-The graph of `andon.features` is walked, not translated: its weights are the module's buffers, so what training sees is
-what NumPy detectors and exported graphs see.
+The graph of `graphs.features` is walked, not translated: its weights are the module's buffers, so what training sees
+is what NumPy detectors and exported graphs see.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from andon import features
+from andon.graphs import features
 
 
 class Trunk(nn.Module):
@@ -83,4 +83,4 @@ def _apply(operator: str, inputs: list[Tensor], attributes: dict[str, Any]) -> T
         return inputs[0] + inputs[1]
     if operator == "Identity":
         return inputs[0]
-    raise AssertionError(f"the feature graph has an operator {operator} that no network of andon.features uses")
+    raise AssertionError(f"the feature graph has an operator {operator} that no network of andon.graphs.features uses")

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from andon import files
+from andon.data.folders import Names
 from andon.errors import RecipeError
-from andon.folders import Names
 from andon.inspection import Verdict
 from andon.proof.plans import SMALLEST_RATE
 from andon.recipe import validate

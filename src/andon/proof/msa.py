@@ -13,12 +13,13 @@ import numpy as np
 from markupsafe import Markup
 
 import andon
-from andon import files, pages, plots
+from andon import files, pages
 from andon.bundle import Bundle
 from andon.calibration import percent
 from andon.errors import AndonError
+from andon.evaluate import plots
+from andon.evaluate.plots import Band, Cut
 from andon.inspection import Verdict
-from andon.plots import Band, Cut
 from andon.proof import bounds, scores, verdicts
 from andon.proof import limits as settings
 from andon.proof.agreement import Kappa, Rate, Share

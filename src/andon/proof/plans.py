@@ -14,10 +14,11 @@ import numpy as np
 from markupsafe import Markup
 
 import andon
-from andon import files, pages, plots
+from andon import files, pages
 from andon.binomial import rate_with_tail
 from andon.errors import AndonError
-from andon.plots import Line, Mark
+from andon.evaluate import plots
+from andon.evaluate.plots import Line, Mark
 from andon.proof import bounds
 
 SUCCESS = 0.9  # the chance of success for which a plan names the true rate that it takes

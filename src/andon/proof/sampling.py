@@ -16,10 +16,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 import andon
-from andon import files, image, pages, render
-from andon.detectors.base import Progress
+from andon import files, pages, render
 from andon.errors import AndonError, DatasetError, ImageError
 from andon.inspection import Verdict
+from andon.pictures import image
+from andon.progress import Progress
 from andon.records import csv_line
 
 COLUMNS = ("item", "picture", "truth", "by", "remark")

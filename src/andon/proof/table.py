@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from andon import files
+from andon.data.folders import Names
 from andon.errors import AndonError, DatasetError, unknown
-from andon.folders import Names
 from andon.inspection import Verdict
 from andon.records import COLUMNS as RECORDED
 

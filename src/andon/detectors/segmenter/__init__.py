@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from andon.detectors.base import QUIET, Need, Run, Tiles
+from andon.detector import QUIET, Need, Run, Tiles
 from andon.detectors.segmenter.networks import NETWORKS, Name
 from andon.nn.labelled import LabelledTiles, parted
 from andon.nn.learned import LearnedDetector, Network

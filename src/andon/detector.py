@@ -1,0 +1,117 @@
+"""What a detector is. No torch in this contract: a detector that needs it says so by importing it in its own file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from andon.inspection import Pixels, Scores
+from andon.progress import Progress, silent
+from andon.recipe import Augment
+
+if TYPE_CHECKING:
+    import onnx
+
+Need = Literal["none", "images", "masks", "masks if any"]
+"""Which images of defects a detector learns from besides those of good parts: none, some, or some that have masks."""
+REQUIRED: tuple[Need, ...] = ("images", "masks")  # without which a detector cannot learn
+
+
+class Labelled(NamedTuple):
+    """A batch of tiles of defective parts."""
+
+    pixels: Pixels  # (b, t, t, c)
+    masks: NDArray[np.bool_]  # (b, t, t), what is defective; all of a tile that has no mask
+
+
+class Defects(Protocol):
+    """The training tiles of defective parts: as many passes as a detector wants, each in the same order."""
+
+    groups: Sequence[int]  # (n,), as those of `Tiles`
+
+    def __len__(self) -> int:
+        """How many tiles one pass yields."""
+        ...
+
+    def __iter__(self) -> Iterator[Labelled]:
+        """Batches of tiles, of the same side, channels and depth as the good ones."""
+        ...
+
+
+class Tiles(Protocol):
+    """The training tiles: as many passes as a detector wants, each in the same order."""
+
+    side: int  # t, pixels
+    channels: int  # 1 or 3
+    depth: int  # 8 or 16 bits
+    groups: Sequence[int]  # (n,), tiles of one part, lot or session have the same number, below 0 if it is defective
+    defects: Defects | None  # for detectors that learn from them, where there are any
+
+    def __len__(self) -> int:
+        """How many tiles one pass yields."""
+        ...
+
+    def __iter__(self) -> Iterator[Pixels]:
+        """Batches (b, t, t, c)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a fit is run: what does not change what is learnt from how many steps."""
+
+    progress: Progress = silent
+    tell: Callable[[str], None] = lambda sentence: None  # sentences for people
+    augment: Augment = Augment()  # how training tiles may be varied
+    folder: Path | None = None  # for checkpoints and caches: a killed fit goes on from here
+    device: str = ""  # "cpu", "cuda", …; empty: the best there is
+    seconds: float | None = None  # stop after this long, in place of the detector's number of steps
+    written: set[Path] = field(default_factory=set)  # files and folders in `folder` that this fit owns; grows
+    images: Sequence[Path] = ()  # every file of the data set, the test's too: images from elsewhere are none of them
+
+
+QUIET = Run()
+
+
+class Forecast(NamedTuple):
+    """What a fit is expected to take, said before it starts."""
+
+    seconds: float
+    megabytes: float  # at the peak, beyond what the process holds already
+
+
+class Detector(Protocol):
+    """Learns from tiles of good parts and ends as one ONNX graph."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]  # one line for `andon detectors`
+    position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
+    defects: ClassVar[Need]  # of the class; an instance may need others by its settings
+    quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
+    Config: ClassVar[type[BaseModel]]
+    presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
+    curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty
+
+    def __init__(self, config: Any, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        ...
+
+    def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
+        """Estimate time and memory of `fit` from a few timed steps."""
+        ...
+
+    def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
+        """Learn from good tiles; a second call forgets the first."""
+        ...
+
+    def score(self, tiles: Pixels) -> Scores:
+        """Score without the graph; only the export gate and the tests compare with this."""
+        ...
+
+    def graph(self) -> "onnx.ModelProto":
+        """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
+        ...

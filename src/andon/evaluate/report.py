@@ -1,0 +1,208 @@
+"""An evaluation as one HTML file that needs nothing else: styles, plots and pictures are inside, and no script."""
+
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+from markupsafe import Markup
+
+from andon import files, pages, render
+from andon.calibration import percent
+from andon.errors import ImageError
+from andon.evaluate import metrics, plots
+from andon.evaluate.evaluating import Evaluation, Row, in_words, promised_unit
+from andon.evaluate.plots import Band, Cut, Line, Mark
+from andon.inspection import Verdict
+from andon.inspector import Inspector
+
+SHOWN = 12  # pictures in a gallery
+SIDE = 420  # pixels, the longer side of a picture
+BANDS = 9  # rows of histograms; rarer types of defect share the last
+
+
+class Card(NamedTuple):
+    """One image in a gallery."""
+
+    row: Row
+    photo: str  # data URI
+    overlay: str
+
+
+class Gallery(NamedTuple):
+    """Pictures with a title and a sentence on how they were chosen."""
+
+    title: str
+    words: str
+    cards: list[Card]
+
+
+def write(evaluation: Evaluation, folder: str | Path) -> None:
+    """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is made if need be."""
+    folder = Path(folder)
+    files.make_folder(folder)
+    page = html(evaluation)  # takes longest, and an interruption here leaves nothing
+    files.write(folder / "metrics.json", evaluation.json())
+    files.write(folder / "scores.csv", evaluation.csv())
+    files.write(folder / "report.html", page)
+
+
+def html(evaluation: Evaluation) -> bytes:
+    """Make the page. Every name and message in it is escaped: files may be called anything."""
+    inspector = evaluation.inspector
+    return pages.render(
+        "report.html",
+        evaluation=evaluation,
+        metrics=evaluation.metrics,
+        defects=sorted(evaluation.metrics["defects"].items(), key=lambda item: item[1]["auroc"] or 0),
+        headline=headline(evaluation),
+        broken_promises=broken_promises(evaluation),
+        roc=Markup(roc_plot(evaluation)),
+        histogram=Markup(histogram(evaluation)),
+        galleries=galleries(evaluation),
+        legend=pages.data(render.encode(render.colour_bar(inspector.scale, 180), "png"), "png"),
+        promises=inspector.promises(),
+        highest=inspector.calibration.highest(),
+        sheet=pages.data(inspector.bundle.sheet, "jpeg") if inspector.bundle.sheet else "",
+        manifest=inspector.manifest,
+        inspector=inspector,
+        recipe=inspector.recipe.shown(),
+    )
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The answer in two sentences: what slips through, what is stopped for nothing, and how well scores rank."""
+    unit, decision = promised_unit(evaluation.metrics)
+    escapes, stopped = decision["review"]["escapes"], decision["review"]["false_rejects"]
+    ranked = evaluation.metrics["image"]
+    sentence = (
+        f"At the review threshold {escapes['n'] - escapes['count']} of {escapes['n']} defective {unit} are caught, "
+        f"and {stopped['count']} of {stopped['n']} good {unit} are stopped."
+    )
+    return sentence if ranked["auroc"] is None else f"{sentence} Image AUROC {ranked['auroc']:.4f}."
+
+
+def broken_promises(evaluation: Evaluation) -> list[str]:
+    """Sentences on thresholds that stop more good parts than promised, beyond chance and the long-run interval.
+
+    In the unit of the promise; images of one part count as one observation.
+    """
+    sentences = []
+    for name, decided in promised_unit(evaluation.metrics)[1].items():
+        promised, stopped = decided["promised_rate"], decided["false_rejects_per_part"]
+        if promised is None or not stopped["n"]:
+            continue
+        limit = decided["long_run"][1] if decided["long_run"] else promised
+        if stopped["interval"][0] > limit:
+            sentences.append(
+                f"The {name} threshold stops {in_words(decided['false_rejects'])} of the good; {percent(promised)} was "
+                "promised. These images differ from those it was calibrated on: recalibrate on good images taken like "
+                "these."
+            )
+    return sentences
+
+
+def roc_plot(evaluation: Evaluation) -> str:
+    """The ROC curve of the images as SVG, with the two thresholds on it; empty where there is none."""
+    if evaluation.metrics["image"]["auroc"] is None:
+        return ""
+    labels = [not row.good for row in evaluation.rows]
+    curve = metrics.roc(labels, [row.score for row in evaluation.rows])
+    marks = [
+        Mark(decided["false_rejects"]["rate"], 1 - decided["escapes"]["rate"], name)
+        for name, decided in evaluation.metrics["decision"].items()
+    ]
+    line = Line(curve.fpr, curve.tpr, colour=plots.GOOD)
+    return plots.line_plot([line], "good images stopped", "defective images caught", marks, diagonal=True)
+
+
+def histogram(evaluation: Evaluation) -> str:
+    """Scores of the good images and of each type of defect as SVG, with the two thresholds."""
+    scores: dict[str, list[float]] = {"good": []}
+    counts = {kind: found["n"] for kind, found in evaluation.metrics["defects"].items()}
+    common = sorted(counts, key=lambda kind: -counts[kind])
+    common = common if len(common) < BANDS else common[: BANDS - 2]
+    for row in evaluation.rows:
+        scores.setdefault(row.defect if row.good or row.defect in common else "other defects", []).append(row.score)
+    bands = [
+        Band(name, values, plots.GOOD if name == "good" else plots.DEFECT)
+        for name, values in sorted(scores.items(), key=lambda item: (item[0] != "good", item[0]))
+        if values
+    ]
+    limits = evaluation.inspector.thresholds
+    cuts = [Cut(limits.review, "review", True), Cut(limits.reject, "reject")]
+    return plots.histograms(bands, [cut for cut in cuts if math.isfinite(cut.value)], "image score")
+
+
+def galleries(evaluation: Evaluation) -> list[Gallery]:
+    """The images a person should look at: escapes, false rejects, and how defects are found where they are."""
+    rows = sorted(evaluation.rows, key=lambda row: row.score)
+    escapes = [row for row in rows if not row.good and row.verdict is Verdict.PASS]
+    caught = [row for row in rows if not row.good and row.verdict is not Verdict.PASS]
+    stopped = [row for row in reversed(rows) if row.good and row.verdict is not Verdict.PASS]
+    passed = [row for row in reversed(rows) if row.good and row.verdict is Verdict.PASS]
+    chosen = [
+        ("Escapes", "Defective images that pass", escapes, "No defective image passes."),
+        ("False rejects", "Good images that are stopped", stopped, "No good image is stopped."),
+    ]
+    found = []
+    for title, what, worst, none in chosen:
+        order = "lowest" if title == "Escapes" else "highest"
+        words = f"{what}: {_extent(worst)}, {order} score first." if worst else none
+        found.append(_gallery(title, words, worst[:SHOWN], evaluation.inspector))
+    near = [*caught[:3], *passed[:3]]
+    found.append(
+        _gallery(
+            "Close calls",
+            "The lowest scores among the defects that are caught, and the highest among the good images that pass.",
+            near,
+            evaluation.inspector,
+        )
+    )
+    typical = _typical([row for row in caught if row not in near])
+    words = "Defective images that are caught, typical scores of each type: does the heat map point at the defect?"
+    found.append(_gallery("Caught", words, typical, evaluation.inspector))
+    return [gallery for gallery in found if gallery.cards or gallery.title in ("Escapes", "False rejects")]
+
+
+def _extent(rows: Sequence[Row]) -> str:
+    return f"{SHOWN} of {len(rows)}" if len(rows) > SHOWN else f"all {len(rows)}"
+
+
+def _typical(rows: Sequence[Row]) -> list[Row]:
+    """Take turns among the types of defect, each giving images from the middle of its scores outwards; rows ascend."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.defect, []).append(row)
+    turns = zip_longest(*(_outwards(kinds[kind]) for kind in sorted(kinds)))
+    return sorted([row for turn in turns for row in turn if row][:SHOWN], key=lambda row: row.defect)
+
+
+def _outwards(rows: list[Row]) -> list[Row]:
+    middle = len(rows) // 2
+    return [rows[j] for j in sorted(range(len(rows)), key=lambda j: abs(j - middle))]
+
+
+def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) -> Gallery:
+    """Draw the rows; a picture whose file is not the one that was judged is left out, and the words say so."""
+    cards = []
+    for row in rows:
+        try:
+            picture = row.read()
+        except ImageError as error:
+            words += f" Without a picture: {error}"
+            continue
+        inspection = inspector.inspect(picture)
+        heat = render.overlay(
+            picture.pixels,
+            inspection.anomaly_map,
+            inspector.scale,
+            inspection.regions,
+            row.truth(inspection.anomaly_map.shape),
+            side=SIDE,
+            bar=False,
+        )
+        photo = render.fit(render.display(picture.pixels), SIDE)
+        cards.append(Card(row, *(pages.data(render.encode(drawn, "jpg"), "jpeg") for drawn in (photo, heat))))
+    return Gallery(title, words, cards)

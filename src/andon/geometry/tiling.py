@@ -1,0 +1,136 @@
+"""View → tiles, and their maps back to the frame of the image that came in."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from andon.geometry.registration import Matrix
+from andon.geometry.views import Geometry, View
+from andon.inspection import Array, Pixels
+
+T = TypeVar("T")
+PIXELS_AT_ONCE = 512 * 1024  # of tiles that a graph is given at once: what it needs for them grows with their pixels
+
+
+class Place(NamedTuple):
+    """Where in a view a tile lies: the tile's inner box shows the view's box."""
+
+    box: tuple[int, int, int, int]  # x, y, width, height in the view
+    inner: tuple[int, int, int, int]  # x, y, width, height in the tile; the rest is padding
+
+
+def split(view: View, geometry: Geometry) -> Iterator[tuple[Place, Pixels]]:
+    """Yield the tiles (t, t, c) of a view and where each lies, one at a time."""
+    t = geometry.size
+    if not geometry.tiles:
+        place = _whole(view.pixels.shape[:2], geometry)
+        yield place, _fit(view.pixels, place.inner, t)
+        return
+    height, width = view.pixels.shape[:2]
+    for y in starts(height, t, geometry.overlap):
+        for x in starts(width, t, geometry.overlap):
+            w, h = min(t, width - x), min(t, height - y)
+            if view.roi is not None and not view.roi[y : y + h, x : x + w].any():
+                continue
+            place = Place((x, y, w, h), (0, 0, w, h))
+            yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, t)
+
+
+def batches(pieces: Iterable[T], t: int) -> Iterator[list[T]]:
+    """Put tiles of `t` pixels a side, or what comes with them, together by what memory bears, at least one."""
+    pieces = iter(pieces)
+    while batch := list(islice(pieces, max(1, PIXELS_AT_ONCE // t**2))):
+        yield batch
+
+
+def starts(length: int, t: int, overlap: int) -> list[int]:
+    """Where tiles of `t` begin along `length` pixels: evenly spread, overlapping by at least `overlap`."""
+    if length <= t:
+        return [0]
+    count = -(-(length - overlap) // (t - overlap))
+    return [round(i * (length - t) / (count - 1)) for i in range(count)]
+
+
+def _whole(shape: tuple[int, int], geometry: Geometry) -> Place:
+    """Place a whole view (h, w) in one tile."""
+    (h, w), t = shape, geometry.size
+    if geometry.aspect == "stretch":
+        return Place((0, 0, w, h), (0, 0, t, t))
+    scale = t / max(h, w)
+    inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
+    return Place((0, 0, w, h), ((t - inner_w) // 2, (t - inner_h) // 2, inner_w, inner_h))
+
+
+def _fit(pixels: Pixels, inner: tuple[int, int, int, int], t: int) -> Pixels:
+    """Resize pixels (h, w, c) to the inner box of a tile (t, t, c) and repeat the edge around it."""
+    x, y, w, h = inner
+    tile: NDArray[Any] = pixels
+    if tile.shape[:2] != (h, w):
+        shrinks = h * w < tile.shape[0] * tile.shape[1]
+        tile = cv2.resize(tile, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if (h, w) != (t, t):
+        tile = cv2.copyMakeBorder(tile, y, t - y - h, x, t - x - w, cv2.BORDER_REPLICATE)
+    return tile.reshape(t, t, -1)  # OpenCV drops a single channel
+
+
+def join(view: View, maps: Iterable[tuple[Place, Array]]) -> Array:
+    """Put the maps (t, t) of a view's tiles together: the map (H, W) of the image, NaN where nothing was inspected.
+
+    Where tiles overlap, each counts by how far inside it the pixel lies, so that no seam shows.
+    """
+    h, w = view.pixels.shape[:2]
+    joined: Array = np.zeros((h, w), np.float32)  # zeroed pages take no memory until a tile is written
+    total: Array = np.zeros((h, w), np.float32)
+    for (x, y, bw, bh), values in ((place.box, _unfit(values, place)) for place, values in maps):
+        if (bh, bw) == (h, w):
+            joined, total = values, np.ones((1, 1), np.float32)
+            break
+        weight = np.minimum.outer(_tent(bh), _tent(bw))
+        joined[y : y + bh, x : x + bw] += weight * values
+        total[y : y + bh, x : x + bw] += weight
+    if total.size > 1:
+        np.divide(joined, total, out=joined, where=total > 0)
+    del total
+    if view.roi is not None:
+        joined = np.where(view.roi, joined, np.float32(np.nan))
+    if view.matrix is not None:
+        return _back(joined, view.matrix, view.frame)
+    if view.frame == (h, w):
+        return joined
+    whole: Array = np.full(view.frame, np.nan, np.float32)
+    x, y = view.origin
+    whole[y : y + h, x : x + w] = joined
+    return whole
+
+
+def _back(joined: Array, matrix: Matrix, frame: tuple[int, int]) -> Array:
+    """Bring the map (h, w) of a registered view into the frame (H, W) of its image; NaN where it says nothing."""
+    known = np.isfinite(joined)
+    size = (frame[1], frame[0])
+    values: NDArray[Any] = cv2.warpAffine(np.where(known, joined, np.float32(0)), matrix, size)
+    weight: NDArray[Any] = cv2.warpAffine(known.astype(np.float32), matrix, size)
+    inner = weight > 0.5
+    whole: Array = np.full(frame, np.nan, np.float32)
+    whole[inner] = values[inner] / weight[inner]
+    return whole
+
+
+def _unfit(values: Array, place: Place) -> Array:
+    """Take the padding off a map (t, t) and resize it to the view's box."""
+    x, y, w, h = place.inner
+    values = values[y : y + h, x : x + w]
+    if (w, h) == place.box[2:]:
+        return values
+    resized: NDArray[Any] = cv2.resize(values, place.box[2:], interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def _tent(length: int) -> Array:
+    """Distance to the nearer end, from 1: (length,)."""
+    ramp = np.arange(1, length + 1, dtype=np.float32)
+    tent: Array = np.minimum(ramp, ramp[::-1])
+    return tent

@@ -1,0 +1,1 @@
+"""Blocks from which detectors build graphs: ImageNet feature networks, nearest neighbours."""

@@ -1,0 +1,250 @@
+"""The ImageNet feature graphs: which there are, their stages, loading and running. No torch.
+
+A feature graph takes float images (n, 3, h, w) in [-1, 1], h and w multiples of its largest stride, and gives one
+feature map for each block asked for. `load` cuts it down to those blocks, so an early block costs only its own layers.
+
+efficientnet-lite0 is package data. The larger ones are built on a machine with torch (`andon features build`) into
+the cache folder, or into the folder that ANDON_FEATURES names, and can be copied from there to an offline machine.
+Other networks are built there from a file of weights; a sidecar `<network>.json` beside such a graph holds what the
+table here holds of the others. Where the weights come from: `weights/PROVENANCE.md`. The scale [-1, 1] (mean and
+deviation one half) suits these weights better than ImageNet's own statistics; they were trained in TensorFlow with it.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import onnx
+import spox.opset.ai.onnx.v17 as op
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from spox import Var, inline
+
+from andon.engines import runtime
+from andon.errors import AndonError, unknown
+from andon.inspection import Array, Pixels
+
+
+class Stage(NamedTuple):
+    """One output of a feature graph."""
+
+    name: str  # of the output
+    channels: int
+    stride: int  # pixels of the image between neighbouring positions
+
+
+class Sidecar(BaseModel):
+    """What stands beside the graph of a network that was built from a file of weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    sha256: str  # of the graph, as `digest` gives it
+    stages: Annotated[list[tuple[int, int]], Field(min_length=1)]  # channels and stride, by block
+    weights: str  # SHA-256 of the file of weights
+    made_with: str  # the package that knows how the network is built, and its version
+
+
+class Network(NamedTuple):
+    """One feature graph."""
+
+    stages: dict[int, Stage]  # block → its output
+    sha256: str  # what `digest` gives
+
+
+def _stages(*runs: tuple[int, int, int]) -> dict[int, Stage]:
+    """Number the blocks of runs of (blocks, channels, stride)."""
+    alike = [(channels, stride) for count, channels, stride in runs for _ in range(count)]
+    return {block: Stage(f"block{block}", *of) for block, of in enumerate(alike)}
+
+
+NETWORKS = {
+    # Up to stride 16: what lies deeper is larger than all before it and tells little about small defects.
+    "efficientnet-lite0": Network(
+        _stages((1, 16, 2), (2, 24, 4), (2, 40, 8), (3, 80, 16), (3, 112, 16)),
+        "2afd8e38fe1bec31f6c2a439e59beb13d69127033571487e24a14492d6d7d70f",
+    ),
+    "efficientnet-lite1": Network(
+        _stages((1, 16, 2), (3, 24, 4), (3, 40, 8), (4, 80, 16), (4, 112, 16)),
+        "c981b9bcaa1914b0bb3d0c26b0723776a11b5762bd2bce4b177ba553b6a3cf93",
+    ),
+    "efficientnet-lite2": Network(
+        _stages((1, 16, 2), (3, 24, 4), (3, 48, 8), (4, 88, 16), (4, 120, 16)),
+        "3b21554bb492abc70a1aaa14ea43e5a236d859a25a2ed36e4424581cc4d5f5c6",
+    ),
+}
+
+
+def names() -> list[str]:
+    """Return the names of all networks: those of the table, and those that have a sidecar in the cache folder."""
+    return [*NETWORKS, *(path.stem for path in sorted(cache_folder().glob("*.json")) if path.stem not in NETWORKS)]
+
+
+def known(network: str) -> Network:
+    """Return stages and digest of a network. AndonError for an unknown one, with the nearest name."""
+    if network in NETWORKS:
+        return NETWORKS[network]
+    if network not in names():
+        raise AndonError(unknown("feature network", network, names()))
+    path = cache_folder() / f"{network}.json"
+    try:
+        sidecar = Sidecar.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = str(error).partition("\n")[0]
+        raise AndonError(
+            f"{path}: {reason}; expected the sidecar of the feature graph of {network}. "
+            f"Build it again: {_build(network)}"
+        ) from None
+    return Network(_stages(*((1, channels, stride) for channels, stride in sidecar.stages)), sidecar.sha256)
+
+
+def stages(network: str) -> dict[int, Stage]:
+    """Return the stages of a network by block number."""
+    return known(network).stages
+
+
+def _build(network: str) -> str:
+    """Say which command builds a network's graph."""
+    return f"andon features build {network}" + ("" if network in NETWORKS else " --weights FILE")
+
+
+def file(network: str) -> str:
+    """Return the name of the file of a network's graph."""
+    return (network.replace("-", "_") if network in NETWORKS else network) + ".onnx"
+
+
+def select(network: str, blocks: Sequence[int]) -> list[Stage]:
+    """Return the stages of these blocks, in the order asked for."""
+    known = stages(network)
+    for block in blocks:
+        if block not in known:
+            raise AndonError(
+                f"{network} has no block {block}; it has blocks 0 to {max(known)}. Choose `stages` among those."
+            )
+    if not blocks:
+        raise AndonError(f"no stages of {network} were asked for. Choose at least one block from 0 to {max(known)}.")
+    return [known[block] for block in blocks]
+
+
+def cache_folder() -> Path:
+    """Return the folder of the feature graphs that are not package data: ANDON_FEATURES, or the user's cache."""
+    if given := os.environ.get("ANDON_FEATURES"):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "andon" / "features"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "andon" / "features"
+
+
+def find(network: str) -> Path:
+    """Return the file of a network, from the package or the cache folder."""
+    known(network)
+    places = [Path(__file__).parents[1] / "weights" / file(network), cache_folder() / file(network)]
+    for place in places:
+        if place.is_file():
+            return place
+    raise AndonError(
+        f"the feature graph of {network} is not on this machine; expected {places[1]}. "
+        f"Build it where torch is installed: {_build(network)}"
+    )
+
+
+def load(network: str, blocks: Sequence[int]) -> onnx.ModelProto:
+    """Return the feature graph cut down to these blocks: `images` → `block<i>` for each, in the order asked for."""
+    chosen = select(network, blocks)
+    path, expected = find(network), known(network).sha256
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+        found = digest(model)
+    except (DecodeError, ValueError) as error:
+        raise AndonError(
+            f"{path}: {error}; expected the feature graph of {network}. Delete it and run: {_build(network)}"
+        ) from error
+    if found != expected:
+        raise AndonError(
+            f"{path}: digest {found[:12]}…, expected {expected[:12]}…; the file is damaged or foreign. "
+            f"Delete it and run: {_build(network)}"
+        )
+    return _prune(model, [stage.name for stage in chosen])
+
+
+def digest(model: onnx.ModelProto) -> str:
+    """Return the SHA-256 of what a graph computes: operators, attributes, weights and wiring, but no names or versions.
+
+    The file's own digest would change with the version of spox or onnx that wrote it.
+    """
+    sha = hashlib.sha256()
+    number: dict[str, int] = {}  # value → when it was first seen
+    for value in model.graph.input:
+        number.setdefault(value.name, len(number))
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for name in node.input:
+            if tensor := weights.pop(name, None):
+                array = onnx.numpy_helper.to_array(tensor)
+                sha.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        wiring = [number.setdefault(name, len(number)) for name in (*node.input, *node.output)]
+        sha.update(f"{node.op_type} {wiring}".encode())
+        for attribute in sorted(node.attribute, key=lambda a: a.name):
+            sha.update(attribute.name.encode())
+            if attribute.HasField("t"):
+                array = onnx.numpy_helper.to_array(attribute.t)
+                sha.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+            else:
+                sha.update(f"{attribute.i} {attribute.f} {list(attribute.ints)} {attribute.s!r}".encode())
+    for value in model.graph.output:
+        sha.update(f"{value.name} {number[value.name]}".encode())
+    return sha.hexdigest()
+
+
+def _prune(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
+    """Keep only what these outputs need."""
+    graph = model.graph
+    wanted, nodes = set(outputs), []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    by_name = {value.name: value for value in graph.output}
+    kept = onnx.helper.make_graph(
+        nodes[::-1],
+        graph.name,
+        list(graph.input),
+        [by_name[name] for name in outputs],
+        [tensor for tensor in graph.initializer if tensor.name in wanted],
+    )
+    return onnx.helper.make_model(kept, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+
+
+def describe(tiles: Var, depth: int, channels: int, network: str, blocks: Sequence[int]) -> list[Var]:
+    """Add to a graph the way from tiles (n, t, t, c), uint8 or uint16, to the feature maps of these blocks."""
+    middle = np.float32((2**depth - 1) / 2)
+    scaled = op.sub(op.div(op.cast(tiles, to=np.float32), op.const(middle)), op.const(np.float32(1)))
+    images = op.transpose(scaled, perm=[0, 3, 1, 2])  # (n, c, t, t)
+    if channels == 1:
+        images = op.concat([images, images, images], axis=1)
+    outputs = inline(load(network, blocks))(images=images)
+    return [outputs[stage.name] for stage in select(network, blocks)]
+
+
+class Extractor:
+    """The feature maps of tiles, computed on ONNX Runtime."""
+
+    def __init__(self, network: str, blocks: Sequence[int], threads: int = 0) -> None:
+        """Load and prune the graph; `threads` 0 takes what ONNX Runtime thinks best."""
+        self._names = [stage.name for stage in select(network, blocks)]
+        self._session = runtime.session(load(network, blocks), threads)
+
+    def __call__(self, tiles: Pixels) -> list[Array]:
+        """Tiles (n, t, t, c) → one (n, channels, t / stride, t / stride) for each block."""
+        maps: list[Array] = self._session.run(self._names, {"images": images(tiles)})
+        return maps
+
+
+def images(tiles: Pixels) -> Array:
+    """Tiles (n, t, t, c), uint8 or uint16 → (n, 3, t, t) in [-1, 1]; gray is repeated, nothing is cast to 8 bits."""
+    middle = np.float32(np.iinfo(tiles.dtype).max / 2)
+    scaled = tiles.astype(np.float32).transpose(0, 3, 1, 2) / middle - np.float32(1)
+    return np.ascontiguousarray(np.broadcast_to(scaled, (len(tiles), 3, *scaled.shape[2:])))

@@ -1,0 +1,1 @@
+"""For people who compare methods: benchmark, cost, studies. Nothing but `cli` imports it."""

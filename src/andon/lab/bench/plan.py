@@ -1,0 +1,216 @@
+"""The plan of a benchmark: TOML → cells. What cannot be run by its words alone is refused before anything runs."""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from andon import files
+from andon.data import dataset
+from andon.errors import AndonError, RecipeError
+from andon.recipe import Recipe, validate
+from andon.training.train import construct
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # it names a file, and a row of a table
+OCCLUSIONS = "occlusion_images"  # the setting that names a folder
+
+
+class Contender(BaseModel):
+    """A detector with its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    label: Name | None = None  # what the tables call it; needed where one detector stands in the plan twice
+    preset: str = "cpu"
+    settings: dict[str, Any] = {}
+
+    @property
+    def called(self) -> str:
+        """What the tables call it."""
+        return self.label or self.name
+
+
+class Product(BaseModel):
+    """A folder with a training and a test side."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Name
+    folder: str  # relative to the plan, as every path in it
+    groups: str = ""  # CSV or expression, as in a recipe
+    geometry: dict[str, Any] = {}  # as in a recipe, but for the size
+    published: str = ""  # "dataset/product" of the published tables, where this is one of their products
+
+
+class Plan(BaseModel):
+    """What is to be run: every detector on every product, at every size, with every seed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    detectors: Annotated[list[Contender], Field(min_length=1)]
+    products: Annotated[list[Product], Field(min_length=1)]
+    sizes: Annotated[list[int], Field(min_length=1)] = [256]  # pixels a side
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    published: str = ""  # a file of published figures to set beside ours
+    keep_bundles: bool = False  # a cell's bundle is measured and thrown away unless asked for
+
+
+class Cell(NamedTuple):
+    """One training and its evaluation."""
+
+    product: str
+    detector: str  # as the tables call it
+    size: int
+    seed: int
+    recipe: Recipe
+
+    @property
+    def place(self) -> Path:
+        """Where its result lies below the folder of results, without the ending."""
+        return Path(self.product, self.detector, f"{self.size}-{self.seed}")
+
+    def __str__(self) -> str:
+        return f"{self.product} · {self.detector} · {self.size}² · seed {self.seed}"
+
+
+def load(path: str | Path) -> Plan:
+    """Read a plan; its paths become absolute. RecipeError names the key that is wrong."""
+    path = Path(path)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error}). Expected a plan, a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not TOML: {error}.") from None
+    plan = _validated(values, str(path))
+    here = path.resolve().parent
+    detectors = [
+        entry.model_copy(update={"settings": _beside(here, entry.settings, OCCLUSIONS)}) for entry in plan.detectors
+    ]
+    products = [
+        product.model_copy(
+            update={
+                "folder": str(here / product.folder),
+                "groups": str(here / product.groups) if files.is_file(here / product.groups) else product.groups,
+                "geometry": _beside(here, product.geometry, "registration", "reference"),
+            }
+        )
+        for product in plan.products
+    ]
+    published = str(here / plan.published) if plan.published else ""
+    if published and not files.is_file(published):
+        raise RecipeError(f"{path}: published: there is no file {published}. Correct the path, or leave it out.")
+    return plan.model_copy(update={"detectors": detectors, "products": products, "published": published})
+
+
+def _beside(here: Path, values: dict[str, Any], key: str, *inner: str) -> dict[str, Any]:
+    """The values; the path under these keys, where there is one, is taken from `here`."""
+    value = values.get(key)
+    if inner and isinstance(value, dict):
+        return {**values, key: _beside(here, value, *inner)}
+    return {**values, key: str(here / value)} if not inner and isinstance(value, str) and value else values
+
+
+def _validated(values: dict[str, Any], name: str) -> Plan:
+    """Build the plan, with errors that name an unknown key inside a list too."""
+    for key, model in (("detectors", Contender), ("products", Product)):
+        entries = values.get(key)
+        for entry in entries if isinstance(entries, list) else []:
+            if isinstance(entry, dict):
+                validate(model, entry, f"{name}: {key} '{entry.get('label') or entry.get('name', '?')}'")
+    return validate(Plan, values, name)
+
+
+def cells(plan: Plan) -> list[Cell]:
+    """All cells in the order they are run: seeds outermost, so that an early table has every detector and product.
+
+    Errors: RecipeError for the first that cannot be run, with the entry of the plan that it comes from.
+    """
+    found = combined(plan)
+    for product in plan.products:
+        _check_folder(product)
+    return found
+
+
+def combined(plan: Plan) -> list[Cell]:
+    """All cells, as `cells`, without a look into the products' folders. RecipeError for the first that cannot be."""
+    _distinct("detector", [entry.called.lower() for entry in plan.detectors], "Give each a label of its own.")
+    _distinct("product", [entry.name.lower() for entry in plan.products], "Give each a name of its own.")
+    _distinct("size", plan.sizes, "Name it once.")
+    _distinct("seed", plan.seeds, "Name it once.")
+    found: list[Cell] = []
+    for seed in plan.seeds:
+        for size in plan.sizes:
+            for product in plan.products:
+                found += [
+                    Cell(product.name, entry.called, size, seed, _recipe(entry, product, size, seed))
+                    for entry in plan.detectors
+                ]
+    first: dict[str, Cell] = {}
+    for cell in found:
+        same = first.setdefault(cell.recipe.model_copy(update={"product": ""}).dump(), cell)
+        if same is not cell:
+            raise RecipeError(f"the plan has one cell twice: {same} is the same as {cell}. Take one of them out.")
+    return found
+
+
+def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
+    where = f"plan: product '{product.name}', detector '{entry.called}'"
+    if "size" in product.geometry:
+        raise RecipeError(
+            f"{where}: geometry.size belongs to the whole plan. Set sizes = [{product.geometry['size']}]."
+        )
+    values = {
+        "product": product.name,
+        "seed": seed,
+        "data": {"images": product.folder, "groups": product.groups},
+        "geometry": {**product.geometry, "size": size},
+        "detector": entry.model_dump(exclude={"label"}),
+        "split": {"method": "split"},  # every detector learns from the same images, whether its fit is quick or not
+    }
+    recipe = validate(Recipe, values, where)
+    try:
+        recipe = construct(recipe)[1]
+    except AndonError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    reference, folder = outside(recipe)
+    if reference and not files.is_file(reference):
+        raise RecipeError(
+            f"{where}: geometry.registration.reference: there is no file {reference}; expected a picture, relative to "
+            "the plan. Correct the path, or leave it out."
+        )
+    if folder and not files.is_folder(folder):
+        raise RecipeError(
+            f"{where}: settings.{OCCLUSIONS}: there is no folder {folder}; expected one of pictures, relative to the "
+            "plan. Correct the path, or leave it out."
+        )
+    return recipe
+
+
+def outside(recipe: Recipe) -> tuple[str, str]:
+    """What training reads besides the images: the reference picture, and the folder that fills occlusions; or ""."""
+    registration = recipe.geometry.registration
+    return registration.reference if registration else "", recipe.detector.settings.get(OCCLUSIONS, "")
+
+
+def _check_folder(product: Product) -> None:
+    """Refuse a folder without a training and a test side: evaluation would see what was learnt."""
+    try:
+        data = dataset.load(product.folder, groups=product.groups or None)
+    except AndonError as error:
+        raise RecipeError(f"plan: product '{product.name}': {error}") from None
+    test = [sample for sample in data.samples if sample.split == "test"]
+    if not data.good("train") or not any(sample.defect == "good" for sample in test) or not data.defective("test"):
+        raise RecipeError(
+            f"plan: product '{product.name}': {product.folder} has {len(data.good('train'))} good images under train "
+            f"and {len(test)} images under test. A benchmark needs train/good, test/good and test/<defect>."
+        )
+
+
+def _distinct(kind: str, values: Sequence[object], mend: str) -> None:
+    twice = next((value for j, value in enumerate(values) if value in values[:j]), None)
+    if twice is not None:
+        raise RecipeError(f"plan: {kind} {twice} stands there twice; expected each once. {mend}")

@@ -1,0 +1,288 @@
+"""Going through the cells of a plan: each in a process of its own, each result one file, written whole or not at all.
+
+What is finished is kept when the run is interrupted or killed, and the same command goes on from there. A cell is run
+again, and that is said, when its recipe or the contents of a picture that it reads have changed, or when it failed.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from andon import files
+from andon.data import dataset
+from andon.errors import AndonError, ImageError, RecipeError
+from andon.lab.bench import plan as plans
+from andon.lab.bench import protocols, table
+from andon.lab.bench.cell import Job, save
+from andon.lab.bench.plan import Cell, Plan, Product
+from andon.lab.bench.table import Json
+from andon.pictures import image
+from andon.progress import Progress, silent
+
+Protocol = Literal["train-test", "one-class"]
+"""What the folders of a plan hold: a training and a test side, or classes of which each is normal in turn."""
+
+Tell = Callable[[str], None]
+
+
+class Summary(NamedTuple):
+    """What a run did."""
+
+    done: int
+    failed: int
+    kept: int  # of those, how many had been finished before
+    parquet: Path
+
+
+def run(
+    path: str | Path,
+    out: str | Path,
+    progress: Progress = silent,
+    tell: Tell = lambda sentence: None,
+    protocol: Protocol = "train-test",
+) -> Summary:
+    """Run the plan at `path` into the folder `out`. AndonError, before anything runs, when it cannot be run.
+
+    A cell that fails is a row with the error's text, and the others go on.
+    """
+    plan, out = plans.load(path), Path(out)
+    table.check_parquet()
+    _check_place(out, plan)
+    if protocol == "one-class":
+        plans.combined(plan)  # what is wrong with the plan is said before pictures are written
+        with _alone(out):
+            plan = protocols.one_class(plan, out, progress, tell)
+            return _run_all(plan, plans.cells(plan), out, progress, tell)
+    if product := next((product for product in plan.products if protocols.kind(product.folder)), None):
+        raise RecipeError(
+            f"plan: product '{product.name}': {product.folder} holds the classes of {protocols.kind(product.folder)} "
+            "files, no training and test side of one product. Make each class normal in turn: --protocol one-class."
+        )
+    cells = plans.cells(plan)
+    with _alone(out):
+        return _run_all(plan, cells, out, progress, tell)
+
+
+def _check_place(out: Path, plan: Plan) -> None:
+    """Refuse a folder that holds other things than results, and a new one among the images of a product."""
+    with suppress(AndonError):
+        table.planned(out)
+        return
+    for product in plan.products:
+        if files.is_folder(product.folder) and out.resolve().is_relative_to(Path(product.folder).resolve()):
+            raise RecipeError(
+                f"{out}: the results would lie in the folder of product '{product.name}', {product.folder}; expected a "
+                "place of their own. Choose another with --out."
+            )
+    with suppress(OSError):  # a file, or not to be read: whatever needs the folder says so
+        if not files.is_file(out / ".lock") and any(out.iterdir()):
+            raise RecipeError(
+                f"{out}: there are other files in this folder; expected an empty or new folder, or one of an earlier "
+                "bench. Choose another with --out."
+            )
+
+
+def _alone(out: Path) -> AbstractContextManager[Path]:
+    """Keep a second run away from the folder. Errors: as `files.alone`."""
+    busy = "another andon bench is writing its results there. Wait until it has ended, or choose another with --out."
+    return files.alone(out, busy)
+
+
+def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, tell: Tell) -> Summary:
+    for place in (out / "cells", out / "products"):
+        files.make_folder(place)
+    files.check_writable(out / "results.parquet")
+    for written in ("cells/*/*", "bundles/*/*", "products"):
+        for half in out.glob(f"{written}/.*????????.part"):
+            half.unlink()  # what a killed run was writing
+    _describe(plan, cells, out)
+    digests = {product.name: contents(product, out / "products", progress, tell) for product in plan.products}
+    others = {read: _outside(*read) for read in {plans.outside(cell.recipe) for cell in cells}}
+    jobs = [_job(cell, plan, _joined(digests[cell.product], others[plans.outside(cell.recipe)]), out) for cell in cells]
+    waiting = [j for j, job in enumerate(jobs) if not _finished(job, tell)]
+    kept = len(cells) - len(waiting)
+    if kept:
+        tell(f"{kept} of {len(cells)} cells were finished before")
+    try:
+        for number, j in enumerate(waiting):
+            progress("cells", kept + number, len(cells))
+            result = _run_cell(jobs[j])
+            left = _time_left([jobs[k] for k in waiting[number + 1 :]], jobs)
+            tell(f"[{kept + number + 1}/{len(cells)}] {cells[j]}: {_outcome(result)}{left}")
+        progress("cells", len(cells), len(cells))
+        shutil.rmtree(out / ".work", ignore_errors=True)  # marks of cells that failed
+    finally:
+        parquet = table.parquet(out)
+    failed = sum(row["status"] != "done" for row in table.rows(out))
+    return Summary(len(cells) - failed, failed, kept, parquet)
+
+
+def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
+    """Leave beside the results what a report needs of the plan."""
+    described = {
+        "cells": [{**cell._asdict(), "recipe": cell.recipe.dump(), "place": cell.place.as_posix()} for cell in cells],
+        "published": {product.name: product.published for product in plan.products if product.published},
+    }
+    files.write(out / "plan.json", files.strict_json(described, indent=1, ascii_only=False).encode(errors="replace"))
+    if plan.published:
+        files.write(out / "published.toml", Path(plan.published).read_bytes())
+
+
+def contents(product: Product, folder: Path, progress: Progress = silent, tell: Tell = lambda sentence: None) -> str:
+    """SHA-256 over names and contents of a product's images and masks, and its groups.
+
+    Only files whose size or time of change differ from the last run's are read again.
+    """
+    cache = folder / f"{product.name}.json"
+    try:
+        before: dict[str, list[object]] = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    data = dataset.load(product.folder)
+    paths = [path for sample in data.samples for path in (sample.path, sample.mask) if path]
+    now: dict[str, list[object]] = {}
+    for done, path in enumerate(paths):
+        progress(f"reading {product.name}"[:16], done, len(paths))
+        name = path.relative_to(data.root).as_posix()
+        now[name] = _seen(path, name, before.get(name, []))
+    progress(f"reading {product.name}"[:16], len(paths), len(paths))
+    lost, new = before.keys() - now.keys(), now.keys() - before.keys()
+    changed = [name for name in now.keys() & before.keys() if now[name][2] != before[name][2]]
+    if before and (lost or new or changed):
+        tell(
+            f"{product.name}: since the last run {len(lost)} files were lost, {len(new)} came and {len(changed)} "
+            "changed; its cells are run again"
+        )
+    files.write(cache, files.strict_json(now).encode())
+    groups = Path(product.groups).read_text(encoding="utf-8") if files.is_file(product.groups) else product.groups
+    lines = [groups, *(f"{name} {now[name][2]}" for name in sorted(now))]
+    return files.digest("\n".join(lines).encode(errors="surrogateescape"))
+
+
+def _seen(path: Path, name: str, known: list[object]) -> list[object]:
+    """A picture's size, time of change and digest, or what is known of it; if it cannot be read, why, as its digest."""
+    stamp: list[object] = [None, None]
+    with suppress(OSError):
+        state = path.stat()
+        stamp = [state.st_size, state.st_mtime_ns]
+        if known[:2] == stamp:
+            return known
+    try:
+        return [*stamp, files.digest(image.contents(path, name)[0])]
+    except ImageError as error:  # training names it
+        return [None, None, str(error)]
+
+
+def _outside(reference: str, folder: str) -> list[tuple[str, str]]:
+    """Names and digests of the pictures that training reads besides the product's."""
+    named = [("reference", Path(reference))] if reference else []
+    if folder:
+        named += [(path.relative_to(folder).as_posix(), path) for path in dataset.images(Path(folder))]
+    return [(name, str(_seen(path, name, [])[2])) for name, path in named]
+
+
+def _joined(product: str, others: list[tuple[str, str]]) -> str:
+    """One digest for a product's and for other pictures; the product's own where there are no others."""
+    return files.digest_of_all([("product", product), *others]) if others else product
+
+
+def _job(cell: Cell, plan: Plan, digest: str, out: Path) -> Job:
+    return Job(
+        product=cell.product,
+        detector=cell.detector,
+        size=cell.size,
+        seed=cell.seed,
+        recipe=cell.recipe.dump(),
+        data_digest=digest,
+        result=out / "cells" / f"{cell.place}.json",
+        work=out / ".work" / cell.place,
+        keep=out / "bundles" / f"{cell.place}.andon" if plan.keep_bundles else None,
+    )
+
+
+def _finished(job: Job, tell: Tell) -> bool:
+    """Whether the cell's result stands; if not, say why where one is there, and prepare the places of its files."""
+    found, name = table.read(job.result), f"{job.product} · {job.detector} · {job.size}² · seed {job.seed}"
+    mark = job.work / "job"
+    started = files.digest(f"{_decided(job.recipe)}{job.data_digest}".encode())
+    if found is None:
+        pass
+    elif _decided(found["recipe"]) != _decided(job.recipe):
+        tell(f"{name}: its recipe has changed; it is run again")
+    elif found["data_digest"] != job.data_digest:
+        tell(f"{name}: its images have changed; it is run again")
+    elif found["status"] == "failed":
+        tell(f"{name}: it failed; it is tried again")
+    elif job.keep and not files.is_file(job.keep):
+        tell(f"{name}: its bundle was not kept; it is run again")
+    else:
+        return True
+    for place in (job.result, job.keep):
+        if place:
+            files.prepare(place)
+    if files.is_folder(job.work) and (not files.is_file(mark) or mark.read_text() != started):
+        shutil.rmtree(job.work)  # of another recipe or other images; a training may go on from its own only
+    files.make_folder(job.work)
+    files.write(mark, started.encode())
+    return False
+
+
+def _decided(recipe: str) -> Json:
+    """The recipe without its paths: where the images lie does not matter, what they are is in the digest."""
+    values = {**tomllib.loads(recipe), "data": None}
+    values["geometry"].get("registration", {}).pop("reference", None)
+    values["detector"]["settings"].pop(plans.OCCLUSIONS, None)
+    return values
+
+
+def _run_cell(job: Job) -> Json:
+    """Run a cell in a process of its own and return its result; a process that dies is a failure too."""
+    job.result.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "andon.lab.bench.cell"]
+    # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one.
+    started = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
+    with suppress(BrokenPipeError), started as process:
+        assert process.stdin is not None
+        try:
+            process.stdin.write(files.strict_json(job.model_dump(mode="json")) + "\n")
+            process.stdin.flush()
+            process.wait()  # its standard input stays open: it ends when this process does
+        except BaseException:
+            process.kill()
+            raise
+    status = started.wait()
+    result = table.read(job.result)
+    if result is None:
+        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        result = {**job.head(), "status": "failed", "error": f"its process {how}; signal 9 is often lack of memory"}
+        save(job, result)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return result
+
+
+def _outcome(result: Json) -> str:
+    if result["status"] == "failed":
+        return f"failed: {result['error']}"
+    auroc = result["metrics"]["image"]["auroc"]
+    return f"image AUROC {auroc:.4f}, {result['total_seconds']:.0f} s, {result['peak_mb'] or 0:.0f} MB"
+
+
+def _time_left(waiting: Sequence[Job], jobs: Sequence[Job]) -> str:
+    """Estimate from the finished cells: those of the same detector and size, else all."""
+    seconds: dict[tuple[str, int] | None, list[float]] = {}
+    for job in jobs:
+        found = table.read(job.result)
+        if found and found["status"] == "done":
+            for key in ((job.detector, job.size), None):
+                seconds.setdefault(key, []).append(found["total_seconds"])
+    if not waiting or not seconds:
+        return ""
+    known = [seconds.get((job.detector, job.size), seconds[None]) for job in waiting]
+    left = sum(sum(each) / len(each) for each in known)
+    return f"; about {left / 60:.0f} min left" if left > 90 else f"; about {left:.0f} s left"

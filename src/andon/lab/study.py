@@ -1,0 +1,302 @@
+"""What goes into a filtering autoencoder, how its pixels are distributed, and how nearly it projects orthogonally.
+
+Paper: Bauer, Nakajima & Müller, "Self-supervised autoencoders for visual anomaly detection", Mathematics 12(24), 2024:
+its figures 8 and 9. Symbols: X image, X̂ image with a foreign patch, F network, S the patch's pixels, N all, D good
+images. Only good images outside a test split are looked at.
+
+Differs from the paper:
+- Windows have half the side of a picture at any resolution, as 256 of 512 in the paper, and gray values are studied.
+- The foreign patch comes from a place of its own in the other image, for the text does not say which.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from andon import files, render
+from andon.bundle import Bundle
+from andon.data import dataset, reference
+from andon.data.dataset import Sample
+from andon.data.survey import GoodTiles, Tell, cut, look_over
+from andon.detector import Run
+from andon.engines.runtime import rebuilder
+from andon.errors import DatasetError, ImageError, RecipeError
+from andon.evaluate import plots
+from andon.evaluate.plots import COLOURS, Line
+from andon.inspection import Array, Pixels
+from andon.pictures import image
+from andon.progress import Progress, silent
+from andon.recipe import Recipe
+from andon.render import Picture
+from andon.training.preview import sheet
+from andon.training.train import construct
+
+STUDIED = "filtering-autoencoder"
+WIDTHS = tuple(round(0.05 + 0.1 * j, 2) for j in range(10))  # of the patch, shares of the side
+HALF = 0.5**0.5  # the width at which |S| = N / 2
+POINTS = 1024  # of a plot
+AT_ONCE = 4
+
+
+class Moments(NamedTuple):
+    """Figure 8: mean and standard deviation (w, w) of each pixel over images and windows; values in [0, 1]."""
+
+    mean: Array
+    deviation: Array
+
+
+class Orthogonality(NamedTuple):
+    """Figure 9, one row a width of the patch, as a share of the side."""
+
+    width: float
+    corrupted: float  # share of X̂ to which X is the nearest good image
+    rebuilt: float  # share of F(X̂) to which X is the nearest good image
+    distance: float  # mean of ‖F(X̂) − X‖; values in [0, 1]
+    deviation: float  # of it
+
+
+def preview(recipe: Recipe, count: int, progress: Progress = silent, warn: Tell = lambda sentence: None) -> bytes:
+    """Draw what a recipe makes of some pictures, as PNG: see `andon.preview.sheet`.
+
+    Of a filtering autoencoder, below it, what training will see: original, mask and corrupted input of some tiles. Here
+    as in the studies, `warn` gets sentences on images that were left out.
+    """
+    said: set[str] = set()
+
+    def once(sentence: str) -> None:
+        if sentence not in said:
+            warn(sentence)
+        said.add(sentence)
+
+    made = sheet(recipe, count, progress, once)
+    if recipe.detector.name == STUDIED:
+        below = _corrupted(recipe, count, progress, once)
+        wide = max(made.shape[1], below.shape[1])
+        both = [np.pad(p, ((0, 0), (0, wide - p.shape[1]), (0, 0)), constant_values=255) for p in (made, below)]
+        made = np.vstack(both)
+    return render.encode(made, "png")
+
+
+def _corrupted(recipe: Recipe, count: int, progress: Progress, warn: Tell) -> Picture:
+    model, recipe = construct(recipe)
+    from andon.detectors.filtering_autoencoder import FilteringAutoencoder
+
+    assert isinstance(model, FilteringAutoencoder)
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    learnt, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
+    drawn = np.random.default_rng(recipe.seed).permutation(len(learnt))[:count]
+    tiles = _tiles([learnt[i] for i in drawn], learnt, recipe, progress, warn)
+    run = Run(progress, augment=recipe.augment, images=[sample.path for sample in data.samples])
+    rows = [row for seen in model.preview(tiles, run) for row in zip(seen.target, seen.mask, seen.input, strict=True)]
+    levels = [
+        (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy() for row in rows[:count] for picture in row
+    ]
+    captions = ["original", "mask", "corrupted"] * min(count, len(rows))
+    return render.contact_sheet([render.display(pixels) for pixels in levels], captions, columns=6, side=256)
+
+
+def moments(recipe: Recipe, progress: Progress = silent, warn: Tell = lambda sentence: None) -> Moments:
+    """Take the moments of a recipe's good images, over all windows of half a tile's side, one pixel apart."""
+    _require_images(recipe)
+    samples = _good(recipe.data.images)
+    side = recipe.geometry.size
+    window = side // 2
+    first, second, count = np.zeros((window, window)), np.zeros((window, window)), 0
+    tiles = _tiles(samples, samples, recipe, progress, warn)
+    for batch in tiles:
+        for tile in batch:
+            gray = tile.mean(axis=2) / np.iinfo(tile.dtype).max
+            first += _window_means(gray, window)
+            second += _window_means(gray**2, window)
+            count += 1
+        progress("moments", count, len(tiles))
+    mean = first / count
+    deviation = np.sqrt(np.maximum(second / count - mean**2, 0))
+    return Moments(mean.astype(np.float32), deviation.astype(np.float32))
+
+
+def _window_means(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """Mean (w, w), over all windows of (h, h), of the value at each of a window's places."""
+    sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    places = len(values) - window + 1  # a pixel of the window moves over so many
+    inside = sums[places:, places:] - sums[:-places, places:] - sums[places:, :-places] + sums[:-places, :-places]
+    return np.asarray(inside / places**2)
+
+
+def orthogonality(
+    bundle: Bundle,
+    folder: str | Path,
+    draws: int = 40,
+    most: int = 200,
+    progress: Progress = silent,
+    warn: Tell = lambda sentence: None,
+) -> list[Orthogonality]:
+    """Replace square patches of good images by foreign ones, and see where X̂ and F(X̂) lie among the good images.
+
+    `draws` images a width; of more than `most` good images, as many are drawn.
+    """
+    rebuild = rebuilder(bundle.graph)
+    rng = np.random.default_rng(bundle.recipe.seed)
+    samples = _good(folder)
+    if len(samples) > most:
+        samples = [samples[i] for i in np.sort(rng.permutation(len(samples))[:most])]
+    each = [tile for tiles in _accepted(samples, bundle, warn) for tile in tiles]
+    if len(each) < 2:
+        raise DatasetError(
+            f"{folder}: {len(each)} good tiles of {len(samples)} images; expected several, to tell which is nearest. "
+            "Add good images that the bundle takes."
+        )
+    tiles = np.stack(each)
+    full = np.float32(np.iinfo(tiles.dtype).max)
+    good = tiles.reshape(len(tiles), -1) / full
+    centre = good.mean(axis=0)
+    good -= centre  # small numbers, so that their squares keep their digits
+    norms = (good**2).sum(axis=1)
+
+    def nearest(pictures: Array) -> Array:
+        flat = pictures.reshape(len(pictures), -1) - centre
+        found: Array = (norms - 2 * flat @ good.T).argmin(axis=1)  # of ‖p − Y‖² less ‖p‖²
+        return found
+
+    rows = []
+    for j, width in enumerate(WIDTHS):
+        hits, rebuilt_hits, distances = 0, 0, []
+        for start in range(0, draws, AT_ONCE):
+            progress("patches", j * draws + start, draws * len(WIDTHS))
+            count = min(AT_ONCE, draws - start)
+            truth = rng.integers(len(tiles), size=count)
+            corrupted = np.stack([_patched(tiles, i, width, rng) for i in truth])
+            rebuilt = rebuild(corrupted)
+            hits += int((nearest((corrupted / full).astype(np.float32)) == truth).sum())
+            rebuilt_hits += int((nearest(rebuilt) == truth).sum())
+            apart = (rebuilt - tiles[truth] / full).reshape(count, -1)
+            distances += np.sqrt((apart.astype(np.float64) ** 2).sum(axis=1)).tolist()
+        mean, deviation = float(np.mean(distances)), float(np.std(distances))
+        rows.append(Orthogonality(width, hits / draws, rebuilt_hits / draws, mean, deviation))
+    progress("patches", draws * len(WIDTHS), draws * len(WIDTHS))
+    return rows
+
+
+def _patched(tiles: Pixels, index: int, width: float, rng: np.random.Generator) -> Pixels:
+    """Return one tile with a square patch from a random place of another, at a random place."""
+    side = tiles.shape[1]
+    s = max(1, round(width * side))
+    other = (index + rng.integers(1, len(tiles))) % len(tiles)
+    (y, x), (from_y, from_x) = rng.integers(side - s + 1, size=(2, 2))
+    found: Pixels = tiles[index].copy()
+    found[y : y + s, x : x + s] = tiles[other, from_y : from_y + s, from_x : from_x + s]
+    return found
+
+
+def _require_images(recipe: Recipe) -> None:
+    if not recipe.data.images:
+        raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
+
+
+def _good(folder: str | Path) -> list[Sample]:
+    samples = dataset.load(folder).to_learn()
+    if not samples:
+        raise DatasetError(f"{folder}: no good images outside a test split; expected some to study. Add them.")
+    return samples
+
+
+def _tiles(
+    samples: Sequence[Sample], learnt: Sequence[Sample], recipe: Recipe, progress: Progress, warn: Tell
+) -> GoodTiles:
+    """The tiles of some images as training cuts them; where parts are registered, to one of those learnt from."""
+    settings = recipe.geometry.registration
+    chosen = reference.given(recipe)
+    if settings is not None:
+        looked = look_over(learnt, recipe, progress)
+        chosen = chosen or reference.choose(looked.digests, settings, progress)
+        chosen = reference.fitting(chosen, looked.rule)
+    survey = look_over(samples, recipe, progress, chosen)
+    for reason in survey.skipped:
+        warn(f"left out: {reason}")
+    return GoodTiles(survey.samples, survey, recipe.geometry)
+
+
+def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator[list[Pixels]]:
+    """Yield the tiles (t, t, c) of each image that the bundle takes, as inspection cuts them."""
+    registered_to = bundle.registered_to()
+    for sample in samples:
+        try:
+            read = image.accept(image.read(sample.path), bundle.manifest.input)
+            tiles = list(cut(read, bundle.recipe.geometry, registered_to))
+        except ImageError as error:
+            warn(f"left out: {error}")
+        else:
+            yield tiles
+
+
+def write_moments(found: Moments, out: Path) -> list[Path]:
+    """Write moments.csv, and the plots of all pixels and of the middle row."""
+    window = len(found.mean)
+    cells = [(y, x, found.mean[y, x], found.deviation[y, x]) for y in range(window) for x in range(window)]
+    table = _csv(("y", "x", "mean", "deviation"), [(y, x, f"{m:.6g}", f"{d:.6g}") for y, x, m, d in cells])
+    row = window // 2
+    return _write(
+        out,
+        {
+            "moments.csv": table,
+            "moments.svg": _moments_plot(
+                found.mean.ravel(), found.deviation.ravel(), "pixel of the window, row by row"
+            ),
+            "moments_row.svg": _moments_plot(found.mean[row], found.deviation[row], "pixel of the middle row"),
+        },
+    )
+
+
+def _moments_plot(mean: Array, deviation: Array, label: str) -> str:
+    x = np.unique(np.linspace(0, len(mean) - 1, POINTS).round().astype(int))
+    lines = [
+        Line(x, mean[x] + deviation[x], "mean ± sd", COLOURS[5]),
+        Line(x, mean[x] - deviation[x], "", COLOURS[5]),
+        Line(x, mean[x], "mean", COLOURS[0]),
+    ]
+    return plots.line_plot(lines, label, "gray value", x_range=(0, len(mean) - 1), size=(620, 300))
+
+
+def write_orthogonality(rows: Sequence[Orthogonality], out: Path) -> list[Path]:
+    """Write orthogonality.csv, and the plots of how often the original is nearest and of the distance to it."""
+    widths = [row.width for row in rows]
+    high = 1.05 * max(row.distance + row.deviation for row in rows) or 1.0
+    half = Line([HALF, HALF], [0, 1], "|S| = N / 2", COLOURS[6])
+    nearest = [
+        half,
+        Line(widths, [row.corrupted for row in rows], "X̂", COLOURS[1]),
+        Line(widths, [row.rebuilt for row in rows], "F(X̂)", COLOURS[0]),
+    ]
+    distance = [
+        half._replace(y=[0, high]),
+        Line(widths, [row.distance + row.deviation for row in rows], "mean ± sd", COLOURS[5]),
+        Line(widths, [row.distance - row.deviation for row in rows], "", COLOURS[5]),
+        Line(widths, [row.distance for row in rows], "mean", COLOURS[0]),
+    ]
+    label = "width of the patch, share of the side"
+    return _write(
+        out,
+        {
+            "orthogonality.csv": _csv(Orthogonality._fields, [[f"{value:.6g}" for value in row] for row in rows]),
+            "orthogonality.svg": plots.line_plot(nearest, label, "original is the nearest, share"),
+            "orthogonality_distance.svg": plots.line_plot(distance, label, "‖F(X̂) − X‖", y_range=(0.0, high)),
+        },
+    )
+
+
+def _csv(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+def _write(out: Path, contents: dict[str, str]) -> list[Path]:
+    files.make_folder(out)
+    for name, text in contents.items():
+        files.write(out / name, text.encode())
+    return [out / name for name in contents]

@@ -1,0 +1,1 @@
+"""From good pictures to a calibrated bundle."""

@@ -1,0 +1,316 @@
+"""Recipe + good images → bundle: split, fit, graph, gate, calibrate, save."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from andon import detectors, files
+from andon.bundle import DIGITS, Bundle, Manifest, check_place, machine, versions
+from andon.data import dataset, reference
+from andon.data.dataset import Dataset, Sample
+from andon.data.labelling import listed
+from andon.data.survey import DefectTiles, GoodTiles, Survey, Tell, check_sides, look_over, registered
+from andon.detector import REQUIRED, Detector, Run
+from andon.engines.runtime import Runtime
+from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
+from andon.inspection import Scorer
+from andon.progress import Overall, Progress, silent
+from andon.recipe import Recipe, validate
+from andon.training import gate, suspects, workplace
+from andon.training.calibrating import calibrate, crosses, now, united
+
+
+def compose(
+    source: str | Path | Recipe,
+    *,
+    detector: str | None = None,
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    groups: str | Path | None = None,
+    good: Sequence[str] = (),
+) -> Recipe:
+    """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
+    if not isinstance(source, str | Path | Recipe) or source == "":
+        found = "an empty name" if source == "" else f"a {type(source).__name__}"
+        raise RecipeError(f"the source is {found}; expected a folder of good images, a recipe file or a Recipe.")
+    if isinstance(source, Recipe):
+        recipe = source
+    elif Path(source).suffix.lower() == ".toml":
+        recipe = Recipe.load(source)
+    else:
+        folders = [name for name in Path(source).resolve().parts[1:] if name.lower() not in ("train", "good")]
+        recipe = Recipe.model_validate({"product": folders[-1] if folders else "", "data": {"images": str(source)}})
+    values = recipe.model_dump()
+    for section, given in (
+        (values, {"seed": seed}),
+        (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
+        (values["geometry"], {"size": size}),
+        (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
+    ):
+        section.update({key: value for key, value in given.items() if value is not None})
+    return validate(Recipe, values, "recipe")
+
+
+def train(
+    source: str | Path | Recipe,
+    out: str | Path,
+    *,
+    detector: str | None = None,
+    preset: str | None = None,
+    settings: dict[str, Any] | None = None,
+    size: int | None = None,
+    seed: int | None = None,
+    groups: str | Path | None = None,
+    good: Sequence[str] = (),
+    device: str = "",
+    seconds: float | None = None,
+    progress: Progress = silent,
+    tell: Tell = lambda sentence: None,
+    warn: Tell | None = None,
+) -> Bundle:
+    """Learn a product from a folder of good images, or by a recipe, and write the bundle `out`.
+
+    `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
+    on images that were left out or do not count, and is `tell` where none is given. A detector trained by gradient
+    runs on `device`, for `seconds` in place of its steps; while it trains its checkpoints lie in `OUT.training`, and
+    after a kill the same call goes on from there. One training at a time writes to OUT.
+    Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
+    """
+    recipe = compose(
+        source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
+    )
+    model, recipe = construct(recipe)
+    check_place(out)
+    with workplace.opened(Path(out)) as folder:
+        run = Run(Overall(progress), tell, recipe.augment, folder, device, seconds)
+        bundle = _train(model, recipe, Path(out), run, warn or tell)
+        workplace.clear(run.written)
+    for sentence in bundle.calibration.describe(bundle.recipe.decision):
+        tell(sentence)
+    return bundle
+
+
+def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> Bundle:
+    began, overall, tell = time.perf_counter(), run.progress, run.tell
+    assert isinstance(overall, Overall)
+    data, learnt = _found(recipe, model, tell, warn)
+    sides = _divided(data, recipe, overall, tell, warn)
+    recipe, survey = sides.recipe, sides.survey
+    if model.defects == "none":
+        judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
+        if suspicion := suspects.warning(judged, recipe.data.images):
+            warn(suspicion)
+    defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
+    if defects.digests:
+        tell(f"{len(defects.digests)} images of defects to learn from")
+
+    def tiles_of(samples: Sequence[Sample]) -> GoodTiles:
+        return GoodTiles(samples, survey, recipe.geometry, defects if learnt else None)
+
+    tiles = tiles_of(sides.fit)
+    timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
+
+    run = replace(run, images=[sample.path for sample in data.samples])
+    forecast = model.forecast(tiles, run)
+    refits = len(sides.folds) - 1 if sides.crossed else 0  # each of n folds learns from n - 1 shares of n
+    tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
+    # Calibration reads its images as the survey did, and scores them too; so twice the time.
+    held_out = sum(map(len, sides.folds))
+    calibrating = 2 * timings["read"] * held_out / len(survey.samples) + refits * forecast.seconds
+    overall.plan(forecast.seconds, calibrating)
+    model.fit(tiles, run)
+    timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
+    graph = model.graph().SerializeToString()
+    try:
+        parity = gate.check(model, graph, tiles)
+    except AndonError as error:
+        raise TrainingError(f"{error} No bundle was written. {_again(run, out)}") from None
+    timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
+
+    def scorer_without(fold: Sequence[Sample], number: int) -> Runtime:
+        """Fit another detector on all but the groups of a fold."""
+        groups, folder = {sample.group for sample in fold}, run.folder
+        other, _ = construct(recipe)
+        own = folder / f"fold-{number}" if folder else None
+        quiet = replace(run, progress=silent, tell=lambda sentence: None, folder=own)
+        other.fit(tiles_of([sample for sample in sides.fit if sample.group not in groups]), quiet)
+        return Runtime(other.graph().SerializeToString())
+
+    scorers: list[Callable[[], Scorer]] = [partial(Runtime, graph)]
+    if sides.crossed:
+        scorers = [partial(scorer_without, fold, i) for i, fold in enumerate(sides.folds)]
+    overall.plan(calibrating)
+    found = calibrate(
+        list(zip(scorers, sides.folds, strict=True)),
+        survey.digests,
+        recipe,
+        survey.rule,
+        overall,
+        warn,
+        survey.reference,
+    )
+    overall.finish()
+    timings["calibrate"] = time.perf_counter() - clock
+
+    manifest = Manifest(
+        created=now(),
+        seed=recipe.seed,
+        detector=recipe.detector.name,
+        input=survey.rule,
+        versions=versions(),
+        machine=machine(),
+        data={
+            "images": len(data.to_learn()),
+            "left_out": sides.skipped,
+            "fit": len(sides.fit),
+            "calibrate": held_out,
+            "defects": len(defects.digests),
+            "folders": listed(data.learnt_from(), "{0} ({1})").encode(errors="replace").decode(),
+            "inspected": f"{survey.share:.1%} of each picture",
+            "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
+            **reference.provenance(survey.reference, survey.found.values()),
+        },
+        timings={step: round(seconds, 3) for step, seconds in timings.items()},
+        parity=parity,
+        learnt=sorted(
+            {digest[:DIGITS] for digest in [*(survey.digests[s.path] for s in sides.fit), *defects.digests.values()]}
+        ),
+    )
+    stored = survey.reference.data if survey.reference else b""
+    bundle = Bundle(graph, recipe, found.calibration, manifest, model.curve, stored, found.sheet)
+    bundle.save(out)
+    return bundle
+
+
+def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dataset, list[Sample]]:
+    """Find the images: the data set, and those of defects that are learnt from. DatasetError when none is good."""
+    if not recipe.data.images:
+        raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
+    data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    defective = [sample for sample in data.defective() if sample.split != "test"]
+    for sentence in data.unreadable:
+        warn(f"left out: {sentence}")
+    learnt = _taken(defective, model, data, warn)
+    if not data.to_learn():
+        raise DatasetError(
+            f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Taken as defects by "
+            f"their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these folders "
+            "holds good parts, name it: --good NAME."
+        )
+    for sentence in data.sources():
+        tell(sentence)
+    return data, learnt
+
+
+class _Sides(NamedTuple):
+    """The good images, divided between learning and calibration."""
+
+    survey: Survey
+    recipe: Recipe  # with what was learnt about the images spelled out
+    fit: list[Sample]
+    folds: list[list[Sample]]  # those to calibrate on: one fold that is not learnt, or `crossed`
+    crossed: bool  # each fold is scored by a detector of its own, and all is learnt
+    skipped: int  # images that cannot be used
+
+
+def _divided(data: Dataset, recipe: Recipe, progress: Progress, tell: Tell, warn: Tell) -> _Sides:
+    """Look the good images over, divide them, and register them where the recipe asks for it."""
+    given = reference.given(recipe)
+    survey = look_over(data.to_learn(), recipe, progress)
+    for reason in survey.skipped:
+        warn(f"left out: {reason}")
+    if survey.rule.maximum:
+        recipe = recipe.up_to(survey.rule.maximum)
+        tell(
+            f"16-bit files with values up to {survey.rule.maximum}, which are scaled to the full range; a picture with "
+            "higher values will be refused. If these are only dark, set input.maximum = 65535."
+        )
+    samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
+    crossed, skipped = crosses(recipe, samples), len(survey.skipped)
+    fit_on, calibrate_on = sides = (
+        (samples, samples) if crossed else dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
+    )
+    if recipe.geometry.registration is not None:
+        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
+        for reason in survey.skipped:
+            warn(f"left out: {reason}")
+        skipped += len(survey.skipped)
+        said = reference.provenance(survey.reference, survey.found.values())
+        tell(f"registered to {said['reference']}: {said['registered']}")
+        check_sides(survey, sides, (fit_on, calibrate_on))
+    tell(f"{survey.share:.1%} of each picture is inspected")
+    folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
+    how = f"held out for calibration in turn, in {len(folds)} folds" if crossed else "held out for calibration"
+    tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} {how}")
+    return _Sides(survey, recipe, fit_on, folds, crossed, skipped)
+
+
+def _again(run: Run, out: Path) -> str:
+    """Say how to come to the export gate once more."""
+    how = "install another version of onnxruntime or openvino"
+    report = "Please report this with the recipe"
+    if any(path.is_file() for path in run.written):
+        return (
+            f"{report}. The trained weights are kept in {run.folder}: {how} and run the same `andon train` with "
+            f"`-o {out}` again. It goes on from these weights and does not train anew."
+        )
+    return f"{report}, or {how} and run the same `andon train` again."
+
+
+def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
+    """Choose the images of defects that the detector learns from. DatasetError when it needs some and has none."""
+    need, by_settings = model.defects, "" if model.defects == type(model).defects else " with these settings"
+    if defective and need == "none":
+        folders = ", ".join(sorted({sample.defect for sample in defective}))
+        warn(
+            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. {model.name} learns "
+            f"from good parts only{by_settings}; if they are good, move them into the folder of good images."
+        )
+    taken = [s for s in defective if need == "images" or (need != "none" and s.mask)]
+    if need in ("masks", "masks if any") and len(taken) < len(defective):
+        first = next(sample for sample in defective if not sample.mask)
+        warn(
+            f"left out: {len(defective) - len(taken)} of {len(defective)} images of defects, which have no mask, such "
+            f"as {data.relative(first)}. {model.name} learns where defects are; the mask of an "
+            "image DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask.png."
+        )
+    if data.stray_masks and need != "none":
+        warn(
+            f"masks that match no image of a defect, and are not learnt from: {len(data.stray_masks)}, such as "
+            f"{data.stray_masks[0].relative_to(data.root).as_posix()}. The mask of an image DEFECT/NAME.png is "
+            "ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png; rename them."
+        )
+    if not taken and need in REQUIRED:
+        with_masks = " with masks in ground_truth" if need == "masks" else ""
+        others = [name for name in detectors.names() if detectors.get(name).defects != "images" and name != model.name]
+        raise DatasetError(
+            f"{data.root}: no images of defects{with_masks} to learn from; {model.name} needs some"
+            f"{by_settings}, in train/DEFECT beside train/good. These learn without: {', '.join(others)}."
+        )
+    return taken
+
+
+def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
+    """Build the recipe's detector, and the recipe with every setting spelled out, for the bundle to keep.
+
+    RecipeError when detector, preset, settings and geometry do not fit together.
+    """
+    kind = detectors.get(recipe.detector.name)
+    if recipe.detector.preset not in kind.presets:
+        raise RecipeError(f"recipe: detector.preset: {unknown('preset', recipe.detector.preset, kind.presets)}")
+    settings = {**kind.presets[recipe.detector.preset], **recipe.detector.settings}
+    config = validate(kind.Config, settings, "recipe: detector.settings")
+    model = kind(config, recipe.seed)
+    if model.position_aware and recipe.geometry.tiles:
+        changed = "" if kind.position_aware else " with these settings"
+        raise RecipeError(
+            f"recipe: {kind.name} knows where in the image a patch lies{changed}, so it cannot work on tiles cut from "
+            "it. Set geometry.tiles = false, or choose another detector (`andon detectors`)."
+        )
+    chosen = recipe.detector.model_copy(update={"settings": config.model_dump(mode="json", exclude_none=True)})
+    return model, recipe.model_copy(update={"detector": chosen})
