@@ -18,10 +18,12 @@ import torch
 
 from andon import files
 from andon.data import dataset, survey
+from andon.data.store import Store
 from andon.detector import Run
 from andon.detectors.transform_classification import GEOMETRY, TransformClassification, TransformNetwork
 from andon.evaluate import plots
 from andon.evaluate.metrics import auroc
+from andon.geometry import tiling, views
 from andon.inspection import Array
 from andon.nn.data import floats
 from andon.pictures import image
@@ -50,7 +52,7 @@ def main() -> None:
     model, recipe = construct(recipe)
     assert isinstance(model, TransformClassification)
     data = dataset.load(options.folder)
-    looked = survey.look_over(data.to_learn(), recipe, lambda stage, done, total: None)
+    looked = survey.look_over(data.to_learn(), recipe, Store(), lambda stage, done, total: None)
     model.fit(survey.GoodTiles(looked.samples, looked, recipe.geometry), Run(tell=print))
 
     tested = [sample for sample in data.samples if sample.split == "test"]
@@ -83,7 +85,8 @@ def errors_of(model: TransformClassification, path: Path, recipe: Recipe) -> Arr
     """What each transform adds to the score of an image (N,); of several tiles, that with the highest score."""
     network = model._fitted()
     assert isinstance(network, TransformNetwork)
-    tiles = np.stack(list(survey.cut(image.read(path), recipe.geometry, None)))
+    view = views.align(image.read(path).pixels, recipe.geometry, path.name)
+    tiles = np.stack([tile for _, tile in tiling.split(view, recipe.geometry)])
     with torch.no_grad():
         found = torch.cat([network.errors(floats(tile[None])) for tile in tiles]).numpy()
     worst: Array = found[found.mean(axis=1).argmax()]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from andon.data import dataset
+from andon.data.store import Store
 from andon.data.survey import DefectTiles
 from andon.detector import Labelled
 from andon.errors import DatasetError
@@ -38,7 +39,7 @@ def scratches(tmp_path: Path) -> Path:
 
 
 def tiles_of(root: Path, settings: Geometry, told: list[str]) -> DefectTiles:
-    return DefectTiles(dataset.load(root).defective("train"), settings, RULE, told.append)
+    return DefectTiles(dataset.load(root).defective("train"), settings, RULE, Store(), told.append)
 
 
 def joined(defects: DefectTiles) -> Labelled:
@@ -76,7 +77,7 @@ def test_a_thin_mask_outlives_shrinking(tmp_path: Path, depth: int) -> None:
     save(tmp_path / "train/scratch/1.png", part(1, 960, depth=depth))
     save(tmp_path / "ground_truth/scratch/1_mask.png", mask)
     rule = Input(channels=3, depth=8 if depth == 8 else 16, size=(960, 960))
-    defects = DefectTiles(dataset.load(tmp_path).defective("train"), Geometry(size=96), rule, [].append)
+    defects = DefectTiles(dataset.load(tmp_path).defective("train"), Geometry(size=96), rule, Store(), [].append)
     found = joined(defects).masks[0]
     assert np.flatnonzero(found.any(axis=0)).tolist() == [33]
     assert np.flatnonzero(found.any(axis=1)).tolist() == list(range(10, 90))

@@ -11,6 +11,7 @@ import pytest
 from andon import Inspector
 from andon.bundle import Bundle
 from andon.data.dataset import Sample
+from andon.data.store import Store
 from andon.data.survey import DefectTiles
 from andon.errors import ImageError, RecipeError
 from andon.inspection import Pixels
@@ -117,7 +118,7 @@ def test_images_of_defects_are_scaled_too(tmp_path: Path) -> None:
     save(tmp_path / "bad.png", twelve(3))
     sample = Sample(tmp_path / "bad.png", "train", "bad", None, "bad")
     rule = Input(channels=1, depth=16, size=(64, 64), maximum=4095)
-    tiles = DefectTiles([sample], Recipe().geometry.model_copy(update={"size": 64}), rule, print)
+    tiles = DefectTiles([sample], Recipe().geometry.model_copy(update={"size": 64}), rule, Store(), print)
     (batch,) = list(tiles)
     np.testing.assert_array_equal(batch[0][0], full(twelve(3)))
 

@@ -11,10 +11,10 @@ import pytest
 
 from andon import Inspector
 from andon.bundle import Bundle
-from andon.data import survey
 from andon.detectors.memory_bank import MemoryBank
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
 from andon.inspection import Pixels, Scores
+from andon.pictures import image
 from andon.recipe import Data, Recipe, Split
 from andon.training import calibrating, gate, workplace
 from andon.training import train as training
@@ -74,12 +74,23 @@ def test_bad_images_are_left_out_and_named(good: Path, tmp_path: Path) -> None:
     assert any("expected to take" in sentence for sentence in told)
 
 
-def test_what_the_memory_budget_does_not_keep_is_read_again(
-    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = training.train(good, tmp_path / "a.andon", **FAST)
-    monkeypatch.setattr(survey, "KEEP", 30_000)
-    assert training.train(good, tmp_path / "b.andon", **FAST).graph == kept.graph
+def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    original = image.decode
+
+    def decode(data: bytes, header: Any, name: str) -> Any:
+        decoded.append(name)
+        return original(data, header, name)
+
+    monkeypatch.setattr(image, "decode", decode)
+    training.train(good, tmp_path / "a.andon", **FAST)
+    assert len(decoded) == len(set(decoded)) == len(list(good.iterdir()))
+
+
+def test_tiles_beyond_the_budget_are_an_error(good: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"need more than the 1 MB of temporary storage.*Raise storage_mb"):
+        training.train(good, tmp_path / "a.andon", storage_mb=1, **{**FAST, "size": 256})
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
 def test_a_graph_that_differs_from_the_detector_is_refused(

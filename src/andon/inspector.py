@@ -17,7 +17,7 @@ from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place
-from andon.geometry.views import Geometry
+from andon.geometry.views import Geometry, Placement
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
 from andon.recipe import Decision, Recipe
@@ -33,15 +33,20 @@ class Scan(NamedTuple):
 
 
 def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
-    """Align, split, score and join one image (H, W, c). Errors: as `views.align`.
+    """Align, split, score and join one image (H, W, c). Errors: as `views.align`."""
+    view = views.align(pixels, settings, name, reference)
+    return scan_tiles(view, tiling.split(view, settings), settings.size, scorer)
+
+
+def scan_tiles(view: Placement, tiles: Iterable[tuple[Place, Pixels]], side: int, scorer: Scorer) -> Scan:
+    """Score and join the tiles of one view, each (side, side, c) with its place. Of tiles kept from before, the same.
 
     One score or map value that is not finite, in any tile, makes the score NaN.
     """
-    view = views.align(pixels, settings, name, reference)
     scores: list[float] = []
 
     def maps() -> Iterator[tuple[Place, Array]]:
-        for batch in tiling.batches(tiling.split(view, settings), settings.size):
+        for batch in tiling.batches(tiles, side):
             found = scorer.score(np.stack([tile for _, tile in batch]))
             finite = np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
             scores.append(float(found.image.max()) if finite else np.nan)

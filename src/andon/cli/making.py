@@ -32,6 +32,9 @@ def train(
     time: Annotated[
         str, typer.Option(help="Train by gradient for this long, as 90s, 10m or 2h, instead of for its steps.")
     ] = "",
+    storage_mb: Annotated[
+        int, typer.Option(min=1, help="Temporary disk space for the tiles of all images, in megabytes.")
+    ] = 16_000,
     quiet: Quiet = False,
 ) -> None:
     """Learn a product from good images and write a calibrated bundle.
@@ -49,6 +52,7 @@ def train(
             target,
             device=device,
             seconds=_seconds(time) if time else None,
+            storage_mb=storage_mb,
             progress=progress,
             tell=teller(quiet),
             warn=teller(False),

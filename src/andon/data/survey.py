@@ -1,29 +1,56 @@
 """The good images, looked over once before anything is learnt: which can be used, their tiles, where the parts lie."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
+from andon.data.store import Slot, Store
 from andon.detector import Defects, Labelled
 from andon.errors import DatasetError, ImageError, RecipeError, few
 from andon.geometry import tiling, views
 from andon.geometry.registration import NotFound, Reference
-from andon.geometry.views import Geometry
+from andon.geometry.tiling import Place
+from andon.geometry.views import Geometry, Mask, Placement
 from andon.inspection import Pixels, Registration
-from andon.pictures import image
+from andon.pictures import appearance, image
+from andon.pictures.appearance import Appearance
 from andon.pictures.image import Image, Input
 from andon.progress import Progress
 from andon.recipe import InputRule, Recipe
 
-KEEP = 512 * 1024**2  # bytes of tiles kept in memory; the rest is decoded anew on each pass
+SIDE = 420  # pixels, the longer side of a thumbnail
 
 Tell = Callable[[str], None]
+
+
+class Prepared(NamedTuple):
+    """A picture as it is scored: decoded, aligned and cut."""
+
+    sample: Sample
+    name: str
+    digest: str  # SHA-256 of its file
+    look: Appearance
+    thumbnail: Pixels  # (h, w, c)
+    placement: Placement
+    tiles: list[tuple[Place, Pixels]]  # (t, t, c)
+
+
+class _Kept(NamedTuple):
+    """What the store keeps of a picture."""
+
+    name: str
+    look: Appearance
+    thumbnail: Slot
+    placement: Placement
+    tiles: list[Slot]
 
 
 class Survey(NamedTuple):
@@ -31,59 +58,80 @@ class Survey(NamedTuple):
 
     samples: list[Sample]  # those that can be used
     rule: Input
-    tiles: dict[Path, list[Pixels]]  # image → its tiles (t, t, c), for as many images as the budget holds
-    counts: dict[Path, int]  # image → how many tiles
+    store: Store
+    kept: dict[Path, _Kept]  # image → what is kept of it; none before there is a reference, where parts are registered
     digests: dict[Path, str]  # image → SHA-256 of its file
     skipped: list[str]  # why the others cannot be used
     reference: Reference | None = None  # that the tiles are registered to
     found: Mapping[Path, Registration] = MappingProxyType({})  # image → where its part lies, where it was registered
     share: float = 1.0  # the least of an image, or of the reference, that is inspected
 
-    def again(self, path: Path) -> Image:
-        """Decode an image again, as the survey did. ImageError when its file has changed since."""
-        return image.scaled(image.read_again(path, self.digests[path]), self.rule.maximum)
+    def tiles(self, path: Path) -> list[Pixels]:
+        """Return the tiles (t, t, c) of an image, read-only."""
+        return [self.store[slot] for slot in self.kept[path].tiles]
+
+    def prepared(self, sample: Sample, settings: Geometry) -> Prepared:
+        """Return an image as it is scored, from the store."""
+        name, look, thumbnail, placement, _ = self.kept[sample.path]
+        tiles = list(zip(tiling.places(placement, settings), self.tiles(sample.path), strict=True))
+        return Prepared(sample, name, self.digests[sample.path], look, self.store[thumbnail], placement, tiles)
+
+
+def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None) -> Prepared:
+    """Align and cut a decoded image. Errors: as `views.align`."""
+    view = views.align(read.pixels, settings, read.name, registered_to)
+    tiles = list(tiling.split(view, settings))
+    look, thumbnail = appearance.of(read.pixels), _thumbnail(read.pixels)
+    return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
+
+
+def _thumbnail(pixels: Pixels) -> Pixels:
+    """Shrink pixels (h, w, c) to `SIDE`."""
+    h, w = pixels.shape[:2]
+    factor = min(1.0, SIDE / max(h, w))
+    size = (max(1, round(w * factor)), max(1, round(h * factor)))
+    shrunk: Pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), pixels.dtype)
+    return shrunk.reshape(size[1], size[0], -1)
 
 
 class GoodTiles:
-    """The tiles of some of the surveyed images; what the survey did not keep is decoded anew on each pass."""
+    """The tiles of some of the surveyed images, read from the store."""
 
     def __init__(
         self, samples: Sequence[Sample], survey: Survey, settings: Geometry, defects: Defects | None = None
     ) -> None:
         """Take the images to learn from."""
-        self._samples, self._survey, self._geometry = samples, survey, settings
+        self._samples, self._survey = samples, survey
         self.side: int = settings.size
         self.channels: int = survey.rule.channels
         self.depth: int = survey.rule.depth
         number = _numbers(samples)
-        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in range(survey.counts[s.path])]
+        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in survey.kept[s.path].tiles]
         self.defects: Defects | None = defects
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[Pixels]:
-        pieces = (tile for sample in self._samples for tile in self._tiles(sample.path))
+        pieces = (tile for sample in self._samples for tile in self._survey.tiles(sample.path))
         return (np.stack(batch) for batch in tiling.batches(pieces, self.side))
-
-    def _tiles(self, path: Path) -> Iterable[Pixels]:
-        kept = self._survey.tiles.get(path)
-        return kept or cut(self._survey.again(path), self._geometry, self._survey.reference)
 
 
 class DefectTiles:
-    """The tiles of images of defects, with what their masks mark; decoded anew on each pass."""
+    """The tiles of images of defects, with what their masks mark, read from the store."""
 
     def __init__(
         self,
         samples: Sequence[Sample],
         settings: Geometry,
         rule: Input,
+        store: Store,
         warn: Tell,
         registered_to: Reference | None = None,
     ) -> None:
-        """Look over the images; `warn` hears of those that are left out, for they or their masks cannot be used."""
-        self._samples: list[Sample] = []
+        """Put the images into the store; `warn` hears of those that are left out: they or their masks are unusable."""
+        self._store = store
+        self._slots: list[tuple[Slot, Slot]] = []  # of a tile and of its mask
         self._geometry, self._rule, self._reference = settings, rule, registered_to
         groups: list[int] = []
         self.digests: dict[Path, str] = {}  # of the files that are learnt from
@@ -91,19 +139,19 @@ class DefectTiles:
         for sample in samples:
             try:
                 read = image.read(sample.path)
-                marked = [mask.any() for _, mask in self._tiles(sample, read)]
+                pieces = list(self._tiles(sample, read))
             except ImageError as error:
                 warn(f"left out: {error}")
                 continue
-            if not any(marked):
+            if not any(mask.any() for _, mask in pieces):
                 warn(
                     f"left out: {read.name}: nothing of what its mask marks is left in its tiles; expected a defect "
                     "inside the crop and the region of interest. Correct them or the mask; of a speck, raise "
                     "geometry.size."
                 )
                 continue
-            self._samples.append(sample)
-            groups += [number[sample.group]] * len(marked)
+            self._slots += [(store.put(tile), store.put(mask)) for tile, mask in pieces]
+            groups += [number[sample.group]] * len(pieces)
             self.digests[sample.path] = read.digest
         self.groups: Sequence[int] = groups
 
@@ -111,11 +159,9 @@ class DefectTiles:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[Labelled]:
-        again = ((each, image.read_again(each.path, self.digests[each.path])) for each in self._samples)
-        pieces = (piece for sample, read in again for piece in self._tiles(sample, read))
-        for batch in tiling.batches(pieces, self._geometry.size):
+        for batch in tiling.batches(self._slots, self._geometry.size):
             tiles, masks = zip(*batch, strict=True)
-            yield Labelled(np.stack(tiles), np.stack(masks))
+            yield Labelled(np.stack([self._store[each] for each in tiles]), np.stack([self._store[m] for m in masks]))
 
     def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
         """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""
@@ -146,21 +192,16 @@ def _numbers(samples: Sequence[Sample]) -> dict[str, int]:
     return {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
 
 
-def cut(read: Image, settings: Geometry, registered_to: Reference | None) -> Iterator[Pixels]:
-    """Yield the tiles (t, t, c) of one image."""
-    view = views.align(read.pixels, settings, read.name, registered_to)
-    return (tile for _, tile in tiling.split(view, settings))
-
-
 def look_over(
     good: Sequence[Sample],
     recipe: Recipe,
+    store: Store,
     progress: Progress,
     registered_to: Reference | None = None,
     known: Mapping[Path, str] = MappingProxyType({}),
     maximum: int | None = None,
 ) -> Survey:
-    """Decode every good image once: which can be used, what they agree on, and their tiles as far as memory allows.
+    """Decode every good image once, into the store: which can be used, and what they agree on.
 
     Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
     that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
@@ -175,33 +216,33 @@ def look_over(
     missed: list[str] = []
     usable: list[Sample] = []
     inputs: dict[str, Input] = {}
-    tiles: dict[Path, list[Pixels]] = {}
-    counts: dict[Path, int] = {}
+    kept: dict[Path, _Kept] = {}
+    regions: dict[tuple[int, int], Mask | None] = {}  # of views of one shape, the same region of interest
     digests: dict[Path, str] = {}
     skipped: list[str] = []
-    kept, share = 0, 1.0
+    share = 1.0
     for done, sample in enumerate(good):
         progress("reading images", done, len(good))
         try:
             path = sample.path
             read = image.scaled(image.read_again(path, known[path]) if path in known else image.read(path), maximum)
-            view = None if early else views.align(read.pixels, recipe.geometry, read.name, registered_to)
-            pieces = [tile for _, tile in tiling.split(view, recipe.geometry)] if view else []
+            prepared = None if early else prepare(sample, read, recipe.geometry, registered_to)
         except ImageError as error:
             skipped.append(str(error))
             if isinstance(error, NotFound):
                 missed.append(str(error))
             continue
-        share = min(share, view.share) if view else share
-        if view and view.registration:
-            found[sample.path] = view.registration
+        if prepared:
+            placement = prepared.placement
+            share = min(share, placement.share)
+            if placement.registration:
+                found[sample.path] = placement.registration
+            placement = replace(placement, roi=regions.setdefault(placement.shape, placement.roi))
+            slots = [store.put(tile) for _, tile in prepared.tiles]
+            kept[sample.path] = _Kept(read.name, prepared.look, store.put(prepared.thumbnail), placement, slots)
         usable.append(sample)
         inputs[read.name] = image.described(read)
         highest, bits = max(highest, int(read.pixels.max())), bits | int(np.bitwise_or.reduce(read.pixels, axis=None))
-        counts[sample.path] = len(pieces)
-        kept += sum(piece.nbytes for piece in pieces)
-        if kept <= KEEP:
-            tiles[sample.path] = pieces
         digests[sample.path] = read.digest
     progress("reading images", len(good), len(good))
     if registered_to is not None:
@@ -212,10 +253,11 @@ def look_over(
     if rule.depth == 16 and maximum is None:
         maximum = image.in_use(highest, bits)
         if maximum:
-            return look_over(good, recipe, progress, registered_to, digests, maximum)
+            store.clear()  # of the unscaled tiles
+            return look_over(good, recipe, store, progress, registered_to, digests, maximum)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
-    return Survey(usable, rule, tiles, counts, digests, skipped, registered_to, found, share)
+    return Survey(usable, rule, store, kept, digests, skipped, registered_to, found, share)
 
 
 def _declared(found: Input, rule: InputRule) -> Input:
@@ -251,7 +293,7 @@ def registered(
     chosen = given or reference.choose({s.path: known[s.path] for s in fit_on}, settings, progress)
     chosen = reference.fitting(chosen, before.rule)
     both = list(dict.fromkeys([*fit_on, *calibrate_on]))
-    survey = look_over(both, recipe, progress, chosen, known, before.rule.maximum or 65535)
+    survey = look_over(both, recipe, before.store, progress, chosen, known, before.rule.maximum or 65535)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andon.geometry.registration import Matrix
-from andon.geometry.views import Geometry, View
+from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Pixels
 
 T = TypeVar("T")
@@ -25,19 +25,22 @@ class Place(NamedTuple):
 
 def split(view: View, geometry: Geometry) -> Iterator[tuple[Place, Pixels]]:
     """Yield the tiles (t, t, c) of a view and where each lies, one at a time."""
-    t = geometry.size
+    for place in places(view, geometry):
+        x, y, w, h = place.box
+        yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, geometry.size)
+
+
+def places(view: Placement, geometry: Geometry) -> Iterator[Place]:
+    """Yield where each tile of a view lies; tiles without a pixel of the region of interest are left out."""
     if not geometry.tiles:
-        place = _whole(view.pixels.shape[:2], geometry)
-        yield place, _fit(view.pixels, place.inner, t)
+        yield _whole(view.shape, geometry)
         return
-    height, width = view.pixels.shape[:2]
+    t, (height, width) = geometry.size, view.shape
     for y in starts(height, t, geometry.overlap):
         for x in starts(width, t, geometry.overlap):
             w, h = min(t, width - x), min(t, height - y)
-            if view.roi is not None and not view.roi[y : y + h, x : x + w].any():
-                continue
-            place = Place((x, y, w, h), (0, 0, w, h))
-            yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, t)
+            if view.roi is None or view.roi[y : y + h, x : x + w].any():
+                yield Place((x, y, w, h), (0, 0, w, h))
 
 
 def batches(pieces: Iterable[T], t: int) -> Iterator[list[T]]:
@@ -77,12 +80,12 @@ def _fit(pixels: Pixels, inner: tuple[int, int, int, int], t: int) -> Pixels:
     return tile.reshape(t, t, -1)  # OpenCV drops a single channel
 
 
-def join(view: View, maps: Iterable[tuple[Place, Array]]) -> Array:
+def join(view: Placement, maps: Iterable[tuple[Place, Array]]) -> Array:
     """Put the maps (t, t) of a view's tiles together: the map (H, W) of the image, NaN where nothing was inspected.
 
     Where tiles overlap, each counts by how far inside it the pixel lies, so that no seam shows.
     """
-    h, w = view.pixels.shape[:2]
+    h, w = view.shape
     joined: Array = np.zeros((h, w), np.float32)  # zeroed pages take no memory until a tile is written
     total: Array = np.zeros((h, w), np.float32)
     for (x, y, bw, bh), values in ((place.box, _unfit(values, place)) for place, values in maps):

@@ -7,7 +7,7 @@ from it or be disturbed by it. It becomes either one tile, resized (`tiles = fal
 """
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,16 +141,28 @@ class Geometry(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """The inspected part of one image."""
+class Placement:
+    """Where the inspected part of one image lies."""
 
-    pixels: Pixels  # (h, w, c)
+    shape: tuple[int, int]  # h, w of the view
     origin: tuple[int, int]  # x, y of its corner in the image
     frame: tuple[int, int]  # H, W of the image
     roi: Mask | None  # (h, w), None: all of it
     share: float = 1.0  # of the image, or of the reference, that is inspected
     matrix: Matrix | None = None  # (2, 3), from the view to the image, where the part was registered
     registration: Registration | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class View(Placement):
+    """The inspected part of one image."""
+
+    pixels: Pixels = field(kw_only=True)  # (h, w, c)
+
+    @property
+    def placement(self) -> Placement:
+        """Where it lies, without its pixels."""
+        return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
 
 
 def align(pixels: Pixels, geometry: Geometry, name: str, reference: Reference | None = None) -> View:
@@ -192,14 +204,14 @@ def align(pixels: Pixels, geometry: Geometry, name: str, reference: Reference | 
         gray = view.dtype.type(np.iinfo(view.dtype).max // 2)
         view = np.where(roi[..., None], view, gray)
     if matrix is None or found is None or seen is None:
-        return View(view, (x, y), frame, roi, share)
+        return View((h, w), (x, y), frame, roi, share, pixels=view)
     seen = seen[y : y + h, x : x + w]
     if not (seen if roi is None else seen & roi).any():
         raise NotFound(
             f"{name}: nothing of what is to be inspected lies in the picture. Place the part in the middle.", found
         )
     matrix = np.hstack([matrix[:, :2], matrix @ [[x], [y], [1]]])
-    return View(view, (x, y), frame, roi, share, matrix, found)
+    return View((h, w), (x, y), frame, roi, share, matrix, found, pixels=view)
 
 
 def _roi(

@@ -22,12 +22,14 @@ from andon import files, render
 from andon.bundle import Bundle
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
-from andon.data.survey import GoodTiles, Tell, cut, look_over
+from andon.data.store import Store
+from andon.data.survey import GoodTiles, Tell, look_over
 from andon.detector import Run
 from andon.engines.runtime import rebuilder
 from andon.errors import DatasetError, ImageError, RecipeError
 from andon.evaluate import plots
 from andon.evaluate.plots import COLOURS, Line
+from andon.geometry import tiling, views
 from andon.inspection import Array, Pixels
 from andon.pictures import image
 from andon.progress import Progress, silent
@@ -209,13 +211,13 @@ def _tiles(
     samples: Sequence[Sample], learnt: Sequence[Sample], recipe: Recipe, progress: Progress, warn: Tell
 ) -> GoodTiles:
     """The tiles of some images as training cuts them; where parts are registered, to one of those learnt from."""
-    settings = recipe.geometry.registration
+    settings, store = recipe.geometry.registration, Store()
     chosen = reference.given(recipe)
     if settings is not None:
-        looked = look_over(learnt, recipe, progress)
+        looked = look_over(learnt, recipe, store, progress)
         chosen = chosen or reference.choose(looked.digests, settings, progress)
         chosen = reference.fitting(chosen, looked.rule)
-    survey = look_over(samples, recipe, progress, chosen)
+    survey = look_over(samples, recipe, store, progress, chosen)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     return GoodTiles(survey.samples, survey, recipe.geometry)
@@ -227,7 +229,8 @@ def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator
     for sample in samples:
         try:
             read = image.accept(image.read(sample.path), bundle.manifest.input)
-            tiles = list(cut(read, bundle.recipe.geometry, registered_to))
+            view = views.align(read.pixels, bundle.recipe.geometry, read.name, registered_to)
+            tiles = [tile for _, tile in tiling.split(view, bundle.recipe.geometry)]
         except ImageError as error:
             warn(f"left out: {error}")
         else:

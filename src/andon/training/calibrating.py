@@ -1,6 +1,6 @@
 """Good images → calibration: on images held out, crossed in folds, or on new ones for a finished bundle."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,21 +15,18 @@ from andon.bundle import Bundle
 from andon.calibration import SHOWN, Calibration, HeldOut, percent
 from andon.data import dataset
 from andon.data.dataset import Sample
-from andon.data.survey import Tell
+from andon.data.survey import SIDE, Prepared, Tell, prepare
 from andon.engines.runtime import Runtime
 from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
-from andon.geometry.registration import Reference
 from andon.inspection import Scorer
 from andon.inspector import Scan
-from andon.pictures import appearance, image
+from andon.pictures import image
 from andon.pictures.appearance import Appearance, Usual
-from andon.pictures.image import Input
 from andon.progress import Progress, silent
 from andon.recipe import CROSS_BELOW, Decision, Recipe, validate
 from andon.render import Picture, Scale
 
 ODD = 0.01  # share of new good images that may look unlike those of before
-SIDE = 420  # pixels, the longer side of a picture on the sheet of the highest scores
 
 
 class Calibrated(NamedTuple):
@@ -57,43 +54,35 @@ def crosses(recipe: Recipe, samples: Sequence[Sample]) -> bool:
 
 
 def calibrate(
-    folds: Sequence[tuple[Callable[[], Scorer], Sequence[Sample]]],
-    digests: Mapping[Path, str],
+    folds: Sequence[tuple[Callable[[], Scorer], Iterable[Prepared]]],
+    total: int,
     recipe: Recipe,
-    rule: Input,
     progress: Progress,
-    warn: Tell,
-    registered_to: Reference | None = None,
 ) -> Calibrated:
     """Score held-out good images on the path that inspection takes, each by the scorer of its fold.
 
-    `folds` pairs a function that makes a scorer with the images that it has not learnt; one pair is a plain split.
-    `digests`: path → digest of the file as it was read before; one that has changed since is left out.
+    `folds` pairs a function that makes a scorer with the images that it has not learnt, `total` in all; one pair is a
+    plain split.
     Errors: DatasetError when no image can be used, TrainingError when a score is not a number.
     """
     found: list[HeldOut] = []
     shown: list[Shown] = []
     looks: list[Appearance] = []
-    total, done = sum(len(samples) for _, samples in folds), 0
-    for fold, (make, samples) in enumerate(folds):
+    done, side = 0, recipe.geometry.size
+    for fold, (make, pictures) in enumerate(folds):
         progress("calibrating", done, total)
         scorer = make()
-        for sample in samples:
+        for each in pictures:
             progress("calibrating", done, total)
             done += 1
-            try:
-                read = image.accept(image.read_again(sample.path, digests[sample.path]), rule)
-                scanned = inspector.scan(read.pixels, recipe.geometry, scorer, read.name, registered_to)
-            except ImageError as error:
-                warn(f"left out: {error}")
-                continue
+            scanned = inspector.scan_tiles(each.placement, each.tiles, side, scorer)
             if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
                 raise TrainingError(
-                    f"{read.name}: the graph gave a score or map that is not a number. Train again with other settings."
+                    f"{each.name}: the graph gave a score or map that is not a number. Train again with other settings."
                 )
-            found.append(inspector.held_out(scanned, sample.group, sample.path.name, read.digest, fold))
-            looks.append(appearance.of(read.pixels))
-            shown = sorted([*shown, _shown(scanned, read)], key=lambda each: -each.score)[:SHOWN]
+            found.append(inspector.held_out(scanned, each.sample.group, each.sample.path.name, each.digest, fold))
+            looks.append(each.look)
+            shown = sorted([*shown, _shown(scanned, each)], key=lambda one: -one.score)[:SHOWN]
     progress("calibrating", total, total)
     if not found:
         raise DatasetError(f"none of {total} good images could be used to calibrate.")
@@ -102,12 +91,19 @@ def calibrate(
     return Calibrated(calibration, _sheet(shown, scale), tuple(looks))
 
 
-def _shown(scanned: Scan, read: image.Image) -> Shown:
-    h, w = scanned.anomaly_map.shape
-    factor = min(1.0, SIDE / max(h, w))
-    size = (max(1, round(w * factor)), max(1, round(h * factor)))
-    pixels = cv2.resize(read.pixels, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
-    return Shown(scanned.score, Path(read.name).name, pixels, cv2.resize(scanned.anomaly_map, size))
+def _shown(scanned: Scan, picture: Prepared) -> Shown:
+    h, w = picture.thumbnail.shape[:2]
+    return Shown(scanned.score, picture.sample.path.name, picture.thumbnail, cv2.resize(scanned.anomaly_map, (w, h)))
+
+
+def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
+    """Read and prepare new images for a bundle; `warn` hears of those that cannot be used."""
+    for sample in samples:
+        try:
+            read = image.accept(image.read_again(sample.path, digests[sample.path]), bundle.manifest.input)
+            yield prepare(sample, read, bundle.recipe.geometry, bundle.registered_to())
+        except ImageError as error:
+            warn(f"left out: {error}")
 
 
 def _sheet(shown: Sequence[Shown], scale: Scale) -> bytes:
@@ -164,13 +160,7 @@ def recalibrate(
         )
     samples = united(fresh, [digests[sample.path] for sample in fresh], warn)
     found = calibrate(
-        [(lambda: Runtime(bundle.graph), samples)],
-        digests,
-        bundle.recipe,
-        bundle.manifest.input,
-        progress,
-        warn,
-        bundle.registered_to(),
+        [(lambda: Runtime(bundle.graph), _read(samples, digests, bundle, warn))], len(samples), bundle.recipe, progress
     )
     for sentence in _changes(bundle, found):
         warn(sentence)

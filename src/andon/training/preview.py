@@ -8,6 +8,7 @@ import numpy as np
 from andon import render
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
+from andon.data.store import Store
 from andon.data.survey import Tell, look_over
 from andon.errors import DatasetError, ImageError, RecipeError
 from andon.geometry import tiling, views
@@ -61,7 +62,7 @@ def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Re
     learnt = good
     if not calibrating.crosses(recipe, good):
         learnt, _ = dataset.split_good(good, recipe.split.calibrate, recipe.seed)
-    return reference.choose(look_over(learnt, recipe, progress).digests, settings, progress)
+    return reference.choose(look_over(learnt, recipe, Store(), progress).digests, settings, progress)
 
 
 def _one(sample: Sample, settings: Geometry, registered_to: Reference | None, warn: Tell) -> tuple[Picture, str]:
@@ -79,12 +80,12 @@ def _one(sample: Sample, settings: Geometry, registered_to: Reference | None, wa
         warn(f"left out: {error}")
         return picture // 3, f"{name}: cannot be used"
     scale = SIDE / max(read.pixels.shape[:2])
-    h, w = view.pixels.shape[:2]
+    h, w = view.shape
     inside = np.zeros(picture.shape[:2], np.uint8)
     outlines = _outlines(view.roi, (h, w))
     cv2.fillPoly(inside, [_placed(points, view, scale) for points in outlines], 1)  # holes count as even
     picture[inside == 0] //= 3
-    places = [place for place, _ in tiling.split(view, settings)]
+    places = list(tiling.places(view, settings))
     if settings.tiles:
         _draw(picture, [_placed(_box(*place.box), view, scale) for place in places], TILE, 1)
     if view.roi is not None:

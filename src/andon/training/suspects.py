@@ -19,6 +19,7 @@ from andon import render
 from andon.data import dataset
 from andon.data.check import Finding
 from andon.data.dataset import Dataset, Sample
+from andon.data.store import Store
 from andon.data.survey import GoodTiles, Survey, look_over
 from andon.detectors.memory_bank import average, k_centre, neighbour_distance, whitening
 from andon.errors import AndonError
@@ -62,7 +63,7 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
     if len(good) < LEAST:
         return []
     try:
-        survey = look_over(good, Recipe(), progress)
+        survey = look_over(good, Recipe(), Store(), progress)
     except AndonError:  # of which the check of the folder tells
         return []
     return judge(survey, Recipe().geometry, 0, progress)
@@ -126,13 +127,13 @@ def strangeness(
     if len(groups) < LEAST:
         return np.zeros(0)
     group = np.array([groups[sample.group] for sample in samples])
-    tiles = sum(survey.counts[sample.path] for sample in samples)
+    tiles = sum(len(survey.kept[sample.path].tiles) for sample in samples)
     lots = min(math.ceil(tiles / TILES), len(groups) // LEAST)
     dealt = rng.permutation(len(groups))
     found = np.zeros(len(samples))
     for lot in range(lots):
         chosen = np.flatnonzero(dealt[group] % lots == lot)
-        counts = [survey.counts[samples[int(i)].path] for i in chosen]
+        counts = [len(survey.kept[samples[int(i)].path].tiles) for i in chosen]
         fold = np.repeat(dealt[group[chosen]] // lots % FOLDS, counts)
         patches = _features(GoodTiles([samples[int(i)] for i in chosen], survey, settings), progress)
         first = np.cumsum([0, *counts])[:-1]

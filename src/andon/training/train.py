@@ -1,7 +1,7 @@
 """Recipe + good images → bundle: split, fit, graph, gate, calibrate, save."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,8 @@ from andon.bundle import DIGITS, Bundle, Manifest, check_place, machine, version
 from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
 from andon.data.labelling import listed
-from andon.data.survey import DefectTiles, GoodTiles, Survey, Tell, check_sides, look_over, registered
+from andon.data.store import MEGABYTES, Store
+from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered
 from andon.detector import REQUIRED, Detector, Run
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
@@ -69,6 +70,7 @@ def train(
     good: Sequence[str] = (),
     device: str = "",
     seconds: float | None = None,
+    storage_mb: int = MEGABYTES,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
@@ -78,7 +80,8 @@ def train(
     `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
     on images that were left out or do not count, and is `tell` where none is given. A detector trained by gradient
     runs on `device`, for `seconds` in place of its steps; while it trains its checkpoints lie in `OUT.training`, and
-    after a kill the same call goes on from there. One training at a time writes to OUT.
+    after a kill the same call goes on from there. One training at a time writes to OUT. The tiles of all images lie in
+    one temporary file of at most `storage_mb` megabytes in `OUT.training`, which is gone when the process is.
     Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
     """
     recipe = compose(
@@ -88,24 +91,24 @@ def train(
     check_place(out)
     with workplace.opened(Path(out)) as folder:
         run = Run(Overall(progress), tell, recipe.augment, folder, device, seconds)
-        bundle = _train(model, recipe, Path(out), run, warn or tell)
+        bundle = _train(model, recipe, Path(out), run, Store(storage_mb, folder), warn or tell)
         workplace.clear(run.written)
     for sentence in bundle.calibration.describe(bundle.recipe.decision):
         tell(sentence)
     return bundle
 
 
-def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> Bundle:
+def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, warn: Tell) -> Bundle:
     began, overall, tell = time.perf_counter(), run.progress, run.tell
     assert isinstance(overall, Overall)
     data, learnt = _found(recipe, model, tell, warn)
-    sides = _divided(data, recipe, overall, tell, warn)
+    sides = _divided(data, recipe, store, overall, tell, warn)
     recipe, survey = sides.recipe, sides.survey
     if model.defects == "none":
         judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
         if suspicion := suspects.warning(judged, recipe.data.images):
             warn(suspicion)
-    defects = DefectTiles(learnt, recipe.geometry, survey.rule, warn, survey.reference)
+    defects = DefectTiles(learnt, recipe.geometry, survey.rule, store, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
 
@@ -119,9 +122,8 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> 
     forecast = model.forecast(tiles, run)
     refits = len(sides.folds) - 1 if sides.crossed else 0  # each of n folds learns from n - 1 shares of n
     tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
-    # Calibration reads its images as the survey did, and scores them too; so twice the time.
     held_out = sum(map(len, sides.folds))
-    calibrating = 2 * timings["read"] * held_out / len(survey.samples) + refits * forecast.seconds
+    calibrating = timings["read"] * held_out / len(survey.samples) + refits * forecast.seconds
     overall.plan(forecast.seconds, calibrating)
     model.fit(tiles, run)
     timings["fit"], clock = time.perf_counter() - clock, time.perf_counter()
@@ -144,15 +146,13 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, warn: Tell) -> 
     scorers: list[Callable[[], Scorer]] = [partial(Runtime, graph)]
     if sides.crossed:
         scorers = [partial(scorer_without, fold, i) for i, fold in enumerate(sides.folds)]
+
+    def pictures(fold: Sequence[Sample]) -> Iterator[Prepared]:
+        return (survey.prepared(sample, recipe.geometry) for sample in fold)
+
     overall.plan(calibrating)
     found = calibrate(
-        list(zip(scorers, sides.folds, strict=True)),
-        survey.digests,
-        recipe,
-        survey.rule,
-        overall,
-        warn,
-        survey.reference,
+        [(make, pictures(fold)) for make, fold in zip(scorers, sides.folds, strict=True)], held_out, recipe, overall
     )
     overall.finish()
     timings["calibrate"] = time.perf_counter() - clock
@@ -218,10 +218,10 @@ class _Sides(NamedTuple):
     skipped: int  # images that cannot be used
 
 
-def _divided(data: Dataset, recipe: Recipe, progress: Progress, tell: Tell, warn: Tell) -> _Sides:
+def _divided(data: Dataset, recipe: Recipe, store: Store, progress: Progress, tell: Tell, warn: Tell) -> _Sides:
     """Look the good images over, divide them, and register them where the recipe asks for it."""
     given = reference.given(recipe)
-    survey = look_over(data.to_learn(), recipe, progress)
+    survey = look_over(data.to_learn(), recipe, store, progress)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     if survey.rule.maximum:
