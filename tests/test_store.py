@@ -1,0 +1,97 @@
+"""The store of tiles: exact copies, a budget, a full disk, and nothing left in the folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from andon import inspector
+from andon.data import dataset, survey
+from andon.data.store import Store
+from andon.errors import AndonError, TrainingError
+from andon.inspection import Pixels, Scores
+from andon.pictures import image
+from andon.recipe import Recipe
+from conftest import part, save
+
+
+def test_arrays_come_back_as_they_were_put() -> None:
+    store, rng = Store(), np.random.default_rng(0)
+    arrays = [
+        rng.integers(0, 255, (5, 7, 3)).astype(np.uint8),
+        rng.integers(0, 65535, (9, 4, 1)).astype(np.uint16),
+        rng.random((3, 3)) > 0.5,
+    ]
+    first = store.put(arrays[0])
+    early = store[first]
+    slots = [first, *map(store.put, arrays[1:])]
+    arrays[1].flags.writeable = False
+    for slot, array in zip(slots, arrays, strict=True):
+        np.testing.assert_array_equal(store[slot], array)
+        assert store[slot].dtype == array.dtype and not store[slot].flags.writeable
+    np.testing.assert_array_equal(early, arrays[0])  # also after the store grew
+
+
+def test_a_part_of_a_picture_is_copied() -> None:
+    store, picture = Store(), np.zeros((100, 100, 3), np.uint8)
+    slot = store.put(picture[10:20, 30:40])
+    picture[:] = 9
+    assert store.size < 400 and not store[slot].any()
+
+
+def test_the_budget_is_held() -> None:
+    store = Store(megabytes=1)
+    store.put(np.zeros(900_000, np.uint8))
+    with pytest.raises(TrainingError, match="more than the 1 MB of temporary storage"):
+        store.put(np.zeros(200_000, np.uint8))
+    store.clear()
+    store.put(np.zeros(900_000, np.uint8))
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AndonError, match=r"nowhere: the tiles of the training images cannot be kept there"):
+        Store(folder=tmp_path / "nowhere")
+    if Path("/dev/full").exists():
+        store = Store(folder=tmp_path)
+        os.dup2(os.open("/dev/full", os.O_WRONLY), store._file._file.fileno())
+        with pytest.raises(AndonError, match="cannot be kept there: no space left"):
+            slot = store.put(np.zeros(1_000_000, np.uint8))
+            _ = store[slot]
+
+
+def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import sys, os, signal, numpy as np; from pathlib import Path; from andon.data.store import Store\n"
+        "store = Store(folder=Path(sys.argv[1])); slot = store.put(np.ones(1_000_000, np.uint8)); store[slot]\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert not list(tmp_path.iterdir())
+
+
+class Mean:
+    """Scores a tile by its brightness."""
+
+    def score(self, tiles: Pixels) -> Scores:
+        maps = tiles.mean(axis=3, dtype=np.float32)
+        return Scores(maps.max(axis=(1, 2)), maps)
+
+
+@pytest.mark.parametrize(
+    "geometry", [{"size": 64}, {"size": 64, "tiles": True, "ignore": [[[0, 0], [90, 0], [0, 90]]]}]
+)
+def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geometry: dict[str, object]) -> None:
+    for seed in range(3):
+        save(tmp_path / "good" / f"{seed}.png", part(seed, side=150))
+    recipe = Recipe.model_validate({"geometry": geometry})
+    samples = dataset.load(tmp_path / "good").to_learn()
+    seen = survey.look_over(samples, recipe, Store(), lambda *_: None)
+    for sample in samples:
+        kept = seen.prepared(sample, recipe.geometry)
+        stored = inspector.scan_tiles(kept.placement, kept.tiles, 64, Mean())
+        scanned = inspector.scan(image.read(sample.path).pixels, recipe.geometry, Mean(), "part")
+        assert stored.score == scanned.score
+        np.testing.assert_array_equal(stored.anomaly_map, scanned.anomaly_map)
