@@ -88,7 +88,6 @@ class Detector(Protocol):
     """Learns from tiles of good parts and ends as one ONNX graph."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]  # one line for `andon detectors`
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
     defects: ClassVar[Need]  # of the class; an instance may need others by its settings
     quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for

@@ -53,7 +53,6 @@ class DeepKnn:
     """Max-pooled deep features, standardised, and the mean distance to the k nearest good images."""
 
     name: ClassVar[str] = "deep-knn"
-    summary: ClassVar[str] = "distance of a picture's deep features to the nearest good pictures'; fits in seconds"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = True

@@ -84,7 +84,6 @@ class MemoryBank:
     """PatchCore on an EfficientNet-Lite, one bank a stage, fitted without gradients."""
 
     name: ClassVar[str] = "memory-bank"
-    summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = True

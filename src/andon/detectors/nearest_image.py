@@ -46,7 +46,6 @@ class NearestImage:
     """The good images themselves, shrunk; for parts that lie still and look alike in a few ways."""
 
     name: ClassVar[str] = "nearest-image"
-    summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = True

@@ -161,7 +161,6 @@ class PatchAutoencoder(LearnedDetector):
     """A conditional autoencoder of patches, and k-NN on deep features of its error maps."""
 
     name: ClassVar[str] = "patch-autoencoder"
-    summary: ClassVar[str] = "deep features of what a network cannot rebuild, against good parts'; for aligned parts"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

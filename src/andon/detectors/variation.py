@@ -42,7 +42,6 @@ class Variation:
     """Mean and standard deviation of every pixel; for parts that lie still under a still camera."""
 
     name: ClassVar[str] = "variation"
-    summary: ClassVar[str] = "deviation of each pixel from the good images' mean; for parts that always lie the same"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = True

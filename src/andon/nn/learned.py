@@ -45,10 +45,9 @@ class Network(nn.Module):
 
 
 class LearnedDetector(ABC):
-    """A detector around a `Network`. A subclass gives the five facts below, and builds its network."""
+    """A detector around a `Network`. A subclass gives the four facts below, and builds its network."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     position_aware: ClassVar[bool]
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = False
