@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 from andon.progress import Progress, silent
 from andon.recipe import Augment
@@ -114,3 +115,28 @@ class Detector(Protocol):
     def graph(self) -> "onnx.ModelProto":
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         ...
+
+
+class NumpyDetector:
+    """What detectors that are fitted without gradients have in common. `fit` sets `_fitted` when it is done."""
+
+    name: ClassVar[str]
+    defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    curve = ""
+
+    def __init__(self, config: Any, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        self.config = config
+        self.seed = seed
+        self._fitted = False
+
+    def _require_fit(self) -> None:
+        if not self._fitted:
+            raise unfitted(self.name)
+
+
+def unfitted(name: str) -> TrainingError:
+    """Say that a detector was asked for what only a fitted one can do."""
+    return TrainingError(f"this {name} is not fitted; expected a fitted detector. Call fit(tiles) first.")

@@ -42,6 +42,7 @@ from andon.engines import runtime
 from andon.errors import TrainingError
 from andon.graphs import features, neighbours
 from andon.graphs.neighbours import Neighbours
+from andon.graphs.parts import input_tiles
 from andon.inspection import Array, Pixels, Scores
 from andon.nn.convolutional import SMALLEST, decoder, descent, halvings
 from andon.nn.data import floats
@@ -238,7 +239,7 @@ class PatchAutoencoder(LearnedDetector):
     def _rebuilt(self) -> tuple[Var, dict[str, Var]]:
         """Begin a graph: its tiles, and what the autoencoder makes of them."""
         side, channels, depth = self._shape
-        tiles = spox.argument(spox.Tensor(np.uint8 if depth == 8 else np.uint16, ("n", side, side, channels)))
+        tiles = input_tiles(side, channels, depth)
         return tiles, dict(spox.inline(super().graph())(tiles=tiles))
 
     def _embedding(self, tiles: Var, found: dict[str, Var]) -> Var:
