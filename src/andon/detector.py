@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
@@ -117,6 +117,12 @@ class Detector(Protocol):
         ...
 
 
+class DetectorSettings(BaseModel):
+    """Settings of a detector: fields with a docstring each; what is unknown or of another type is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
 class NumpyDetector:
     """What detectors that are fitted without gradients have in common. `fit` sets `_fitted` when it is done."""
 
@@ -140,3 +146,8 @@ class NumpyDetector:
 def unfitted(name: str) -> TrainingError:
     """Say that a detector was asked for what only a fitted one can do."""
     return TrainingError(f"this {name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+
+
+def no_tiles() -> TrainingError:
+    """Say that there is nothing to learn from."""
+    return TrainingError("no training tiles; expected at least one image of a good part. Add good images.")

@@ -22,11 +22,10 @@ import cv2
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from spox import Var, build
 
-from andon.detector import QUIET, Forecast, NumpyDetector, Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles
 from andon.graphs import features, neighbours
 from andon.graphs.neighbours import Neighbours
 from andon.graphs.parts import input_tiles, ints
@@ -35,10 +34,8 @@ from andon.inspection import Array, Pixels, Scores
 T = TypeVar("T")
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `deep-knn`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
@@ -77,9 +74,7 @@ class DeepKnn(NumpyDetector):
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Embed the good tiles, and standardise the embeddings."""
         neighbours.require(len(tiles), self.config.neighbours)
-        stride = max(stage.stride for stage in self._stages)
-        if tiles.side % stride:
-            raise TrainingError(f"tiles of {tiles.side} px; expected a multiple of {stride}. Change the recipe's size.")
+        features.require_multiple(tiles.side, self._stages)
         self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
         extract = features.Extractor(self.config.network, self.config.stages)
         rows: list[Array] = []

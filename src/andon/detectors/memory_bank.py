@@ -24,22 +24,19 @@ import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from spox import Var, build
 
-from andon.detector import QUIET, Forecast, NumpyDetector, Run, Tiles
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
 from andon.engines import runtime
-from andon.errors import TrainingError
 from andon.graphs import features
 from andon.graphs.parts import input_tiles, ints
 from andon.inspection import Array, Pixels, Scores
 from andon.progress import Progress, silent
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `memory-bank`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
@@ -117,9 +114,7 @@ class MemoryBank(NumpyDetector):
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Sample features, learn the whitening of each stage from them, choose its memories."""
         c, rng = self.config, np.random.default_rng(self.seed)
-        stride = max(stage.stride for stage in self._stages)
-        if tiles.side % stride:
-            raise TrainingError(f"tiles of {tiles.side} px; expected a multiple of {stride}. Change the recipe's size.")
+        features.require_multiple(tiles.side, self._stages)
         self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
         self._banks: list[_Bank] = []
         for sample in self._sample(tiles, rng, run.progress):  # (rows, channels)
@@ -228,7 +223,7 @@ class MemoryBank(NumpyDetector):
             done += len(batch)
             progress("features", done, len(tiles))
         if done == 0:
-            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+            raise no_tiles()
         return [sample[:count] for sample, count in zip(samples, seen, strict=True)]
 
 

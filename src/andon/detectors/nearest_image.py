@@ -21,19 +21,16 @@ import cv2
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from spox import build
 
-from andon.detector import QUIET, Forecast, NumpyDetector, Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
 from andon.graphs.parts import input_tiles, ints
 from andon.inspection import Array, Pixels, Scores
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `nearest-image`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     side: Annotated[int, Field(ge=1)] = 64
     """Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
@@ -72,7 +69,7 @@ class NearestImage(NumpyDetector):
             seen += len(batch)
             run.progress("images", seen, len(tiles))
         if not images:
-            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+            raise no_tiles()
         self._side, self._depth, self._top = tiles.side, tiles.depth, 2**tiles.depth - 1
         self._images = np.stack(images)  # (k, s, s, c), in gray levels
         self._fitted = True

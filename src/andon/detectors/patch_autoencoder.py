@@ -178,9 +178,7 @@ class PatchAutoencoder(LearnedDetector):
 
     def network(self, side: int, channels: int) -> PatchNetwork:
         """Build the untrained network for tiles (n, channels, side, side)."""
-        stride = max(stage.stride for stage in self._stages)
-        if side % stride:
-            raise TrainingError(f"tiles of {side} px; expected a multiple of {stride}. Change the recipe's size.")
+        features.require_multiple(side, self._stages)
         return PatchNetwork(side, channels, self.config)
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:

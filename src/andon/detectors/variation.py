@@ -18,19 +18,16 @@ import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from spox import build
 
-from andon.detector import QUIET, Forecast, NumpyDetector, Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
 from andon.graphs.parts import input_tiles
 from andon.inspection import Pixels, Scores
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `variation`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
@@ -63,7 +60,7 @@ class Variation(NumpyDetector):
             total, squares, count = total + more, squares + more_squares, count + len(batch)
             run.progress("pixels", count, len(tiles))
         if not count:
-            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+            raise no_tiles()
         self._depth = tiles.depth
         self._mean: NDArray[np.float64] = total / count  # (t, t, c), in gray levels
         variance = np.maximum(squares / count - self._mean**2, 0)
