@@ -256,8 +256,8 @@ def tiles(name: str) -> Pixels:
 def test_list_agrees_with_the_class(name: str) -> None:
     kind = detectors.get(name)
     assert kind.name == name
-    assert kind.summary == detectors.DETECTORS[name].summary
-    assert "\n" not in kind.summary
+    assert kind.__name__ == detectors.DETECTORS[name].kind
+    assert "\n" not in detectors.DETECTORS[name].summary
 
 
 def test_defaults_and_presets_construct(name: str) -> None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, 
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
+from andon.errors import TrainingError
 from andon.inspection import Pixels, Scores
 from andon.progress import Progress, silent
 from andon.recipe import Augment
@@ -88,7 +89,6 @@ class Detector(Protocol):
     """Learns from tiles of good parts and ends as one ONNX graph."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]  # one line for `andon detectors`
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
     defects: ClassVar[Need]  # of the class; an instance may need others by its settings
     quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
@@ -115,3 +115,39 @@ class Detector(Protocol):
     def graph(self) -> "onnx.ModelProto":
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         ...
+
+
+class DetectorSettings(BaseModel):
+    """Settings of a detector: fields with a docstring each; what is unknown or of another type is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class NumpyDetector:
+    """What detectors that are fitted without gradients have in common. `fit` sets `_fitted` when it is done."""
+
+    name: ClassVar[str]
+    defects: ClassVar[Need] = "none"
+    quick: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    curve = ""
+
+    def __init__(self, config: Any, seed: int) -> None:
+        """Take the settings; nothing is learnt yet."""
+        self.config = config
+        self.seed = seed
+        self._fitted = False
+
+    def _require_fit(self) -> None:
+        if not self._fitted:
+            raise unfitted(self.name)
+
+
+def unfitted(name: str) -> TrainingError:
+    """Say that a detector was asked for what only a fitted one can do."""
+    return TrainingError(f"this {name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+
+
+def no_tiles() -> TrainingError:
+    """Say that there is nothing to learn from."""
+    return TrainingError("no training tiles; expected at least one image of a good part. Add good images.")

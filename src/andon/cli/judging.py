@@ -203,7 +203,7 @@ def detectors(
             print(f"{each:<{width}}  {entry.summary}")
         return
     kind = detectors.get(name)
-    print(f"{kind.name}: {kind.summary}\n\nsettings (recipe: [detector.settings]), with defaults:")
+    print(f"{name}: {detectors.DETECTORS[name].summary}\n\nsettings (recipe: [detector.settings]), with defaults:")
     for key, field in kind.Config.model_fields.items():
         print(f"  {key} = {field.default!r}\n      {' '.join((field.description or '').split())}")
     print("\npresets (recipe: detector.preset, or --preset):")

@@ -89,7 +89,6 @@ class Autoencoder(LearnedDetector):
     """The reconstruction error of a fully connected bottleneck."""
 
     name: ClassVar[str] = "autoencoder"
-    summary: ClassVar[str] = "error of a network that rebuilds good parts from a few numbers; for parts that lie alike"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -161,7 +161,6 @@ class Capsule(LearnedDetector):
     """Two capsules, for good and for defective parts."""
 
     name: ClassVar[str] = "capsule"
-    summary: ClassVar[str] = "learns good from defective with a few images of defects; for parts that lie alike"
     position_aware: ClassVar[bool] = True
     defects: ClassVar[Need] = "images"
     Config: ClassVar[type[BaseModel]] = Settings

@@ -16,28 +16,26 @@ Differs from the paper:
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
 import cv2
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
-from pydantic import BaseModel, ConfigDict, Field
-from spox import Tensor, Var, argument, build
+from pydantic import BaseModel, Field
+from spox import Var, build
 
-from andon.detector import QUIET, Forecast, Need, Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles
 from andon.graphs import features, neighbours
 from andon.graphs.neighbours import Neighbours
+from andon.graphs.parts import input_tiles, ints
 from andon.inspection import Array, Pixels, Scores
 
 T = TypeVar("T")
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `deep-knn`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
@@ -49,23 +47,18 @@ class Settings(BaseModel):
     """Least standard deviation of a feature, as a share of the mean deviation."""
 
 
-class DeepKnn:
+class DeepKnn(NumpyDetector):
     """Max-pooled deep features, standardised, and the mean distance to the k nearest good images."""
 
     name: ClassVar[str] = "deep-knn"
-    summary: ClassVar[str] = "distance of a picture's deep features to the nearest good pictures'; fits in seconds"
     position_aware: ClassVar[bool] = False
-    defects: ClassVar[Need] = "none"
-    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
-    curve = ""
+    config: Settings
 
     def __init__(self, config: Settings, seed: int) -> None:
-        """Take the settings; nothing is learnt yet, and nothing is drawn at random."""
-        self.config = config
+        """Take the settings; nothing is learnt yet."""
+        super().__init__(config, seed)
         self._stages = features.select(config.network, config.stages)
-        self._good: Neighbours | None = None
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch."""
@@ -81,9 +74,7 @@ class DeepKnn:
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Embed the good tiles, and standardise the embeddings."""
         neighbours.require(len(tiles), self.config.neighbours)
-        stride = max(stage.stride for stage in self._stages)
-        if tiles.side % stride:
-            raise TrainingError(f"tiles of {tiles.side} px; expected a multiple of {stride}. Change the recipe's size.")
+        features.require_multiple(tiles.side, self._stages)
         self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
         extract = features.Extractor(self.config.network, self.config.stages)
         rows: list[Array] = []
@@ -91,11 +82,13 @@ class DeepKnn:
             rows += list(_pooled(extract(batch)))
             run.progress("features", len(rows), len(tiles))
         self._good = Neighbours.learn(np.stack(rows), self.config.neighbours, self.config.floor)
+        self._fitted = True
         return self
 
     def score(self, tiles: Pixels) -> Scores:
         """Score in NumPy, from the bare feature maps."""
-        good = self._fitted()
+        self._require_fit()
+        good = self._good
         maps = features.Extractor(self.config.network, self.config.stages)(tiles)
         image, near = good.nearest(_pooled(maps))  # eq. 4
         reach = near.mean(axis=1) * good.deviation + good.mean  # (n, d)
@@ -109,9 +102,9 @@ class DeepKnn:
 
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t), embedding float32 (n, d)."""
-        good = self._fitted()
-        kind = np.uint8 if self._depth == 8 else np.uint16
-        tiles = argument(Tensor(kind, ("n", self._side, self._side, self._channels)))
+        self._require_fit()
+        good = self._good
+        tiles = input_tiles(self._side, self._channels, self._depth)
         maps = features.describe(tiles, self._depth, self._channels, self.config.network, self.config.stages)
         places: list[Var] = []  # standardised features (n, c, g, g) of each stage
         for part, x in self._parts(maps):
@@ -119,14 +112,14 @@ class DeepKnn:
             places.append(op.div(op.sub(x, mean), deviation))
         f = op.concat([op.reduce_max(x, axes=(2, 3), keepdims=0) for x in places], axis=1)  # (n, d)
         score, near = good.search(f)  # eq. 4
-        reach = op.unsqueeze(op.reduce_mean(near, axes=(1,), keepdims=0), _ints(2, 3))  # (n, d, 1, 1)
+        reach = op.unsqueeze(op.reduce_mean(near, axes=(1,), keepdims=0), ints(2, 3))  # (n, d, 1, 1)
         excess: Var | None = None
         for part, x in self._parts(places):
-            above = op.relu(op.sub(x, op.slice(reach, _ints(part.start), _ints(part.stop), _ints(1))))
-            squares = self._enlarge(op.reduce_sum(op.mul(above, above), _ints(1), keepdims=1))
+            above = op.relu(op.sub(x, op.slice(reach, ints(part.start), ints(part.stop), ints(1))))
+            squares = self._enlarge(op.reduce_sum(op.mul(above, above), ints(1), keepdims=1))
             excess = squares if excess is None else op.add(excess, squares)
         assert excess is not None
-        share = op.mul(op.squeeze(excess, _ints(1)), op.const(np.float32(1 / self._width())))
+        share = op.mul(op.squeeze(excess, ints(1)), op.const(np.float32(1 / self._width())))
         return build({"tiles": tiles}, {"score": score, "map": op.sqrt(share), "embedding": f})
 
     def _parts(self, maps: Sequence[T]) -> Iterator[tuple[slice, T]]:
@@ -137,23 +130,14 @@ class DeepKnn:
             start += stage.channels
 
     def _enlarge(self, x: Var) -> Var:
-        sizes = op.concat([op.shape(x, end=2), _ints(self._side, self._side)], axis=0)
+        sizes = op.concat([op.shape(x, end=2), ints(self._side, self._side)], axis=0)
         return op.resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
     def _width(self) -> int:
         """How many features an embedding has."""
         return sum(stage.channels for stage in self._stages)
 
-    def _fitted(self) -> Neighbours:
-        if self._good is None:
-            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
-        return self._good
-
 
 def _pooled(maps: Sequence[Array]) -> Array:
     """Feature maps (n, c, g, g) of each stage → their maxima (n, d)."""
     return np.concatenate([x.max(axis=(2, 3)) for x in maps], axis=1)
-
-
-def _ints(*values: int) -> Var:
-    return op.const(np.array(values, np.int64))

@@ -141,7 +141,6 @@ class FAnogan(LearnedDetector):
     """The residual of the nearest picture that a generator of good parts can be brought to make."""
 
     name: ClassVar[str] = "f-anogan"
-    summary: ClassVar[str] = "f-AnoGAN: what a generator of good parts cannot make of a picture; a comparison method"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

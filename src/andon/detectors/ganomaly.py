@@ -102,7 +102,6 @@ class Ganomaly(LearnedDetector):
     """The distance between the codes of a picture and of its reconstruction."""
 
     name: ClassVar[str] = "ganomaly"
-    summary: ClassVar[str] = "GANomaly: how far the code of a picture is from that of its reconstruction; a comparison"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

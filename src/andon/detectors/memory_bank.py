@@ -24,21 +24,19 @@ import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from spox import Tensor, Var, argument, build
+from pydantic import BaseModel, Field, field_validator
+from spox import Var, build
 
-from andon.detector import QUIET, Forecast, Need, Run, Tiles
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
 from andon.engines import runtime
-from andon.errors import TrainingError
 from andon.graphs import features
+from andon.graphs.parts import input_tiles, ints
 from andon.inspection import Array, Pixels, Scores
 from andon.progress import Progress, silent
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `memory-bank`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
@@ -80,24 +78,18 @@ class _Bank(NamedTuple):
     credit: Array  # (k,), taken off the squared distance
 
 
-class MemoryBank:
+class MemoryBank(NumpyDetector):
     """PatchCore on an EfficientNet-Lite, one bank a stage, fitted without gradients."""
 
     name: ClassVar[str] = "memory-bank"
-    summary: ClassVar[str] = "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
     position_aware: ClassVar[bool] = False
-    defects: ClassVar[Need] = "none"
-    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
-    curve = ""
+    config: Settings
 
     def __init__(self, config: Settings, seed: int) -> None:
         """Take the settings; nothing is learnt yet."""
-        self.config = config
-        self.seed = seed
+        super().__init__(config, seed)
         self._stages = features.select(config.network, config.stages)
-        self._banks: list[_Bank] = []
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch and a few timed steps of the coreset."""
@@ -122,11 +114,9 @@ class MemoryBank:
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Sample features, learn the whitening of each stage from them, choose its memories."""
         c, rng = self.config, np.random.default_rng(self.seed)
-        stride = max(stage.stride for stage in self._stages)
-        if tiles.side % stride:
-            raise TrainingError(f"tiles of {tiles.side} px; expected a multiple of {stride}. Change the recipe's size.")
+        features.require_multiple(tiles.side, self._stages)
         self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
-        self._banks = []
+        self._banks: list[_Bank] = []
         for sample in self._sample(tiles, rng, run.progress):  # (rows, channels)
             mean, whiten = whitening(sample, c.floor)
             good = np.asarray((sample - mean) @ whiten, np.float32)
@@ -135,6 +125,7 @@ class MemoryBank:
             # At least the median: a dense region (a plain background) must not rank above a varied one.
             credit = c.credit * np.maximum(around, np.median(around))
             self._banks.append(_Bank(mean, whiten, memories, credit.astype(np.float32)))
+        self._fitted = True
         return self
 
     def score(self, tiles: Pixels) -> Scores:
@@ -157,13 +148,13 @@ class MemoryBank:
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         self._require_fit()
-        tiles = self._input(self._side, self._channels, self._depth)
+        tiles = input_tiles(self._side, self._channels, self._depth)
         maps = self._maps(tiles, self._channels, self._depth)
         total: Var | None = None
         shown: Var | None = None
         for stage, bank, x in zip(self._stages, self._banks, maps, strict=True):
             side, c = self._side // stage.stride, stage.channels
-            rows = op.reshape(op.transpose(x, perm=[0, 2, 3, 1]), _ints(-1, c))  # (n · side · side, c)
+            rows = op.reshape(op.transpose(x, perm=[0, 2, 3, 1]), ints(-1, c))  # (n · side · side, c)
             # [q, 1]: the whitened patch, and a one that carries what depends on the memory alone.
             q = op.gemm(
                 rows, _const(np.pad(bank.whiten, ((0, 0), (0, 1)))), _const(np.append(-bank.mean @ bank.whiten, 1))
@@ -174,9 +165,9 @@ class MemoryBank:
             cross = op.matmul(q, _const(np.vstack([-2 * bank.memories.T, offset])))
             near = op.add(
                 op.reduce_min(cross, axes=(1,), keepdims=1),
-                op.reduce_sum(op.mul(q, q), _ints(1), keepdims=1),
+                op.reduce_sum(op.mul(q, q), ints(1), keepdims=1),
             )
-            near = _resize(op.reshape(near, _ints(-1, 1, side, side)), side, self._grid())
+            near = _resize(op.reshape(near, ints(-1, 1, side, side)), side, self._grid())
             seen = op.mul(near, _const(np.asarray(self._weight(stage))))
             total = near if total is None else op.add(total, near)
             shown = seen if shown is None else op.add(shown, seen)
@@ -185,7 +176,7 @@ class MemoryBank:
         worst = op.reduce_max(_pool(total, 3), axes=(1, 2, 3), keepdims=0)
         mean = op.reduce_mean(total, axes=(1, 2, 3), keepdims=0)
         score = op.sub(worst, op.mul(_const(np.asarray(self.config.common)), mean))
-        full = op.squeeze(_resize(_pool(shown, 3), self._grid(), self._side), _ints(1))
+        full = op.squeeze(_resize(_pool(shown, 3), self._grid(), self._side), ints(1))
         return build({"tiles": tiles}, {"score": score, "map": full})
 
     def _weight(self, stage: features.Stage) -> np.float32:
@@ -203,16 +194,13 @@ class MemoryBank:
         most = min(self.config.candidates, self.config.memory_mb * 1_000_000 // (4 * width))
         return [min(most, len(tiles) * (tiles.side // stage.stride) ** 2) for stage in self._stages]
 
-    def _input(self, side: int, channels: int, depth: int) -> Var:
-        return argument(Tensor(np.uint8 if depth == 8 else np.uint16, ("n", side, side, channels)))
-
     def _maps(self, tiles: Var, channels: int, depth: int) -> list[Var]:
         maps = features.describe(tiles, depth, channels, self.config.network, self.config.stages)
         return [_pool(x, self.config.average) for x in maps]
 
     def _describing_graph(self, like: Tiles) -> onnx.ModelProto:
         """tiles (n, t, t, c) → the averaged feature map of each stage."""
-        tiles = self._input(like.side, like.channels, like.depth)
+        tiles = input_tiles(like.side, like.channels, like.depth)
         named = zip(self._stages, self._maps(tiles, like.channels, like.depth), strict=True)
         return build({"tiles": tiles}, {stage.name: x for stage, x in named})
 
@@ -235,12 +223,8 @@ class MemoryBank:
             done += len(batch)
             progress("features", done, len(tiles))
         if done == 0:
-            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+            raise no_tiles()
         return [sample[:count] for sample, count in zip(samples, seen, strict=True)]
-
-    def _require_fit(self) -> None:
-        if not self._banks:
-            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
 
 
 def whitening(rows: Array, floor: float) -> tuple[Array, Array]:
@@ -321,7 +305,3 @@ def _resize(x: Var, grid: int, side: int) -> Var:
 
 def _const(value: NDArray[Any]) -> Var:
     return op.const(np.ascontiguousarray(value, np.float32))
-
-
-def _ints(*values: int) -> Var:
-    return op.const(np.array(values, np.int64))

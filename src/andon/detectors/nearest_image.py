@@ -15,24 +15,22 @@ Differs from the paper:
 """
 
 import time
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import cv2
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
-from pydantic import BaseModel, ConfigDict, Field
-from spox import Tensor, Var, argument, build
+from pydantic import BaseModel, Field
+from spox import build
 
-from andon.detector import QUIET, Forecast, Need, Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
+from andon.graphs.parts import input_tiles, ints
 from andon.inspection import Array, Pixels, Scores
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `nearest-image`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     side: Annotated[int, Field(ge=1)] = 64
     """Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
@@ -42,23 +40,13 @@ class Settings(BaseModel):
     """MB for the images that are remembered, in training and in the bundle."""
 
 
-class NearestImage:
+class NearestImage(NumpyDetector):
     """The good images themselves, shrunk; for parts that lie still and look alike in a few ways."""
 
     name: ClassVar[str] = "nearest-image"
-    summary: ClassVar[str] = "difference to the most similar good image; for parts that lie the same and vary little"
     position_aware: ClassVar[bool] = True
-    defects: ClassVar[Need] = "none"
-    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
-    curve = ""
-
-    def __init__(self, config: Settings, seed: int) -> None:
-        """Take the settings; nothing is learnt yet."""
-        self.config = config
-        self.seed = seed
-        self._fitted = False
+    config: Settings
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch; the good images are held twice while they are centred."""
@@ -81,7 +69,7 @@ class NearestImage:
             seen += len(batch)
             run.progress("images", seen, len(tiles))
         if not images:
-            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+            raise no_tiles()
         self._side, self._depth, self._top = tiles.side, tiles.depth, 2**tiles.depth - 1
         self._images = np.stack(images)  # (k, s, s, c), in gray levels
         self._fitted = True
@@ -105,9 +93,9 @@ class NearestImage:
         self._require_fit()
         _, s, _, c = self._images.shape
         block = self._side // s
-        tiles = argument(Tensor(np.uint8 if self._depth == 8 else np.uint16, ("n", self._side, self._side, c)))
-        blocks = op.reshape(op.cast(tiles, to=np.float32), _ints(-1, s, block, s, block, c))
-        small = op.reshape(op.reduce_mean(blocks, axes=(2, 4), keepdims=0), _ints(-1, s * s * c))
+        tiles = input_tiles(self._side, c, self._depth)
+        blocks = op.reshape(op.cast(tiles, to=np.float32), ints(-1, s, block, s, block, c))
+        small = op.reshape(op.reduce_mean(blocks, axes=(2, 4), keepdims=0), ints(-1, s * s * c))
         # What all images share would cost digits in the products below; whole gray levels keep the differences exact.
         centre = np.round(self._images.mean(axis=0)).reshape(-1)
         rows = self._images.reshape(len(self._images), -1) - centre
@@ -116,20 +104,16 @@ class NearestImage:
         norms = op.const(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).astype(np.float32))
         nearest = op.arg_min(op.gemm(query, images, norms, alpha=-2.0, transB=1), axis=1, keepdims=0)
         difference = op.mul(op.sub(query, op.gather(images, nearest)), op.const(np.float32(1 / self._top)))
-        squares = op.reduce_mean(op.reshape(op.mul(difference, difference), _ints(-1, s, s, c)), axes=(3,), keepdims=0)
+        squares = op.reduce_mean(op.reshape(op.mul(difference, difference), ints(-1, s, s, c)), axes=(3,), keepdims=0)
         score = op.sqrt(op.reduce_mean(squares, axes=(1, 2), keepdims=0))
-        rough = op.unsqueeze(op.sqrt(squares), _ints(1))
-        sizes = op.concat([op.shape(rough, end=2), _ints(self._side, self._side)], axis=0)
+        rough = op.unsqueeze(op.sqrt(squares), ints(1))
+        sizes = op.concat([op.shape(rough, end=2), ints(self._side, self._side)], axis=0)
         full = op.resize(rough, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
-        return build({"tiles": tiles}, {"score": score, "map": op.squeeze(full, _ints(1))})
+        return build({"tiles": tiles}, {"score": score, "map": op.squeeze(full, ints(1))})
 
     def _rows(self, images: int, values: int) -> int:
         """How many images are remembered, of so many values each."""
         return max(1, min(images, self.config.memory_mb * 1_000_000 // (4 * values)))
-
-    def _require_fit(self) -> None:
-        if not self._fitted:
-            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
 
 
 def shrunk(tiles: Pixels, side: int) -> Array:
@@ -139,7 +123,3 @@ def shrunk(tiles: Pixels, side: int) -> Array:
         columns = small[:, :, ::2] + small[:, :, 1::2]
         small = (columns[:, ::2] + columns[:, 1::2]) * np.float32(0.25)
     return small
-
-
-def _ints(*values: int) -> Var:
-    return op.const(np.array(values, np.int64))

@@ -42,6 +42,7 @@ from andon.engines import runtime
 from andon.errors import TrainingError
 from andon.graphs import features, neighbours
 from andon.graphs.neighbours import Neighbours
+from andon.graphs.parts import input_tiles
 from andon.inspection import Array, Pixels, Scores
 from andon.nn.convolutional import SMALLEST, decoder, descent, halvings
 from andon.nn.data import floats
@@ -161,7 +162,6 @@ class PatchAutoencoder(LearnedDetector):
     """A conditional autoencoder of patches, and k-NN on deep features of its error maps."""
 
     name: ClassVar[str] = "patch-autoencoder"
-    summary: ClassVar[str] = "deep features of what a network cannot rebuild, against good parts'; for aligned parts"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -178,9 +178,7 @@ class PatchAutoencoder(LearnedDetector):
 
     def network(self, side: int, channels: int) -> PatchNetwork:
         """Build the untrained network for tiles (n, channels, side, side)."""
-        stride = max(stage.stride for stage in self._stages)
-        if side % stride:
-            raise TrainingError(f"tiles of {side} px; expected a multiple of {stride}. Change the recipe's size.")
+        features.require_multiple(side, self._stages)
         return PatchNetwork(side, channels, self.config)
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
@@ -239,7 +237,7 @@ class PatchAutoencoder(LearnedDetector):
     def _rebuilt(self) -> tuple[Var, dict[str, Var]]:
         """Begin a graph: its tiles, and what the autoencoder makes of them."""
         side, channels, depth = self._shape
-        tiles = spox.argument(spox.Tensor(np.uint8 if depth == 8 else np.uint16, ("n", side, side, channels)))
+        tiles = input_tiles(side, channels, depth)
         return tiles, dict(spox.inline(super().graph())(tiles=tiles))
 
     def _embedding(self, tiles: Var, found: dict[str, Var]) -> Var:

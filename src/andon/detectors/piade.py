@@ -204,9 +204,6 @@ class Piade(LearnedDetector):
     """The error, in three ways, of a reconstruction from routed features of several magnifications."""
 
     name: ClassVar[str] = "piade"
-    summary: ClassVar[str] = (
-        "error in pixels, structure and features of a network that routes features; for parts that lie alike"
-    )
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

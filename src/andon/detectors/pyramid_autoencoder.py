@@ -123,9 +123,6 @@ class PyramidAutoencoder(LearnedDetector):
     """The error, in pixels and in features, of a reconstruction from several resolutions."""
 
     name: ClassVar[str] = "pyramid-autoencoder"
-    summary: ClassVar[str] = (
-        "error of a network that rebuilds good parts from several resolutions; for parts that lie alike"
-    )
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

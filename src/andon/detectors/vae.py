@@ -104,7 +104,6 @@ class Vae(LearnedDetector):
     """The reconstruction error of a variational autoencoder."""
 
     name: ClassVar[str] = "vae"
-    summary: ClassVar[str] = "error of a variational autoencoder, as comparisons quote it; for parts that lie alike"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -12,24 +12,22 @@ Differs from the paper:
 """
 
 import time
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from spox import Tensor, argument, build
+from pydantic import BaseModel, Field
+from spox import build
 
-from andon.detector import QUIET, Forecast, Need, Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
+from andon.graphs.parts import input_tiles
 from andon.inspection import Pixels, Scores
 
 
-class Settings(BaseModel):
+class Settings(DetectorSettings):
     """Settings of `variation`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
@@ -38,22 +36,13 @@ class Settings(BaseModel):
     """
 
 
-class Variation:
+class Variation(NumpyDetector):
     """Mean and standard deviation of every pixel; for parts that lie still under a still camera."""
 
     name: ClassVar[str] = "variation"
-    summary: ClassVar[str] = "deviation of each pixel from the good images' mean; for parts that always lie the same"
     position_aware: ClassVar[bool] = True
-    defects: ClassVar[Need] = "none"
-    quick: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
-    curve = ""
-
-    def __init__(self, config: Settings, seed: int) -> None:
-        """Take the settings; nothing is learnt yet, and nothing is drawn at random."""
-        self.config = config
-        self._fitted = False
+    config: Settings
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch."""
@@ -71,11 +60,11 @@ class Variation:
             total, squares, count = total + more, squares + more_squares, count + len(batch)
             run.progress("pixels", count, len(tiles))
         if not count:
-            raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
-        self._top = 2**tiles.depth - 1
+            raise no_tiles()
+        self._depth = tiles.depth
         self._mean: NDArray[np.float64] = total / count  # (t, t, c), in gray levels
         variance = np.maximum(squares / count - self._mean**2, 0)
-        self._deviation: NDArray[np.float64] = np.maximum(np.sqrt(variance), self.config.floor * self._top)
+        self._deviation: NDArray[np.float64] = np.maximum(np.sqrt(variance), self.config.floor * (2**tiles.depth - 1))
         self._fitted = True
         return self
 
@@ -88,16 +77,12 @@ class Variation:
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         self._require_fit()
-        kind = np.uint8 if self._top == 255 else np.uint16
-        tiles = argument(Tensor(kind, ("n", *self._mean.shape)))
+        side, _, channels = self._mean.shape
+        tiles = input_tiles(side, channels, self._depth)
         mean, weight = (op.const(value.astype(np.float32)) for value in (self._mean, 1 / self._deviation))
         z = op.mul(op.sub(op.cast(tiles, to=np.float32), mean), weight)
         pixel = op.reduce_mean(op.mul(z, z), axes=(3,), keepdims=0)
         return build({"tiles": tiles}, {"score": op.reduce_mean(pixel, axes=(1, 2), keepdims=0), "map": pixel})
-
-    def _require_fit(self) -> None:
-        if not self._fitted:
-            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
 
 
 def _moments(batch: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

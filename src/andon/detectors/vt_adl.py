@@ -211,7 +211,6 @@ class VTADL(LearnedDetector):
     """Reconstruction error of a picture and likelihood of its patches, from one transformer."""
 
     name: ClassVar[str] = "vt-adl"
-    summary: ClassVar[str] = "a transformer that rebuilds the picture and knows how likely each patch is; slow to learn"
     position_aware: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

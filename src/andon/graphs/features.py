@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spox import Var, inline
 
 from andon.engines import runtime
-from andon.errors import AndonError, unknown
+from andon.errors import AndonError, TrainingError, unknown
 from andon.inspection import Array, Pixels
 
 
@@ -127,6 +127,13 @@ def select(network: str, blocks: Sequence[int]) -> list[Stage]:
     if not blocks:
         raise AndonError(f"no stages of {network} were asked for. Choose at least one block from 0 to {max(known)}.")
     return [known[block] for block in blocks]
+
+
+def require_multiple(side: int, chosen: Sequence[Stage]) -> None:
+    """TrainingError when the feature maps of these blocks do not cover tiles of this side."""
+    stride = max(stage.stride for stage in chosen)
+    if side % stride:
+        raise TrainingError(f"tiles of {side} px; expected a multiple of {stride}. Change the recipe's size.")
 
 
 def cache_folder() -> Path:

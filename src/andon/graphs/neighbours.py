@@ -11,6 +11,7 @@ import spox.opset.ai.onnx.v17 as op
 from spox import Var
 
 from andon.errors import TrainingError
+from andon.graphs.parts import ints
 from andon.inspection import Array
 
 
@@ -55,12 +56,12 @@ class Neighbours(NamedTuple):
         rows = op.const(self.rows)
         # |f − b|² less |f|², which is the same for all b, finds the nearest; their distances are then exact.
         norms = op.const((self.rows.astype(np.float64) ** 2).sum(axis=1).astype(np.float32))
-        _, order = op.top_k(op.gemm(f, rows, norms, alpha=-2.0, transB=1), _ints(self.k), largest=0)
+        _, order = op.top_k(op.gemm(f, rows, norms, alpha=-2.0, transB=1), ints(self.k), largest=0)
         found = op.gather(rows, order)  # (n, k, d)
-        difference = op.sub(found, op.unsqueeze(f, _ints(1)))
-        distance = op.sqrt(op.reduce_sum(op.mul(difference, difference), _ints(2), keepdims=0))  # (n, k)
+        difference = op.sub(found, op.unsqueeze(f, ints(1)))
+        distance = op.sqrt(op.reduce_sum(op.mul(difference, difference), ints(2), keepdims=0))  # (n, k)
         # Not the mean itself, whose form changed in opset 18: a graph that torch exported is of a later one.
-        return op.mul(op.reduce_sum(distance, _ints(1), keepdims=0), op.const(np.float32(1 / self.k))), found
+        return op.mul(op.reduce_sum(distance, ints(1), keepdims=0), op.const(np.float32(1 / self.k))), found
 
 
 def require(tiles: int, k: int) -> None:
@@ -70,7 +71,3 @@ def require(tiles: int, k: int) -> None:
             f"{tiles} training tiles for {k} neighbours; expected at least as many. Add good images, or set "
             f"neighbours = {max(1, tiles)} or lower."
         )
-
-
-def _ints(*values: int) -> Var:
-    return op.const(np.array(values, np.int64))

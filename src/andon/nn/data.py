@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from andon.detector import Run, Tiles
-from andon.errors import TrainingError
+from andon.detector import Run, Tiles, no_tiles
 from andon.files import Scratch
 from andon.inspection import Pixels
 from andon.recipe import Augment
@@ -43,7 +42,7 @@ def gather(tiles: Tiles, megabytes: int, run: Run) -> Stock:
     shape = (len(tiles), tiles.side, tiles.side, tiles.channels)
     kind = np.dtype(np.uint8 if tiles.depth == 8 else np.uint16)
     if shape[0] == 0:
-        raise TrainingError("no training tiles; expected at least one image of a good part. Add good images.")
+        raise no_tiles()
     size, digest = int(np.prod(shape)) * kind.itemsize, hashlib.sha256()
     if size <= megabytes * 1_000_000:
         pixels = np.empty(shape, kind)

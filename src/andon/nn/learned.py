@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from andon.detector import QUIET, Forecast, Need, Run, Tiles
+from andon.detector import QUIET, Forecast, Need, Run, Tiles, unfitted
 from andon.engines.runtime import SHOWN
-from andon.errors import TrainingError
+from andon.graphs.parts import input_tiles
 from andon.inspection import Pixels, Scores
 from andon.nn.data import floats, mix
 from andon.nn.loop import Loop
@@ -45,10 +45,9 @@ class Network(nn.Module):
 
 
 class LearnedDetector(ABC):
-    """A detector around a `Network`. A subclass gives the five facts below, and builds its network."""
+    """A detector around a `Network`. A subclass gives the four facts below, and builds its network."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     position_aware: ClassVar[bool]
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = False
@@ -100,7 +99,7 @@ class LearnedDetector(ABC):
         if self._graph is None:
             side, channels, depth = self._shape
             inner = exported(network, side, channels)
-            tiles = spox.argument(spox.Tensor(np.uint8 if depth == 8 else np.uint16, ("n", side, side, channels)))
+            tiles = input_tiles(side, channels, depth)
             scale = op.const(np.float32(1 / (2**depth - 1)))
             values = op.mul(op.cast(tiles, to=np.float32), scale)
             found = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))
@@ -123,7 +122,7 @@ class LearnedDetector(ABC):
 
     def _fitted(self) -> Network:
         if self._network is None:
-            raise TrainingError(f"this {self.name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
+            raise unfitted(self.name)
         return self._network
 
 

@@ -14,10 +14,10 @@ from statistics import fmean, median
 from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
-from andon.detector import Forecast, Run, Tiles
+from andon.detector import DetectorSettings, Forecast, Run, Tiles
 from andon.errors import AndonError, TrainingError, out_of_memory
 from andon.files import digest
 from andon.inspection import Pixels
@@ -34,10 +34,8 @@ CALM = 1.0  # … which counts as so much at least: a loss that begins near 0 ma
 CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 
 
-class Schedule(BaseModel):
+class Schedule(DetectorSettings):
     """How a network is trained; the settings of a learned detector inherit these."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     unlearnt: ClassVar[frozenset[str]] = frozenset({"checkpoint", "cache_mb"})
     """Settings that change no weights: a training that was interrupted goes on when they are changed."""

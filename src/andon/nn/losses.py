@@ -45,11 +45,6 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5, k1: float =
     return likeness / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
 
 
-def ssim_loss(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
-    """Mean of 1 − SSIM: 0 for equal images, at most 2."""
-    return 1 - ssim(x, y, window, sigma).mean()
-
-
 def perceptual_map(maps: Sequence[Tensor], rebuilt: Sequence[Tensor], side: int) -> Tensor:
     """How far deep features of images are from those of their reconstructions, at every pixel: (n, side, side).
 

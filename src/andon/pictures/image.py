@@ -94,16 +94,6 @@ def read_again(path: Path, digest: str) -> Image:
     return image
 
 
-def peek(source: Source, name: str | None = None) -> Input:
-    """Say what `read` would give, from the header alone. Errors: as `read`, but damaged pixels go unseen."""
-    if isinstance(source, np.ndarray | Image):
-        return described(read(source, name))
-    data, name = contents(source, name)
-    found = _checked(data, name)
-    size = (found.width, found.height) if found.orientation < 5 else (found.height, found.width)
-    return Input(channels=1 if found.gray else 3, depth=16 if found.depth == 16 else 8, size=size)
-
-
 def described(image: Image) -> Input:
     """What this image is, as an input."""
     height, width, channels = image.pixels.shape

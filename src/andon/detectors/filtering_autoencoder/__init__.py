@@ -258,7 +258,6 @@ class FilteringAutoencoder(LearnedDetector):
     """A filter for irregularities: what it removes is the anomaly."""
 
     name: ClassVar[str] = "filtering-autoencoder"
-    summary: ClassVar[str] = "what a network changes that learnt to repair damaged pictures; for textures and parts"
     position_aware: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -120,7 +120,6 @@ class Segmenter(LearnedDetector):
     """A segmentation network, taught by real or synthetic defects."""
 
     name: ClassVar[str] = "segmenter"
-    summary: ClassVar[str] = "a network that marks defective pixels; taught by masks of real defects, or synthetic ones"
     position_aware: ClassVar[bool] = False
     defects: ClassVar[Need] = "masks if any"
     Config: ClassVar[type[BaseModel]] = Settings

@@ -328,7 +328,6 @@ class TransformClassification(LearnedDetector):
     """The error in telling which transform was applied."""
 
     name: ClassVar[str] = "transform-classification"
-    summary: ClassVar[str] = "error of a network that tells which erosion, dilation or turn was applied to a picture"
     position_aware: ClassVar[bool] = False  # convolutions and means: it does not know where in the part a tile lies
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {

@@ -20,9 +20,6 @@ from torch import Tensor
 Operation = Literal["erosion", "dilation", "gradient"]
 OPERATIONS: tuple[Operation, ...] = ("erosion", "dilation", "gradient")
 Pick = Callable[..., Tensor]  # torch.maximum or torch.minimum
-Pair = tuple[Tensor, Tensor]
-Triple = tuple[Tensor, Tensor, Tensor]
-BLOCK = 1 << 18  # bytes a thread that `rectangle` works on at a time: they stay in a core's cache
 
 
 class Case(NamedTuple):
@@ -88,73 +85,7 @@ def _padded(x: Tensor, before: int, after: int, axis: int) -> Tensor:
     return torch.cat([part for part in parts if part.shape[axis]], dim=axis) if before + after else x
 
 
-def erode(images: Tensor, width: int, height: int) -> Tensor:
-    """Minimum over a rectangle, images (n, c, h, w)."""
-    return rectangle(images, width, height, torch.minimum)
-
-
-def dilate(images: Tensor, width: int, height: int) -> Tensor:
-    """Maximum over a rectangle, images (n, c, h, w)."""
-    return rectangle(images, width, height, torch.maximum)
-
-
-def rectangle(images: Tensor, width: int, height: int, pick: Pick) -> Tensor:
-    """Maximum or minimum (`pick`) over one rectangle, images (n, c, h, w).
-
-    On the CPU some planes at a time, in the same four buffers that stay in the cache.
-    """
-    if images.device.type != "cpu" or width == height == 1:
-        return _running(_running(images, [width], -1, pick)[width], [height], -2, pick)[height]
-    planes = images.reshape(-1, *images.shape[-2:])
-    found = torch.empty_like(planes)
-    count = max(1, BLOCK * torch.get_num_threads() // (planes[:1].numel() * planes.element_size()))
-    for start in range(0, len(planes), count):
-        block = planes[start : start + count]
-        if start == 0 or len(block) < count:
-            taken, passes, last = _workspace(block, width, height, pick)
-        taken.copy_(block)
-        for first, second, into in passes:
-            pick(first, second, out=into)
-        pick(*last, out=found[start : start + count])
-    return found.view(images.shape)
-
-
-def _workspace(planes: Tensor, width: int, height: int, pick: Pick) -> tuple[Tensor, list[Triple], Pair]:
-    """Lay out buffers for planes (b, h, w): where they go in, the passes between buffers, and what the last picks from.
-
-    First along the rows, then down the columns; for each the planes lie in one run of memory, and between two rows, or
-    two planes, lies a border that never wins: the end of the one and the beginning of the next. A column further is one
-    place further, a row further is a row's length; so a pass is one run over one piece of memory. What it makes of the
-    places in the border is never asked for.
-    """
-    b, h, w = planes.shape
-    limits = torch.finfo(planes.dtype) if planes.is_floating_point() else torch.iinfo(planes.dtype)
-    never = limits.min if pick is torch.maximum else limits.max
-    scratch = [planes.new_empty(b * max(h * (w + width), (h + height) * w)) for _ in range(2)]
-    taken, passes, last = planes, [], (planes, planes)
-    for size, along_rows in ((width, True), (height, False)):
-        if size == 1:
-            continue
-        border = size // 2
-        row, rows, step = (w + border, h, 1) if along_rows else (w, h + border, w)
-        field = planes.new_full((b * rows * row + (size - 1) // 2 * step,), never)
-        current, strides = field, (rows * row, row, 1)
-        inside = field.as_strided(planes.shape, strides, border * step)
-        if taken is planes:
-            taken = inside
-        else:
-            passes.append((*last, inside))
-        *shifts, final = [shift * step for shift in _steps(size)]
-        for shift in shifts:
-            into = scratch[len(passes) % 2][: len(current) - shift]
-            passes.append((current[: len(into)], current[shift:], into))
-            current = into
-        first, second = (current.as_strided(planes.shape, strides, shift) for shift in (0, final))
-        last = first, second
-    return taken, passes, last
-
-
-def _steps(size: int, reached: int = 1) -> list[int]:
+def _steps(size: int, reached: int) -> list[int]:
     """By how much to shift so that windows of `reached` grow to `size`."""
     steps = []
     while reached < size:
