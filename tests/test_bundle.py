@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import tomllib
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from andon import files
-from andon.bundle import Bundle, _seal
+from andon.bundle import DIGITS, FORMAT, MEMBERS, NEEDED, Bundle, Manifest, _seal
+from andon.calibration import Calibration
 from andon.engines import wire
 from andon.engines.runtime import Runtime, rebuilder
 from andon.errors import AndonError, BundleError
@@ -415,3 +417,14 @@ def test_a_weight_is_no_reference_whatever_its_bytes_are(members: dict[str, byte
         onnx.TensorProto(name=name, data_type=onnx.TensorProto.UINT8, dims=[400], raw_data=name.encode() * 40)
     )
     wire.check(model.SerializeToString())
+
+
+def test_the_page_on_the_format_is_complete() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z.]+)` \| (yes|no) \| (\d+) (MiB|GiB) \|", page, re.MULTILINE)
+    limits = {name: int(number) * 1024 ** (2 if unit == "MiB" else 3) for name, _, number, unit in rows}
+    assert limits == MEMBERS
+    assert sorted(name for name, needed, _, _ in rows if needed == "yes") == NEEDED
+    for field in (*Manifest.model_fields, *Calibration.model_fields):
+        assert f"`{field}`" in page
+    assert f"now {FORMAT}" in page and f"first {DIGITS} hexadecimal" in page

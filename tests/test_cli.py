@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 import andon
 from andon import cli
@@ -298,6 +299,29 @@ def test_the_help_teaches(capsys: Any) -> None:
         code, out, _ = run(capsys, command, "--help")
         assert code == 0
         assert len(out) > 150
+
+
+def test_the_help_lists_every_command_in_one_of_three_groups(capsys: Any) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    sections = {text.split(":\n")[0]: text.split(":\n")[1] for text in out.split("\n\n") if ":\n" in text}
+    listed = {
+        group: [line.split()[0] for line in sections[group].splitlines() if line[2:3].strip()] for group in cli.GROUPS
+    }
+    assert list(listed) == ["Inspect", "Measure", "Laboratory"]
+    assert {"train", "inspect"} <= set(listed["Inspect"]) and {"bench", "study"} <= set(listed["Laboratory"])
+    commands = typer.main.get_group(cli.app).commands
+    assert sorted(name for names in listed.values() for name in names) == sorted(commands)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_completion_of_the_shell(shell: str) -> None:
+    environment = {**os.environ, "_ANDON_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "andon ca"}
+    environment |= {"COMP_WORDS": "andon ca", "COMP_CWORD": "1", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    environment["_TYPER_COMPLETE_WORD_TO_COMPLETE"] = "ca"
+    call = "import sys; sys.argv = ['andon']; from andon.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "calibrate" in done.stdout and "inspect" not in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,51 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import andon
 from andon.cli import judging, making, measuring, proving
 from andon.errors import AndonError, out_of_memory
 
+GROUPS = {
+    "Inspect": (
+        judging.check,
+        making.preview,
+        making.train,
+        making.calibrate,
+        judging.inspect,
+        judging.show,
+        judging.detectors,
+    ),
+    "Measure": (judging.evaluate, measuring.compare, proving.plan, proving.sample, proving.accept, proving.msa),
+    "Laboratory": (measuring.cost,),
+}
+
+
+class Grouped(TyperGroup):
+    """Lists the commands by their groups, as plain text: the panels of typer would import rich."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write one section a group."""
+        commands: dict[str, Any] = self.commands  # type: ignore[assignment]  # all have a rich_help_panel
+        limit = formatter.width - 6 - max(map(len, commands))
+        for group in GROUPS:
+            with formatter.section(group):
+                formatter.write_dl(
+                    [
+                        (name, command.get_short_help_str(limit))
+                        for name, command in commands.items()
+                        if command.rich_help_panel == group
+                    ]
+                )
+
+
 app = typer.Typer(
+    cls=Grouped,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="""Visual inspection of manufactured parts, learnt from photographs of good parts.
@@ -31,27 +65,12 @@ app = typer.Typer(
     """,
 )
 features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
-app.add_typer(measuring.bench, name="bench")
-app.add_typer(measuring.study, name="study")
-app.add_typer(features_app, name="features")
-
-for command in (
-    making.train,
-    judging.inspect,
-    judging.evaluate,
-    judging.check,
-    making.preview,
-    making.calibrate,
-    judging.show,
-    judging.detectors,
-    measuring.compare,
-    measuring.cost,
-    proving.accept,
-    proving.msa,
-    proving.plan,
-    proving.sample,
-):
-    app.command()(command)
+for group, commands in GROUPS.items():
+    for command in commands:
+        app.command(rich_help_panel=group)(command)
+app.add_typer(measuring.bench, name="bench", rich_help_panel="Laboratory")
+app.add_typer(measuring.study, name="study", rich_help_panel="Laboratory")
+app.add_typer(features_app, name="features", rich_help_panel="Laboratory")
 features_app.command("build")(making.features_build)
 features_app.command("list")(making.features_list)
 
