@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup dev demo test slow format benchmark clean
+.PHONY: help setup dev demo site test slow format benchmark clean
 
 help:  ## list these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -23,6 +23,10 @@ dev: .venv/dev  ## the same with what tests and gradient training need
 demo: .venv/base  ## train on real solar cells, evaluate, write a report to demo/
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps elpv-dataset==1.0.0.post1
 	$(BIN)/python scripts/demo.py demo
+
+site: .venv/base locks/docs.txt  ## the documentation as pages, in build/site
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r locks/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 test: .venv/dev  ## the whole check: format, lint, types, tests
 	$(BIN)/ruff format --check
