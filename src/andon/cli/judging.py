@@ -86,9 +86,8 @@ def inspect(
                 target = overlays / shown.with_name(shown.name + ".png")
                 try:
                     files.make_folder(target.parent)
-                    image.write(
-                        target, render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
-                    )
+                    drawn = render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
+                    image.write(target, render.labelled(drawn, inspection, inspector.calibration.scores))
                 except AndonError as error:
                     failures.append(f"inspected, but without a heat map: {error}")
             if as_json:
