@@ -9,6 +9,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Literal, NamedTuple, Self
 
@@ -161,18 +162,19 @@ def _hatch(picture: Picture, where: Mask) -> None:
 
 
 def colour_bar(scale: Scale, height: int) -> Picture:
-    """Draw the colours of the scale, `height` pixels tall, with the values at its ends and at the threshold."""
+    """Draw the colours of the scale, `height` pixels tall, with raw values and levels at ends and threshold."""
     bar = np.full((height, 96, 3), 255, np.uint8)
     top, bottom = 12, height - 12
     values = np.linspace(scale.high, scale.low, max(bottom - top, 1), dtype=np.float32)
     bar[top:bottom, 10:28] = heat(values[:, None], scale)
-    for value in (scale.high, scale.threshold, scale.low):
+    for value, below in ((scale.high, 16), (scale.threshold, 16), (scale.low, -9)):
         y = round(top + (bottom - 1 - top) * (scale.high - value) / (scale.high - scale.low))
         marked = value == scale.threshold
         cv2.line(bar, (6 if marked else 28, y), (32, y), INK, 2 if marked else 1)
         text(bar, _short(value), (36, y + 4), 0.42)
+        text(bar, f"level {scale.level(value):.3g}", (36, y + below), 0.34)
         if marked:
-            text(bar, "threshold", (36, y + 17), 0.34)
+            text(bar, "threshold", (36, y + 28), 0.34)
     return _picture(bar)
 
 
@@ -192,7 +194,7 @@ def labelled(picture: Picture, inspection: Inspection, good: Sequence[float]) ->
             f"   {name} level {level:.2f}" for name, level in found.items()
         )
     width = picture.shape[1]
-    lines = [*_wrapped(words, width - 20), *_wrapped(inspection.source, width - 20)]
+    lines = [*_wrapped(words, width - 20), *_wrapped(Path(inspection.source).name, width - 20)]
     strip = np.full((LINE * len(lines) + 10, width, 3), 255, np.uint8)
     strip[:, :6] = COLOURS[inspection.verdict]
     for j, line in enumerate(lines):
