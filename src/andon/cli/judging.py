@@ -129,7 +129,7 @@ def evaluate(
     with progress_bars(quiet) as progress:
         evaluation = evaluating.evaluate(inspector, labelled, progress)
     if out:
-        report.write(evaluation, out)
+        report.write(evaluation, out, bundle.name)
     if as_json:
         print(files.strict_json(evaluation.metrics, indent=1))
     elif not quiet:
