@@ -217,7 +217,7 @@ def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) 
             bar=False,
         )
         photo = render.fit(render.display(picture.pixels), SIDE)
-        drawn = [pages.data(render.encode(each, "jpg"), "jpeg") for each in (photo, heat)]
+        left, right = (pages.data(render.encode(each, "jpg"), "jpeg") for each in (photo, heat))
         found = render.levels(row.score, inspector.calibration.scores, inspector.thresholds)
-        cards.append(Card(row, *drawn, found))
+        cards.append(Card(row, left, right, found))
     return Gallery(title, words, cards)
