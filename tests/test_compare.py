@@ -110,6 +110,8 @@ def test_page_of_two_bundles(parts: Path, bundle_file: Path, tmp_path: Path) -> 
     for words in ("ring", "still", "memory-bank", "variation", "Paired bootstrap", "Typical defects", "<svg"):
         assert words in page
     assert page.count('class="panel"') >= 4
+    assert page.count('class="open"') == page.count('class="shut"') == page.count('class="panel"')  # each enlarges
+    assert page.count("review level") == 2 * page.count('class="panel"')
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "<script" not in page
     assert page.index("image AUROC") < page.index("Do they differ")
 

@@ -17,6 +17,7 @@ from andon import Inspector, Verdict
 from andon.bundle import Bundle
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, BundleError, ImageError
+from andon.geometry.views import Geometry
 from andon.inspection import Pixels, Scores
 from andon.pictures import image
 from andon.recipe import Decision, InputRule, Recipe
@@ -72,6 +73,38 @@ def test_other_rates_change_the_verdict_and_not_the_score(bundle_file: Path) -> 
     assert before.decision != after.decision == Inspector.load(bundle_file).decide(decision).inspect(pixels).decision
     with pytest.raises(FrozenInstanceError):
         inspector.decision = decision  # type: ignore[misc]
+
+
+def test_specks_are_counted_and_change_no_verdict(bundle_file: Path) -> None:
+    inspector = Inspector.load(bundle_file)
+    limits = {"review_threshold": -1.0, "reject_threshold": 1e9}
+    scratch = scratched(1)[0]
+    below = float(np.nextafter(np.nanmax(inspector.inspect(scratch).anomaly_map), np.float32(0)))  # one pixel's peak
+    listed = {}
+    for min_area in ("auto", 0):
+        decision = Decision(**limits, pixel_threshold=below, min_area=min_area)
+        found = inspector.decide(decision).inspect(scratch)
+        listed[min_area] = (len(found.regions), found.removed_regions, found.verdict)
+    assert listed == {"auto": (0, 1, Verdict.REVIEW), 0: (1, 0, Verdict.REVIEW)}
+
+
+@pytest.mark.parametrize(
+    ("geometry", "expected"),
+    [
+        (Geometry(size=128), 16 * 512 * 256 / 128**2),
+        (Geometry(size=128, aspect="keep"), 16 * 4**2),
+        (Geometry(size=128, crop=(0, 0, 64, 64)), 4),
+        (Geometry(size=128, tiles=True), 16),
+    ],
+)
+def test_the_least_area_follows_what_a_pixel_of_a_tile_covers(
+    bundle_file: Path, geometry: Geometry, expected: int
+) -> None:
+    inspector = Inspector.load(bundle_file)
+    other = replace(inspector.bundle, recipe=inspector.recipe.model_copy(update={"geometry": geometry}))
+    resized = replace(inspector, bundle=other, scorer=inspector.scorer)
+    assert resized.min_area((256, 512)) == expected
+    assert resized.decide(Decision(min_area=7)).min_area((256, 512)) == 7
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

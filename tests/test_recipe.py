@@ -101,6 +101,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ('[data]\nimages = "C:\\temp"', "data.images = 'C:\\temp': holds a control character. In double quotes a"),
         ('[data]\ngroups = "\\bpart"', "data.groups = '\\x08part': holds a control character."),
         ('[decision]\nreview_rate = "0.05"', "decision.review_rate = '0.05': Input should be a valid number"),
+        ("[decision]\nmin_area = -3", "decision.min_area"),
         ("[decision]\npixel_threshold = inf", "decision.pixel_threshold = inf: expected a finite number"),
         (
             'detector = "variation"',

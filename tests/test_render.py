@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from andon import render
-from andon.inspection import Region
+from andon.inspection import Inspection, Region, Thresholds, Verdict
 from andon.render import Scale
 
 SCALE = Scale.of(1.0, 3.0)
@@ -142,3 +142,48 @@ def test_captions_need_not_be_valid_unicode() -> None:
     picture = np.zeros((20, 20, 3), np.uint8)
     sheet = render.contact_sheet([picture] * 2, ["l\udcff" * 200, "良品"], 2)
     assert sheet.shape[2] == 3
+
+
+def inspected(source, verdict=Verdict.REVIEW, score=5.0):
+    return Inspection(source, verdict, score, 0.1, Thresholds(4.0, 9.0, 3.0), blob(), (region(),), 0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["Gehäuse.png", "良品.png", "Деталь.png", "합격.png", "Geha\u0308use.png"])
+def test_letters_of_many_languages_are_drawn_as_they_are(name):
+    written, marked = np.zeros((2, 60, 400), np.uint8)
+    render.text(written, name, (5, 40), 0.8, 255)
+    render.text(marked, name.encode("ascii", "replace").decode(), (5, 40), 0.8, 255)
+    assert (written != marked).any()
+    assert render._drawable(name).isprintable() and "\\" not in render._drawable(name)
+
+
+def test_what_the_font_lacks_is_written_as_its_code():
+    assert render._drawable("a\udcff ไ\n.png") == "a\\udcff \\u0e44\\n.png"
+
+
+def test_a_strip_above_the_picture_hides_nothing_of_it():
+    picture = np.full((50, 300, 3), 7, np.uint8)
+    short, long = (render.labelled(picture, inspected(name), [1.0, 2.0, 3.0]) for name in ("a.png", "良" * 60 + ".png"))
+    for made in (short, long):
+        np.testing.assert_array_equal(made[-50:], picture)
+        assert (made[:-50, :6] == render.COLOURS[Verdict.REVIEW]).all()
+        assert (made[:-50, -3:] == 255).all()  # no letter is cut off at the edge
+    assert len(long) > len(short) + 2 * render.LINE
+    other = render.labelled(picture, inspected("a.png", score=5.5), [1.0, 2.0, 3.0])
+    assert other.shape == short.shape and (other != short).any()
+    render.labelled(picture[:, :10], inspected("a", Verdict.INVALID, np.nan), [1.0])
+
+
+def test_levels_are_0_at_typical_good_scores_and_1_at_the_threshold():
+    limits = Thresholds(review=-4.0, reject=np.inf, pixel=0.0)
+    assert render.levels(-4.0, [-9.0, -8.0, -6.0], limits) == {"review": 1.0}
+    assert render.levels(-8.0, [-9.0, -8.0, -6.0], limits._replace(reject=0.0)) == {"review": 0.0, "reject": 0.0}
+    assert render.levels(3.0, [5.0], limits) == {}
+
+
+def test_the_heat_map_never_hides_the_picture_beneath():
+    """Even at the top of the scale most of the contrast of a fine pattern is left."""
+    pixels = np.where(np.arange(90) % 2, np.uint8(200), np.uint8(100))[None, :, None].repeat(60, 0)
+    picture = render.overlay(pixels, blob(value=50.0), SCALE, side=90, bar=False).astype(int)
+    inside = picture[22:28, 42:58]
+    assert (abs(inside[:, ::2] - inside[:, 1::2]) > 50).all()

@@ -83,7 +83,30 @@ def test_report_needs_nothing_else_and_may_load_nothing_else(painted):
     for _, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href"):
-            assert attributes.get(name, "data:image/").startswith(("data:image/", "#errors"))
+            assert attributes.get(name, "data:image/").startswith(("data:image/", "#"))
+
+
+def test_every_pair_of_pictures_enlarges_on_a_click_and_shrinks_on_the_next(painted):
+    page = page_of(painted)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    links = [attributes["href"][1:] for tag, attributes in page.tags if tag == "a"]
+    assert len(ids) == len(set(ids))
+    assert sorted(links) == sorted(ids)
+    assert len(links) == 2 * 11
+
+
+def test_report_names_date_bundle_software_thresholds_and_levels(painted):
+    evaluation = evaluate(FakeInspector(), dataset.load(painted))
+    page = Page(report.html(evaluation, "ring <2>.andon").decode())
+    assert "Thresholds: REVIEW above a score of 36, REJECT above 38." in page.text
+    assert "bundle ring <2>.andon , digest 0123456789ab" in page.text
+    assert re.search(r"evaluated \d{4}-\d\d-\d\d \d\d:\d\d UTC with andon \S+, onnxruntime \d", page.text)
+    assert ", 0 regions test/good/037.png review level 1.06 reject level 0.94" in page.text
+    assert "A region alone stops no part." in page.text
+    assert "what 4 × 4 pixels of the detector's tile cover (decision.min_area)" in page.text
+    by_hand = page_of(painted, FakeInspector(Decision(min_area=30)))
+    assert "30 pixels of the image (decision.min_area)" in by_hand.text
+    assert "REJECT above" not in by_hand.text  # too few held-out parts for 1 %
 
 
 def test_names_are_text_and_never_markup(tmp_path):

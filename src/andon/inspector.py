@@ -20,7 +20,7 @@ from andon.geometry.tiling import Place
 from andon.geometry.views import Geometry, Placement
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
-from andon.recipe import Decision, Recipe
+from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
 
 
@@ -142,6 +142,13 @@ class Inspector:
         """The scale of all heat maps."""
         return Scale.of(self.calibration.typical, self.thresholds.pixel)
 
+    def min_area(self, frame: tuple[int, ...]) -> int:
+        """The smallest region that is listed of an image (H, W), in its pixels."""
+        chosen = self.decision.min_area
+        if chosen != "auto":
+            return chosen
+        return round(SPECK**2 * tiling.covered((frame[0], frame[1]), self.recipe.geometry))
+
     def promises(self) -> list[str]:
         """Say which false-reject rates hold, on how many parts that rests, and how far one calibration varies."""
         return self.calibration.describe(self.decision)
@@ -189,7 +196,7 @@ class Inspector:
         """Decide on a scan; without one the image is INVALID."""
         anomaly_map = found.anomaly_map if found else np.full(read.pixels.shape[:2], np.nan, np.float32)
         score = found.score if found else np.nan
-        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.decision.min_area)
+        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.min_area(anomaly_map.shape))
         return Inspection(
             source=read.name,
             verdict=calibration.judge(score, self.thresholds) if found else Verdict.INVALID,

@@ -20,6 +20,7 @@ WIDE = 1000  # characters of a line that is shown whole
 BACKSLASH = "In double quotes a backslash begins an escape: write paths and patterns in single quotes, or paths with /."
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
+SPECK = 4  # pixels of a tile: a region smaller than a square of this side is finer than detectors resolve
 CROSS_BELOW = 500  # good parts; of as many or more, a fifth held out supports the default rates
 
 
@@ -83,7 +84,8 @@ class Decision(BaseModel):
     pixel_threshold: Threshold | None = None
     per: Literal["image", "part"] = "image"  # unit of the rates: any one image of a new part, or its worst image
     reject_unsupported: bool = False  # REJECT beyond all held-out parts, though they are too few for reject_rate
-    min_area: Annotated[int, Field(ge=0)] = 0  # pixels of the image; smaller regions are counted, not shown
+    # pixels of the image; smaller regions are counted, not shown. "auto": what SPECK × SPECK pixels of a tile cover
+    min_area: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -6,14 +6,18 @@ the same in gray and by colour-blind people.
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from statistics import median
 from typing import Literal, NamedTuple, Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon.inspection import Array, Pixels, Region
+from andon.inspection import Array, Inspection, Pixels, Region, Thresholds, Verdict
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Mask = NDArray[np.bool_]
@@ -22,7 +26,14 @@ REGION = (0, 255, 255)  # cyan is not among the heat map's colours
 TRUTH = (255, 255, 255)
 INK = (40, 40, 40)
 THRESHOLD_AT = 0.5  # where on the scale the pixel threshold lies
-OPACITY = 0.65  # of the heat map at and above the threshold; below, it fades out towards the low end
+OPACITY = 0.45  # of the heat map at and above the threshold, so that the defect shows; below, it fades out
+FONT, LINE = 0.5, 20  # of the strip above an overlay: size of its letters, pixels from line to line
+COLOURS = {
+    Verdict.PASS: (47, 125, 79),
+    Verdict.REVIEW: (138, 109, 0),
+    Verdict.REJECT: (179, 38, 30),
+    Verdict.INVALID: (92, 102, 112),
+}
 
 
 class Scale(NamedTuple):
@@ -45,6 +56,20 @@ class Scale(NamedTuple):
         """Where values lie on the scale: 0 at the low end, 1 at the high end, clipped; NaN stays."""
         placed: Array = np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
         return placed
+
+    def level(self, value: float) -> float:
+        """A value in units of the threshold: 0 at the low end, 1 at the threshold."""
+        return (value - self.low) / (self.threshold - self.low)
+
+
+def levels(score: float, good: Sequence[float], thresholds: Thresholds) -> dict[str, float]:
+    """A score in units of each of its thresholds: 0 is the middle of the held-out `good` scores, 1 the threshold.
+
+    A threshold that is infinite, or not above that middle, has no such unit and is left out.
+    """
+    middle = median(good)
+    limits = {"review": thresholds.review, "reject": thresholds.reject}
+    return {name: Scale.of(middle, at).level(score) for name, at in limits.items() if middle < at < math.inf}
 
 
 def heat(anomaly_map: Array, scale: Scale) -> Picture:
@@ -137,18 +162,19 @@ def _hatch(picture: Picture, where: Mask) -> None:
 
 
 def colour_bar(scale: Scale, height: int) -> Picture:
-    """Draw the colours of the scale, `height` pixels tall, with the values at its ends and at the threshold."""
+    """Draw the colours of the scale, `height` pixels tall, with raw values and levels at ends and threshold."""
     bar = np.full((height, 96, 3), 255, np.uint8)
     top, bottom = 12, height - 12
     values = np.linspace(scale.high, scale.low, max(bottom - top, 1), dtype=np.float32)
     bar[top:bottom, 10:28] = heat(values[:, None], scale)
-    for value in (scale.high, scale.threshold, scale.low):
+    for value, below in ((scale.high, 16), (scale.threshold, 16), (scale.low, -9)):
         y = round(top + (bottom - 1 - top) * (scale.high - value) / (scale.high - scale.low))
         marked = value == scale.threshold
         cv2.line(bar, (6 if marked else 28, y), (32, y), INK, 2 if marked else 1)
         text(bar, _short(value), (36, y + 4), 0.42)
+        text(bar, f"level {scale.level(value):.3g}", (36, y + below), 0.34)
         if marked:
-            text(bar, "threshold", (36, y + 17), 0.34)
+            text(bar, "threshold", (36, y + 28), 0.34)
     return _picture(bar)
 
 
@@ -159,13 +185,57 @@ def _short(value: float) -> str:
     return plain if len(plain) <= 7 else f"{value:.1e}"
 
 
+def labelled(picture: Picture, inspection: Inspection, good: Sequence[float]) -> Picture:
+    """Set a strip above a picture, with verdict, score and file name; it hides no pixel. `good`: held-out scores."""
+    words = inspection.verdict.value
+    if not math.isnan(inspection.score):
+        found = levels(inspection.score, good, inspection.thresholds)
+        words += f"   score {inspection.score:.4g}" + "".join(
+            f"   {name} level {level:.2f}" for name, level in found.items()
+        )
+    width = picture.shape[1]
+    lines = [*_wrapped(words, width - 20), *_wrapped(Path(inspection.source).name, width - 20)]
+    strip = np.full((LINE * len(lines) + 10, width, 3), 255, np.uint8)
+    strip[:, :6] = COLOURS[inspection.verdict]
+    for j, line in enumerate(lines):
+        text(strip, line, (14, LINE * (j + 1)), FONT)
+    return _picture(np.vstack([strip, picture]))
+
+
+def _wrapped(words: str, width: int) -> list[str]:
+    """Break words into lines of at most `width` pixels, or of one letter."""
+    lines = [""]
+    for letter in _drawable(words):
+        if lines[-1] and _width(lines[-1] + letter, FONT) > width:
+            lines.append("")
+        lines[-1] += letter
+    return lines
+
+
 def text(picture: Picture, words: str, at: tuple[int, int], size: float, colour: tuple[int, int, int] = INK) -> None:
-    """Write a line from its lower left corner (x, y); characters that the font lacks become question marks."""
-    cv2.putText(picture, _ascii(words), at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+    """Write a line from its lower left corner (x, y); a character that the font lacks is written as its code."""
+    cv2.putText(picture, _drawable(words), at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
-def _ascii(words: str) -> str:
-    return words.encode("ascii", "replace").decode()  # OpenCV has no other letters, and crashes on invalid Unicode
+def _width(words: str, size: float) -> int:
+    return int(cv2.getTextSize(words, cv2.FONT_HERSHEY_SIMPLEX, size, 1)[0][0])
+
+
+def _drawable(words: str) -> str:
+    """Write each character that OpenCV cannot draw as its code, as in \\u0e44."""
+    letters = unicodedata.normalize("NFC", words)
+    return "".join(x if _known(x) else x.encode("unicode_escape").decode() for x in letters)
+
+
+@cache
+def _known(letter: str) -> bool:
+    """Whether OpenCV's font has a letter: others are drawn as a question mark. Invalid Unicode crashes it."""
+    if letter.isascii() or not letter.isprintable():
+        return letter.isprintable()
+    drawn = np.zeros((2, 48, 48), np.uint8)
+    for canvas, each in zip(drawn, (letter, "?"), strict=True):
+        cv2.putText(canvas, each, (8, 32), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 1)
+    return bool((drawn[0] != drawn[1]).any())
 
 
 def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns: int, side: int = 320) -> Picture:
@@ -181,11 +251,11 @@ def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns:
     y = gap
     for row, height in zip(rows, heights, strict=True):
         for j, (picture, words) in enumerate(zip(fitted[row], captions[row], strict=True)):
-            caption = _ascii(words)
+            caption = _drawable(words)
             h, w = picture.shape[:2]
             x = gap + j * (wide + gap)
             sheet[y : y + h, x : x + w] = picture
-            while cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)[0][0] > wide:
+            while _width(caption, 0.45) > wide:
                 caption = caption[:-3].rstrip(".") + ".."
             text(sheet, caption, (x, y + height - line), 0.45)
         y += height

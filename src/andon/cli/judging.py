@@ -86,9 +86,8 @@ def inspect(
                 target = overlays / shown.with_name(shown.name + ".png")
                 try:
                     files.make_folder(target.parent)
-                    image.write(
-                        target, render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
-                    )
+                    drawn = render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
+                    image.write(target, render.labelled(drawn, inspection, inspector.calibration.scores))
                 except AndonError as error:
                     failures.append(f"inspected, but without a heat map: {error}")
             if as_json:
@@ -130,7 +129,7 @@ def evaluate(
     with progress_bars(quiet) as progress:
         evaluation = evaluating.evaluate(inspector, labelled, progress)
     if out:
-        report.write(evaluation, out)
+        report.write(evaluation, out, bundle.name)
     if as_json:
         print(files.strict_json(evaluation.metrics, indent=1))
     elif not quiet:

@@ -23,7 +23,7 @@ from andon.pictures import image
 from andon.pictures.image import Image
 from andon.render import Picture
 
-SIDE = 300  # pixels, the longer side of a picture
+SIDE = 480  # pixels, the longer side of a picture
 DISAGREED, TYPICAL, GOOD = 6, 6, 3  # images in each section of panels
 VECTORS = {"latent": "latent vectors", "embedding": "embeddings"}  # outputs of a graph, in words
 PERPLEXITY = 30.0  # of t-SNE: about how many neighbours count
@@ -37,6 +37,7 @@ class Shown(NamedTuple):
     reconstruction: str  # data URI, or nothing where the detector has none
     verdict: Verdict
     score: float
+    levels: dict[str, float]  # of the score, see `render.levels`
     above: float  # share of the good images that score lower
 
 
@@ -246,9 +247,9 @@ class _Draw:
             )
             again = self._reconstruction(name, inspector, picture)
             share = float(self._above[i, j])
-            shown.append(
-                Shown(_jpeg(overlay), _jpeg(again) if again is not None else "", found.verdict, found.score, share)
-            )
+            levels = render.levels(found.score, inspector.calibration.scores, found.thresholds)
+            made = _jpeg(again) if again is not None else ""
+            shown.append(Shown(_jpeg(overlay), made, found.verdict, found.score, levels, share))
         return Panel(row.name, row.defect, _jpeg(photo), shown)
 
     def _reconstruction(self, name: str, inspector: Inspector, picture: Image) -> Picture | None:

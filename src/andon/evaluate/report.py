@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from andon import files, pages, render
+from andon.bundle import versions
 from andon.calibration import percent
 from andon.errors import ImageError
 from andon.evaluate import metrics, plots
@@ -18,7 +20,7 @@ from andon.inspection import Verdict
 from andon.inspector import Inspector
 
 SHOWN = 12  # pictures in a gallery
-SIDE = 420  # pixels, the longer side of a picture
+SIDE = 640  # pixels, the longer side of a picture; shown smaller until it is clicked
 BANDS = 9  # rows of histograms; rarer types of defect share the last
 
 
@@ -28,6 +30,7 @@ class Card(NamedTuple):
     row: Row
     photo: str  # data URI
     overlay: str
+    levels: dict[str, float]  # of the score, see `render.levels`
 
 
 class Gallery(NamedTuple):
@@ -38,22 +41,28 @@ class Gallery(NamedTuple):
     cards: list[Card]
 
 
-def write(evaluation: Evaluation, folder: str | Path) -> None:
-    """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is made if need be."""
+def write(evaluation: Evaluation, folder: str | Path, bundle: str = "") -> None:
+    """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is made if need be.
+
+    `bundle` is the name of the bundle's file.
+    """
     folder = Path(folder)
     files.make_folder(folder)
-    page = html(evaluation)  # takes longest, and an interruption here leaves nothing
+    page = html(evaluation, bundle)  # takes longest, and an interruption here leaves nothing
     files.write(folder / "metrics.json", evaluation.json())
     files.write(folder / "scores.csv", evaluation.csv())
     files.write(folder / "report.html", page)
 
 
-def html(evaluation: Evaluation) -> bytes:
+def html(evaluation: Evaluation, bundle: str = "") -> bytes:
     """Make the page. Every name and message in it is escaped: files may be called anything."""
     inspector = evaluation.inspector
     return pages.render(
         "report.html",
         evaluation=evaluation,
+        bundle=bundle,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        versions=versions(),
         metrics=evaluation.metrics,
         defects=sorted(evaluation.metrics["defects"].items(), key=lambda item: item[1]["auroc"] or 0),
         headline=headline(evaluation),
@@ -72,7 +81,7 @@ def html(evaluation: Evaluation) -> bytes:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """The answer in two sentences: what slips through, what is stopped for nothing, and how well scores rank."""
+    """What slips through and what is stopped for nothing, at which threshold; and how well scores rank."""
     unit, decision = promised_unit(evaluation.metrics)
     escapes, stopped = decision["review"]["escapes"], decision["review"]["false_rejects"]
     ranked = evaluation.metrics["image"]
@@ -80,7 +89,11 @@ def headline(evaluation: Evaluation) -> str:
         f"At the review threshold {escapes['n'] - escapes['count']} of {escapes['n']} defective {unit} are caught, "
         f"and {stopped['count']} of {stopped['n']} good {unit} are stopped."
     )
-    return sentence if ranked["auroc"] is None else f"{sentence} Image AUROC {ranked['auroc']:.4f}."
+    if ranked["auroc"] is not None:
+        sentence += f" Image AUROC {ranked['auroc']:.4f}."
+    review, reject = evaluation.inspector.thresholds[:2]
+    limits = f"REVIEW above a score of {review:.4g}" + (f", REJECT above {reject:.4g}" if math.isfinite(reject) else "")
+    return f"{sentence} Thresholds: {limits}."
 
 
 def broken_promises(evaluation: Evaluation) -> list[str]:
@@ -204,5 +217,7 @@ def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) 
             bar=False,
         )
         photo = render.fit(render.display(picture.pixels), SIDE)
-        cards.append(Card(row, *(pages.data(render.encode(drawn, "jpg"), "jpeg") for drawn in (photo, heat))))
+        left, right = (pages.data(render.encode(each, "jpg"), "jpeg") for each in (photo, heat))
+        found = render.levels(row.score, inspector.calibration.scores, inspector.thresholds)
+        cards.append(Card(row, left, right, found))
     return Gallery(title, words, cards)

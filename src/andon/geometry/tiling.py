@@ -43,6 +43,15 @@ def places(view: Placement, geometry: Geometry) -> Iterator[Place]:
                 yield Place((x, y, w, h), (0, 0, w, h))
 
 
+def covered(frame: tuple[int, int], geometry: Geometry) -> float:
+    """How many pixels of an image (H, W) one pixel of a tile covers; registered parts count as in their reference."""
+    if geometry.tiles:
+        return 1.0
+    w, h = geometry.crop[2:] if geometry.crop else (frame[1], frame[0])
+    inner = _whole((h, w), geometry).inner
+    return h * w / (inner[2] * inner[3])
+
+
 def batches(pieces: Iterable[T], t: int) -> Iterator[list[T]]:
     """Put tiles of `t` pixels a side, or what comes with them, together by what memory bears, at least one."""
     pieces = iter(pieces)
