@@ -240,8 +240,8 @@ def test_one_appraiser_of_several_can_be_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("agreement", "message"),
     [
-        ("", "agrees on no rate"),
-        ("[slip]\n", "agrees on no rate"),
+        ("", "contains no agreed rate"),
+        ("[slip]\n", "contains no agreed rate"),
         ("false_rejects = 0\n", "false_rejects = 0: Input should be greater"),
         ("false_rejects = 5\n", "false_rejects = 5: Input should be less than or equal to 0.5"),
         ("false_rejects = nan\n", "false_rejects = nan: expected a finite number"),
@@ -255,7 +255,7 @@ def test_one_appraiser_of_several_can_be_named(tmp_path: Path) -> None:
         ("false_rejects = 0.01\nlimit_samples = [{part = 'a'}]\n", "limit_samples.0.expected: not there"),
         (
             "false_rejects = 0.01\nlimit_samples = [{part='a', expected='passed'}, {part='a', expected='stopped'}]\n",
-            "'a' stands there twice",
+            "'a' is listed twice",
         ),
         ("false_rejects = \n", "not TOML"),
         ("false_rejects = 0.01\nbundle = 'nowhere.andon'\n", "nowhere.andon"),

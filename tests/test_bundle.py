@@ -109,7 +109,7 @@ def foreign_member(members: dict[str, bytes]) -> None:
         (lambda data: rewritten(data, lambda m: resealed(m, format=99), True), "bundle format 99; this andon reads"),
         (lambda data: rewritten(data, lambda m: resealed(m, digests={}), True), "lacks the digest of a member"),
         (lambda data: rewritten(data, bent_calibration, True), "40 parts, 40 scores and 0 peaks; expected as many"),
-        (lambda data: rewritten(data, lambda m: None, True, zipfile.ZIP_LZMA), "packed in a way no bundle is"),
+        (lambda data: rewritten(data, lambda m: None, True, zipfile.ZIP_LZMA), "a method that bundles do not use"),
         (
             lambda data: rewritten(data, lambda m: m.update({"recipe.toml": bytes(17 << 20)}), True, DEFLATED),
             "recipe.toml would unpack to more than 16 MiB",
@@ -146,7 +146,7 @@ def test_only_a_bundle_is_overwritten_by_one(bundle_file: Path, tmp_path: Path, 
     for _ in range(2):
         bundle.save(place)
     place.write_bytes(there)
-    with pytest.raises(BundleError, match="no bundle; it is not overwritten"):
+    with pytest.raises(BundleError, match="not a bundle exists here; it is not overwritten"):
         bundle.save(place)
     assert place.read_bytes() == there
 

@@ -355,7 +355,7 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["inspect", "{bundle}", "{parts}/test/good", "--out", "{bundle}"], "the folder cannot be made: a file is in"),
         (["evaluate", "{bundle}", "{parts}", "--out", "{bundle}"], "the folder cannot be made: a file is in its place"),
         (["train", "x" * 300, "-o", "{empty}/b"], "there is nothing here"),
-        (["train", "{parts}", "-o", "{parts}/test/good/100.png"], "there is a file here that is no bundle"),
+        (["train", "{parts}", "-o", "{parts}/test/good/100.png"], "a file that is not a bundle exists here"),
         (["train", "{parts}", "-o", "x" * 300], "file name too long"),
         (["train", "{parts}", "--groups", "(" + "x" * 300 + ")"], "no match"),
         (["calibrate", "{bundle}", "--min-area", "3", "-o", "{parts}/test/good/100.png"], "it is not overwritten"),

@@ -95,7 +95,7 @@ def test_records_as_csv_with_columns_added(tmp_path: Path) -> None:
         ("", "no column verdict"),
         ("part,verdict\n", "no rows"),
         ("part\n1\n", "no column verdict"),
-        ("part,verdict,part\n1,PASS,1\n", "column part stands there twice"),
+        ("part,verdict,part\n1,PASS,1\n", "column part is listed twice"),
         ("part,refrence,verdict\n1,good,PASS\n", "Did you mean 'reference'"),
         ("part,verdict\n1,PAS\n", "line 2: unknown verdict 'PAS'. Did you mean 'PASS'"),
         ("part,verdict\n1,\n", "line 2: unknown verdict ''"),

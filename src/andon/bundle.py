@@ -177,7 +177,9 @@ def check_place(path: str | Path) -> None:
             file.seek(max(0, file.seek(0, io.SEEK_END) - len(_seal(b""))))
             end = file.read()
     if end and not end.startswith(_SEALED):  # an empty file is free to take
-        raise BundleError(f"{path}: there is a file here that is no bundle; it is not overwritten. Name another place.")
+        raise BundleError(
+            f"{path}: a file that is not a bundle exists here; it is not overwritten. Name another place."
+        )
 
 
 def _verify(manifest: Manifest, members: dict[str, bytes], path: Path) -> None:
@@ -235,7 +237,9 @@ def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
                 )
             for name, entry in entries.items():
                 if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise BundleError(f"{path}: {name} is encrypted or packed in a way no bundle is; refused.")
+                    raise BundleError(
+                        f"{path}: {name} is encrypted, or compressed by a method that bundles do not use; refused."
+                    )
                 if entry.file_size > MEMBERS[name]:
                     raise BundleError(f"{path}: {name} would unpack to more than {MEMBERS[name] >> 20} MiB; refused.")
             members = {name: archive.read(entry) for name, entry in entries.items()}

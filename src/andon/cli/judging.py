@@ -190,7 +190,7 @@ def show(bundle: BundleFile, as_json: AsJson = False) -> None:
 
 def detectors(
     name: Annotated[
-        str | None, typer.Argument(help="One of them: its settings and presets.", show_default=False)
+        str | None, typer.Argument(help="Name of a detector, to show its settings and presets.", show_default=False)
     ] = None,
 ) -> None:
     """List the detectors, or the settings of one."""

@@ -27,7 +27,7 @@ def train(
     groups: Groups = None,
     good: Good = None,
     device: Annotated[
-        str, typer.Option(help="For detectors trained by gradient: cpu, cuda, …; default: the best there is.")
+        str, typer.Option(help="For detectors trained by gradient: cpu, cuda, …; default: the best one available.")
     ] = "",
     time: Annotated[
         str, typer.Option(help="Train by gradient for this long, as 90s, 10m or 2h, instead of for its steps.")
@@ -157,7 +157,7 @@ def features_build(
     weights: Annotated[
         Path | None, typer.Option(help="A network of timm: the file of its weights.", show_default=False)
     ] = None,
-    sha256: Annotated[str, typer.Option(help="What that file must have.", show_default=False)] = "",
+    sha256: Annotated[str, typer.Option(help="Expected SHA-256 of that file.", show_default=False)] = "",
 ) -> None:
     """Build the feature graph of a further network. Needs: pip install 'andon[train]'.
 

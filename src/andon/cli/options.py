@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 BundleFile = Annotated[Path, typer.Argument(help="A bundle made by `andon train`.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no sentences; errors and warnings only.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For machines: JSON on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for other programs.")]
 Groups = Annotated[
     str | None,
     typer.Option(
         help="Which images show one part, lot or session: a CSV file (columns stem or path, and group), or a regular "
-        "expression on the path whose first bracket is the group. Groups are never split.",
+        "expression on the path whose first bracket is the group. A group is never divided between learning and "
+        "calibration.",
         show_default=False,
     ),
 ]
@@ -30,7 +31,7 @@ Good = Annotated[
         show_default=False,
     ),
 ]
-EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="What runs the graph.")]
+EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="Inference engine.")]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: as many as there are cores.")]
 
 

@@ -17,8 +17,8 @@ def plan(
     false_rejects: Annotated[
         float | None, typer.Option(help="Share of good parts that may be stopped.", show_default=False)
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of each proof.")] = 0.95,
-    failures: Annotated[int, typer.Option(help="The table goes up to so many failures allowed.")] = 5,
+    confidence: Annotated[float, typer.Option(help="Confidence of each proof, such as 0.95.")] = 0.95,
+    failures: Annotated[int, typer.Option(help="Largest number of allowed failures in the table.")] = 5,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for plan.html and plan.json.", show_default=False)
     ] = None,
@@ -56,14 +56,14 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random sample.")] = 0,
     decided_by: Annotated[
         str,
         typer.Option(
             help="Take the records of this bundle or decision: the first digits of its digest.", show_default=False
         ),
     ] = "",
-    confidence: Annotated[float, typer.Option(help="Of each interval of an estimate.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence of each interval of an estimate, such as 0.95.")] = 0.95,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -117,7 +117,7 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
     root = Path(root)
     if not files.is_folder(root):
         found = "a file" if files.is_file(root) else "nothing"
-        raise DatasetError(f"{root}: there is {found} here; expected a folder of images. Check the path.")
+        raise DatasetError(f"{root}: found {found}; expected a folder of images. Check the path.")
     names = Names(good)
     try:
         contents = folders.scan(root, names)
@@ -252,7 +252,7 @@ def _from_pattern(root: Path, samples: Sequence[Sample], pattern: str) -> list[s
     try:
         search = re.compile(pattern)
     except re.error as error:
-        raise DatasetError(f"group pattern '{pattern}': not a regular expression: {error}. Mend it.") from None
+        raise DatasetError(f"group pattern '{pattern}': not a regular expression: {error}. Correct it.") from None
     if not search.groups:
         raise DatasetError(
             f"group pattern '{pattern}': nothing in it is in brackets; expected one capture group. "

@@ -146,8 +146,8 @@ class DefectTiles:
             if not any(mask.any() for _, mask in pieces):
                 warn(
                     f"left out: {read.name}: nothing of what its mask marks is left in its tiles; expected a defect "
-                    "inside the crop and the region of interest. Correct them or the mask; of a speck, raise "
-                    "geometry.size."
+                    "inside the crop and the region of interest. Correct them or the mask. If the defect is very "
+                    "small, raise geometry.size."
                 )
                 continue
             self._slots += [(store.put(tile), store.put(mask)) for tile, mask in pieces]

@@ -94,7 +94,7 @@ def choose(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise AndonError(
             f"device '{name}' cannot be used: {reason}. Expected 'cpu', or 'cuda' on a machine with an NVIDIA GPU and "
-            "a torch built for it. Leave the device out to take the best there is."
+            "a torch built for it. Leave the device out to use the best one available."
         ) from None
     return device
 
@@ -136,8 +136,8 @@ class Loop:
         learn, held = split(tiles.groups, s.hold_out, self._seed)
         if s.hold_out and not len(held):
             run.tell(
-                f"nothing is held out for early stopping, which takes {FEWEST} parts, and as many defective ones where "
-                "those are learnt from: the last weights are kept"
+                f"nothing is held out for early stopping: it needs {FEWEST} good parts, and {FEWEST} defective parts "
+                "if the detector learns from them. The last weights are kept"
             )
         feed = Feed(pixels, learn, s.batch, self._seed, run.augment)
         identity = (
@@ -268,14 +268,14 @@ class Loop:
         batch, state = self._schedule.batch, self.state
         if state.pieces >= batch:
             raise TrainingError(
-                f"out of memory on {self.device}, even with one tile at a time. Take a smaller geometry.size or a "
+                f"out of memory on {self.device}, even with one tile at a time. Use a smaller geometry.size or a "
                 "smaller network, or a device with more memory."
             )
         state.pieces = min(2 * state.pieces, batch)
         if self._cuda:
             torch.cuda.empty_cache()
         size = math.ceil(batch / state.pieces)
-        self._run.tell(f"out of memory: batches of {batch} tiles are now worked through {size} at a time")
+        self._run.tell(f"out of memory: batches of {batch} tiles are now processed {size} at a time")
 
     def _look(self) -> None:
         """Look at the losses that came in. TrainingError when one is not finite, or when they diverge."""

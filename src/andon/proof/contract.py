@@ -69,12 +69,12 @@ class Agreement(BaseModel):
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.slip and self.false_rejects is None:
-            raise ValueError("agrees on no rate; expected [slip] with kinds of defect, or false_rejects, or both")
+            raise ValueError("contains no agreed rate; expected [slip] with kinds of defect, or false_rejects, or both")
         if good := [kind for kind in self.slip if not kind or Names().kind(kind) == "good"]:
             raise ValueError(f"slip.{good[0]}: expected a kind of defect; the rate of good parts is false_rejects")
         names = [sample.part for sample in self.limit_samples]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"limit_samples: part '{twice[0]}' stands there twice; expected it once")
+            raise ValueError(f"limit_samples: part '{twice[0]}' is listed twice; expected it once")
         return self
 
     @property

@@ -67,7 +67,7 @@ def load(path: str | Path | None) -> Limits:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {files.reason(error)}. Check the path.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}. Mend it.") from None
+        raise RecipeError(f"{path}: not TOML: {error}. Correct it.") from None
     return validate(Limits, values, str(path))
 
 

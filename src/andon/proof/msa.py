@@ -123,7 +123,7 @@ def study(
 ) -> Study:
     """Analyse a table. Errors: of `limits.load`, `verdicts.compare`, `scores.scales`; AndonError for another bundle."""
     if not 0.5 <= level < 1:
-        raise AndonError(f"level {level}; expected a confidence from 0.5 to below 1, such as 0.95. Mend it.")
+        raise AndonError(f"level {level}; expected a confidence from 0.5 to below 1, such as 0.95. Correct it.")
     known = settings.load(limits)
     loaded = Bundle.load(bundle) if bundle else None
     if loaded and table.bundles and loaded.digest() not in table.bundles:

@@ -107,7 +107,7 @@ def draw(path: str | Path, count: int, seed: int = 0, decided_by: str = "") -> S
     if count < 2 * len(sizes):
         raise AndonError(
             f"--count {count}: too few for the {len(sizes)} verdicts {', '.join(sizes)} in {path}; "
-            f"expected {2 * len(sizes)} or more. Ask for more."
+            f"expected {2 * len(sizes)} or more. Raise --count."
         )
     rng = np.random.default_rng(seed)
     chosen = [
@@ -143,7 +143,7 @@ def allocation(lots: Mapping[Verdict, int], count: int) -> dict[Verdict, int]:
 
 
 def read(path: str | Path, decided_by: str = "") -> Lots:
-    """Read the pictures of one decision from `records.jsonl`; of a picture that stands there twice, the last record.
+    """Read the pictures of one decision from `records.jsonl`; of a picture that is listed twice, the last record.
 
     A last line that is not whole is left out: the line may be running. Errors: as `draw`.
     """

@@ -120,7 +120,7 @@ def _pattern(fields: str | None) -> re.Pattern[str] | None:
     try:
         pattern = re.compile(fields)
     except re.error as error:
-        raise DatasetError(f"pattern of fields '{fields}': not a regular expression: {error}. Mend it.") from None
+        raise DatasetError(f"pattern of fields '{fields}': not a regular expression: {error}. Correct it.") from None
     if strange := [name for name in pattern.groupindex if name not in NAMED]:
         raise DatasetError(f"pattern of fields '{fields}': {unknown('group', strange[0], NAMED)}")
     if not pattern.groupindex:
@@ -144,7 +144,7 @@ def _cells(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
             "The columns of records.csv may stand beside these."
         )
     if twice := [column for column in header if header.count(column) > 1]:
-        raise DatasetError(f"{path}: the column {twice[0]} stands there twice; expected it once. Remove one.")
+        raise DatasetError(f"{path}: the column {twice[0]} is listed twice; expected it once. Remove one.")
     if "verdict" not in header:
         raise DatasetError(f"{path}: no column verdict; found {', '.join(header) or 'none'}. Add it.")
     yield from rows
@@ -222,7 +222,7 @@ def _row(path: Path, place: str, cells: Mapping[str, Any], pattern: re.Pattern[s
         if not match:
             raise DatasetError(
                 f"{path}: {place}: the pattern of fields '{pattern.pattern}' does not match the source "
-                f"'{texts['source']}'; expected a match in every row. Mend the pattern, or remove the row."
+                f"'{texts['source']}'; expected a match in every row. Correct the pattern, or remove the row."
             )
         texts |= {name: value for name, value in match.groupdict("").items() if not texts[name]}
     if not texts["part"]:
@@ -270,7 +270,7 @@ def _number(path: Path, place: str, name: str, value: Any) -> float:
     try:
         number = float(text or "nan")
     except ValueError:
-        raise DatasetError(f"{path}: {place}: {name} '{text}'; expected a number, or nothing. Mend it.") from None
+        raise DatasetError(f"{path}: {place}: {name} '{text}'; expected a number, or nothing. Correct it.") from None
     if name == "score" and math.isinf(number):
         raise DatasetError(f"{path}: {place}: the score is infinite; expected a finite number. Remove the row.")
     return number
@@ -300,7 +300,8 @@ def _references(path: Path, rows: list[Row]) -> dict[str, str]:
         known = found.setdefault(row.part, row.reference)
         if row.reference and known and row.reference != known:
             raise DatasetError(
-                f"{path}: part '{row.part}' has two references, {known} and {row.reference}; expected one. Decide."
+                f"{path}: part '{row.part}' has two references, {known} and {row.reference}; expected one. "
+                "Keep the correct one."
             )
         found[row.part] = known or row.reference
     return found
@@ -325,7 +326,7 @@ def _distinct(path: Path, rows: list[Row]) -> None:
         if shown.setdefault(row.digest, row.part) != row.part:
             raise DatasetError(
                 f"{path}: parts '{shown[row.digest]}' and '{row.part}' have the same picture, digest "
-                f"{row.digest[:12]}; expected a picture of each part. Mend the names, or photograph the parts."
+                f"{row.digest[:12]}; expected a picture of each part. Correct the names, or photograph the parts."
             )
         if (row.appraiser, row.digest) in scored:
             again[row.part] = None

@@ -80,7 +80,7 @@ def compare(table: Table, level: float) -> tuple[Agreement, ...]:
     if 0 < len(lost) < len(references):
         raise DatasetError(
             f"{table.name}: {len(lost)} of {len(references)} parts have no reference: {few(lost)}; expected one for "
-            "every part, or for none. Let experts judge them; leaving out the hard ones flatters."
+            "every part, or for none. Let experts judge them; leaving out the difficult ones makes the result too good."
         )
     reviewed = any(row.verdict is Verdict.REVIEW for row in table.rows)
     return tuple(_agreement(table, review, level) for review in (REVIEW if reviewed else ("",)))

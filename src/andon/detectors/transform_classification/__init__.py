@@ -118,10 +118,11 @@ class Settings(Schedule):
         elif not self.widths or not self.heights:
             raise ValueError("family = 'morphology' needs widths and heights, such as [1, 8, 28]; one of them is empty")
         if not any(self.counted()):
-            raise ValueError("an erosion and a dilation by 1 × 1 cannot be told apart. Lengthen widths or heights")
+            raise ValueError("an erosion and a dilation by 1 × 1 are identical. Use larger widths or heights")
         if len(self.labels()) < 2:
             raise ValueError(
-                "this family has one transform; expected two or more, for a network to tell apart. Lengthen a list"
+                "this family has one transform; expected two or more, so that a network can distinguish them. Add "
+                "values to a list"
             )
         return self
 
@@ -221,13 +222,13 @@ class TransformNetwork(Network):
         if largest > side:
             raise RecipeError(
                 f"detector.settings: a rectangle of {largest} pixels is larger than the tile of {side}; expected at "
-                f"most {side}. Take family = 'morphology' with shorter widths and heights, or a larger geometry.size."
+                f"most {side}. Use family = 'morphology' with shorter widths and heights, or a larger geometry.size."
             )
         small = min(side, config.side)
         if small < 8 * config.stem:
             raise RecipeError(
                 f"detector.settings: a tile of {small} pixels is too small for a stem of stride {config.stem}; "
-                f"expected at least {8 * config.stem}. Take a smaller stem, or a larger geometry.size and side."
+                f"expected at least {8 * config.stem}. Use a smaller stem, or a larger geometry.size and side."
             )
         labels = torch.tensor(config.labels())  # (N, heads)
         classes = [int(count) for count in labels.amax(dim=0) + 1]
@@ -361,7 +362,7 @@ class TransformClassification(LearnedDetector):
         if self.config.family == "geometry" and (run.augment.flip or run.augment.quarter_turns):
             raise RecipeError(
                 "family = 'geometry' tells flips and quarter turns, which augment.flip and augment.quarter_turns apply "
-                "at random; expected both off. Leave them out of the recipe, or take another family."
+                "at random; expected both off. Leave them out of the recipe, or use another family."
             )
 
     def _fit_dirichlets(self, tiles: Tiles, run: Run) -> None:

@@ -213,4 +213,4 @@ def _check_folder(product: Product) -> None:
 def _distinct(kind: str, values: Sequence[object], mend: str) -> None:
     twice = next((value for j, value in enumerate(values) if value in values[:j]), None)
     if twice is not None:
-        raise RecipeError(f"plan: {kind} {twice} stands there twice; expected each once. {mend}")
+        raise RecipeError(f"plan: {kind} {twice} is listed twice; expected each once. {mend}")
