@@ -247,7 +247,7 @@ def test_out_of_memory_works_in_smaller_pieces_with_the_same_gradient(error: Exc
     loop = Loop(pieces, loss(pieces, 2), settings, 0, Run(tell=said.append, device="cpu"))
     loop.fit(Noise(), "small")
     assert loop.state.pieces == 4
-    assert said[1] == "out of memory: batches of 5 tiles are now worked through 2 at a time"
+    assert said[1] == "out of memory: batches of 5 tiles are now processed 2 at a time"
     torch.testing.assert_close(whole.state_dict(), pieces.state_dict(), rtol=1e-4, atol=1e-6)
     with pytest.raises(TrainingError, match="even with one tile"):
         Loop(pieces, loss(pieces, 0), settings, 0, Run(device="cpu")).fit(Noise(), "small")

@@ -117,7 +117,7 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
     root = Path(root)
     if not files.is_folder(root):
         found = "a file" if files.is_file(root) else "nothing"
-        raise DatasetError(f"{root}: found {found}; expected a folder of images. Check the path.")
+        raise DatasetError(f"{root}: there is {found} here; expected a folder of images. Check the path.")
     names = Names(good)
     try:
         contents = folders.scan(root, names)
