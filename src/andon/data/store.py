@@ -31,10 +31,8 @@ class Store:
 
     def __init__(self, megabytes: int = MEGABYTES, folder: Path | None = None) -> None:
         """Open the file in a folder, or in the system's temporary folder. AndonError when it cannot be written to."""
-        self.megabytes, self.size = megabytes, 0  # the budget; bytes so far
-        self._folder = folder
-        self._file = self._open()
-        self._mapped: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.megabytes, self._folder = megabytes, folder
+        self.clear()
 
     def put(self, array: NDArray[Any]) -> Slot:
         """Add a copy of an array. TrainingError past the budget; AndonError when the disk is full."""
@@ -45,7 +43,7 @@ class Store:
                 "geometry.size, crop or overlap."
             )
         slot = Slot(self.size, array.shape, array.dtype.str)
-        data = np.ascontiguousarray(array).tobytes()
+        data = array.tobytes()
         padding = -len(data) % 64
         self._file.write(data + bytes(padding))
         self.size += len(data) + padding
@@ -53,10 +51,9 @@ class Store:
 
     def clear(self) -> None:
         """Forget all arrays and start a new file."""
-        self._file, self._mapped, self.size = self._open(), np.empty(0, np.uint8), 0
-
-    def _open(self) -> Scratch:
-        return Scratch("the tiles of the training images", self._folder)
+        self._file = Scratch("the tiles of the training images", self._folder)
+        self._mapped: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self.size = 0  # bytes
 
     def __getitem__(self, slot: Slot) -> NDArray[Any]:
         """Return an array that was put, read-only; it outlives the store."""

@@ -98,10 +98,11 @@ def _shown(scanned: Scan, picture: Prepared) -> Shown:
 
 def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
     """Read and prepare new images for a bundle; `warn` hears of those that cannot be used."""
+    registered_to = bundle.registered_to()
     for sample in samples:
         try:
             read = image.accept(image.read_again(sample.path, digests[sample.path]), bundle.manifest.input)
-            yield prepare(sample, read, bundle.recipe.geometry, bundle.registered_to())
+            yield prepare(sample, read, bundle.recipe.geometry, registered_to)
         except ImageError as error:
             warn(f"left out: {error}")
 
