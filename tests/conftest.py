@@ -36,12 +36,16 @@ class Stack:
 
     def __init__(self, tiles: Pixels, batch: int | None = None) -> None:
         self.tiles, self._batch = tiles, batch or len(tiles)
+        self.shape = (tiles.shape[1], tiles.shape[2])
         self.side, self.channels, self.depth = tiles.shape[1], tiles.shape[3], 8 * tiles.itemsize
         self.groups: Sequence[int] = range(len(tiles))
         self.defects: Defects | None = None
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> Pixels:
+        return self.tiles[rows]
 
     def __iter__(self) -> Iterator[Pixels]:
         return (self.tiles[start : start + self._batch] for start in range(0, len(self.tiles), self._batch))

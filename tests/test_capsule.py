@@ -1,6 +1,5 @@
 """Capsule: its loss and shapes against a plain computation, labels, and what it refuses."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,23 @@ from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.inspector import Inspector  # noqa: E402
 from andon.training import train as training  # noqa: E402
-from conftest import Marked, part, save  # noqa: E402
+from conftest import Marked, Stack, part, save  # noqa: E402
 
 TINY: dict[str, Any] = {"side": 28, "width": 4, "types": 2, "capsule": 4, "decoder": (8, 8), "batch": 4}
 CPU = Run(device="cpu")
 
 
-class Spots:
+class Spots(Stack):
     """Dark tiles, and beside them `count` tiles with a bright square, one in two of them marked all over."""
 
     def __init__(self, count: int, side: int = 40) -> None:
-        self.side, self.channels, self.depth = side, 3, 8
-        self.groups = range(12)
         rng = np.random.default_rng(0)
-        self.good: Pixels = rng.integers(60, 80, (12, side, side, 3), dtype=np.uint8)
+        super().__init__(rng.integers(60, 80, (12, side, side, 3), dtype=np.uint8))
         pixels: Pixels = rng.integers(60, 80, (count, side, side, 3), dtype=np.uint8)
         pixels[:, 12:24, 12:24] = 220
         masks, known = np.zeros((count, side, side), np.bool_), np.arange(count) % 2 == 0
         masks[known, 12:24, 12:24], masks[~known] = True, True
         self.defects: Any = Marked(pixels, masks)
-
-    def __len__(self) -> int:
-        return len(self.good)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.good
 
 
 def network(side: int = 40, **settings: Any) -> CapsuleNetwork:
@@ -113,7 +104,7 @@ def test_learns_from_three_defects() -> None:
     detector = Capsule(Settings(**TINY, steps=200, learning_rate=2e-3), 0).fit(
         tiles, CPU
     )  # at 5e-3 one seed in 4 fails
-    found = detector.score(np.concatenate([tiles.good, Spots(4).defects.tiles]))
+    found = detector.score(np.concatenate([tiles.tiles, Spots(4).defects.tiles]))
     assert found.image[12:].min() > found.image[:12].max() + 0.5
     y, x = np.unravel_index(found.pixel[-1].argmax(), (40, 40))
     assert 12 <= y < 24 and 12 <= x < 24  # what the capsule of good parts cannot rebuild

@@ -252,7 +252,7 @@ def test_a_detector_that_cannot_learn_from_one_tile_is_given_more(monkeypatch: p
 
 def test_every_figure_of_a_row_is_there_or_has_a_reason(learned: run.Subject) -> None:
     (row,) = run._measured(learned, threads=1, seconds=0.05)
-    assert (row.detector, row.device, row.side) == ("autoencoder", "cpu", 64)
+    assert (row.detector, row.device, row.shape) == ("autoencoder", "cpu", (64, 64))
     assert all(value is not None and value > 0 for value in row[3:])
     assert row.p50_ms <= row.p95_ms
     assert row.onnx_mb == len(learned.graph) / 1e6 > row.model_mb
@@ -262,7 +262,7 @@ def test_every_figure_of_a_row_is_there_or_has_a_reason(learned: run.Subject) ->
 def test_the_network_runs_where_torch_says(learned: run.Subject) -> None:
     torch = pytest.importorskip("torch")
     assert learned.learning is not None and learned.learning.network is not None
-    trial = clock.Trial(graph=Path(), side=64, channels=3, depth=8, threads=1, seconds=0.01, cuda=True)
+    trial = clock.Trial(graph=Path(), shape=(64, 64), channels=3, depth=8, threads=1, seconds=0.01, cuda=True)
     found = run._on_gpu(learned.learning.network, trial, device="cpu")
     assert found is not None and found.p50_ms > 0 and found.peak_mb is None
     if not torch.cuda.is_available():
@@ -278,7 +278,7 @@ def test_detectors_and_bundles_in_one_table(bundle_file: Path, tmp_path: Path) -
         progress=lambda stage, done, total: seen.append((done, total)),
     )
     assert not failures and seen == [(0, 2), (1, 2), (2, 2)]
-    assert [(row.detector, row.side) for row in rows] == [("variation", 64), (str(bundle_file), 96)]
+    assert [(row.detector, row.shape) for row in rows] == [("variation", (64, 64)), (str(bundle_file), (96, 96))]
     assert rows[0].parameters == rows[0].multiply_adds == 0
     assert rows[0].backward_mb is None and rows[1].backward_mb is None
     assert rows[0].model_mb == pytest.approx(2 * 4 * 3 * 64**2 / 1e6, rel=0.01)  # mean and deviation of every value
@@ -368,7 +368,9 @@ def test_what_cannot_be_fitted_is_told_and_the_others_are_measured(quick: None, 
 
 def test_a_process_that_ends_badly_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"no graph")
-    trial = clock.Trial(graph=tmp_path / "g.onnx", side=64, channels=3, depth=8, threads=1, seconds=1, cuda=False)
+    trial = clock.Trial(
+        graph=tmp_path / "g.onnx", shape=(64, 64), channels=3, depth=8, threads=1, seconds=1, cuda=False
+    )
     with pytest.raises(
         AndonError, match=r"mine: the process that ran its graph ended with status 1: .*damaged or not ONNX"
     ):

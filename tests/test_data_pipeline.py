@@ -21,6 +21,7 @@ class Counted:
     """Tiles that count how often they are read."""
 
     def __init__(self, count: int = 10, depth: int = 8, side: int = 16) -> None:
+        self.shape = (side, side)
         self.side, self.channels, self.depth, self.passes = side, 3, depth, 0
         self.groups, self.defects = range(count), None
         top, kind = (256, np.uint8) if depth == 8 else (65536, np.uint16)

@@ -1,7 +1,6 @@
 """One contract for every detector of the list: what the rest of the house relies on."""
 
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -11,11 +10,11 @@ import tomli_w
 from pydantic import ValidationError
 
 from andon import detectors
-from andon.detector import REQUIRED, Defects, Detector, Run
+from andon.detector import REQUIRED, Detector, Run
 from andon.engines import runtime
 from andon.errors import AndonError, RecipeError
 from andon.inspection import Pixels, Scores
-from conftest import Marked
+from conftest import Marked, Stack
 
 SIDE = 64
 DEFECT = np.s_[16:40, 24:48]  # so large that a score that is a mean over the tile rises well above those of good tiles
@@ -162,13 +161,10 @@ SMALL: dict[str, dict[str, object]] = {  # settings that keep this test to secon
 }
 
 
-class Textures:
+class Textures(Stack):
     """Good tiles: stripes of a fixed period with a phase, a brightness and a noise of their own."""
 
     def __init__(self, seed: int, count: int = 12, channels: int = 3, depth: int = 8, aligned: bool = False) -> None:
-        self.side, self.channels, self.depth = SIDE, channels, depth
-        self.groups = range(count)
-        self.defects: Defects | None = None
         rng = np.random.default_rng(seed)
         x = np.arange(SIDE)[None, :] + np.zeros((SIDE, 1))
         tiles = []
@@ -179,14 +175,7 @@ class Textures:
             )
             tiles.append(tile)
         top, kind = (255, np.uint8) if depth == 8 else (65535, np.uint16)
-        self.tiles: Pixels = (np.clip(tiles, 0, 1) * top).astype(kind)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        for start in range(0, len(self.tiles), 5):
-            yield self.tiles[start : start + 5]
+        super().__init__((np.clip(tiles, 0, 1) * top).astype(kind), batch=5)
 
 
 def painted(tile: Pixels) -> Pixels:

@@ -153,7 +153,10 @@ def test_a_region_of_interest_outside_the_image_says_what_to_do() -> None:
         {"size": 0},
         {"crop": (-1, 0, 50, 50)},
         {"crop": (0, 0, 4, 4)},
-        {"tiles": True, "overlap": 200},
+        {"tiles": True, "size": 256, "overlap": 200},
+        {"shape": (160, 416), "aspect": "stretch"},
+        {"shape": (160, 416), "tiles": True},
+        {"shape": (160, 400)},
         {"tiles": True, "aspect": "keep"},
         {"ignore": [[(0, 0), (1, 1)]]},
         {"rotation": 3},
@@ -166,7 +169,7 @@ def test_impossible_geometry_is_refused(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("t", "sizes"), [(256, [8, 2]), (512, [2] * 5), (1024, [1] * 10), (4096, [1] * 10)])
 def test_batches_are_bounded_by_pixels(t: int, sizes: list[int]) -> None:
-    assert [len(batch) for batch in tiling.batches(range(10), t)] == sizes
+    assert [len(batch) for batch in tiling.batches(range(10), (t, t))] == sizes
 
 
 def test_a_small_region_is_refused_unless_asked_for() -> None:
@@ -204,3 +207,44 @@ def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
     (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", drawn * 0)[1].tobytes())
     with pytest.raises(RecipeError, match=r"roi.png: nothing is white; expected white where the picture is to be insp"):
         Recipe.load(tmp_path / "r.toml")
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "shape"),
+    [
+        ([(500, 1260)], 256, (160, 416)),
+        ([(1260, 500)], 256, (416, 160)),
+        ([(900, 900)], 256, (256, 256)),
+        ([(480, 640)], 256, (224, 288)),
+        ([(1, 1000)], 256, (64, 1024)),  # no side is below 64
+        ([(300, 300), (200, 400), (200, 400)], 256, (192, 352)),  # the median aspect
+    ],
+)
+def test_the_input_takes_the_aspect_of_the_pictures(
+    frames: list[tuple[int, int]], size: int, shape: tuple[int, int]
+) -> None:
+    shaped = Geometry(size=size).shaped(frames)
+    assert shaped.input == shape
+    assert abs(np.log(shape[0] * shape[1] / size**2)) < 0.1
+
+
+def test_the_shape_is_that_of_the_crop_and_of_squares_where_asked_for() -> None:
+    assert Geometry(size=256, crop=(0, 0, 1260, 500)).shaped([(900, 1300)]).input == (160, 416)
+    for square in (
+        Geometry(size=256, aspect="stretch"),
+        Geometry(size=256, aspect="keep"),
+        Geometry(size=256, tiles=True),
+    ):
+        assert square.shaped([(500, 1260)]).input == (256, 256)
+    assert Geometry(size=256, shape=(64, 128)).shaped([(500, 1260)]).input == (64, 128)
+
+
+def test_a_long_view_is_neither_squeezed_nor_padded() -> None:
+    pixels = noise(500, 1260)
+    settings = Geometry(size=256).shaped([(500, 1260)])
+    view = views.align(pixels, settings, "long.png")
+    ((place, tile),) = tiling.split(view, settings)
+    assert tile.shape == (160, 416, 1)
+    assert place.inner == (0, 0, 416, 160)
+    joined = tiling.join(view, [(place, tile[..., 0].astype(np.float32))])
+    assert joined.shape == (500, 1260)

@@ -109,7 +109,7 @@ def test_an_image_whose_mask_is_cut_off_is_left_out(scratches: Path) -> None:
 class Good:
     """Two good tiles, and what is given as defects."""
 
-    side, channels, depth, groups = 96, 3, 8, (0, 1)
+    shape, side, channels, depth, groups = (96, 96), 96, 3, 8, (0, 1)
 
     def __init__(self, defects: DefectTiles | None) -> None:
         self.defects = defects

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from andon.detectors.memory_bank import MemoryBank, Settings, k_centre, neighbour_distance, whitening
+from andon.detectors.memory_bank import MemoryBank, Settings
+from andon.detectors.memory_bank.coreset import k_centre, neighbour_distance, whitening
 from andon.errors import TrainingError
 from andon.graphs import features
 from andon.inspection import Array
@@ -64,21 +65,23 @@ def test_credit_lowers_scores_and_only_scores() -> None:
 
 def test_without_credit_remembered_patches_are_at_distance_zero() -> None:
     tiles = Noise(1)
-    settings = Settings(bank=64, credit=0, average=1, stages=(4,))  # 64 patches, all remembered
+    settings = Settings(bank=64, credit=0, average=1, stages=(4,), scales=1)  # 64 patches, all remembered
     pixel = MemoryBank(settings, 0).fit(tiles).score(tiles.tiles).pixel
     assert np.abs(pixel).max() < 1e-3
 
 
 def test_memory_stays_within_its_bound_and_the_sample_is_uniform() -> None:
     tiles = Noise(30)
-    detector = MemoryBank(Settings(candidates=200, bank=20), 0)
+    detector = MemoryBank(Settings(candidates=200, bank=20, scales=1), 0)
     assert detector._rows(tiles) == [200, 200]
-    sample, _ = detector._sample(tiles, np.random.default_rng(0), lambda *_: None)
+    detector._take(tiles)
+    (sample, owners), _ = detector._sample(tiles, np.random.default_rng(0), lambda *_: None)
     assert sample.shape == (200, 40)
+    assert len(set(owners.tolist())) == 30
     extractor = features.Extractor("efficientnet-lite0", [4], threads=1)
     firsts = [extractor(tile[None])[0].mean() for tile in tiles.tiles]
     assert abs(sample.mean() - np.mean(firsts)) < 0.3
-    assert MemoryBank(Settings(memory_mb=16, candidates=10**9), 0)._rows(Noise(300)) == [8771, 4800]
+    assert MemoryBank(Settings(memory_mb=16, candidates=10**9, scales=1), 0)._rows(Noise(300)) == [8771, 4800]
 
 
 def test_seeds_differ() -> None:
@@ -90,7 +93,7 @@ def test_seeds_differ() -> None:
 def test_bad_settings_and_sides_are_refused() -> None:
     with pytest.raises(ValidationError, match="odd"):
         Settings(average=4)
-    with pytest.raises(TrainingError, match="multiple of 16"):
+    with pytest.raises(TrainingError, match="multiple of 32"):
         MemoryBank(Settings(), 0).fit(Noise(2, side=72))
     with pytest.raises(TrainingError, match="no training tiles"):
         MemoryBank(Settings(), 0).fit(Noise(0))

@@ -325,7 +325,7 @@ def one_gray(folder: Path) -> None:
         (no_image, {}, DatasetError, "none of 12 images can be used"),
         (one_gray, {}, ImageError, "training images must be alike in colour and depth"),
         (None, {"detector": "memory-banc"}, RecipeError, "Did you mean 'memory-bank'?"),
-        (None, {"preset": "cpuu"}, RecipeError, "unknown preset 'cpuu'. Did you mean 'cpu'?"),
+        (None, {"preset": "standart"}, RecipeError, "unknown preset 'standart'. Did you mean 'standard'?"),
         (None, {"settings": {"banks": 3}}, RecipeError, "unknown key 'banks'. Did you mean 'bank'?"),
         (None, {"size": 100}, RecipeError, "geometry.size = 100: Input should be a multiple of 32"),
         (None, {"seed": -1}, RecipeError, "seed = -1"),

@@ -46,7 +46,8 @@ class Defects(Protocol):
 class Tiles(Protocol):
     """The training tiles: as many passes as a detector wants, each in the same order."""
 
-    side: int  # t, pixels
+    shape: tuple[int, int]  # height and width, pixels
+    side: int  # t: height and width of square tiles, as all detectors but those that are not `square` get them
     channels: int  # 1 or 3
     depth: int  # 8 or 16 bits
     groups: Sequence[int]  # (n,), tiles of one part, lot or session have the same number, below 0 if it is defective
@@ -56,8 +57,12 @@ class Tiles(Protocol):
         """How many tiles one pass yields."""
         ...
 
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        """The tiles (b, h, w, c) at these places of a pass, as a copy."""
+        ...
+
     def __iter__(self) -> Iterator[Pixels]:
-        """Batches (b, t, t, c)."""
+        """Batches (b, h, w, c)."""
         ...
 
 
@@ -91,9 +96,11 @@ class Detector(Protocol):
     name: ClassVar[str]
     position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
     defects: ClassVar[Need]  # of the class; an instance may need others by its settings
+    square: ClassVar[bool]  # takes square tiles only
+    sizes: ClassVar[dict[str, int]]  # preset → geometry.size where the recipe gives none; geometry's default where none
     quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
     Config: ClassVar[type[BaseModel]]
-    presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults
+    presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults; the first is usual
     curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty
 
     def __init__(self, config: Any, seed: int) -> None:
@@ -113,7 +120,7 @@ class Detector(Protocol):
         ...
 
     def graph(self) -> "onnx.ModelProto":
-        """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
+        """tiles (n, h, w, c) uint8 or uint16 → score float32 (n,), map float32 (n, h, w)."""
         ...
 
 
@@ -128,6 +135,8 @@ class NumpyDetector:
 
     name: ClassVar[str]
     defects: ClassVar[Need] = "none"
+    square: ClassVar[bool] = False
+    sizes: ClassVar[dict[str, int]] = {}
     quick: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     curve = ""

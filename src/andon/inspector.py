@@ -35,18 +35,18 @@ class Scan(NamedTuple):
 def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
     """Align, split, score and join one image (H, W, c). Errors: as `views.align`."""
     view = views.align(pixels, settings, name, reference)
-    return scan_tiles(view, tiling.split(view, settings), settings.size, scorer)
+    return scan_tiles(view, tiling.split(view, settings), settings.input, scorer)
 
 
-def scan_tiles(view: Placement, tiles: Iterable[tuple[Place, Pixels]], side: int, scorer: Scorer) -> Scan:
-    """Score and join the tiles of one view, each (side, side, c) with its place. Of tiles kept from before, the same.
+def scan_tiles(view: Placement, tiles: Iterable[tuple[Place, Pixels]], shape: tuple[int, int], scorer: Scorer) -> Scan:
+    """Score and join the tiles of one view, each (*shape, c) with its place. Of tiles kept from before, the same.
 
     One score or map value that is not finite, in any tile, makes the score NaN.
     """
     scores: list[float] = []
 
     def maps() -> Iterator[tuple[Place, Array]]:
-        for batch in tiling.batches(tiles, side):
+        for batch in tiling.batches(tiles, shape):
             found = scorer.score(np.stack([tile for _, tile in batch]))
             finite = np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
             scores.append(float(found.image.max()) if finite else np.nan)
@@ -86,7 +86,7 @@ class Inspector:
             object.__setattr__(self, "decision", self.recipe.decision)
         if self.scorer is None:
             runtime = Runtime(self.bundle.graph, self.engine, self.threads)
-            runtime.expect(self.recipe.geometry.size, self.manifest.input.channels, self.manifest.input.depth)
+            runtime.expect(self.recipe.geometry.input, self.manifest.input.channels, self.manifest.input.depth)
             object.__setattr__(self, "scorer", runtime)
         _ = self.reference  # a bundle whose reference cannot be used is refused now
 

@@ -67,7 +67,7 @@ class Choice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = "memory-bank"
-    preset: str = "cpu"
+    preset: str = ""  # the detector's first, if not given
     settings: dict[str, Any] = {}
 
 

@@ -102,7 +102,7 @@ def cost(
         ),
     ] = None,
     size: Annotated[int, typer.Option(help="Pixels a side; of a bundle, its own.")] = 256,
-    preset: Annotated[str, typer.Option(help="Preset of the named detectors.")] = "cpu",
+    preset: Annotated[str, typer.Option(help="Preset of the detectors; each one's first if not given.")] = "",
     threads: Threads = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for cost.csv, cost.md and two plots.", show_default=False)

@@ -26,6 +26,7 @@ from andon.pictures.image import Image, Input
 from andon.progress import Progress
 from andon.recipe import InputRule, Recipe
 
+SIZED = 50  # pictures whose sizes are looked at to shape the detector's input
 SIDE = 420  # pixels, the longer side of a thumbnail
 
 Tell = Callable[[str], None]
@@ -67,7 +68,7 @@ class Survey(NamedTuple):
     share: float = 1.0  # the least of an image, or of the reference, that is inspected
 
     def tiles(self, path: Path) -> list[Pixels]:
-        """Return the tiles (t, t, c) of an image, read-only."""
+        """Return the tiles (h, w, c) of an image, read-only."""
         return [self.store[slot] for slot in self.kept[path].tiles]
 
     def prepared(self, sample: Sample, settings: Geometry) -> Prepared:
@@ -102,7 +103,8 @@ class GoodTiles:
     ) -> None:
         """Take the images to learn from."""
         self._samples, self._survey = samples, survey
-        self.side: int = settings.size
+        self.shape: tuple[int, int] = settings.input
+        self.side: int = self.shape[0]
         self.channels: int = survey.rule.channels
         self.depth: int = survey.rule.depth
         number = _numbers(samples)
@@ -112,9 +114,13 @@ class GoodTiles:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        slots = [slot for sample in self._samples for slot in self._survey.kept[sample.path].tiles]
+        return np.stack([self._survey.store[slots[row]] for row in rows])
+
     def __iter__(self) -> Iterator[Pixels]:
         pieces = (tile for sample in self._samples for tile in self._survey.tiles(sample.path))
-        return (np.stack(batch) for batch in tiling.batches(pieces, self.side))
+        return (np.stack(batch) for batch in tiling.batches(pieces, self.shape))
 
 
 class DefectTiles:
@@ -159,7 +165,7 @@ class DefectTiles:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[Labelled]:
-        for batch in tiling.batches(self._slots, self._geometry.size):
+        for batch in tiling.batches(self._slots, self._geometry.input):
             tiles, masks = zip(*batch, strict=True)
             yield Labelled(np.stack([self._store[each] for each in tiles]), np.stack([self._store[m] for m in masks]))
 
@@ -260,6 +266,17 @@ def look_over(
     return Survey(usable, rule, store, kept, digests, skipped, registered_to, found, share)
 
 
+def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
+    """The recipe with the shape of the detector's input spelled out, by the sizes of up to `SIZED` good images."""
+    frames: list[tuple[int, int]] = []
+    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), SIZED)).astype(int)):
+        try:
+            frames.append(image.shape(good[i].path))
+        except ImageError:
+            continue  # the survey says so
+    return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
+
+
 def _declared(found: Input, rule: InputRule) -> Input:
     """Hold what the images are against what the recipe declares."""
     for key, value, asked in (("channels", found.channels, rule.channels), ("depth", found.depth, rule.depth)):
@@ -292,6 +309,7 @@ def registered(
     known = before.digests
     chosen = given or reference.choose({s.path: known[s.path] for s in fit_on}, settings, progress)
     chosen = reference.fitting(chosen, before.rule)
+    recipe = recipe.model_copy(update={"geometry": recipe.geometry.shaped([chosen.frame])})
     both = list(dict.fromkeys([*fit_on, *calibrate_on]))
     survey = look_over(both, recipe, before.store, progress, chosen, known, before.rule.maximum or 65535)
     if settings.least_quality is None:

@@ -69,13 +69,15 @@ class DeepKnn(NumpyDetector):
         extract(batch)
         seconds = (time.perf_counter() - start) / len(batch) * len(tiles)
         # Activations: about 60 floats a pixel.
-        return Forecast(seconds, 4 * (60 * len(batch) * tiles.side**2 + 2 * len(tiles) * self._width()) / 1e6)
+        return Forecast(
+            seconds, 4 * (60 * len(batch) * tiles.shape[0] * tiles.shape[1] + 2 * len(tiles) * self._width()) / 1e6
+        )
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Embed the good tiles, and standardise the embeddings."""
         neighbours.require(len(tiles), self.config.neighbours)
-        features.require_multiple(tiles.side, self._stages)
-        self._side, self._channels, self._depth = tiles.side, tiles.channels, tiles.depth
+        features.require_multiple(tiles.shape, self._stages)
+        self._shape, self._channels, self._depth = tiles.shape, tiles.channels, tiles.depth
         extract = features.Extractor(self.config.network, self.config.stages)
         rows: list[Array] = []
         for batch in tiles:
@@ -97,14 +99,14 @@ class DeepKnn(NumpyDetector):
             for one, limit, out in zip(x, reach[:, part], pixel, strict=True):
                 above = (one.transpose(1, 2, 0) - limit) / good.deviation[part]  # (g, g, c)
                 squares = (np.maximum(above, 0) ** 2).sum(axis=2)
-                out += cv2.resize(squares, (self._side, self._side), interpolation=cv2.INTER_LINEAR)
+                out += cv2.resize(squares, self._shape[::-1], interpolation=cv2.INTER_LINEAR)
         return Scores(image, np.sqrt(pixel / self._width()))
 
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t), embedding float32 (n, d)."""
         self._require_fit()
         good = self._good
-        tiles = input_tiles(self._side, self._channels, self._depth)
+        tiles = input_tiles(self._shape, self._channels, self._depth)
         maps = features.describe(tiles, self._depth, self._channels, self.config.network, self.config.stages)
         places: list[Var] = []  # standardised features (n, c, g, g) of each stage
         for part, x in self._parts(maps):
@@ -130,7 +132,7 @@ class DeepKnn(NumpyDetector):
             start += stage.channels
 
     def _enlarge(self, x: Var) -> Var:
-        sizes = op.concat([op.shape(x, end=2), ints(self._side, self._side)], axis=0)
+        sizes = op.concat([op.shape(x, end=2), ints(*self._shape)], axis=0)
         return op.resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
     def _width(self) -> int:

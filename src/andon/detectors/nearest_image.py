@@ -45,6 +45,7 @@ class NearestImage(NumpyDetector):
 
     name: ClassVar[str] = "nearest-image"
     position_aware: ClassVar[bool] = True
+    square: ClassVar[bool] = True
     Config: ClassVar[type[BaseModel]] = Settings
     config: Settings
 
@@ -93,7 +94,7 @@ class NearestImage(NumpyDetector):
         self._require_fit()
         _, s, _, c = self._images.shape
         block = self._side // s
-        tiles = input_tiles(self._side, c, self._depth)
+        tiles = input_tiles((self._side, self._side), c, self._depth)
         blocks = op.reshape(op.cast(tiles, to=np.float32), ints(-1, s, block, s, block, c))
         small = op.reshape(op.reduce_mean(blocks, axes=(2, 4), keepdims=0), ints(-1, s * s * c))
         # What all images share would cost digits in the products below; whole gray levels keep the differences exact.

@@ -178,7 +178,7 @@ class PatchAutoencoder(LearnedDetector):
 
     def network(self, side: int, channels: int) -> PatchNetwork:
         """Build the untrained network for tiles (n, channels, side, side)."""
-        features.require_multiple(side, self._stages)
+        features.require_multiple([side], self._stages)
         return PatchNetwork(side, channels, self.config)
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
@@ -237,7 +237,7 @@ class PatchAutoencoder(LearnedDetector):
     def _rebuilt(self) -> tuple[Var, dict[str, Var]]:
         """Begin a graph: its tiles, and what the autoencoder makes of them."""
         side, channels, depth = self._shape
-        tiles = input_tiles(side, channels, depth)
+        tiles = input_tiles((side, side), channels, depth)
         return tiles, dict(spox.inline(super().graph())(tiles=tiles))
 
     def _embedding(self, tiles: Var, found: dict[str, Var]) -> Var:

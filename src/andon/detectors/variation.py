@@ -49,11 +49,11 @@ class Variation(NumpyDetector):
         batch, start = next(iter(tiles)), time.perf_counter()
         _moments(batch)
         seconds = (time.perf_counter() - start) / len(batch) * len(tiles)
-        return Forecast(seconds, tiles.side**2 * tiles.channels * 8 * (len(batch) + 6) / 1e6)
+        return Forecast(seconds, tiles.shape[0] * tiles.shape[1] * tiles.channels * 8 * (len(batch) + 6) / 1e6)
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Sum up gray levels and their squares, in float64, where sums of integers are exact, in one pass."""
-        total = squares = np.zeros((tiles.side, tiles.side, tiles.channels))
+        total = squares = np.zeros((*tiles.shape, tiles.channels))
         count = 0
         for batch in tiles:
             more, more_squares = _moments(batch)
@@ -77,8 +77,8 @@ class Variation(NumpyDetector):
     def graph(self) -> onnx.ModelProto:
         """tiles (n, t, t, c) uint8 or uint16 → score float32 (n,), map float32 (n, t, t)."""
         self._require_fit()
-        side, _, channels = self._mean.shape
-        tiles = input_tiles(side, channels, self._depth)
+        *shape, channels = self._mean.shape
+        tiles = input_tiles(shape, channels, self._depth)
         mean, weight = (op.const(value.astype(np.float32)) for value in (self._mean, 1 / self._deviation))
         z = op.mul(op.sub(op.cast(tiles, to=np.float32), mean), weight)
         pixel = op.reduce_mean(op.mul(z, z), axes=(3,), keepdims=0)

@@ -46,9 +46,9 @@ class Runtime:
         image, pixel = self._run(np.ascontiguousarray(tiles))
         return Scores(image, pixel)
 
-    def expect(self, side: int, channels: int, depth: int) -> None:
+    def expect(self, shape: tuple[int, int], channels: int, depth: int) -> None:
         """BundleError when the graph was made for other tiles than these; a length it leaves open fits any."""
-        expected = (side, side, channels, depth)
+        expected = (*shape, channels, depth)
         found = tuple(want if have is None else have for have, want in zip(self.takes, expected, strict=True))
         if found != expected:
             told = "{} × {} pixels, {} channels, {} bits"

@@ -24,10 +24,10 @@ class Place(NamedTuple):
 
 
 def split(view: View, geometry: Geometry) -> Iterator[tuple[Place, Pixels]]:
-    """Yield the tiles (t, t, c) of a view and where each lies, one at a time."""
+    """Yield the tiles (*geometry.input, c) of a view and where each lies, one at a time."""
     for place in places(view, geometry):
         x, y, w, h = place.box
-        yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, geometry.size)
+        yield place, _fit(view.pixels[y : y + h, x : x + w], place.inner, geometry.input)
 
 
 def places(view: Placement, geometry: Geometry) -> Iterator[Place]:
@@ -35,7 +35,7 @@ def places(view: Placement, geometry: Geometry) -> Iterator[Place]:
     if not geometry.tiles:
         yield _whole(view.shape, geometry)
         return
-    t, (height, width) = geometry.size, view.shape
+    t, (height, width) = geometry.input[0], view.shape
     for y in starts(height, t, geometry.overlap):
         for x in starts(width, t, geometry.overlap):
             w, h = min(t, width - x), min(t, height - y)
@@ -52,10 +52,10 @@ def covered(frame: tuple[int, int], geometry: Geometry) -> float:
     return h * w / (inner[2] * inner[3])
 
 
-def batches(pieces: Iterable[T], t: int) -> Iterator[list[T]]:
-    """Put tiles of `t` pixels a side, or what comes with them, together by what memory bears, at least one."""
+def batches(pieces: Iterable[T], shape: tuple[int, int]) -> Iterator[list[T]]:
+    """Put tiles of a shape, or what comes with them, together: at most PIXELS_AT_ONCE pixels, at least one tile."""
     pieces = iter(pieces)
-    while batch := list(islice(pieces, max(1, PIXELS_AT_ONCE // t**2))):
+    while batch := list(islice(pieces, max(1, PIXELS_AT_ONCE // (shape[0] * shape[1])))):
         yield batch
 
 
@@ -69,28 +69,29 @@ def starts(length: int, t: int, overlap: int) -> list[int]:
 
 def _whole(shape: tuple[int, int], geometry: Geometry) -> Place:
     """Place a whole view (h, w) in one tile."""
-    (h, w), t = shape, geometry.size
-    if geometry.aspect == "stretch":
-        return Place((0, 0, w, h), (0, 0, t, t))
-    scale = t / max(h, w)
+    (h, w), (height, width) = shape, geometry.input
+    if geometry.aspect != "keep":
+        return Place((0, 0, w, h), (0, 0, width, height))
+    scale = height / max(h, w)
     inner_w, inner_h = max(1, round(w * scale)), max(1, round(h * scale))
-    return Place((0, 0, w, h), ((t - inner_w) // 2, (t - inner_h) // 2, inner_w, inner_h))
+    return Place((0, 0, w, h), ((width - inner_w) // 2, (height - inner_h) // 2, inner_w, inner_h))
 
 
-def _fit(pixels: Pixels, inner: tuple[int, int, int, int], t: int) -> Pixels:
-    """Resize pixels (h, w, c) to the inner box of a tile (t, t, c) and repeat the edge around it."""
+def _fit(pixels: Pixels, inner: tuple[int, int, int, int], shape: tuple[int, int]) -> Pixels:
+    """Resize pixels (h, w, c) to the inner box of a tile (*shape, c) and repeat the edge around it."""
     x, y, w, h = inner
     tile: NDArray[Any] = pixels
     if tile.shape[:2] != (h, w):
         shrinks = h * w < tile.shape[0] * tile.shape[1]
         tile = cv2.resize(tile, (w, h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    if (h, w) != (t, t):
-        tile = cv2.copyMakeBorder(tile, y, t - y - h, x, t - x - w, cv2.BORDER_REPLICATE)
-    return tile.reshape(t, t, -1)  # OpenCV drops a single channel
+    if (h, w) != shape:
+        height, width = shape
+        tile = cv2.copyMakeBorder(tile, y, height - y - h, x, width - x - w, cv2.BORDER_REPLICATE)
+    return tile.reshape(*shape, -1)  # OpenCV drops a single channel
 
 
 def join(view: Placement, maps: Iterable[tuple[Place, Array]]) -> Array:
-    """Put the maps (t, t) of a view's tiles together: the map (H, W) of the image, NaN where nothing was inspected.
+    """Put the maps (h, w) of a view's tiles together: the map (H, W) of the image, NaN where nothing was inspected.
 
     Where tiles overlap, each counts by how far inside it the pixel lies, so that no seam shows.
     """
@@ -132,7 +133,7 @@ def _back(joined: Array, matrix: Matrix, frame: tuple[int, int]) -> Array:
 
 
 def _unfit(values: Array, place: Place) -> Array:
-    """Take the padding off a map (t, t) and resize it to the view's box."""
+    """Take the padding off a map of a tile and resize it to the view's box."""
     x, y, w, h = place.inner
     values = values[y : y + h, x : x + w]
     if (w, h) == place.box[2:]:

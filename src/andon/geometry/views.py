@@ -7,10 +7,11 @@ from it or be disturbed by it. It becomes either one tile, resized (`tiles = fal
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from andon.inspection import Pixels, Registration
 from andon.pictures import image
 
 FAR = 1e6  # pixels: no corner of a polygon lies farther out
+SIZE, LEAST_SIDE, STEP = 256, 64, 32  # pixels: usual side of the detector's input, its least, what divides all
 SMALL = 0.01  # share of the picture: a smaller inspected part is taken for a mistake
 EMBEDDED = "data:image/png;base64,"
 
@@ -42,6 +44,7 @@ def _in_pixels(corners: list[tuple[float, float]]) -> list[tuple[float, float]]:
 Coordinate = Annotated[float, Field(ge=-FAR, le=FAR, allow_inf_nan=False)]
 Corner = Annotated[tuple[Coordinate, Coordinate], Field(strict=False)]  # TOML has lists
 Polygon = Annotated[list[Corner], Field(min_length=3), AfterValidator(_in_pixels)]
+Side = Annotated[int, Field(ge=LEAST_SIDE, le=65536, multiple_of=STEP)]
 Mask = NDArray[np.bool_]
 Points = NDArray[np.int32]  # (n, 2): x, y
 
@@ -116,8 +119,13 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    size: Annotated[int, Field(ge=64, le=4096, multiple_of=32)] = 256  # side of the detector's square input
-    aspect: Literal["stretch", "keep"] = "stretch"  # keep: the longer side fits, the edge is repeated around it
+    # the detector's input has size² pixels; if not given, the detector's preset says how many
+    size: Annotated[int | None, Field(ge=LEAST_SIDE, le=4096, multiple_of=STEP)] = None
+    # free: the input takes the aspect of the pictures; else it is square. stretch: they are squeezed into it; keep: the
+    # longer side fits, the edge is repeated around it
+    aspect: Literal["free", "stretch", "keep"] = "free"
+    # height and width of the detector's input; found from size and the good pictures where aspect is free
+    shape: Annotated[tuple[Side, Side] | None, Field(strict=False)] = None
     crop: Annotated[tuple[int, int, int, int] | None, Field(strict=False)] = None  # x, y, width, height
     # only what lies in one of these is inspected; empty: everything. In a recipe file also the name of a picture, white
     # where it is to be inspected, which becomes `region`
@@ -133,11 +141,34 @@ class Geometry(BaseModel):
     def _consistent(self) -> "Geometry":
         if self.crop is not None and (min(self.crop[:2]) < 0 or min(self.crop[2:]) < 8):
             raise ValueError(f"crop = {list(self.crop)} must be [x, y, width, height], at least 8 pixels a side")
-        if self.tiles and self.overlap > self.size // 2:
+        if self.tiles and self.size and self.overlap > self.size // 2:
             raise ValueError(f"overlap = {self.overlap} must be at most half of size = {self.size}")
         if self.tiles and self.aspect == "keep":
             raise ValueError("aspect = 'keep' has no meaning with tiles = true: tiles are cut at native resolution")
+        if self.shape and (self.tiles or self.aspect != "free"):
+            raise ValueError(f"shape = {list(self.shape)} needs aspect = 'free' and tiles = false. Leave shape out")
         return self
+
+    @property
+    def input(self) -> tuple[int, int]:
+        """Height and width of the detector's input."""
+        side = self.size or SIZE
+        return self.shape or (side, side)
+
+    def shaped(self, frames: Sequence[tuple[int, int]]) -> Self:
+        """The geometry with the shape of its input spelled out, for pictures (h, w) of these sizes.
+
+        Where they differ, the input has their median aspect, and others are stretched to it. A crop is one size.
+        """
+        if self.aspect != "free" or self.tiles or self.shape:
+            return self
+        if self.crop:
+            frames = [(self.crop[3], self.crop[2])]
+        size = self.size or SIZE
+        longest = (size / LEAST_SIDE) ** 2  # of a picture whose input is LEAST_SIDE wide
+        root = float(np.exp(np.median([np.log(np.clip(h / w, 1 / longest, longest)) for h, w in frames]) / 2))
+        height, width = (STEP * round(size * factor / STEP) for factor in (root, 1 / root))
+        return self.model_copy(update={"shape": (height, width)})
 
 
 @dataclass(frozen=True, eq=False)

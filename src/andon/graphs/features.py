@@ -13,7 +13,7 @@ deviation one half) suits these weights better than ImageNet's own statistics; t
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -129,11 +129,12 @@ def select(network: str, blocks: Sequence[int]) -> list[Stage]:
     return [known[block] for block in blocks]
 
 
-def require_multiple(side: int, chosen: Sequence[Stage]) -> None:
-    """TrainingError when the feature maps of these blocks do not cover tiles of this side."""
-    stride = max(stage.stride for stage in chosen)
-    if side % stride:
-        raise TrainingError(f"tiles of {side} px; expected a multiple of {stride}. Change the recipe's size.")
+def require_multiple(sides: Iterable[int], chosen: Sequence[Stage], shrink: int = 1) -> None:
+    """TrainingError when the feature maps of these blocks do not cover tiles of these sides, shrunk before."""
+    stride = shrink * max(stage.stride for stage in chosen)
+    for side in sides:
+        if side % stride:
+            raise TrainingError(f"tiles of {side} px; expected a multiple of {stride}. Change the recipe's size.")
 
 
 def cache_folder() -> Path:
@@ -225,11 +226,16 @@ def _prune(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
     return onnx.helper.make_model(kept, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
-def describe(tiles: Var, depth: int, channels: int, network: str, blocks: Sequence[int]) -> list[Var]:
-    """Add to a graph the way from tiles (n, t, t, c), uint8 or uint16, to the feature maps of these blocks."""
+def describe(tiles: Var, depth: int, channels: int, network: str, blocks: Sequence[int], shrink: int = 1) -> list[Var]:
+    """Add to a graph the way from tiles (n, h, w, c), uint8 or uint16, to the feature maps of these blocks.
+
+    `shrink`: the network sees the means of squares of so many pixels a side.
+    """
     middle = np.float32((2**depth - 1) / 2)
     scaled = op.sub(op.div(op.cast(tiles, to=np.float32), op.const(middle)), op.const(np.float32(1)))
-    images = op.transpose(scaled, perm=[0, 3, 1, 2])  # (n, c, t, t)
+    images = op.transpose(scaled, perm=[0, 3, 1, 2])  # (n, c, h, w)
+    if shrink > 1:
+        images = op.average_pool(images, kernel_shape=(shrink, shrink), strides=(shrink, shrink))
     if channels == 1:
         images = op.concat([images, images, images], axis=1)
     outputs = inline(load(network, blocks))(images=images)
@@ -244,14 +250,17 @@ class Extractor:
         self._names = [stage.name for stage in select(network, blocks)]
         self._session = runtime.session(load(network, blocks), threads)
 
-    def __call__(self, tiles: Pixels) -> list[Array]:
-        """Tiles (n, t, t, c) → one (n, channels, t / stride, t / stride) for each block."""
-        maps: list[Array] = self._session.run(self._names, {"images": images(tiles)})
+    def __call__(self, tiles: Pixels, shrink: int = 1) -> list[Array]:
+        """Tiles (n, h, w, c) → one (n, channels, h / stride, w / stride) for each block, of tiles shrunk before."""
+        maps: list[Array] = self._session.run(self._names, {"images": images(tiles, shrink)})
         return maps
 
 
-def images(tiles: Pixels) -> Array:
-    """Tiles (n, t, t, c), uint8 or uint16 → (n, 3, t, t) in [-1, 1]; gray is repeated, nothing is cast to 8 bits."""
+def images(tiles: Pixels, shrink: int = 1) -> Array:
+    """Tiles (n, h, w, c), uint8 or uint16 → (n, 3, h, w) in [-1, 1]; gray is repeated, nothing is cast to 8 bits."""
     middle = np.float32(np.iinfo(tiles.dtype).max / 2)
     scaled = tiles.astype(np.float32).transpose(0, 3, 1, 2) / middle - np.float32(1)
-    return np.ascontiguousarray(np.broadcast_to(scaled, (len(tiles), 3, *scaled.shape[2:])))
+    n, c, h, w = scaled.shape
+    if shrink > 1:
+        scaled = scaled.reshape(n, c, h // shrink, shrink, w // shrink, shrink).mean(axis=(3, 5))
+    return np.ascontiguousarray(np.broadcast_to(scaled, (n, 3, *scaled.shape[2:])))

@@ -106,7 +106,7 @@ def moments(recipe: Recipe, progress: Progress = silent, warn: Tell = lambda sen
     """Take the moments of a recipe's good images, over all windows of half a tile's side, one pixel apart."""
     _require_images(recipe)
     samples = _good(recipe.data.images)
-    side = recipe.geometry.size
+    side = recipe.geometry.input[0]
     window = side // 2
     first, second, count = np.zeros((window, window)), np.zeros((window, window)), 0
     tiles = _tiles(samples, samples, recipe, progress, warn)

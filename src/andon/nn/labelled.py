@@ -24,7 +24,7 @@ class LabelledTiles:
         DatasetError when there is none.
         """
         self._tiles, self._whole = tiles, whole
-        self.side, self.depth = tiles.side, tiles.depth
+        self.shape, self.side, self.depth = tiles.shape, tiles.side, tiles.depth
         self.channels = tiles.channels + 1
         if tiles.defects is None:
             raise DatasetError(

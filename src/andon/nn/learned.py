@@ -49,6 +49,8 @@ class LearnedDetector(ABC):
 
     name: ClassVar[str]
     position_aware: ClassVar[bool]
+    square: ClassVar[bool] = True
+    sizes: ClassVar[dict[str, int]] = {}
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]]  # inherits nn.loop.Schedule
@@ -99,7 +101,7 @@ class LearnedDetector(ABC):
         if self._graph is None:
             side, channels, depth = self._shape
             inner = exported(network, side, channels)
-            tiles = input_tiles(side, channels, depth)
+            tiles = input_tiles((side, side), channels, depth)
             scale = op.const(np.float32(1 / (2**depth - 1)))
             values = op.mul(op.cast(tiles, to=np.float32), scale)
             found = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))

@@ -94,6 +94,13 @@ def read_again(path: Path, digest: str) -> Image:
     return image
 
 
+def shape(path: Path) -> tuple[int, int]:
+    """Height and width of a picture file, turned by its EXIF orientation, by its header. ImageError as `read`."""
+    head = _checked(*contents(path))
+    turned = head.orientation > 4
+    return (head.width, head.height) if turned else (head.height, head.width)
+
+
 def described(image: Image) -> Input:
     """What this image is, as an input."""
     height, width, channels = image.pixels.shape

@@ -68,14 +68,14 @@ def calibrate(
     found: list[HeldOut] = []
     shown: list[Shown] = []
     looks: list[Appearance] = []
-    done, side = 0, recipe.geometry.size
+    done, shape = 0, recipe.geometry.input
     for fold, (make, pictures) in enumerate(folds):
         progress("calibrating", done, total)
         scorer = make()
         for each in pictures:
             progress("calibrating", done, total)
             done += 1
-            scanned = inspector.scan_tiles(each.placement, each.tiles, side, scorer)
+            scanned = inspector.scan_tiles(each.placement, each.tiles, shape, scorer)
             if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
                 raise TrainingError(
                     f"{each.name}: the graph gave a score or map that is not a number. Train again with other settings."

@@ -86,8 +86,8 @@ def probes(tiles: Tiles) -> Pixels:
 
 def _spoiled(tile: Pixels, left: float, top: float, right: float, bottom: float, share: float) -> Pixels:
     """Move the values of a rectangle by a share of half their range; the upper half of them goes down."""
-    out, side = tile.copy(), len(tile)
-    area = out[round(top * side) : round(bottom * side), round(left * side) : round(right * side)]
+    out, (height, width) = tile.copy(), tile.shape[:2]
+    area = out[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     half = np.iinfo(tile.dtype).max // 2
     step = area.dtype.type(share * half)
     area[:] = np.where(area > half, area - step, area + step)
@@ -96,7 +96,7 @@ def _spoiled(tile: Pixels, left: float, top: float, right: float, bottom: float,
 
 def _in_batches(score: Callable[[Pixels], Scores], pixels: Pixels) -> Scores:
     """Score tiles (n, t, t, c), as many at once as inspection does."""
-    pieces = [score(np.stack(batch)) for batch in tiling.batches(pixels, pixels.shape[1])]
+    pieces = [score(np.stack(batch)) for batch in tiling.batches(pixels, pixels.shape[1:3])]
     return Scores(*(np.concatenate(values) for values in zip(*pieces, strict=True)))
 
 

@@ -21,7 +21,8 @@ from andon.data.check import Finding
 from andon.data.dataset import Dataset, Sample
 from andon.data.store import Store
 from andon.data.survey import GoodTiles, Survey, look_over
-from andon.detectors.memory_bank import average, k_centre, neighbour_distance, whitening
+from andon.detectors.memory_bank.alike import average
+from andon.detectors.memory_bank.coreset import k_centre, neighbour_distance, whitening
 from andon.errors import AndonError
 from andon.geometry.views import Geometry
 from andon.graphs import features
@@ -146,7 +147,7 @@ def _features(tiles: GoodTiles, progress: Progress) -> Array:
     """Locally averaged features (n, g, g, c) of all tiles."""
     (stage,) = features.select(NETWORK, [BLOCK])
     describe = features.Extractor(NETWORK, [BLOCK])
-    side = min(max(tiles.side // stage.stride * stage.stride, SIDES[0]), SIDES[1])
+    side = min(max(min(tiles.shape) // stage.stride * stage.stride, SIDES[0]), SIDES[1])
     found = np.empty((len(tiles), side // stage.stride, side // stage.stride, stage.channels), np.float32)
     done = 0
     for batch in tiles:

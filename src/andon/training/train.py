@@ -13,10 +13,11 @@ from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
 from andon.data.labelling import listed
 from andon.data.store import MEGABYTES, Store
-from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered
+from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered, shaped
 from andon.detector import REQUIRED, Detector, Run
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
+from andon.geometry.views import SIZE
 from andon.inspection import Scorer
 from andon.progress import Overall, Progress, silent
 from andon.recipe import Recipe, validate
@@ -54,6 +55,10 @@ def compose(
         (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
     ):
         section.update({key: value for key, value in given.items() if value is not None})
+    if values["geometry"]["size"] is None:
+        recipe = validate(Recipe, values, "recipe")
+        kind = detectors.get(recipe.detector.name)
+        values["geometry"]["size"] = kind.sizes.get(_preset(kind, recipe), SIZE)
     return validate(Recipe, values, "recipe")
 
 
@@ -221,6 +226,8 @@ class _Sides(NamedTuple):
 def _divided(data: Dataset, recipe: Recipe, store: Store, progress: Progress, tell: Tell, warn: Tell) -> _Sides:
     """Look the good images over, divide them, and register them where the recipe asks for it."""
     given = reference.given(recipe)
+    if recipe.geometry.registration is None:
+        recipe = shaped(recipe, data.to_learn())
     survey = look_over(data.to_learn(), recipe, store, progress)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
@@ -301,9 +308,8 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
     RecipeError when detector, preset, settings and geometry do not fit together.
     """
     kind = detectors.get(recipe.detector.name)
-    if recipe.detector.preset not in kind.presets:
-        raise RecipeError(f"recipe: detector.preset: {unknown('preset', recipe.detector.preset, kind.presets)}")
-    settings = {**kind.presets[recipe.detector.preset], **recipe.detector.settings}
+    preset = _preset(kind, recipe)
+    settings = {**kind.presets[preset], **recipe.detector.settings}
     config = validate(kind.Config, settings, "recipe: detector.settings")
     model = kind(config, recipe.seed)
     if model.position_aware and recipe.geometry.tiles:
@@ -312,5 +318,24 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
             f"recipe: {kind.name} knows where in the image a patch lies{changed}, so it cannot work on tiles cut from "
             "it. Set geometry.tiles = false, or choose another detector (`andon detectors`)."
         )
-    chosen = recipe.detector.model_copy(update={"settings": config.model_dump(mode="json", exclude_none=True)})
-    return model, recipe.model_copy(update={"detector": chosen})
+    chosen = recipe.detector.model_copy(
+        update={"preset": preset, "settings": config.model_dump(mode="json", exclude_none=True)}
+    )
+    geometry = recipe.geometry
+    if kind.square:
+        if geometry.shape and geometry.shape[0] != geometry.shape[1]:
+            raise RecipeError(
+                f"recipe: geometry.shape = {list(geometry.shape)}, but {kind.name} takes square input only. Leave "
+                "shape out; aspect = 'stretch' squeezes pictures into a square, 'keep' repeats their edge around them."
+            )
+        if geometry.aspect == "free":
+            geometry = geometry.model_copy(update={"aspect": "stretch", "shape": None})
+    return model, recipe.model_copy(update={"detector": chosen, "geometry": geometry})
+
+
+def _preset(kind: type[Detector], recipe: Recipe) -> str:
+    """Return the recipe's preset, or the detector's first. RecipeError when the detector has no such preset."""
+    preset = recipe.detector.preset or next(iter(kind.presets))
+    if preset not in kind.presets:
+        raise RecipeError(f"recipe: detector.preset: {unknown('preset', preset, kind.presets)}")
+    return preset

@@ -24,7 +24,7 @@ class Contender(BaseModel):
 
     name: str
     label: Name | None = None  # what the tables call it; needed where one detector stands in the plan twice
-    preset: str = "cpu"
+    preset: str = ""  # the detector's first, if not given
     settings: dict[str, Any] = {}
 
     @property

@@ -28,7 +28,7 @@ class Trial(BaseModel):
     """What is to be measured."""
 
     graph: Path
-    side: int  # pixels
+    shape: tuple[int, int]  # of a tile, pixels
     channels: int
     depth: int  # bits
     threads: int  # 0: the engine decides
@@ -62,7 +62,7 @@ def timed(run: Callable[[Pixels], object], trial: Trial, peak: Callable[[], floa
     """Time `run`, which takes tiles (n, t, t, c) and returns when they are scored; `peak` is asked for the memory."""
     rng = np.random.default_rng(0)
     kind = np.uint8 if trial.depth == 8 else np.uint16
-    tiles: Pixels = rng.integers(0, 2**trial.depth, (BATCH, trial.side, trial.side, trial.channels), dtype=kind)
+    tiles: Pixels = rng.integers(0, 2**trial.depth, (BATCH, *trial.shape, trial.channels), dtype=kind)
     single = _laps(lambda: run(tiles[:1]), trial.seconds)
     held = peak()
     batches = _laps(lambda: run(tiles), trial.seconds)

@@ -40,17 +40,22 @@ class Learning(NamedTuple):
 class RandomTiles:
     """Noise to fit on, and as many tiles of defects with masks for detectors that need some."""
 
-    def __init__(self, count: int, side: int, channels: int = 3, depth: int = 8, labelled: bool = False) -> None:
+    def __init__(
+        self, count: int, shape: tuple[int, int], channels: int = 3, depth: int = 8, labelled: bool = False
+    ) -> None:
         """Draw `count` tiles, always the same."""
-        self.side, self.channels, self.depth = side, channels, depth
+        self.shape, self.side, self.channels, self.depth = shape, shape[0], channels, depth
         self.groups: Sequence[int] = range(count)
         rng = np.random.default_rng(0)
         kind = np.uint8 if depth == 8 else np.uint16
-        self._tiles: Pixels = rng.integers(0, 2**depth, (count, side, side, channels), dtype=kind)
+        self._tiles: Pixels = rng.integers(0, 2**depth, (count, *shape, channels), dtype=kind)
         self.defects: Defects | None = RandomDefects(self._tiles) if labelled else None
 
     def __len__(self) -> int:
         return len(self._tiles)
+
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        return self._tiles[rows]
 
     def __iter__(self) -> Iterator[Pixels]:
         return (self._tiles[start : start + 8] for start in range(0, len(self), 8))
@@ -81,7 +86,7 @@ def fitted(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learnin
     for count in BATCHES:
         try:
             model, held = _with_batch(recipe, count), Held()
-            tiles = RandomTiles(TILES, recipe.geometry.size, channels, depth, labelled=model.defects in REQUIRED)
+            tiles = RandomTiles(TILES, recipe.geometry.input, channels, depth, labelled=model.defects in REQUIRED)
             with held.watch():
                 model.fit(tiles, Run(device="cpu", seconds=A_MOMENT))
         except (AndonError, ValueError):  # the latter from batch normalisation

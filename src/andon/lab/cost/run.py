@@ -35,7 +35,7 @@ class Subject(NamedTuple):
 
     name: str
     graph: bytes
-    side: int  # pixels
+    shape: tuple[int, int]  # of a tile, pixels
     channels: int
     depth: int  # bits
     learning: Learning | None  # None where nothing is learnt by gradient
@@ -45,7 +45,7 @@ def run(
     named: Sequence[str],
     *,
     size: int = 256,
-    preset: str = "cpu",
+    preset: str = "",
     threads: int = 0,
     seconds: float = SECONDS,
     progress: Progress = silent,
@@ -80,7 +80,7 @@ def _with(preset: str, failures: list[str]) -> list[str]:
             presets[name] = detectors.get(name).presets
         except AndonError as error:
             failures.append(str(error))
-    found = [name for name, known in presets.items() if preset in known]
+    found = [name for name, known in presets.items() if preset in ("", *known)]
     if not found:
         raise RecipeError(unknown("preset", preset, {each for known in presets.values() for each in known}))
     return found
@@ -106,14 +106,14 @@ def _contender(entry: Contender, size: int) -> tuple[str, Callable[[], Subject]]
 
 def _from_detector(name: str, recipe: Recipe) -> Subject:
     model, learning = fitted(recipe, 3, 8)
-    return Subject(name, model.graph().SerializeToString(), recipe.geometry.size, 3, 8, learning)
+    return Subject(name, model.graph().SerializeToString(), recipe.geometry.input, 3, 8, learning)
 
 
 def _from_bundle(name: str, bundle: Bundle) -> Subject:
     channels, depth = bundle.manifest.input.channels, bundle.manifest.input.depth
     learnable = bundle.curve and importlib.util.find_spec("torch")
     learning = fitted(bundle.recipe, channels, depth)[1] if learnable else None
-    return Subject(name, bundle.graph, bundle.recipe.geometry.size, channels, depth, learning)
+    return Subject(name, bundle.graph, bundle.recipe.geometry.input, channels, depth, learning)
 
 
 def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
@@ -124,7 +124,7 @@ def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
         files.write(graph, subject.graph)
         trial = Trial(
             graph=graph,
-            side=subject.side,
+            shape=subject.shape,
             channels=subject.channels,
             depth=subject.depth,
             threads=threads,
@@ -140,7 +140,7 @@ def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
         yield Row(
             detector=subject.name,
             device=device,
-            side=subject.side,
+            shape=subject.shape,
             parameters=counts.parameters,
             multiply_adds=counts.multiply_adds,
             forward_mb=None if counts.forward is None else counts.forward / 1e6,

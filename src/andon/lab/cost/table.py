@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     detector: str
     device: str
-    side: int  # pixels
+    shape: tuple[int, int]  # of a tile, pixels
     parameters: int
     multiply_adds: int | None
     forward_mb: float | None
@@ -50,7 +50,7 @@ def markdown(rows: Sequence[Row]) -> str:
         [
             row.detector,
             row.device,
-            str(row.side),
+            " × ".join(map(str, dict.fromkeys(row.shape))),  # one number for a square
             _figure(row.parameters / 1e6),
             _figure(None if row.multiply_adds is None else row.multiply_adds / 1e9),
             *(_figure(value) for value in row[5:]),

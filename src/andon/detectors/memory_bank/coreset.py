@@ -1,0 +1,73 @@
+"""What is learnt of the patches of one feature map: whitening, the coreset, and the credit of its memories."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from andon.inspection import Array
+from andon.progress import Progress, silent
+
+POOL = 4096  # rows among which the next centres are searched
+BLOCK = 64  # centres that all rows are compared with at once
+
+
+def whitening(rows: Array, floor: float) -> tuple[Array, Array]:
+    """Return mean (c,) and matrix (c, c) that decorrelate the rows and bring them to unit variance."""
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = rows - mean
+    values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(rows))
+    # A floor keeps directions that good parts hardly use from being blown up into noise.
+    least = max(floor * values[-1], np.finfo(np.float32).tiny)
+    return mean, (vectors / np.sqrt(np.maximum(values, least))).astype(np.float32)
+
+
+def k_centre(rows: Array, count: int, rng: np.random.Generator, progress: Progress = silent) -> NDArray[np.int64]:
+    """Choose `count` rows greedily, each the farthest from those chosen before (Algorithm 1, Sener & Savarese 2018).
+
+    Distances only fall as centres are added. So the farthest row lies in the pool, the `POOL` rows that were farthest
+    when it was made, until all of these are nearer than every other row was then. Only then are all rows compared with
+    the new centres, in one matrix product: the same choice in a fraction of the time.
+    """
+    norm = np.einsum("ij,ij->i", rows, rows)
+    nearest = np.full(len(rows), np.inf, np.float32)  # squared distance of each row to the centres compared so far
+    chosen = np.empty(count, np.int64)
+    chosen[0] = rng.integers(len(rows))
+    compared, step = 0, 1  # centres that all rows were compared with; centres
+    while step < count:
+        approach(nearest, rows, norm, rows[chosen[compared:step]])
+        nearest[chosen[:step]] = -1
+        compared, size = step, min(POOL, len(rows))
+        pool = np.sort(np.argpartition(nearest, -size)[-size:])
+        inside, inside_norm, within = rows[pool], norm[pool], nearest[pool]
+        least = within.min() if size < len(rows) else -np.inf
+        while step < count and within.max() >= least:
+            last = int(within.argmax())
+            chosen[step] = pool[last]
+            approach(within, inside, inside_norm, inside[last : last + 1])
+            within[last] = -1
+            step += 1
+            if step % 100 == 0 or step == count:
+                progress("memories", step, count)
+    return chosen
+
+
+def approach(nearest: Array, rows: Array, norm: Array, centres: Array) -> None:
+    """Lower `nearest` (n,) to the squared distances of rows (n, c), of squared length `norm`, to new centres (k, c)."""
+    for start in range(0, len(centres), BLOCK):
+        block = centres[start : start + BLOCK]
+        square = rows @ (-2 * block.T)
+        square += np.einsum("ij,ij->i", block, block)
+        np.minimum(nearest, square.min(axis=1) + norm, out=nearest)
+
+
+def neighbour_distance(memories: Array, good: Array, count: int, block: int = 256) -> Array:
+    """Return the mean squared distance (k,) of each memory to the `count` good patches nearest it, itself left out."""
+    count = min(count, len(good) - 1)
+    if count == 0:
+        return np.zeros(len(memories), np.float32)
+    mean, norm = np.empty(len(memories), np.float32), np.einsum("ij,ij->i", good, good)
+    for start in range(0, len(memories), block):
+        some = memories[start : start + block]
+        square = norm - 2 * some @ good.T + np.einsum("ij,ij->i", some, some)[:, None]  # (block, rows)
+        nearest = np.sort(np.partition(square, count, axis=1)[:, : count + 1], axis=1)
+        mean[start : start + block] = np.maximum(nearest[:, 1:], 0).mean(axis=1)
+    return mean
