@@ -49,12 +49,16 @@ class Stock:
 
     def __init__(self, good: Pixels, defective: Pixels) -> None:
         """Take tiles (n, t, t, c) of either."""
+        self.shape = (good.shape[1], good.shape[2])
         self.side, self.channels, self.depth = good.shape[1], good.shape[3], 8
         self.groups: Sequence[int] = range(len(good))
         self._good, self.defects = good, Faulty(defective)
 
     def __len__(self) -> int:
         return len(self._good)
+
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        return self._good[list(rows)]
 
     def __iter__(self) -> Iterator[Pixels]:
         yield self._good
@@ -71,8 +75,12 @@ class Faulty:
     def __len__(self) -> int:
         return len(self._pixels)
 
+    def __getitem__(self, rows: Sequence[int]) -> Labelled:
+        pixels = self._pixels[list(rows)]
+        return Labelled(pixels, np.ones(pixels.shape[:3], np.bool_))
+
     def __iter__(self) -> Iterator[Labelled]:
-        yield Labelled(self._pixels, np.ones(self._pixels.shape[:3], np.bool_))
+        yield self[range(len(self))]
 
 
 class PlainNetwork(Network):

@@ -10,7 +10,7 @@ training step runs on the best device there is; its share of the device's peak i
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -31,12 +31,17 @@ class Noise:
 
     def __init__(self, side: int, count: int) -> None:
         """Make them, each as a part of its own."""
-        self.side, self.channels, self.depth, self.groups, self.defects = side, 3, 8, range(count), None
+        self.shape, self.side, self.channels, self.depth = (side, side), side, 3, 8
+        self.groups, self.defects = range(count), None
         self._tiles = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
 
     def __len__(self) -> int:
         """How many there are."""
         return len(self._tiles)
+
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        """Some of them."""
+        return self._tiles[list(rows)]
 
     def __iter__(self) -> Iterator[Pixels]:
         """One batch."""
@@ -158,7 +163,7 @@ def training(side: int, options: argparse.Namespace, multiply_adds: int) -> None
             torch.cuda.synchronize()
 
     def step() -> None:
-        loop._step(lambda step, generator: batch)
+        loop._step(lambda step: batch)
         loop.state.step += 1
         wait()
 

@@ -15,6 +15,7 @@ import torch
 
 from andon.detector import Run
 from andon.detectors.autoencoder import Autoencoder, AutoencoderNetwork, Settings
+from andon.lab.cost.learning import RandomTiles
 from andon.nn.data import Feed
 from andon.nn.loop import Loop
 from andon.recipe import Augment
@@ -32,14 +33,14 @@ def main() -> None:
     config = Settings(**Autoencoder.presets["cpu"])
     net = AutoencoderNetwork(options.size, 3, config)
     loop = Loop(net, net.loss, config, 0, Run())
-    shape = (options.tiles, options.size, options.size, 3)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    shape = (options.size, options.size)
+    tiles = RandomTiles(options.tiles, shape)
     rows = np.arange(options.tiles)
-    plain = Feed(pixels, rows, config.batch, 0, Augment())
-    varied = Feed(pixels, rows, config.batch, 0, ALL)
-    ready = plain(0, torch.Generator(loop.device))
-    feeds: dict[str, Callable[[int, torch.Generator], torch.Tensor]] = {
-        "one batch, ready": lambda step, generator: ready,
+    plain = Feed(tiles, rows, config.batch, 0, Augment(), loop.device)
+    varied = Feed(tiles, rows, config.batch, 0, ALL, loop.device)
+    ready = plain(0)
+    feeds: dict[str, Callable[[int], torch.Tensor]] = {
+        "one batch, ready": lambda step: ready,
         "all tiles": plain,
         "all tiles, every augmentation": varied,
     }

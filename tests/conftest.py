@@ -44,8 +44,8 @@ class Stack:
     def __len__(self) -> int:
         return len(self.tiles)
 
-    def __getitem__(self, rows: NDArray[np.intp]) -> Pixels:
-        return self.tiles[rows]
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        return self.tiles[list(rows)]
 
     def __iter__(self) -> Iterator[Pixels]:
         return (self.tiles[start : start + self._batch] for start in range(0, len(self.tiles), self._batch))
@@ -60,6 +60,9 @@ class Marked:
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    def __getitem__(self, rows: Sequence[int]) -> Labelled:
+        return Labelled(self.tiles[list(rows)], self.masks[list(rows)])
 
     def __iter__(self) -> Iterator[Labelled]:
         yield Labelled(self.tiles, self.masks)

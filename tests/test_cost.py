@@ -170,7 +170,7 @@ def test_memory_that_runs_out_costs_one_row(error: Exception, quick: None, monke
 
 
 def test_names_that_are_no_text_are_written_as_far_as_they_are(tmp_path: Path) -> None:
-    row = table.Row("b\udcff.andon", "cpu", 64, 1, 1, 1.0, None, 1.0, 1.0, None, 1.0, 1.0, 1.0)
+    row = table.Row("b\udcff.andon", "cpu", (64, 64), 1, 1, 1.0, None, 1.0, 1.0, None, 1.0, 1.0, 1.0)
     table.write([row], tmp_path / "out")
     assert "b?.andon" in (tmp_path / "out/cost.csv").read_text(encoding="utf-8")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

@@ -1,7 +1,7 @@
-"""Training tiles: read once, drawn so that each comes as often, varied as the recipe allows."""
+"""Training tiles: drawn so that each comes as often, varied as the recipe allows."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import threading
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -9,62 +9,38 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from andon import files  # noqa: E402
-from andon.detector import Run  # noqa: E402
 from andon.errors import AndonError, TrainingError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.nn import data  # noqa: E402
 from andon.recipe import Augment  # noqa: E402
+from conftest import Stack  # noqa: E402
+
+CPU = torch.device("cpu")
 
 
-class Counted:
-    """Tiles that count how often they are read."""
-
-    def __init__(self, count: int = 10, depth: int = 8, side: int = 16) -> None:
-        self.shape = (side, side)
-        self.side, self.channels, self.depth, self.passes = side, 3, depth, 0
-        self.groups, self.defects = range(count), None
-        top, kind = (256, np.uint8) if depth == 8 else (65536, np.uint16)
-        self.tiles: Pixels = np.random.default_rng(0).integers(0, top, (count, side, side, 3), dtype=kind)
-
-    def __len__(self) -> int:
-        return len(self.tiles)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        self.passes += 1
-        for start in range(0, len(self.tiles), 4):
-            yield self.tiles[start : start + 4]
+def tiles_of(count: int = 10, depth: int = 8, side: int = 16) -> Stack:
+    top, kind = (256, np.uint8) if depth == 8 else (65536, np.uint16)
+    return Stack(np.random.default_rng(0).integers(0, top, (count, side, side, 3), dtype=kind), batch=4)
 
 
-@pytest.mark.parametrize("depth", [8, 16])
-@pytest.mark.parametrize("megabytes", [1, 0])
-def test_tiles_are_read_once_into_memory_or_a_file(depth: int, megabytes: int, tmp_path: Path) -> None:
-    tiles = Counted(depth=depth)
-    stock = data.gather(tiles, megabytes, Run(folder=tmp_path))
-    assert tiles.passes == 1
-    assert isinstance(stock.pixels, np.memmap) == (megabytes == 0)
-    assert stock.pixels.dtype == tiles.tiles.dtype
-    np.testing.assert_array_equal(stock.pixels, tiles.tiles)
-    assert stock.digest == data.gather(tiles, 1, Run()).digest
-    assert list(tmp_path.iterdir()) == []  # the file has no name: a kill leaves nothing behind
-
-
-def test_a_folder_that_cannot_hold_the_tiles_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(AndonError, match=r"0 MB, cannot be kept there.*cache_mb = 1"):
-        data.gather(Counted(), 0, Run(folder=tmp_path / "missing"))
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Path("/dev/full").open("wb", buffering=0) as full:
-        monkeypatch.setattr(files.tempfile, "TemporaryFile", lambda **_: full)
-        with pytest.raises(AndonError, match=r"no space left on device.*Free space"):
-            data.gather(Counted(), 0, Run())
+def test_the_digest_is_that_of_all_pixels_however_they_come() -> None:
+    one = data.contents(tiles_of())
+    assert one == data.contents(Stack(tiles_of().tiles, batch=3))
+    other = tiles_of()
+    other.tiles[9, 15, 15, 2] ^= 1
+    assert data.contents(other) != one
 
 
 def test_no_tiles_is_an_error() -> None:
     with pytest.raises(TrainingError, match="no training tiles"):
-        data.gather(Counted(0), 1, Run())
+        data.contents(tiles_of(0))
+
+
+def test_tiles_of_some_rows_come_in_batches() -> None:
+    tiles = tiles_of(12, side=256)
+    found = list(data.of_rows(tiles, np.array([11, 0, 1, 2, 3, 4, 5, 6, 7])))
+    assert [len(batch) for batch in found] == [8, 1]
+    np.testing.assert_array_equal(np.concatenate(found), tiles.tiles[[11, 0, 1, 2, 3, 4, 5, 6, 7]])
 
 
 def test_held_out_tiles_are_a_seeded_share() -> None:
@@ -97,21 +73,62 @@ def test_tiles_of_one_part_are_held_out_together() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 7, 10, 99])
 def test_every_tile_comes_once_an_epoch(batch: int) -> None:
-    tiles, rows = Counted(12), np.arange(2, 12)
-    feed = data.Feed(tiles.tiles, rows, batch, 0, Augment())
+    tiles, rows = tiles_of(12), np.arange(2, 12)
+    feed = data.Feed(tiles, rows, batch, 0, Augment(), CPU)
     drawn = np.concatenate([feed.rows(step) for step in range(40)])
     epochs = drawn[: len(drawn) // 10 * 10].reshape(-1, 10)
     assert all(np.array_equal(np.sort(epoch), rows) for epoch in epochs)
     assert not np.array_equal(epochs[0], epochs[1])
-    np.testing.assert_array_equal(feed.rows(3), data.Feed(tiles.tiles, rows, batch, 0, Augment()).rows(3))
+    np.testing.assert_array_equal(feed.rows(3), data.Feed(tiles, rows, batch, 0, Augment(), CPU).rows(3))
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 def test_a_batch_is_the_tiles_in_zero_to_one(depth: int) -> None:
-    tiles = Counted(depth=depth)
-    feed = data.Feed(tiles.tiles, np.arange(10), 4, 0, Augment())
+    tiles = tiles_of(depth=depth)
+    feed = data.Feed(tiles, np.arange(10), 4, 0, Augment(), CPU)
     expected = tiles.tiles[feed.rows(1)].transpose(0, 3, 1, 2) / (2**depth - 1)
-    np.testing.assert_allclose(feed(1, torch.Generator()).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(feed(1).numpy(), expected, rtol=1e-6)
+
+
+def test_a_batch_is_the_same_prepared_ahead_and_not() -> None:
+    tiles = tiles_of()
+    plain = data.Feed(tiles, np.arange(10), 4, 3, Augment(flip=True, rotate=9), CPU)
+    with data.Feed(tiles, np.arange(10), 4, 3, Augment(flip=True, rotate=9), CPU) as ahead:
+        for step in (0, 1, 2, 2, 7, 8, 3):  # a step is taken again when memory ran out
+            assert torch.equal(ahead(step), plain(step))
+
+
+def test_the_next_batch_is_read_while_one_is_trained_on() -> None:
+    read = threading.Event()
+
+    class Slow(Stack):
+        def __getitem__(self, rows: Sequence[int]) -> Pixels:
+            read.set()
+            return super().__getitem__(rows)
+
+    before = threading.active_count()
+    with data.Feed(Slow(tiles_of().tiles), np.arange(10), 4, 0, Augment(), CPU) as feed:
+        feed(0)
+        read.clear()
+        feed(1)
+        assert read.wait(20)  # for step 2
+    assert threading.active_count() == before
+
+
+def test_an_error_of_the_thread_is_raised_at_its_step() -> None:
+    class Torn(Stack):
+        reads = 0
+
+        def __getitem__(self, rows: Sequence[int]) -> Pixels:
+            self.reads += 1
+            if self.reads == 2:
+                raise AndonError("the store is gone")
+            return super().__getitem__(rows)
+
+    with data.Feed(Torn(tiles_of().tiles), np.arange(10), 4, 0, Augment(), CPU) as feed:
+        feed(0)
+        with pytest.raises(AndonError, match="the store is gone"):
+            feed(1)
 
 
 def varied(pixels: Pixels, augment: Augment, seed: int = 0) -> torch.Tensor:

@@ -318,7 +318,6 @@ def test_graph_agrees_with_the_fitted_object(fitted: Detector, tiles: Pixels) ->
 
 
 OTHERS: dict[str, object] = {  # values of settings that are said to change no weights
-    "cache_mb": 0,
     "checkpoint": 0.0,
     "smooth": 3,
     "stages": (2,),

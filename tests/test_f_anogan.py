@@ -101,7 +101,7 @@ def test_the_generator_moves_in_every_nth_step() -> None:
     batch = torch.rand(4, 3, 64, 64)
     for step in range(6):
         before = weight.detach().clone()
-        loop._step(lambda step, generator: batch)
+        loop._step(lambda step: batch)
         loop.state.step = step + 1
         moved.append(not torch.equal(before, weight))
     assert moved == [False, False, True, False, False, True]

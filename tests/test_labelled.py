@@ -1,6 +1,6 @@
 """Learning from images of defects: which are taken, how their masks travel, and what is said when there are none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from andon.errors import DatasetError
 from andon.geometry.views import Geometry, Polygon
 from andon.pictures.image import Input
 from andon.training import train as training
-from conftest import part, save, scratched
+from conftest import Marked, Stack, part, save, scratched
 
 torch = pytest.importorskip("torch")
 
@@ -106,19 +106,33 @@ def test_an_image_whose_mask_is_cut_off_is_left_out(scratches: Path) -> None:
     assert len(told) == 1 and "scratch/11.png: nothing of what its mask marks is left" in told[0]
 
 
-class Good:
+class Good(Stack):
     """Two good tiles, and what is given as defects."""
 
-    shape, side, channels, depth, groups = (96, 96), 96, 3, 8, (0, 1)
-
     def __init__(self, defects: DefectTiles | None) -> None:
+        super().__init__(np.stack([part(0), part(1)]))
         self.defects = defects
 
-    def __len__(self) -> int:
-        return 2
 
-    def __iter__(self) -> object:
-        yield np.stack([part(0), part(1)])
+def test_few_defects_are_repeated_by_row_and_not_by_copy() -> None:
+    class Once(Marked):
+        passes = 0
+
+        def __iter__(self) -> Iterator[Labelled]:
+            self.passes += 1
+            return super().__iter__()
+
+    good = Stack(np.zeros((400, 8, 8, 1), np.uint8))
+    masks = np.zeros((2, 8, 8), np.bool_)
+    masks[0, 0], masks[1, 1] = True, True
+    good.defects = defects = Once(np.stack([np.full((8, 8, 1), value, np.uint8) for value in (1, 2)]), masks)
+    tiles = LabelledTiles(good, share=0.5)
+    assert len(tiles) == 800 and tiles.times == 200 and defects.passes == 1
+    batch = tiles[[3, 400, 401, 402, 799]]
+    assert batch[..., 0].max(axis=(1, 2)).tolist() == [0, 1, 2, 1, 2]
+    np.testing.assert_array_equal(batch[1:, ..., 1] > 0, masks[[0, 1, 0, 1]])
+    assert defects.passes == 1
+    np.testing.assert_array_equal(np.concatenate(list(tiles)), tiles[range(800)])
 
 
 def test_labelled_tiles_carry_the_mask_as_a_channel(scratches: Path) -> None:

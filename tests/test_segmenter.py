@@ -1,6 +1,5 @@
 """Segmenter: its five networks, its losses against plain computations, and where its defects come from."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,31 +17,23 @@ from andon.engines import runtime  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
 from andon.nn.learned import Network, exported  # noqa: E402
-from conftest import Marked  # noqa: E402
+from conftest import Marked, Stack  # noqa: E402
 
 SIDE = 64
 TINY: dict[str, Any] = {"network": "unet", "width": 2, "batch": 4, "steps": 2, "hold_out": 0}
 
 
-class Spots:
+class Spots(Stack):
     """Twelve dark tiles, and `count` with a bright square, whose masks are empty but for the first `masked`."""
-
-    side, channels, depth, groups = SIDE, 3, 8, range(12)
 
     def __init__(self, count: int = 0, masked: int = 0) -> None:
         rng = np.random.default_rng(0)
-        self.good: Pixels = rng.integers(60, 80, (12, SIDE, SIDE, 3), dtype=np.uint8)
+        super().__init__(rng.integers(60, 80, (12, SIDE, SIDE, 3), dtype=np.uint8))
         pixels: Pixels = rng.integers(60, 80, (count, SIDE, SIDE, 3), dtype=np.uint8)
         pixels[:, 12:24, 12:24] = 220
         masks = np.zeros((count, SIDE, SIDE), np.bool_)
         masks[:masked, 12:24, 12:24] = True
         self.defects: Any = Marked(pixels, masks) if count else None
-
-    def __len__(self) -> int:
-        return len(self.good)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        yield self.good
 
 
 def told(tiles: Spots, **settings: Any) -> list[str]:
@@ -170,7 +161,7 @@ def test_labelled_defects_are_found() -> None:
     scores = (
         Segmenter(Settings(**settings), 0)
         .fit(tiles, Run(device="cpu"))
-        .score(np.concatenate([tiles.good[:4], tiles.defects.tiles]))
+        .score(np.concatenate([tiles.tiles[:4], tiles.defects.tiles]))
     )
     assert scores.image[4:].min() > scores.image[:4].max()
     inside = scores.pixel[4:, 14:22, 14:22]
@@ -194,8 +185,8 @@ def test_unpooling_can_be_exported() -> None:
 def test_graphs_of_the_other_networks_agree_with_torch(name: Name) -> None:
     tiles = Spots()
     detector = Segmenter(Settings(**{**TINY, "network": name, "steps": 1}), 0).fit(tiles, Run(device="cpu"))
-    found = runtime.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.good[:3]})
-    expected = detector.score(tiles.good[:3])
+    found = runtime.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.tiles[:3]})
+    expected = detector.score(tiles.tiles[:3])
     np.testing.assert_allclose(found[0], expected.image, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found[1], expected.pixel, rtol=1e-3, atol=1e-4)
 

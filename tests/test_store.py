@@ -91,7 +91,7 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
     seen = survey.look_over(samples, recipe, Store(), lambda *_: None)
     for sample in samples:
         kept = seen.prepared(sample, recipe.geometry)
-        stored = inspector.scan_tiles(kept.placement, kept.tiles, 64, Mean())
+        stored = inspector.scan_tiles(kept.placement, kept.tiles, (64, 64), Mean())
         scanned = inspector.scan(image.read(sample.path).pixels, recipe.geometry, Mean(), "part")
         assert stored.score == scanned.score
         np.testing.assert_array_equal(stored.anomaly_map, scanned.anomaly_map)

@@ -38,6 +38,10 @@ class Defects(Protocol):
         """How many tiles one pass yields."""
         ...
 
+    def __getitem__(self, rows: Sequence[int]) -> Labelled:
+        """The tiles at these places of a pass, as a copy."""
+        ...
+
     def __iter__(self) -> Iterator[Labelled]:
         """Batches of tiles, of the same side, channels and depth as the good ones."""
         ...

@@ -204,13 +204,13 @@ class Scratch:
     It is written and not mapped for writing: a full disk is then an error, and not a signal that ends the process.
     """
 
-    def __init__(self, purpose: str, folder: str | Path | None = None, remedy: str = "") -> None:
+    def __init__(self, purpose: str, folder: str | Path | None = None) -> None:
         """Open it in a folder, or in the system's temporary folder.
 
-        `purpose` says in the message what is kept in it, in the plural, and `remedy` what else a person can do.
+        `purpose` says in the message what is kept in it, in the plural.
         AndonError, from each method, names the folder when it cannot be written to or is full.
         """
-        self._purpose, self._remedy = purpose, remedy
+        self._purpose = purpose
         self._folder = folder or "the temporary folder"
         with self._named():
             self._folder = folder or tempfile.gettempdir()
@@ -235,10 +235,9 @@ class Scratch:
         try:
             yield
         except OSError as error:
-            where = "" if self._remedy else ", or set the environment variable TMPDIR to a folder with more space"
             raise AndonError(
-                f"{self._folder}: {self._purpose} cannot be kept there: {reason(error)}. "
-                f"Free space or allow writing there{where or ', or ' + self._remedy}."
+                f"{self._folder}: {self._purpose} cannot be kept there: {reason(error)}. Free space or allow writing "
+                "there, or set the environment variable TMPDIR to a folder with more space."
             ) from error
 
 

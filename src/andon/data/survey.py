@@ -102,7 +102,8 @@ class GoodTiles:
         self, samples: Sequence[Sample], survey: Survey, settings: Geometry, defects: Defects | None = None
     ) -> None:
         """Take the images to learn from."""
-        self._samples, self._survey = samples, survey
+        self._store = survey.store
+        self._slots = [slot for sample in samples for slot in survey.kept[sample.path].tiles]
         self.shape: tuple[int, int] = settings.input
         self.side: int = self.shape[0]
         self.channels: int = survey.rule.channels
@@ -115,12 +116,10 @@ class GoodTiles:
         return len(self.groups)
 
     def __getitem__(self, rows: Sequence[int]) -> Pixels:
-        slots = [slot for sample in self._samples for slot in self._survey.kept[sample.path].tiles]
-        return np.stack([self._survey.store[slots[row]] for row in rows])
+        return np.stack([self._store[self._slots[row]] for row in rows])
 
     def __iter__(self) -> Iterator[Pixels]:
-        pieces = (tile for sample in self._samples for tile in self._survey.tiles(sample.path))
-        return (np.stack(batch) for batch in tiling.batches(pieces, self.shape))
+        return (self[rows] for rows in tiling.batches(range(len(self)), self.shape))
 
 
 class DefectTiles:
@@ -164,10 +163,12 @@ class DefectTiles:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def __getitem__(self, rows: Sequence[int]) -> Labelled:
+        tiles, masks = zip(*(self._slots[row] for row in rows), strict=True)
+        return Labelled(np.stack([self._store[each] for each in tiles]), np.stack([self._store[m] for m in masks]))
+
     def __iter__(self) -> Iterator[Labelled]:
-        for batch in tiling.batches(self._slots, self._geometry.input):
-            tiles, masks = zip(*batch, strict=True)
-            yield Labelled(np.stack([self._store[each] for each in tiles]), np.stack([self._store[m] for m in masks]))
+        return (self[rows] for rows in tiling.batches(range(len(self)), self._geometry.input))
 
     def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
         """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""

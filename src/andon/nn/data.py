@@ -1,4 +1,4 @@
-"""Training tiles on their way to the network: read once, drawn by seed and step, varied.
+"""Training tiles on their way to the network: drawn by seed and step, varied, one batch ahead.
 
 Whatever is random is a function of (seed, step), so that a training can go on from any step without a saved state of
 any random generator.
@@ -6,8 +6,9 @@ any random generator.
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from andon.detector import Run, Tiles, no_tiles
-from andon.files import Scratch
+from andon.detector import Tiles, no_tiles
+from andon.geometry import tiling
 from andon.inspection import Pixels
 from andon.recipe import Augment
 
@@ -26,44 +27,14 @@ FEWEST = 10  # groups, of which some can be held out
 Rows = NDArray[np.int64]
 
 
-class Stock(NamedTuple):
-    """Every training tile, read once."""
-
-    pixels: Pixels  # (n, t, t, c), in memory or mapped from a file
-    digest: str  # of the pixels, in order
-
-
-def gather(tiles: Tiles, megabytes: int, run: Run) -> Stock:
-    """Read every tile once: into memory, or past `megabytes` into a file without a name that is mapped from disk.
-
-    The file lies in `run.folder`, or in the system's temporary folder, and is gone when the process is, however that
-    ends. AndonError when there is no room for it.
-    """
-    shape = (len(tiles), tiles.side, tiles.side, tiles.channels)
-    kind = np.dtype(np.uint8 if tiles.depth == 8 else np.uint16)
-    if shape[0] == 0:
+def contents(tiles: Tiles) -> str:
+    """Return the SHA-256 of the pixels of all tiles, in order. TrainingError when there are none."""
+    if not len(tiles):
         raise no_tiles()
-    size, digest = int(np.prod(shape)) * kind.itemsize, hashlib.sha256()
-    if size <= megabytes * 1_000_000:
-        pixels = np.empty(shape, kind)
-        for at, batch in _batches(tiles, run):
-            pixels[at : at + len(batch)] = batch
-            digest.update(batch.tobytes())
-        return Stock(pixels, digest.hexdigest())
-    memory = f"keep them in memory: cache_mb = {-(-size // 1_000_000)}"
-    file = Scratch(f"the training tiles, {size / 1e6:.0f} MB,", run.folder, memory)
-    for _, batch in _batches(tiles, run):
-        file.write(batch.tobytes())
-        digest.update(batch.tobytes())
-    return Stock(file.mapped(kind, shape), digest.hexdigest())
-
-
-def _batches(tiles: Tiles, run: Run) -> Iterator[tuple[int, Pixels]]:
-    done = 0
+    sha = hashlib.sha256()
     for batch in tiles:
-        yield done, batch
-        done += len(batch)
-        run.progress("tiles", done, len(tiles))
+        sha.update(batch.tobytes())
+    return sha.hexdigest()
 
 
 def split(groups: Sequence[int], share: float, seed: int) -> tuple[Rows, Rows]:
@@ -81,14 +52,10 @@ def split(groups: Sequence[int], share: float, seed: int) -> tuple[Rows, Rows]:
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def chosen(tiles: Tiles, rows: Rows) -> Iterator[Pixels]:
+def of_rows(tiles: Tiles, rows: Rows) -> Iterator[Pixels]:
     """Yield the tiles in some rows, in batches (b, t, t, c) of at least one."""
-    wanted, done = np.isin(np.arange(len(tiles)), rows), 0
-    for batch in tiles:
-        kept = batch[wanted[done : done + len(batch)]]
-        done += len(batch)
-        if len(kept):
-            yield kept
+    for batch in tiling.batches(rows.tolist(), tiles.shape):
+        yield tiles[batch]
 
 
 def mix(seed: int, purpose: str, step: int = 0) -> int:
@@ -108,12 +75,17 @@ def floats(pixels: Pixels, device: torch.device | None = None) -> Tensor:
 
 
 class Feed:
-    """Batches of some rows of a stock, by step: one seeded permutation after another, so each tile comes as often."""
+    """Batches of some rows of the tiles, by step: one seeded permutation after another, so each tile comes as often.
 
-    def __init__(self, pixels: Pixels, rows: Rows, batch: int, seed: int, augment: Augment) -> None:
-        """Take the stock's pixels and which of its rows are learnt from."""
-        self._pixels, self._rows, self._augment = pixels, rows, augment
+    While a batch is trained on, a thread prepares the next: inside `with`.
+    """
+
+    def __init__(self, tiles: Tiles, rows: Rows, batch: int, seed: int, augment: Augment, device: torch.device) -> None:
+        """Take the tiles and which of their rows are learnt from."""
+        self._tiles, self._rows, self._augment, self._seed, self._device = tiles, rows, augment, seed, device
         self.batch = min(batch, len(rows))
+        self._thread: ThreadPoolExecutor | None = None
+        self._next: tuple[int, Future[Tensor]] | None = None  # step and its batch
 
         @lru_cache(maxsize=2)
         def order(epoch: int) -> Rows:
@@ -121,16 +93,38 @@ class Feed:
 
         self._order = order
 
+    def __enter__(self) -> Self:
+        self._thread = ThreadPoolExecutor(1, "andon next batch")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._thread is not None
+        self._thread.shutdown(cancel_futures=True)
+        self._thread = self._next = None
+
     def rows(self, step: int) -> Rows:
-        """Say which rows of the stock the batch of a step has."""
+        """Say which rows of the tiles the batch of a step has."""
         epoch, start = divmod(step * self.batch, len(self._rows))
         rows = self._order(epoch)[start : start + self.batch]
         missing = self.batch - len(rows)
         return np.concatenate([rows, self._order(epoch + 1)[:missing]]) if missing else rows
 
-    def __call__(self, step: int, generator: torch.Generator) -> Tensor:
-        """Return the batch (b, c, t, t) in [0, 1] of a step, varied with what the generator draws."""
-        return vary(self._pixels[self.rows(step)], self._augment, generator)
+    def __call__(self, step: int) -> Tensor:
+        """Return the batch (b, c, t, t) in [0, 1] of a step, on the device, and begin with the next."""
+        (ready, batch), self._next = self._next or (-1, None), None
+        found = batch.result() if batch and ready == step else self._drawn(step)
+        if self._thread:
+            self._next = step + 1, self._thread.submit(self._drawn, step + 1)
+        return found
+
+    def _drawn(self, step: int) -> Tensor:
+        draws = generator(self._seed, "step", step, self._device)
+        return vary(self._tiles[self.rows(step).tolist()], self._augment, draws)
+
+
+def generator(seed: int, purpose: str, step: int, device: torch.device) -> torch.Generator:
+    """Return a generator on the device for one purpose at one step."""
+    return torch.Generator(device).manual_seed(mix(seed, purpose, step))
 
 
 def vary(pixels: Pixels, augment: Augment, generator: torch.Generator) -> Tensor:

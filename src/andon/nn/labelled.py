@@ -8,6 +8,7 @@ from torch import Tensor
 
 from andon.detector import Defects, Labelled, Tiles
 from andon.errors import DatasetError
+from andon.geometry import tiling
 from andon.inspection import Pixels
 
 
@@ -31,7 +32,8 @@ class LabelledTiles:
                 "no images of defects to learn from; expected some in train/DEFECT beside train/good. Add them."
             )
         shown = np.concatenate([np.zeros(0, np.bool_), *(self._shown(batch) for batch in tiles.defects)])
-        self.count = int(shown.sum())
+        self._defective = np.flatnonzero(shown).tolist()  # rows of the defective tiles that show a defect
+        self.count = len(self._defective)
         """Number of defective tiles, each counted once."""
         if not self.count:
             raise DatasetError(
@@ -40,25 +42,29 @@ class LabelledTiles:
             )
         self.times = max(1, round(share / (1 - share) * len(tiles) / self.count))
         """How often each of them comes, in one group, so that none is both learnt from and held out."""
-        groups = [-1 - group for group, shows in zip(tiles.defects.groups, shown, strict=True) if shows]
+        groups = [-1 - tiles.defects.groups[row] for row in self._defective]
         self.groups: Sequence[int] = [*tiles.groups, *groups * self.times]
 
     def __len__(self) -> int:
         return len(self.groups)
 
-    def __iter__(self) -> Iterator[Pixels]:
-        for good in self._tiles:
-            yield np.concatenate([good, np.zeros_like(good[..., :1])], axis=3)
-        for _ in range(self.times):
-            yield from self._defective()
+    def __getitem__(self, rows: Sequence[int]) -> Pixels:
+        assert self._tiles.defects is not None
+        many, batch = (
+            len(self._tiles),
+            np.zeros((len(rows), *self.shape, self.channels), np.dtype(f"u{self.depth // 8}")),
+        )
+        of_good = np.asarray(rows) < many
+        if of_good.any():
+            batch[of_good, ..., :-1] = self._tiles[[row for row in rows if row < many]]
+        if not of_good.all():
+            found = self._tiles.defects[[self._defective[(row - many) % self.count] for row in rows if row >= many]]
+            batch[~of_good, ..., :-1] = found.pixels
+            batch[~of_good, ..., -1] = np.where(found.masks | self._whole, 2**self.depth - 1, 0)
+        return batch
 
-    def _defective(self) -> Iterator[Pixels]:
-        top = 2**self.depth - 1
-        for batch in self._tiles.defects or ():
-            shown = self._shown(batch)
-            if shown.any():
-                marks = np.where(batch.masks[..., None] | self._whole, top, 0).astype(batch.pixels.dtype)
-                yield np.concatenate([batch.pixels, marks], axis=3)[shown]
+    def __iter__(self) -> Iterator[Pixels]:
+        return (self[rows] for rows in tiling.batches(range(len(self)), self.shape))
 
     def _shown(self, batch: Labelled) -> NDArray[np.bool_]:
         """Which tiles of a batch (b,) are learnt from: in those cut from a large image the mask may be empty."""

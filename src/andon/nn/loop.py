@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from andon.detector import DetectorSettings, Forecast, Run, Tiles
 from andon.errors import AndonError, TrainingError, out_of_memory
 from andon.files import digest
-from andon.inspection import Pixels
 from andon.nn import checkpoint
-from andon.nn.data import FEWEST, Feed, Rows, floats, gather, mix, split
+from andon.nn.data import FEWEST, Feed, Rows, contents, floats, generator, mix, split
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
 """Mean loss of a batch (b, c, t, t) in [0, 1]; whatever it draws comes from the generator, or from torch's own."""
@@ -37,7 +36,7 @@ CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 class Schedule(DetectorSettings):
     """How a network is trained; the settings of a learned detector inherit these."""
 
-    unlearnt: ClassVar[frozenset[str]] = frozenset({"checkpoint", "cache_mb"})
+    unlearnt: ClassVar[frozenset[str]] = frozenset({"checkpoint"})
     """Settings that change no weights: a training that was interrupted goes on when they are changed."""
 
     steps: Annotated[int, Field(ge=1)] = 2000
@@ -62,8 +61,6 @@ class Schedule(DetectorSettings):
     """Steps between evaluations."""
     checkpoint: Annotated[float, Field(ge=0)] = 30.0
     """Seconds between checkpoints."""
-    cache_mb: Annotated[int, Field(ge=0)] = 1000
-    """MB of tiles held in memory; more tiles are mapped from a file."""
 
     def learnt(self) -> str:
         """Return the settings that change weights, as JSON."""
@@ -132,41 +129,40 @@ class Loop:
         if run.folder:
             checkpoint.make(run.folder)
             run.written.update({run.folder, run.folder / checkpoint.NAME})
-        pixels, contents = gather(tiles, s.cache_mb, run)
         learn, held = split(tiles.groups, s.hold_out, self._seed)
         if s.hold_out and not len(held):
             run.tell(
                 f"nothing is held out for early stopping: it needs {FEWEST} good parts, and {FEWEST} defective parts "
                 "if the detector learns from them. The last weights are kept"
             )
-        feed = Feed(pixels, learn, s.batch, self._seed, run.augment)
         identity = (
             FORMAT,
             name,
             s.learnt(),
             run.augment.model_dump_json(),
             self._seed,
-            contents,
-            pixels.shape,
+            contents(tiles),
+            (len(tiles), *tiles.shape, tiles.channels),
         )
         fingerprint = digest(repr(identity).encode())
         self._resume(fingerprint)
         self.module.train()
         saved = time.monotonic()
         began = saved - state.seconds
-        while not self._ended():
-            rate = self._step(feed)
-            state.step += 1
-            state.seconds = time.monotonic() - began
-            if state.step % s.evaluate == 0 or self.share() >= 1:
-                self._look()
-                self._evaluate(rate, self._held_out(pixels, held))
-            if run.folder and (time.monotonic() - saved >= s.checkpoint or self._ended()):
-                self._look()
-                checkpoint.save(run.folder, fingerprint, self._tensors(), asdict(state))
-                saved = time.monotonic()
-            done = (state.seconds, run.seconds) if run.seconds else (state.step, s.steps)
-            run.progress("training", int(done[0]), int(done[1]))
+        with Feed(tiles, learn, s.batch, self._seed, run.augment, self.device) as feed:
+            while not self._ended():
+                rate = self._step(feed)
+                state.step += 1
+                state.seconds = time.monotonic() - began
+                if state.step % s.evaluate == 0 or self.share() >= 1:
+                    self._look()
+                    self._evaluate(rate, self._held_out(tiles, held))
+                if run.folder and (time.monotonic() - saved >= s.checkpoint or self._ended()):
+                    self._look()
+                    checkpoint.save(run.folder, fingerprint, self._tensors(), asdict(state))
+                    saved = time.monotonic()
+                done = (state.seconds, run.seconds) if run.seconds else (state.step, s.steps)
+                run.progress("training", int(done[0]), int(done[1]))
         if self._best:
             self.module.load_state_dict(self._best)
         self.module.eval()
@@ -184,7 +180,7 @@ class Loop:
             return tensor
 
         def step() -> None:
-            self._gradient(lambda generator: batch, "forecast")
+            self._gradient(lambda: batch, "forecast")
             self._optimiser.step()
             if self._cuda:
                 torch.cuda.synchronize(self.device)
@@ -197,9 +193,8 @@ class Loop:
             steps += 1
         each = (time.perf_counter() - start) / steps
         weights = sum(p.numel() * p.element_size() for p in self._parameters)
-        stock = min(len(tiles) * tiles.side**2 * tiles.channels * tiles.depth // 8, s.cache_mb * 1_000_000)
         # Weights, gradients, two moments, the best weights, a checkpoint on its way to the disk.
-        return Forecast(self._run.seconds or each * s.steps, (6 * weights + sum(saved.values()) + stock) / 1e6)
+        return Forecast(self._run.seconds or each * s.steps, (6 * weights + sum(saved.values())) / 1e6)
 
     def share(self) -> float:
         """Return how much of the training is done; 1 or more: all of it."""
@@ -219,12 +214,12 @@ class Loop:
             return s.learning_rate
         return s.learning_rate * (1 + math.cos(math.pi * (share - s.warmup) / (1 - s.warmup))) / 2
 
-    def _step(self, feed: Callable[[int, torch.Generator], Tensor]) -> float:
+    def _step(self, feed: Callable[[int], Tensor]) -> float:
         """Take one step; return its learning rate."""
         rate = self._rate()
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        loss = self._gradient(lambda generator: feed(self.state.step, generator), "step")
+        loss = self._gradient(lambda: feed(self.state.step), "step")
         nn.utils.clip_grad_norm_(self._parameters, self._schedule.clip)
         self._optimiser.step()
         self._pending.append((self.state.step + 1, loss))
@@ -232,23 +227,17 @@ class Loop:
             self._look()
         return rate
 
-    def _gradient(self, batch: Callable[[torch.Generator], Tensor], purpose: str) -> Tensor:
+    def _gradient(self, batch: Callable[[], Tensor], purpose: str) -> Tensor:
         """Leave the gradients of a batch in the parameters, and return its mean loss."""
         while True:
             self._optimiser.zero_grad()
-            generator = self._generator(purpose)
+            torch.manual_seed(mix(self._seed, purpose, self.state.step))
             try:
-                return self._backward(batch(generator), generator)
+                return self._backward(batch(), generator(self._seed, purpose, self.state.step, self.device))
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
             self._halve()  # here the failed attempt is forgotten, and its memory with it
-
-    def _generator(self, purpose: str) -> torch.Generator:
-        """Seed torch's own generators, and return one on the device, for this purpose and step."""
-        seed = mix(self._seed, purpose, self.state.step)
-        torch.manual_seed(seed)
-        return torch.Generator(self.device).manual_seed(seed)
 
     def _backward(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         total = torch.zeros((), device=self.device)
@@ -306,11 +295,11 @@ class Loop:
             f"{what}, at a learning rate of {rate:.3g}. Try a tenth of it: learning_rate = {lower:g}, or a lower clip."
         )
 
-    def _held_out(self, pixels: Pixels, held: Rows) -> Iterator[Tensor]:
+    def _held_out(self, tiles: Tiles, held: Rows) -> Iterator[Tensor]:
         """Yield the held-out tiles, always the same and never varied, in batches."""
         size = math.ceil(self._schedule.batch / self.state.pieces)
         for start in range(0, len(held), size):
-            yield floats(pixels[held[start : start + size]], self.device)
+            yield floats(tiles[held[start : start + size].tolist()], self.device)
 
     def _evaluate(self, rate: float, batches: Iterator[Tensor]) -> None:
         """Note the losses, and keep the weights when they are the best so far."""

@@ -30,7 +30,7 @@ from andon.detector import QUIET, Forecast, Run, Tiles
 from andon.detectors.filtering_autoencoder.corruption import Corrupted, Corruption, Kind, elsewhere
 from andon.errors import RecipeError
 from andon.nn.convolutional import Odd, smoothed
-from andon.nn.data import chosen, floats, mix, split, vary
+from andon.nn.data import floats, mix, of_rows, split, vary
 from andon.nn.learned import TILES_AT_ONCE, LearnedDetector, Network
 from andon.nn.loop import CURVE, Loop, Schedule, choose
 from andon.nn.losses import ssim
@@ -372,7 +372,7 @@ class FilteringAutoencoder(LearnedDetector):
         rows = held if len(held) else np.arange(len(tiles))
         together = torch.zeros_like(member.average)
         with torch.no_grad():
-            for batch in chosen(tiles, rows):
+            for batch in of_rows(tiles, rows):
                 for start in range(0, len(batch), TILES_AT_ONCE):
                     x = floats(batch[start : start + TILES_AT_ONCE], device)
                     together += member.difference(x, member.rebuild(x), self.config.correction_repeats).sum(dim=0)

@@ -113,7 +113,7 @@ class MemoryBank(NumpyDetector):
 
     name: ClassVar[str] = "memory-bank"
     position_aware: ClassVar[bool] = False
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"standard": {}, "fast": {"scales": 1}, "fine": {}}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"standard": {}, "fast": {"scales": 1, "deep": 0.25}, "fine": {}}
     sizes: ClassVar[dict[str, int]] = {"standard": 480, "fast": 256, "fine": 640}
     Config: ClassVar[type[BaseModel]] = Settings
     config: Settings

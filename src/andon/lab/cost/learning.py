@@ -55,7 +55,7 @@ class RandomTiles:
         return len(self._tiles)
 
     def __getitem__(self, rows: Sequence[int]) -> Pixels:
-        return self._tiles[rows]
+        return self._tiles[list(rows)]
 
     def __iter__(self) -> Iterator[Pixels]:
         return (self._tiles[start : start + 8] for start in range(0, len(self), 8))
@@ -72,10 +72,14 @@ class RandomDefects:
     def __len__(self) -> int:
         return len(self._tiles)
 
-    def __iter__(self) -> Iterator[Labelled]:
-        masks, half = np.zeros(self._tiles.shape[:3], bool), self._tiles.shape[1] // 2
+    def __getitem__(self, rows: Sequence[int]) -> Labelled:
+        tiles = self._tiles[list(rows)]
+        masks, half = np.zeros(tiles.shape[:3], bool), tiles.shape[1] // 2
         masks[:, :half, :half] = True
-        yield Labelled(self._tiles, masks)
+        return Labelled(tiles, masks)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        yield self[range(len(self))]
 
 
 def fitted(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learning | None]:
