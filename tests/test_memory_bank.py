@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from andon.detector import Run
 from andon.detectors.memory_bank import MemoryBank, Settings
-from andon.detectors.memory_bank.coreset import k_centre, neighbour_distance, whitening
+from andon.detectors.memory_bank.coreset import copies, k_centre, neighbour_distance, whitening
+from andon.engines import runtime
 from andon.errors import TrainingError
 from andon.graphs import features
 from andon.inspection import Array
+from andon.recipe import Augment
 from conftest import Stack
 
 
@@ -75,7 +78,7 @@ def test_memory_stays_within_its_bound_and_the_sample_is_uniform() -> None:
     detector = MemoryBank(Settings(candidates=200, bank=20, scales=1), 0)
     assert detector._rows(tiles) == [200, 200]
     detector._take(tiles)
-    (sample, owners), _ = detector._sample(tiles, np.random.default_rng(0), lambda *_: None)
+    (sample, owners), _ = detector._sample(tiles, Augment(), np.random.default_rng(0), lambda *_: None)
     assert sample.shape == (200, 40)
     assert len(set(owners.tolist())) == 30
     extractor = features.Extractor("efficientnet-lite0", [4], threads=1)
@@ -97,3 +100,80 @@ def test_bad_settings_and_sides_are_refused() -> None:
         MemoryBank(Settings(), 0).fit(Noise(2, side=72))
     with pytest.raises(TrainingError, match="no training tiles"):
         MemoryBank(Settings(), 0).fit(Noise(0))
+
+
+@pytest.mark.parametrize(
+    ("augment", "shape", "count"),
+    [
+        (Augment(), (64, 64), 1),
+        (Augment(flip=True), (64, 64), 4),
+        (Augment(quarter_turns=True), (64, 64), 4),
+        (Augment(quarter_turns=True), (64, 96), 2),
+        (Augment(flip=True, quarter_turns=True), (64, 64), 8),
+        (Augment(flip=True, quarter_turns=True), (64, 96), 4),
+    ],
+)
+def test_copies_are_the_distinct_turns_and_flips(augment: Augment, shape: tuple[int, int], count: int) -> None:
+    tile = np.random.default_rng(0).integers(0, 256, (1, *shape, 1), dtype=np.uint8)
+    found = [turn(tile) for turn in copies(augment, shape)]
+    assert all(one.shape == tile.shape for one in found) and np.array_equal(found[0], tile)
+    assert len({one.tobytes() for one in found}) == len(found) == count
+
+
+def test_turned_copies_of_good_tiles_are_remembered() -> None:
+    good, settings = Noise(6), Settings(bank=400, scales=1)
+    turned = np.ascontiguousarray(np.rot90(good.tiles, 1, (1, 2)))
+    plain = MemoryBank(settings, 0).fit(good).score(turned).image
+    symmetric = MemoryBank(settings, 0).fit(good, Run(augment=Augment(quarter_turns=True))).score(turned).image
+    assert symmetric.mean() < plain.mean() - 1
+
+
+def test_parts_that_lie_alike_are_compared_with_their_position_and_others_are_not() -> None:
+    rng = np.random.default_rng(0)
+    still = np.repeat(Noise(1, side=128).tiles, 20, axis=0)
+    still = np.clip(still + rng.normal(0, 3, still.shape), 0, 255).astype(np.uint8)
+    fitted = MemoryBank(Settings(bank=100), 0).fit(Stack(still))
+    assert all(usual is not None for usual in fitted._usual)
+    moving = MemoryBank(Settings(bank=100), 0).fit(Noise(20, side=128))
+    assert all(usual is None for usual in moving._usual)
+    assert all(np.ptp(good.offset) == 0 and np.ptp(good.factor) == 0 for good in moving._calibrated.values())
+    swapped = still[:1].copy()  # both patches are good ones, at each other's place
+    swapped[:, 16:48, 16:48], swapped[:, 64:96, 64:96] = still[:1, 64:96, 64:96], still[:1, 16:48, 16:48]
+    without = MemoryBank(Settings(bank=100, alike=0), 0).fit(Stack(still))
+    good = still[:8]
+    with_position, by_bank = (
+        (each.score(swapped).image[0] - each.score(good).image.mean()) / each.score(good).image.std()
+        for each in (fitted, without)
+    )
+    assert with_position > 3 * max(by_bank, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 10])
+def test_few_good_tiles_are_enough(count: int) -> None:
+    fitted = MemoryBank(Settings(bank=50), 0).fit(Noise(count, side=64))
+    found = fitted.score(Noise(3, side=64, seed=5).tiles)
+    assert np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
+
+
+def test_equal_good_tiles_are_no_division_by_zero() -> None:
+    fitted = MemoryBank(Settings(bank=50), 0).fit(Stack(np.full((12, 64, 64, 3), 90, np.uint8)))
+    found = fitted.score(np.full((1, 64, 64, 3), 200, np.uint8))
+    assert np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
+
+
+def test_tiles_that_are_not_square_score_in_the_graph_as_in_numpy() -> None:
+    good = Stack(np.random.default_rng(0).integers(60, 200, (8, 64, 160, 3), dtype=np.uint8))
+    fitted = MemoryBank(Settings(bank=80), 0).fit(good)
+    expected, session = fitted.score(good.tiles), runtime.session(fitted.graph(), threads=1)
+    score, pixel = session.run(["score", "map"], {"tiles": good.tiles})
+    assert pixel.shape == (8, 64, 160)
+    np.testing.assert_allclose(score, expected.image, atol=1e-3 * np.ptp(expected.image) + 1e-4)
+    np.testing.assert_allclose(pixel, expected.pixel, atol=1e-3 * np.ptp(expected.pixel))
+
+
+def test_the_network_is_stored_once_though_it_runs_twice() -> None:
+    one, two = (
+        len(MemoryBank(Settings(bank=10, scales=scales), 0).fit(Noise(3, side=64)).graph().SerializeToString())
+        for scales in (1, 2)
+    )
+    assert two < 1.3 * one

@@ -105,6 +105,7 @@ class Detector(Protocol):
     quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults; the first is usual
+    stride: int  # pixels of a tile between neighbouring positions of the map before it is enlarged
     curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty
 
     def __init__(self, config: Any, seed: int) -> None:
@@ -143,6 +144,7 @@ class NumpyDetector:
     sizes: ClassVar[dict[str, int]] = {}
     quick: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
+    stride = 1
     curve = ""
 
     def __init__(self, config: Any, seed: int) -> None:

@@ -51,7 +51,10 @@ class InputRule(BaseModel):
 
 
 class Augment(BaseModel):
-    """How training tiles may be varied without becoming a different product; used by detectors trained by gradient."""
+    """How training tiles may be varied without becoming a different product.
+
+    Used by detectors trained by gradient; `memory-bank` also remembers the flips and turns of good tiles.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -150,6 +150,10 @@ def check(
         Path | None,
         typer.Option("--out", "-o", help="Folder for suspects.jpg: the strangest good pictures.", show_default=False),
     ] = None,
+    smallest_defect: Annotated[
+        str | None,
+        typer.Option(help="Side of the smallest defect, in pixels, as 6px: what it takes is told.", show_default=False),
+    ] = None,
     groups: Groups = None,
     good: Good = None,
     as_json: AsJson = False,
@@ -163,14 +167,18 @@ def check(
     from andon import files
     from andon.data import check, dataset
     from andon.evaluate import crude
-    from andon.training import suspects
+    from andon.training import resolution, suspects
+    from andon.training.train import compose, construct
 
+    wanted = resolution.length(smallest_defect) if smallest_defect else None
     if out:
         files.prepare(out / "suspects.jpg")
     data = dataset.load(folder, groups=groups, good=good or ())
     with progress_bars(quiet or as_json) as progress:
         judged = suspects.look(data, progress)
         further = [*suspects.findings(judged, data), *crude.findings(data, progress)]
+        model, recipe = construct(compose(folder))
+        further += resolution.findings(recipe, data.to_learn(), model.stride, wanted)
         checked = check.check(data, progress, further)
     if out and judged:
         files.write(out / "suspects.jpg", suspects.sheet(judged))

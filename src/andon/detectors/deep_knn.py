@@ -59,6 +59,7 @@ class DeepKnn(NumpyDetector):
         """Take the settings; nothing is learnt yet."""
         super().__init__(config, seed)
         self._stages = features.select(config.network, config.stages)
+        self.stride = min(stage.stride for stage in self._stages)
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch."""

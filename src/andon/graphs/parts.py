@@ -19,18 +19,21 @@ def ints(*values: int) -> Var:
 
 
 def shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store equal weights once, in place: a network that a graph runs twice brings its weights twice."""
+    """Keep equal constants once, in place: a network that a graph runs twice brings its weights twice."""
     first: dict[bytes, str] = {}
-    same: dict[str, str] = {}
-    for tensor in model.graph.initializer:
-        bare = onnx.TensorProto()
-        bare.CopyFrom(tensor)
-        bare.name = ""
-        same[tensor.name] = first.setdefault(bare.SerializeToString(deterministic=True), tensor.name)
-    kept = [tensor for tensor in model.graph.initializer if same[tensor.name] == tensor.name]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    same: dict[str, str] = {}  # output of a constant → that of the first that is equal
+    kept = []
     for node in model.graph.node:
+        if node.op_type == "Constant":
+            content = b"".join(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+            (name,) = node.output
+            same[name] = first.setdefault(content, name)
+            if same[name] != name:
+                continue
         for i, name in enumerate(node.input):
             node.input[i] = same.get(name, name)
+        kept.append(node)
+    nodes = onnx.GraphProto(node=kept).node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     return model

@@ -61,6 +61,7 @@ class LearnedDetector(ABC):
         self.config = config
         self.seed = seed
         self.curve = ""  # of the last fit, CSV
+        self.stride = 2  # of networks that compare pixels, whose maps are smoothed a little
         self._network: Network | None = None
         self._graph: onnx.ModelProto | None = None
 

@@ -21,7 +21,7 @@ from andon.geometry.views import SIZE
 from andon.inspection import Scorer
 from andon.progress import Overall, Progress, silent
 from andon.recipe import Recipe, validate
-from andon.training import gate, suspects, workplace
+from andon.training import gate, resolution, suspects, workplace
 from andon.training.calibrating import calibrate, crosses, now, united
 
 
@@ -113,6 +113,8 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
         judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
         if suspicion := suspects.warning(judged, recipe.data.images):
             warn(suspicion)
+    frame = survey.kept[sides.fit[0].path].placement.frame
+    tell(resolution.sentence(frame, recipe.geometry, model.stride))
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, store, warn, survey.reference)
     if defects.digests:
         tell(f"{len(defects.digests)} images of defects to learn from")
@@ -177,6 +179,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
             "defects": len(defects.digests),
             "folders": listed(data.learnt_from(), "{0} ({1})").encode(errors="replace").decode(),
             "inspected": f"{survey.share:.1%} of each picture",
+            "smallest_defect": f"{resolution.smallest_defect(frame, recipe.geometry, model.stride):.0f} pixels",
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
             **reference.provenance(survey.reference, survey.found.values()),
         },

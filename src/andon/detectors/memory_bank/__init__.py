@@ -37,12 +37,13 @@ from spox import Tensor, Var, argument, build
 from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
 from andon.detectors.memory_bank import alike
 from andon.detectors.memory_bank.alike import Usual
-from andon.detectors.memory_bank.coreset import BLOCK, approach, k_centre, neighbour_distance, whitening
+from andon.detectors.memory_bank.coreset import BLOCK, Turn, approach, copies, k_centre, neighbour_distance, whitening
 from andon.engines import runtime
 from andon.graphs import features
 from andon.graphs.parts import input_tiles, ints, shared_weights
 from andon.inspection import Array, Pixels, Scores
 from andon.progress import Progress
+from andon.recipe import Augment
 
 CALIBRATED_ON = 150  # training tiles, at most, from which the usual distances are learnt
 FAR = np.float32(1e9)  # more than any squared distance: added to that of memories that do not count
@@ -122,6 +123,7 @@ class MemoryBank(NumpyDetector):
         """Take the settings; nothing is learnt yet."""
         super().__init__(config, seed)
         stages = features.select(config.network, config.stages)
+        self.stride = min(stage.stride for stage in stages)
         self._scales = range(1, config.scales + 1)
         self._maps = [_Map(scale, stage) for scale in self._scales for stage in stages]
 
@@ -155,7 +157,7 @@ class MemoryBank(NumpyDetector):
         features.require_multiple(tiles.shape, [each.stage for each in self._maps], c.scales)
         self._take(tiles)
         self._banks: list[_Bank] = []
-        for sample, owners in self._sample(tiles, rng, run.progress):  # (rows, channels), (rows,)
+        for sample, owners in self._sample(tiles, run.augment, rng, run.progress):  # (rows, channels), (rows,)
             mean, whiten = whitening(sample, c.floor)
             good = np.asarray((sample - mean) @ whiten, np.float32)
             chosen = k_centre(good, min(c.bank, len(good)), rng, run.progress)
@@ -240,9 +242,9 @@ class MemoryBank(NumpyDetector):
             scores = alike.image_scores((self._joined(near, scale) - good.offset) * good.factor, self.config.common)
             image += (scores - good.mean) / good.deviation
         grid = self._calibrated[1].offset.shape
-        weighed = [self._weight(each) * _enlarge(x, grid) for each, x in zip(self._maps, near, strict=True)]
+        weighed = [self._weight(each) * alike.enlarge(x, grid) for each, x in zip(self._maps, near, strict=True)]
         shown: Array = np.sum(weighed, axis=0, dtype=np.float32)
-        return Scores(image, _enlarge(alike.average(shown[:, None], 3)[:, 0], self._shape))
+        return Scores(image, alike.enlarge(alike.average(shown[:, None], 3)[:, 0], self._shape))
 
     def graph(self) -> onnx.ModelProto:
         """tiles (n, h, w, c) uint8 or uint16 → score float32 (n,), map float32 (n, h, w)."""
@@ -312,16 +314,16 @@ class MemoryBank(NumpyDetector):
         """Sum the distances (n, h, w) of a scale's maps on its finest grid."""
         own = [x for each, x in zip(self._maps, near, strict=True) if each.scale == scale]
         total: Array = np.sum(
-            [_enlarge(x, self._calibrated[scale].offset.shape) for x in own], axis=0, dtype=np.float32
+            [alike.enlarge(x, self._calibrated[scale].offset.shape) for x in own], axis=0, dtype=np.float32
         )
         return total
 
-    def _rows(self, tiles: Tiles) -> list[int]:
-        """How many patches are sampled for each map."""
+    def _rows(self, tiles: Tiles, turns: Sequence[Turn] = (np.asarray,)) -> list[int]:
+        """How many patches are sampled for each map, of tiles in each of their turns."""
         width = sum(3 * each.stage.channels for each in self._maps)  # the sample, centred, whitened
         most = min(self.config.candidates, self.config.memory_mb * 1_000_000 // (4 * width))
-        height, across = tiles.shape
-        return [min(most, len(tiles) * (height // each.stride) * (across // each.stride)) for each in self._maps]
+        (height, across), count = tiles.shape, len(tiles) * len(turns)
+        return [min(most, count * (height // each.stride) * (across // each.stride)) for each in self._maps]
 
     def _input(self) -> Var:
         return input_tiles(self._shape, self._channels, self._depth)
@@ -335,20 +337,24 @@ class MemoryBank(NumpyDetector):
         return [_pool(x, c.average) for maps in scales for x in maps]
 
     def _sample(
-        self, tiles: Tiles, rng: np.random.Generator, progress: Progress
+        self, tiles: Tiles, augment: Augment, rng: np.random.Generator, progress: Progress
     ) -> list[tuple[Array, NDArray[np.intp]]]:
-        """Draw a uniform sample of the patches of each map, all in one pass (reservoir), with their tiles' groups."""
+        """Draw a uniform sample of the patches of each map, all in one pass (reservoir), with their tiles' groups.
+
+        Turned and flipped copies of the tiles count as tiles, where the recipe allows them.
+        """
         pixels = self._input()
         names = [f"map{i}" for i in range(len(self._maps))]
         describe = runtime.session(build({"tiles": pixels}, dict(zip(names, self._describe(pixels), strict=True))))
-        sizes = list(zip(self._maps, self._rows(tiles), strict=True))
+        sizes = list(zip(self._maps, self._rows(tiles, copies(augment, tiles.shape)), strict=True))
         samples = [np.empty((rows, each.stage.channels), np.float32) for each, rows in sizes]
         owners = [np.empty(rows, np.intp) for _, rows in sizes]
         groups = np.asarray(tiles.groups, np.intp)
         seen, done = [0] * len(samples), 0
         for batch in tiles:
             own = groups[done : done + len(batch)]
-            for j, x in enumerate(describe.run(names, {"tiles": batch})):
+            turned = (turn(batch) for turn in copies(augment, tiles.shape))
+            for j, x in ((j, x) for each in turned for j, x in enumerate(describe.run(names, {"tiles": each}))):
                 new = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
                 # Patch i takes place r of the sample, r uniform in [0, i]; where r is beyond it, it is passed over.
                 order = np.arange(seen[j], seen[j] + len(new))
@@ -369,19 +375,6 @@ def _sum(values: Sequence[Var]) -> Var:
     for value in values[1:]:
         total = op.add(total, value)
     return total
-
-
-def _enlarge(maps: Array, shape: Sequence[int]) -> Array:
-    """(n, g, g) → (n, h, w), bilinear between the centres of the positions."""
-    across = [_between(grid, side) for grid, side in zip(maps.shape[1:], shape, strict=True)]
-    return np.asarray(across[0] @ maps @ across[1].T, np.float32)
-
-
-def _between(grid: int, side: int) -> Array:
-    """Return the weights (side, grid) of bilinear interpolation along one axis."""
-    centre = np.clip((np.arange(side) + 0.5) * grid / side - 0.5, 0, grid - 1)
-    weights: Array = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(grid))).astype(np.float32)
-    return weights
 
 
 def _pool(x: Var, width: int) -> Var:

@@ -116,3 +116,16 @@ def average(maps: Array, width: int) -> Array:
     for dy, dx in np.ndindex(width, width):
         total += wide[:, :, dy : dy + h, dx : dx + w]
     return total / np.float32(width * width)
+
+
+def enlarge(maps: Array, shape: Sequence[int]) -> Array:
+    """(n, g, g) → (n, h, w), bilinear between the centres of the positions."""
+    across = [_between(grid, side) for grid, side in zip(maps.shape[1:], shape, strict=True)]
+    return np.asarray(across[0] @ maps @ across[1].T, np.float32)
+
+
+def _between(grid: int, side: int) -> Array:
+    """Return the weights (side, grid) of bilinear interpolation along one axis."""
+    centre = np.clip((np.arange(side) + 0.5) * grid / side - 0.5, 0, grid - 1)
+    weights: Array = np.maximum(0, 1 - np.abs(centre[:, None] - np.arange(grid))).astype(np.float32)
+    return weights

@@ -1,10 +1,17 @@
 """What is learnt of the patches of one feature map: whitening, the coreset, and the credit of its memories."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from andon.inspection import Array
+from andon.inspection import Array, Pixels
 from andon.progress import Progress, silent
+from andon.recipe import Augment
+
+Turn = Callable[[Pixels], Pixels]
+"""Turns or flips each of some tiles (n, h, w, c), whose shape stays."""
 
 POOL = 4096  # rows among which the next centres are searched
 BLOCK = 64  # centres that all rows are compared with at once
@@ -15,8 +22,9 @@ def whitening(rows: Array, floor: float) -> tuple[Array, Array]:
     mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
     values, vectors = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(rows))
-    # A floor keeps directions that good parts hardly use from being blown up into noise.
-    least = max(floor * values[-1], np.finfo(np.float32).tiny)
+    # A floor keeps directions that good parts hardly use from being blown up into noise; a second one, features that
+    # hardly vary at all, as those of one flat picture, from being blown up into infinity.
+    least = max(floor * values[-1], 1e-6 * float(np.square(rows, dtype=np.float64).mean()), 1e-30)
     return mean, (vectors / np.sqrt(np.maximum(values, least))).astype(np.float32)
 
 
@@ -71,3 +79,20 @@ def neighbour_distance(memories: Array, good: Array, count: int, block: int = 25
         nearest = np.sort(np.partition(square, count, axis=1)[:, : count + 1], axis=1)
         mean[start : start + block] = np.maximum(nearest[:, 1:], 0).mean(axis=1)
     return mean
+
+
+def copies(augment: Augment, shape: tuple[int, int]) -> list[Turn]:
+    """Return the turns and flips under which a good tile of a shape is still a good one; the first changes nothing.
+
+    A quarter turn needs a square; other tiles are turned by half.
+    """
+    quarters = range(0, 4, 1 if shape[0] == shape[1] else 2) if augment.quarter_turns else (0,)
+    flips = [(), (1,), (2,), (1, 2)] if augment.flip else [()]
+    if len(quarters) > 1:
+        flips = flips[:2]  # the other two are these, turned by half
+    return [partial(_turned, quarters=k, flips=axes) for k in quarters for axes in flips]
+
+
+def _turned(tiles: Pixels, quarters: int, flips: tuple[int, ...]) -> Pixels:
+    turned: Pixels = np.ascontiguousarray(np.flip(np.rot90(tiles, quarters, (1, 2)), flips))
+    return turned

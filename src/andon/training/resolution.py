@@ -1,0 +1,80 @@
+"""How small a defect may be: what the detector resolves at its input size, in pixels of the picture."""
+
+import math
+import re
+from collections.abc import Sequence
+
+from andon.data.check import Finding
+from andon.data.dataset import Sample
+from andon.data.survey import shaped
+from andon.errors import ImageError, RecipeError
+from andon.geometry import tiling
+from andon.geometry.views import STEP, Geometry
+from andon.pictures import image
+from andon.recipe import Recipe
+
+LARGEST = 1024  # geometry.size that is still suggested; beyond it, tiles
+
+
+def smallest_defect(frame: tuple[int, int], geometry: Geometry, stride: int) -> float:
+    """Side, in pixels of an image (H, W), of the smallest square that covers four positions of the detector's map.
+
+    `stride`: pixels of the detector's input between neighbouring positions.
+    """
+    return 2 * stride * math.sqrt(tiling.covered(frame, geometry))
+
+
+def sentence(frame: tuple[int, int], geometry: Geometry, stride: int) -> str:
+    """Say how small a defect may be."""
+    height, width = geometry.input
+    how = "in tiles of" if geometry.tiles else "at an input of"
+    pixels = math.ceil(smallest_defect(frame, geometry, stride))
+    return (
+        f"{how} {width} × {height} pixels the smallest defect that covers four positions of the detector is "
+        f"{pixels} × {pixels} pixels of your picture"
+    )
+
+
+def advice(frame: tuple[int, int], geometry: Geometry, stride: int, pixels: float) -> str:
+    """Say whether a square defect of so many pixels of an image (H, W) is large enough, and what to change if not."""
+    found, said = smallest_defect(frame, geometry, stride), sentence(frame, geometry, stride)
+    if found <= pixels:
+        return f"{said}; a defect of {pixels:g} is large enough"
+    area = (geometry.size or geometry.input[0]) ** 2
+    size = STEP * math.ceil(math.sqrt(area) * found / pixels / STEP)
+    if not geometry.tiles and size <= LARGEST:
+        return f"{said}; for a defect of {pixels:g} set size = {size}, which takes {size**2 / area:.1f} times the time"
+    if not geometry.tiles and 2 * stride <= pixels:
+        return (
+            f"{said}; for a defect of {pixels:g} set geometry.tiles = true: tiles see the picture at its own "
+            f"resolution, and a defect of {2 * stride} is large enough"
+        )
+    return (
+        f"{said}; a defect of {pixels:g} is too small for this detector even at the picture's own resolution, where it "
+        f"needs {2 * stride}. Use a camera or lens that shows it larger, or a detector that compares pixels, such as "
+        "variation"
+    )
+
+
+def length(text: str) -> float:
+    """Read a length in pixels, as 6 or 6px. RecipeError when it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px)?", text.strip().lower())
+    if not found or float(found[1]) == 0:
+        raise RecipeError(f"smallest defect '{text}': expected a length in pixels of your picture, as 6px.")
+    return float(found[1])
+
+
+def findings(recipe: Recipe, good: Sequence[Sample], stride: int, wanted: float | None = None) -> list[Finding]:
+    """Say, as a note, how small a defect may be for a detector on these good images; with advice on one that is wanted.
+
+    Nothing where no image can be read.
+    """
+    for sample in good:
+        try:
+            frame = image.shape(sample.path)
+        except ImageError:
+            continue
+        settings = shaped(recipe, good).geometry
+        said = advice(frame, settings, stride, wanted) if wanted else sentence(frame, settings, stride)
+        return [Finding("note", "smallest-defect", f"{said}.")]
+    return []
