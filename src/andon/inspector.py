@@ -1,11 +1,12 @@
 """The path from a picture to a verdict, and the only one: calibration, evaluation and the station go this way too."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Th
 from andon.pictures import appearance, image
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
+from andon.streams import line, naming
+from andon.streams.batching import Batching
+from andon.streams.frames import Outcome, Report, Sink, Source
+from andon.streams.line import Settings
 
 
 class Scan(NamedTuple):
@@ -230,6 +235,31 @@ class Inspector:
             bundle=self.digest,
             decision=self.decision_digest,
         )
+
+    def stream(
+        self,
+        source: Source | Iterable[Any] | str | Path,
+        sink: Sink,
+        settings: Settings = Settings(),
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] = lambda sentence: None,
+        draw: Callable[[Outcome], bytes | None] | None = None,
+    ) -> Report:
+        """Inspect all that a source gives, and hand each outcome to the sink, in order; return when the source ends.
+
+        Reading, geometry, graph and judging of several frames overlap, and tiles that wait for the engine at the same
+        time go through the graph as one batch. A frame that cannot be inspected is an outcome with verdict INVALID.
+
+        `source` is one of `andon.streams`, an iterable of pictures or of `Frame`s, or a path. Once `stop` is set, from
+        any thread, frames on the line are finished and handed on. `tell` gets sentences on what goes wrong meanwhile,
+        from any thread. `draw` makes a picture of an outcome beside the inspection of others, for the sink.
+
+        Errors: AndonError when the source cannot go on, after the outcomes of all its frames; AndonError when the sink
+        fails, with the names of the frames that were inspected and not handed on.
+        """
+        together = replace(self, scorer=Batching(self.scorer))
+        return line.stream(together, naming.of(source), sink, settings, stop=stop, tell=tell, draw=draw)
 
     def inspect_many(
         self,
