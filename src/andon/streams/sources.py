@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from andon import files
 from andon.errors import AndonError
 from andon.inspection import Pixels
-from andon.streams.frames import Control, Frame, now
+from andon.streams.frames import Control, Frame, Source, now
 
 VIDEOS = frozenset({".avi", ".mp4", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"})
 
@@ -81,3 +82,15 @@ class Video:
                 control.lose(total - count, sentence)
         finally:
             video.release()
+
+
+class Limited:
+    """The first frames of another source."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        """No more than `count` are taken from it."""
+        self._source, self._count = source, count
+
+    def frames(self, control: Control) -> Iterator[Frame]:
+        """Yield them."""
+        return islice(self._source.frames(control), self._count)
