@@ -213,7 +213,7 @@ def test_fail_on_ends_with_one_at_a_verdict_or_a_worse_one(
     [(None, "INVALID", False), ("review", "INVALID", True), ("reject", "INVALID", True), ("reject", "REVIEW", False)],
 )
 def test_invalid_counts_as_worse_than_any_verdict(fail_on: str | None, verdict: str, expected: bool) -> None:
-    assert judging._failed(fail_on, {"PASS": 3, verdict: 1}) is expected
+    assert judging.failed(fail_on, {"PASS": 3, verdict: 1}) is expected
 
 
 def test_calibrate_changes_a_finished_bundle(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:

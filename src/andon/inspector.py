@@ -1,11 +1,12 @@
 """The path from a picture to a verdict, and the only one: calibration, evaluation and the station go this way too."""
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -17,11 +18,15 @@ from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place
-from andon.geometry.views import Geometry, Placement
+from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
+from andon.streams import line, naming
+from andon.streams.batching import Batching
+from andon.streams.frames import Outcome, Report, Sink, Source
+from andon.streams.line import Settings
 
 
 class Scan(NamedTuple):
@@ -29,6 +34,15 @@ class Scan(NamedTuple):
 
     score: float  # the highest of its tiles
     anomaly_map: Array  # (H, W); NaN where nothing was inspected
+    registration: Registration | None = None
+
+
+class Prepared(NamedTuple):
+    """An image on its way to a verdict, before the graph."""
+
+    image: image.Image
+    notes: tuple[str, ...]  # what is odd about it, or why it has no view
+    view: View | None = None  # None: nothing can be said of the part, so it is INVALID
     registration: Registration | None = None
 
 
@@ -169,31 +183,39 @@ class Inspector:
         a note says what is odd. ImageError when the image is not what the bundle was trained on.
         """
         began = time.perf_counter()
-        read = self.read(source, name)
+        prepared = self.prepare(self.read(source, name))
+        return self.judge(prepared, self.score(prepared), began)
+
+    def prepare(self, read: image.Image) -> Prepared:
+        """Say what is odd about an image that was read, and cut its view: the stage before the graph.
+
+        Errors: ImageError when the image does not hold the crop or any of the region of interest.
+        """
         usual = self.calibration.appearance
         odd = usual.oddities(appearance.of(read.pixels)) if usual else []
         (known,) = self.manifest.learnt_from([read.digest])
         learnt = ("the bundle learnt from this image, so its score is too low",) if known else ()
-        notes = (*read.notes, *learnt, *odd)
         if odd and self.recipe.input.unusual == "invalid":
-            return self._inspection(read, None, None, notes, began)
+            return Prepared(read, (*read.notes, *learnt, *odd))
         try:
-            found = scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
+            view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference)
         except NotFound as missing:
-            return self._inspection(read, None, missing.registration, (*read.notes, str(missing), *learnt, *odd), began)
-        if not np.isfinite(found.score):
-            notes = (*notes, "the graph gave a score or map that is not a number")
-        return self._inspection(read, found, found.registration, notes, began)
+            return Prepared(read, (*read.notes, str(missing), *learnt, *odd), registration=missing.registration)
+        return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration)
 
-    def _inspection(
-        self,
-        read: image.Image,
-        found: Scan | None,
-        registration: Registration | None,
-        notes: tuple[str, ...],
-        began: float,
-    ) -> Inspection:
-        """Decide on a scan; without one the image is INVALID."""
+    def score(self, prepared: Prepared) -> Scan | None:
+        """Run the graph on the tiles of a view: the stage that needs the engine. None for an image without a view."""
+        geometry, view = self.recipe.geometry, prepared.view
+        return scan_tiles(view, tiling.split(view, geometry), geometry.size, self.scorer) if view else None
+
+    def judge(self, prepared: Prepared, found: Scan | None, began: float) -> Inspection:
+        """Decide on a scan: verdict, p-value and regions; without one the image is INVALID.
+
+        `began` is the value of `time.perf_counter` when the work on the image began.
+        """
+        read, notes = prepared.image, prepared.notes
+        if found and not np.isfinite(found.score):
+            notes = (*notes, "the graph gave a score or map that is not a number")
         anomaly_map = found.anomaly_map if found else np.full(read.pixels.shape[:2], np.nan, np.float32)
         score = found.score if found else np.nan
         listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.min_area(anomaly_map.shape))
@@ -208,11 +230,36 @@ class Inspector:
             removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),
             notes=notes,
-            registration=registration,
+            registration=prepared.registration,
             digest=read.digest,
             bundle=self.digest,
             decision=self.decision_digest,
         )
+
+    def stream(
+        self,
+        source: Source | Iterable[Any] | str | Path,
+        sink: Sink,
+        settings: Settings = Settings(),
+        *,
+        stop: threading.Event | None = None,
+        tell: Callable[[str], None] = lambda sentence: None,
+        draw: Callable[[Outcome], bytes | None] | None = None,
+    ) -> Report:
+        """Inspect all that a source gives, and hand each outcome to the sink, in order; return when the source ends.
+
+        Reading, geometry, graph and judging of several frames overlap, and tiles that wait for the engine at the same
+        time go through the graph as one batch. A frame that cannot be inspected is an outcome with verdict INVALID.
+
+        `source` is one of `andon.streams`, an iterable of pictures or of `Frame`s, or a path. Once `stop` is set, from
+        any thread, frames on the line are finished and handed on. `tell` gets sentences on what goes wrong meanwhile,
+        from any thread. `draw` makes a picture of an outcome beside the inspection of others, for the sink.
+
+        Errors: AndonError when the source cannot go on, after the outcomes of all its frames; AndonError when the sink
+        fails, with the names of the frames that were inspected and not handed on.
+        """
+        together = replace(self, scorer=Batching(self.scorer))
+        return line.stream(together, naming.of(source), sink, settings, stop=stop, tell=tell, draw=draw)
 
     def inspect_many(
         self,

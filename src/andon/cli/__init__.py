@@ -1,7 +1,7 @@
 """The command `andon`: one function a command; everything heavy is imported inside the function that needs it.
 
-Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect` or `evaluate` met images it
-could not read, `inspect --fail-on` met a bad part, `accept` did not prove all, `msa` found a figure unacceptable); 2
+Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect`, `watch` or `evaluate` met
+images it could not read, `--fail-on` met a bad part, `accept` did not prove all, `msa` found a figure unacceptable); 2
 the user's mistake, with a message that says how to mend it; 130 interrupted.
 """
 
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import judging, making, measuring, proving
+from andon.cli import judging, making, measuring, proving, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -26,6 +26,7 @@ GROUPS = {
         making.train,
         making.calibrate,
         judging.inspect,
+        watching.watch,
         judging.show,
         judging.detectors,
     ),

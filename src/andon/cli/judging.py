@@ -64,7 +64,7 @@ def inspect(
     records = Records(out / "records.jsonl") if out else None
     with (
         progress_bars(quiet or as_json or len(paths) < 3) as progress,
-        _closing(records),
+        closing(records),
         _reporting(failures, as_json),
     ):
         for done, (path, shown) in enumerate(paths):
@@ -93,12 +93,12 @@ def inspect(
             if as_json:
                 print(files.strict_json(record))
             elif "error" not in record and not quiet:
-                print(_line(inspection))
+                print(line(inspection))
         progress("inspecting", len(paths), len(paths))
     if len(paths) > 1 and not quiet and not as_json:
         summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
         print(f"{len(paths)} images: {summary or 'none inspected'}" + (f"; {len(failures)} failed" if failures else ""))
-    if failures or _failed(fail_on, counts):
+    if failures or failed(fail_on, counts):
         raise typer.Exit(1)
 
 
@@ -219,7 +219,7 @@ def detectors(
 
 
 @contextmanager
-def _closing(records: Any) -> Iterator[None]:
+def closing(records: Any) -> Iterator[None]:
     if records is None:
         yield
     else:
@@ -281,7 +281,7 @@ def _numbered(name: str, taken: set[str]) -> str:
     return name
 
 
-def _line(found: "Inspection") -> str:
+def line(found: "Inspection") -> str:
     notes = f"  ({'; '.join(found.notes)})" if found.notes else ""
     if found.verdict == "INVALID":
         return f"INVALID {found.source}{notes}"
@@ -290,7 +290,7 @@ def _line(found: "Inspection") -> str:
     return f"{found.verdict:<7} score {found.score:<8.4g} p {found.p_value:<7.3g} {found.source}{where}{notes}"
 
 
-def _failed(fail_on: str | None, counts: dict[str, int]) -> bool:
+def failed(fail_on: str | None, counts: dict[str, int]) -> bool:
     """Whether some verdict is at `fail_on` or beyond it."""
     beyond = {None: (), "review": ("REVIEW", "REJECT", "INVALID"), "reject": ("REJECT", "INVALID")}[fail_on]
     return any(counts.get(verdict) for verdict in beyond)

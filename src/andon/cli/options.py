@@ -67,7 +67,7 @@ def _bars() -> Iterator["Progress"]:
 
         def update(stage: str, done: int, total: int) -> None:
             if stage not in bars:
-                bars[stage] = shown.add_task(stage)
+                bars[stage] = shown.add_task(stage, total=None)
             shown.update(bars[stage], completed=done, total=total or None)
 
         yield update
