@@ -1,4 +1,4 @@
-"""ganomaly: its equations term by term, who learns from which, and its settings."""
+"""ganomaly: its equations term by term, gradients of each network, and settings."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def network(side: int = 32, channels: int = 3, **settings: Any) -> GanomalyNetwo
 
 
 def terms(net: GanomalyNetwork, tiles: Any) -> dict[str, Any]:
-    """The terms of the loss, each as the paper has it, from the networks as they are."""
+    """The terms of the loss as in the paper, computed with the networks of `net`."""
     x = 2 * tiles - 1
     z = net.encoder(x)
     rebuilt = net.decoder(z)
@@ -43,7 +43,7 @@ def terms(net: GanomalyNetwork, tiles: Any) -> dict[str, Any]:
         "contextual": F.l1_loss(rebuilt, x),
         "encoding": F.mse_loss(again, z),
         "adversarial": F.mse_loss(f_fake, f_real),
-        "judging": F.binary_cross_entropy_with_logits(real, torch.ones(count))
+        "discriminator": F.binary_cross_entropy_with_logits(real, torch.ones(count))
         + F.binary_cross_entropy_with_logits(fake, torch.zeros(count)),
     }
 
@@ -51,9 +51,11 @@ def terms(net: GanomalyNetwork, tiles: Any) -> dict[str, Any]:
 def test_loss_is_the_sum_of_the_terms_of_the_paper() -> None:
     net, tiles = network(adversarial=2.0, contextual=30.0, encoding=3.0), torch.rand(4, 3, 32, 32)
     expected = terms(net, tiles)
-    found = net.loss(tiles, torch.Generator())
-    total = expected["judging"] + 2 * expected["adversarial"] + 30 * expected["contextual"] + 3 * expected["encoding"]
-    torch.testing.assert_close(found, total)
+    loss = net.loss(tiles, torch.Generator())
+    total = (
+        expected["discriminator"] + 2 * expected["adversarial"] + 30 * expected["contextual"] + 3 * expected["encoding"]
+    )
+    torch.testing.assert_close(loss, total)
     net.eval()
     expected = terms(net, tiles)
     torch.testing.assert_close(
@@ -62,57 +64,58 @@ def test_loss_is_the_sum_of_the_terms_of_the_paper() -> None:
     assert Settings().adversarial == 1 and Settings().contextual == 50 and Settings().encoding == 1  # as in the paper
 
 
-def test_each_side_learns_from_its_own_terms_only() -> None:
+def test_generator_and_discriminator_have_gradients_of_their_own_terms_only() -> None:
     net, tiles = network(), torch.rand(4, 3, 32, 32)
     net.loss(tiles, torch.Generator()).backward()
-    found = {name: p.grad.clone() for name, p in net.named_parameters()}
+    gradients = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_grad()
     expected = terms(net, tiles)
-    judge = [p for name, p in net.named_parameters() if name.startswith("critic.")]
+    critic = [p for name, p in net.named_parameters() if name.startswith("critic.")]
     other = [p for name, p in net.named_parameters() if not name.startswith("critic.")]
-    wanted = torch.autograd.grad(expected["judging"], judge, retain_graph=True)
+    expected_gradients = torch.autograd.grad(expected["discriminator"], critic, retain_graph=True)
     generator = expected["adversarial"] + 50 * expected["contextual"] + expected["encoding"]
-    wanted += torch.autograd.grad(generator, other)
-    names = [n for n in found if n.startswith("critic.")] + [n for n in found if not n.startswith("critic.")]
-    for name, gradient in zip(names, wanted, strict=True):
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+    expected_gradients += torch.autograd.grad(generator, other)
+    names = sorted(gradients, key=lambda name: not name.startswith("critic."))
+    for name, gradient in zip(names, expected_gradients, strict=True):
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_score_and_map_are_the_distances_of_codes_and_of_pixels() -> None:
+def test_score_and_map_are_the_distances_of_latent_vectors_and_pixels() -> None:
     net, tiles = network(64).eval(), torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        score, pixel, shown = net(tiles)
+        score, pixel, reconstruction = net(tiles)
         x = 2 * Resize(64, 32)(tiles) - 1
         z = net.encoder(x)
         rebuilt = net.decoder(z)
-        apart = z - net.again(rebuilt)
-    np.testing.assert_allclose(score, np.linalg.norm(apart.numpy(), 1, axis=1) / 4, rtol=1e-4)  # eq. 5
+        difference = z - net.again(rebuilt)
+    np.testing.assert_allclose(score, np.linalg.norm(difference.numpy(), 1, axis=1) / 4, rtol=1e-4)  # eq. 5
     error = ((x - rebuilt).abs() / 2).mean(dim=1, keepdim=True)
     large = F.interpolate(error, scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
     torch.testing.assert_close(pixel, large)
-    assert shown.shape == tiles.shape and float(shown.min()) >= 0 and float(shown.max()) <= 1
+    assert reconstruction.shape == tiles.shape
+    assert float(reconstruction.min()) >= 0 and float(reconstruction.max()) <= 1
 
 
-def test_graph_agrees_and_holds_no_critic() -> None:
+def test_graph_agrees_with_torch_and_has_no_critic() -> None:
     tiles = Noise(side=96, channels=1)
     detector = Ganomaly(Settings(**TINY), 0).fit(tiles, Run(device="cpu"))
     session = runtime.session(detector.graph(), threads=1)
-    score, pixel, shown = session.run(["score", "map", "reconstruction"], {"tiles": tiles.tiles})
+    score, pixel, reconstruction = session.run(["score", "map", "reconstruction"], {"tiles": tiles.tiles})
     expected = detector.score(tiles.tiles)
     np.testing.assert_allclose(score, expected.image, rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(pixel, expected.pixel, rtol=1e-3, atol=1e-6)
-    assert shown.shape == tiles.tiles.shape and shown.min() >= 0 and shown.max() <= 1
+    assert reconstruction.shape == tiles.tiles.shape and reconstruction.min() >= 0 and reconstruction.max() <= 1
     assert not any("critic" in weight.name for weight in detector.graph().graph.initializer)
 
 
-def test_held_out_tiles_are_judged_without_an_adversary() -> None:
+def test_held_out_loss_does_not_depend_on_the_discriminator() -> None:
     settings = Settings(**{**TINY, "hold_out": 0.2, "steps": 4, "evaluate": 2})
     curve = Ganomaly(settings, 0).fit(Noise(), Run(device="cpu")).curve.splitlines()
     losses = [float(value) for line in curve[1:] for value in line.split(",")[2:4]]
     assert len(losses) == 4 and all(np.isfinite(losses))
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     for wrong in ({"batch": 1}, {"side": 16}, {"contextual": -1.0}, {"latent": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings(**wrong)

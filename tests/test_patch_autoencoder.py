@@ -44,31 +44,31 @@ def starts(small: int, patch: int, step: int) -> list[int]:
 
 
 @pytest.mark.parametrize(("side", "patch", "step"), [(64, 16, 8), (96, 20, 11), (64, 32, 5), (64, 16, 16)])
-def test_patches_overlap_cover_the_picture_and_are_in_order(side: int, patch: int, step: int) -> None:
+def test_patches_overlap_and_cover_the_image_in_order(side: int, patch: int, step: int) -> None:
     net, tiles = network(side, patch=patch, step=step), torch.rand(2, 3, side, side)
     small = tiles.numpy().reshape(2, 3, side // 2, 2, side // 2, 2).mean(axis=(3, 5))
-    at = starts(side // 2, patch, step)
-    assert at[-1] == side // 2 - patch and max(np.diff([*at, at[-1]])) <= step
-    expected = [picture[:, y : y + patch, x : x + patch] for picture in small for y in at for x in at]
+    edges = starts(side // 2, patch, step)
+    assert edges[-1] == side // 2 - patch and max(np.diff([*edges, edges[-1]])) <= step
+    expected = [image[:, y : y + patch, x : x + patch] for image in small for y in edges for x in edges]
     np.testing.assert_allclose(net.cut(tiles).numpy(), np.stack(expected), atol=1e-6)
 
 
 @pytest.mark.parametrize(("side", "patch", "step"), [(64, 16, 8), (64, 20, 11), (64, 32, 5)])
-def test_overlaps_are_averaged_when_patches_are_put_back(side: int, patch: int, step: int) -> None:
+def test_joined_patches_are_averaged_where_they_overlap(side: int, patch: int, step: int) -> None:
     net = network(side, shrink=1, patch=patch, step=step)
     tiles = torch.rand(2, 3, side, side)
     np.testing.assert_allclose(net.join(net.cut(tiles)).numpy(), tiles.numpy(), atol=1e-6)
     patches = torch.rand(net.patches, 3, patch, patch)
-    total, times, at = np.zeros((3, side, side)), np.zeros((side, side)), starts(side, patch, step)
-    for one, (y, x) in zip(patches.numpy(), [(y, x) for y in at for x in at], strict=True):
-        total[:, y : y + patch, x : x + patch] += one
-        times[y : y + patch, x : x + patch] += 1
-    np.testing.assert_allclose(net.join(patches)[0].numpy(), total / times, atol=1e-5)
+    total, count, edges = np.zeros((3, side, side)), np.zeros((side, side)), starts(side, patch, step)
+    for values, (y, x) in zip(patches.numpy(), [(y, x) for y in edges for x in edges], strict=True):
+        total[:, y : y + patch, x : x + patch] += values
+        count[y : y + patch, x : x + patch] += 1
+    np.testing.assert_allclose(net.join(patches)[0].numpy(), total / count, atol=1e-5)
 
 
 @torch.no_grad()
-def test_condition_is_the_patch_number_over_their_count_in_encoder_and_decoder() -> None:
-    net, patches = network(), torch.rand(18, 3, 16, 16)  # two pictures of nine
+def test_condition_is_the_share_of_the_patch_number_in_encoder_and_decoder() -> None:
+    net, patches = network(), torch.rand(18, 3, 16, 16)  # two images with nine patches each
     assert net.patches == 9
     np.testing.assert_allclose(net.number.flatten(), np.arange(1, 10) / 9, rtol=1e-6)
     number = torch.cat([net.number, net.number])
@@ -77,15 +77,15 @@ def test_condition_is_the_patch_number_over_their_count_in_encoder_and_decoder()
     torch.testing.assert_close(latent, z)
     torch.testing.assert_close(rebuilt, net.decode(torch.cat([z, number], dim=1)))
     same = patches[:1].expand(9, -1, -1, -1)
-    assert float(net.rebuild(same)[0].std(dim=0).max()) > 0  # the same patch elsewhere is rebuilt otherwise
-    blind = network(condition=False)
-    assert float(blind.rebuild(same)[0].std(dim=0).max()) < 1e-6
-    assert blind.encode.in_features == net.encode.in_features - 1
-    assert blind.decode[0].in_features == net.decode[0].in_features - 1
+    assert float(net.rebuild(same)[0].std(dim=0).max()) > 0  # the reconstruction of a patch depends on its position
+    unconditional = network(condition=False)
+    assert float(unconditional.rebuild(same)[0].std(dim=0).max()) < 1e-6
+    assert unconditional.encode.in_features == net.encode.in_features - 1
+    assert unconditional.decode[0].in_features == net.decode[0].in_features - 1
 
 
 @torch.no_grad()
-def test_loss_is_the_error_of_the_patches_and_the_sparsity() -> None:
+def test_loss_is_the_error_of_the_patches_plus_the_sparsity() -> None:
     tiles, generator = torch.rand(2, 3, 64, 64), torch.Generator()
     net = network(sparsity=0.5)
     patches = net.cut(tiles)
@@ -97,8 +97,8 @@ def test_loss_is_the_error_of_the_patches_and_the_sparsity() -> None:
     assert not any("Pool" in type(module).__name__ for module in net.modules())
 
 
-def pooled(x: Array, window: int) -> Array:
-    """The pooling layer on (n, c, g, g), place by place."""
+def plain_pool(x: Array, window: int) -> Array:
+    """The pooling layer on (n, c, g, g), position by position."""
     reach = range(x.shape[2] - window + 1)
     blocks = np.array([[x[:, :, i : i + window, j : j + window] for j in reach] for i in reach])
     averages, maxima = blocks.mean(axis=(4, 5)), blocks.max(axis=(4, 5))  # (r, r, n, c)
@@ -110,8 +110,8 @@ def test_score_is_knn_on_pooled_features_of_the_error_map(pooling: str, stages: 
     tiles = Flat(64)
     settings = Settings(**{**TINY, "pooling": pooling, "stages": stages})
     detector = PatchAutoencoder(settings, 0).fit(tiles, Run(device="cpu"))
-    odd = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    every = np.concatenate([tiles.tiles, odd])
+    other = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    every = np.concatenate([tiles.tiles, other])
     with torch.no_grad():
         _, _, rebuilt, latent = detector._fitted()(floats(every))
     assert latent.shape == (8, 9 * 3)
@@ -120,7 +120,7 @@ def test_score_is_knn_on_pooled_features_of_the_error_map(pooling: str, stages: 
     np.testing.assert_allclose(pixel, np.sqrt((error**2).mean(axis=3)), atol=1e-5)
     deep = runtime.session(features.load("efficientnet-lite0", stages), threads=1)
     maps = deep.run(None, {"images": 2 * error.transpose(0, 3, 1, 2) - 1})
-    f = np.concatenate([pooled(x, 3) if pooling == "source" else x.max(axis=(2, 3)) for x in maps], axis=1)
+    f = np.concatenate([plain_pool(x, 3) if pooling == "source" else x.max(axis=(2, 3)) for x in maps], axis=1)
     assert f.shape[1] == sum(x.shape[1] for x in maps) * (3 if pooling == "source" else 1)
     good = f[:6]
     deviation = np.maximum(good.std(axis=0), 0.01 * good.std(axis=0).mean())
@@ -129,11 +129,12 @@ def test_score_is_knn_on_pooled_features_of_the_error_map(pooling: str, stages: 
     np.testing.assert_allclose(score, distance[:, :2].mean(axis=1), rtol=1e-2)  # eq. 4
     if pooling == "source":
         session = runtime.session(detector.graph(), threads=1)
-        found, again, made, shown = session.run(["score", "latent", "reconstruction", "embedding"], {"tiles": every})
-        np.testing.assert_allclose(found, score, rtol=1e-4)
-        np.testing.assert_allclose(again, latent.numpy(), atol=1e-4)
-        np.testing.assert_allclose(made, rebuilt.permute(0, 2, 3, 1).numpy(), atol=1e-5)
-        np.testing.assert_allclose(shown, z, rtol=1e-2, atol=1e-2)
+        names = ["score", "latent", "reconstruction", "embedding"]
+        outputs = dict(zip(names, session.run(names, {"tiles": every}), strict=True))
+        np.testing.assert_allclose(outputs["score"], score, rtol=1e-4)
+        np.testing.assert_allclose(outputs["latent"], latent.numpy(), atol=1e-4)
+        np.testing.assert_allclose(outputs["reconstruction"], rebuilt.permute(0, 2, 3, 1).numpy(), atol=1e-5)
+        np.testing.assert_allclose(outputs["embedding"], z, rtol=1e-2, atol=1e-2)
 
 
 def test_settings_that_do_not_fit_the_tiles_are_refused_before_training() -> None:
@@ -155,7 +156,7 @@ def test_settings_that_do_not_fit_the_tiles_are_refused_before_training() -> Non
         PatchAutoencoder(Settings(**{**TINY, "stages": (11,)}), 0)
 
 
-def test_a_recipe_that_tiles_is_refused() -> None:
+def test_a_recipe_with_tiles_is_refused() -> None:
     recipe = Recipe(data=Data(images="x"), detector=Choice(name="patch-autoencoder"))
     training.construct(recipe)
     tiled = recipe.model_copy(update={"geometry": recipe.geometry.model_copy(update={"tiles": True})})
@@ -163,14 +164,14 @@ def test_a_recipe_that_tiles_is_refused() -> None:
         training.construct(tiled)
 
 
-def test_presets_are_those_of_the_house() -> None:
+def test_presets() -> None:
     assert set(PatchAutoencoder.presets) == {"cpu", "full"}
     for settings in PatchAutoencoder.presets.values():
         Settings(**settings)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
-def test_training_ends_in_a_bundle_on_every_engine(parts: Path, tmp_path: Path) -> None:
+def test_bundle_agrees_with_the_detector_on_every_engine(parts: Path, tmp_path: Path) -> None:
     settings = {**TINY, "neighbours": 3}
     recipe = Recipe(data=Data(images=str(parts)), detector=Choice(name="patch-autoencoder", settings=settings))
     recipe = recipe.model_copy(update={"geometry": recipe.geometry.model_copy(update={"size": 64})})

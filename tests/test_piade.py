@@ -1,4 +1,4 @@
-"""Piade: squeeze-and-excitation, pooling and terms against a plain computation, and ranges from held-out tiles."""
+"""Piade: squeeze-and-excitation, pooling and terms compared with plain computations; ranges of held-out tiles."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def network(**settings: Any) -> PiadeNetwork:
     return PiadeNetwork(128, 3, Settings(**{**TINY, **settings})).eval()
 
 
-def test_excitation_weighs_channels_by_their_means() -> None:
+def test_excitation_scales_channels_by_their_means() -> None:
     torch.manual_seed(0)
     layer, x = Excitation(8, 4), torch.randn(2, 8, 3, 5)
     first, second = layer.weigh[0], layer.weigh[2]
@@ -41,17 +41,17 @@ def test_excitation_weighs_channels_by_their_means() -> None:
 
 
 @torch.no_grad()
-def test_pooled_features_become_capsules_of_one_position() -> None:
+def test_all_values_of_a_capsule_belong_to_one_position() -> None:
     net, features = network(), torch.randn(2, 64, 8, 8)
-    taken: list[torch.Tensor] = []
-    net.capsules.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+    inputs: list[torch.Tensor] = []
+    net.capsules.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     assert net.route(features).shape == (2, 2, 64)
-    assert taken[0].shape == (2, 15 * 64 // 8, 8)  # 64 + 4 · 32 + 16 · 16 + 64 · 8 values, eight a capsule
-    narrow = net.pools[1]  # a grid of 2 with half of the channels, after the grid of 1 with all: 8 capsules
+    assert inputs[0].shape == (2, 15 * 64 // 8, 8)  # 64 + 4 · 32 + 16 · 16 + 64 · 8 values, 8 of each capsule
+    narrow = net.pools[1]  # the grid of 2 with half of the channels follows the grid of 1, which has 8 capsules
     pooled = torch.relu(narrow(features[:, :, :4, 4:].mean(dim=(2, 3), keepdim=True)))[:, :, 0, 0]
-    torch.testing.assert_close(taken[0][:, 8 + 4 : 8 + 8].flatten(1), pooled, atol=1e-5, rtol=1e-4)
-    one = net.pools[3](features)  # a grid of 8: every position by itself
-    torch.testing.assert_close(taken[0][0, -1], torch.relu(one)[0, :, 7, 7], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(inputs[0][:, 8 + 4 : 8 + 8].flatten(1), pooled, atol=1e-5, rtol=1e-4)
+    fine = net.pools[3](features)  # the grid of 8 has the resolution of the features
+    torch.testing.assert_close(inputs[0][0, -1], torch.relu(fine)[0, :, 7, 7], atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -60,20 +60,19 @@ def test_the_longer_vector_is_decoded() -> None:
     vectors = torch.zeros(2, 2, 64)
     vectors[0, 1, 3], vectors[1, 0, 5], vectors[1, 1, 6] = 0.5, 0.9, 0.8
     net.route = lambda features: vectors  # type: ignore[method-assign]
-    asked: list[torch.Tensor] = []
-    net.unfold.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+    inputs: list[torch.Tensor] = []
+    net.unfold.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     net.rebuild(images)
-    torch.testing.assert_close(asked[0], torch.stack([vectors[0, 1], vectors[1, 0]]))
+    torch.testing.assert_close(inputs[0], torch.stack([vectors[0, 1], vectors[1, 0]]))
 
 
 @torch.no_grad()
-def test_loss_and_score_are_the_three_terms() -> None:
+def test_loss_and_score_are_sums_of_the_three_terms() -> None:
     net, images = network(), torch.rand(3, 3, 128, 128)
     rebuilt = net.rebuild(images)
     trunk = Trunk("efficientnet-lite0", (1,))
-    seen, again = trunk(images), trunk(rebuilt)
-    unit = [[m / m.square().sum(1, keepdim=True).sqrt() for m in maps] for maps in (seen, again)]
-    deep = (unit[0][0] - unit[1][0]).square().sum(1).mean((1, 2))
+    unit = [maps[0] / maps[0].square().sum(1, keepdim=True).sqrt() for maps in (trunk(images), trunk(rebuilt))]
+    deep = (unit[0] - unit[1]).square().sum(1).mean((1, 2))
     terms = torch.stack(
         [(images - rebuilt).square().mean((1, 2, 3)), 1 - ssim(images, rebuilt).mean((1, 2, 3)), deep], dim=1
     )
@@ -82,17 +81,17 @@ def test_loss_and_score_are_the_three_terms() -> None:
     torch.testing.assert_close(net.least, terms.amin(0), rtol=1e-4, atol=1e-6)
     spread = torch.maximum(terms.amax(0) - terms.amin(0), 0.01 * terms.amax(0))
     torch.testing.assert_close(net.range, spread, rtol=1e-2, atol=1e-6)
-    score, pixel, shown = net(images)
+    score, pixel, reconstruction = net(images)
     expected = ((terms - net.least) / net.range).sum(1)
     torch.testing.assert_close(score, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(pixel.mean((1, 2)), score, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(shown, rebuilt)
+    torch.testing.assert_close(reconstruction, rebuilt)
 
 
 @pytest.mark.parametrize(("hold_out", "count"), [(0.2, 2), (0.1, 1), (0.0, 0)])
-def test_ranges_come_from_held_out_tiles_where_there_are_some(hold_out: float, count: int) -> None:
-    tiles, told = Noise(11), list[str]()
-    detector = Piade(Settings(**TINY, hold_out=hold_out), 0).fit(tiles, Run(device="cpu", tell=told.append))
+def test_ranges_come_from_held_out_tiles_if_there_are_two(hold_out: float, count: int) -> None:
+    tiles, messages = Noise(11), list[str]()
+    detector = Piade(Settings(**TINY, hold_out=hold_out), 0).fit(tiles, Run(device="cpu", tell=messages.append))
     net = detector._fitted()
     assert isinstance(net, PiadeNetwork)
     held = split(tiles.groups, hold_out, 0)[1]
@@ -102,15 +101,15 @@ def test_ranges_come_from_held_out_tiles_where_there_are_some(hold_out: float, c
     net.learn_ranges(iter([floats(tiles.tiles[rows])]))
     torch.testing.assert_close(net.least, least, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(net.range, spread, rtol=1e-2, atol=1e-5)
-    assert any("ranges" in sentence for sentence in told) is (count < 2)
+    assert any("ranges" in message for message in messages) is (count < 2)
 
 
-def test_a_batch_of_one_is_trained_and_one_tile_has_a_range() -> None:
+def test_training_with_one_tile_has_finite_scores() -> None:
     detector = Piade(Settings(**{**TINY, "batch": 1}, hold_out=0.0), 0).fit(Noise(1), Run(device="cpu"))
     assert np.isfinite(detector.score(Noise(1).tiles).image).all()
 
 
-def test_presets_are_those_of_the_house() -> None:
+def test_presets() -> None:
     assert set(Piade.presets) == {"cpu", "full"}
     for settings in Piade.presets.values():
         Settings(**settings)

@@ -1,4 +1,4 @@
-"""Segmenter: its five networks, its losses against plain computations, and where its defects come from."""
+"""Segmenter: its five networks, its losses compared with plain computations, and its sources of defects."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: E402
 
 from andon.detector import Run  # noqa: E402
 from andon.detectors.segmenter import Segmenter, SegmenterNetwork, Settings, dice_loss, focal_loss  # noqa: E402
-from andon.detectors.segmenter.networks import NETWORKS, Name, pooled, unpooled  # noqa: E402
+from andon.detectors.segmenter.networks import NETWORKS, Name, pool, unpool  # noqa: E402
 from andon.engines import runtime  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
@@ -24,7 +24,7 @@ TINY: dict[str, Any] = {"network": "unet", "width": 2, "batch": 4, "steps": 2, "
 
 
 class Spots(Stack):
-    """Twelve dark tiles, and `count` with a bright square, whose masks are empty but for the first `masked`."""
+    """Twelve dark tiles, and `count` tiles with a bright square; the first `masked` of them have a mask."""
 
     def __init__(self, count: int = 0, masked: int = 0) -> None:
         rng = np.random.default_rng(0)
@@ -36,14 +36,14 @@ class Spots(Stack):
         self.defects: Any = Marked(pixels, masks) if count else None
 
 
-def told(tiles: Spots, **settings: Any) -> list[str]:
+def messages_of_fit(tiles: Spots, **settings: Any) -> list[str]:
     sentences: list[str] = []
     Segmenter(Settings(**{**TINY, **settings}), 0).fit(tiles, Run(device="cpu", tell=sentences.append))
     return sentences
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "answers", "millions"),
+    ("name", "width", "outputs", "millions"),
     [
         ("fcn32", 64, 1, 134.3),  # VGG-16 without its last layer has 134.3
         ("unet", 64, 1, 31.0),  # the usual count of its paper's layers
@@ -52,64 +52,64 @@ def told(tiles: Spots, **settings: Any) -> list[str]:
         ("segnet", 64, 1, 29.5),  # the usual count of its paper's layers
     ],
 )
-def test_networks_have_the_size_of_their_papers(name: Name, width: int, answers: int, millions: float) -> None:
+def test_networks_have_the_size_of_their_papers(name: Name, width: int, outputs: int, millions: float) -> None:
     with torch.device("meta"):
         full = NETWORKS[name](3, width)
     assert sum(p.numel() for p in full.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
     small = NETWORKS[name](1, 4).eval()
     with torch.no_grad():
-        assert small(torch.rand(2, 1, 96, 96)).shape == (2, answers, 96, 96)
+        assert small(torch.rand(2, 1, 96, 96)).shape == (2, outputs, 96, 96)
 
 
-def test_unpooling_puts_values_back_where_the_maxima_were() -> None:
+def test_unpooling_equals_that_of_torch() -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 3, 4, 6, 4).argsort(dim=-1).view(2, 3, 4, 6, 2, 2).transpose(3, 4).reshape(2, 3, 8, 12).float()
-    values, where = pooled(x)
+    maxima, weights = pool(x)
     expected, index = F.max_pool2d(x, 2, return_indices=True)
-    assert torch.equal(values, expected)
-    assert torch.equal(unpooled(values, where), F.max_unpool2d(expected, index, 2))
+    assert torch.equal(maxima, expected)
+    assert torch.equal(unpool(maxima, weights), F.max_unpool2d(expected, index, 2))
 
 
-def test_rounding_does_not_decide_where_a_maximum_was() -> None:
+def test_rounding_does_not_move_a_maximum() -> None:
     one, other = (torch.tensor([[[[0.5, 0.5 + up], [0.0, 0.1]]]]) for up in (1e-6, -1e-6))
-    torch.testing.assert_close(unpooled(*pooled(one)), unpooled(*pooled(other)), rtol=0, atol=5e-4)
-    assert torch.equal(unpooled(*pooled(torch.zeros(1, 1, 4, 4))), torch.zeros(1, 1, 4, 4))
+    torch.testing.assert_close(unpool(*pool(one)), unpool(*pool(other)), rtol=0, atol=5e-4)
+    assert torch.equal(unpool(*pool(torch.zeros(1, 1, 4, 4))), torch.zeros(1, 1, 4, 4))
 
 
-def test_dice_and_focal_are_those_of_the_papers() -> None:
+def test_dice_and_focal_loss_equal_those_of_the_papers() -> None:
     rng = np.random.default_rng(0)
     logits, masks = rng.normal(size=(3, 2, 8, 8)), rng.random((3, 2, 8, 8)) < 0.2
     p = 1 / (1 + np.exp(-logits))
     dice = [(2 * p[:, k][masks[:, k]].sum() + 1) / (p[:, k].sum() + masks[:, k].sum() + 1) for k in range(2)]
-    found = dice_loss(torch.tensor(logits), torch.tensor(masks).double())
-    assert float(found) == pytest.approx(1 - np.mean(dice))
+    loss = dice_loss(torch.tensor(logits), torch.tensor(masks).double())
+    assert float(loss) == pytest.approx(1 - np.mean(dice))
     right = np.where(masks, p, 1 - p)
     for focus in (0, 2):
         expected = np.mean(-((1 - right) ** focus) * np.log(right))
         assert float(focal_loss(torch.tensor(logits), torch.tensor(masks).double(), focus)) == pytest.approx(expected)
     none = torch.zeros(2, 1, 8, 8)
-    assert float(dice_loss(none - 20, none)) == pytest.approx(0, abs=1e-5)  # a good tile without a false alarm
+    assert float(dice_loss(none - 20, none)) == pytest.approx(0, abs=1e-5)  # a good tile without false positives
     assert float(dice_loss(none + 20, none)) == pytest.approx(1, abs=0.01)
 
 
-def test_loss_takes_masks_from_the_last_channel_and_makes_them_where_there_is_none() -> None:
+def test_loss_uses_masks_of_the_last_channel_or_synthetic_defects() -> None:
     net = SegmenterNetwork(3, Settings(**TINY, share=0.5)).eval()
     tiles = torch.rand(40, 3, SIDE, SIDE)
-    made, masks = net.damaged(tiles, torch.Generator().manual_seed(0))
-    changed = (made != tiles).flatten(1).any(dim=1)
+    defective, masks = net.with_defects(tiles, torch.Generator().manual_seed(0))
+    changed = (defective != tiles).flatten(1).any(dim=1)
     assert torch.equal(changed, masks.flatten(1).any(dim=1))
     assert 10 < int(changed.sum()) < 30
     with torch.no_grad():
-        labelled = net.loss(torch.cat([made, masks[:, None]], dim=1), torch.Generator())
+        labelled = net.loss(torch.cat([defective, masks[:, None]], dim=1), torch.Generator())
         synthetic = net.loss(tiles, torch.Generator().manual_seed(0))
     assert float(labelled) == pytest.approx(float(synthetic), rel=1e-6)
     none, every = (SegmenterNetwork(3, Settings(**TINY, share=share)) for share in (0.0, 0.9))
-    assert not none.damaged(tiles, torch.Generator())[1].any()
-    assert int(every.damaged(tiles, torch.Generator())[1].flatten(1).any(dim=1).sum()) > 30
+    assert not none.with_defects(tiles, torch.Generator())[1].any()
+    assert int(every.with_defects(tiles, torch.Generator())[1].flatten(1).any(dim=1).sum()) > 30
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_pixels_are_taken_for_good_before_training(name: Name) -> None:
+def test_untrained_networks_rate_pixels_as_good(name: Name) -> None:
     torch.manual_seed(0)
     network = SegmenterNetwork(3, Settings(network=name, width=4)).eval()
     with torch.no_grad():
@@ -123,22 +123,24 @@ def test_score_is_the_mean_of_the_highest_logits() -> None:
     for top, count in ((0, 1), (0.01, 41), (1, 4096)):
         torch.manual_seed(0)
         net = SegmenterNetwork(3, Settings(**TINY, top=top)).eval()
-        score, found = net(tiles)
-        expected = np.sort(found.flatten(1).numpy(), axis=1)[:, -count:].mean(axis=1)
+        score, logits = net(tiles)
+        expected = np.sort(logits.flatten(1).numpy(), axis=1)[:, -count:].mean(axis=1)
         np.testing.assert_allclose(score.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_masks_are_learnt_from_where_there_are_any_and_synthetic_defects_elsewhere() -> None:
-    assert "synthetic" in told(Spots())[0]
-    assert "synthetic" in told(Spots(4, masked=4), defects="synthetic")[0]
-    assert "from 2 tiles of labelled defects, each 6 times" in told(Spots(4, masked=2))[0]  # 2 · 6 beside 12 good ones
-    assert "each 1 times" in told(Spots(4, masked=2), share=0.0)[0]
+def test_training_uses_labelled_defects_if_there_are_masks_else_synthetic_ones() -> None:
+    assert "synthetic" in messages_of_fit(Spots())[0]
+    assert "synthetic" in messages_of_fit(Spots(4, masked=4), defects="synthetic")[0]
+    assert (
+        "from 2 tiles of labelled defects, each 6 times" in messages_of_fit(Spots(4, masked=2))[0]
+    )  # 2 · 6 and 12 good tiles
+    assert "each 1 times" in messages_of_fit(Spots(4, masked=2), share=0.0)[0]
     for defects, tiles in (("labelled", Spots()), ("auto", Spots(4, masked=0)), ("labelled", Spots(4, masked=0))):
         with pytest.raises(DatasetError, match="no images of defects to learn from"):
-            told(tiles, defects=defects)
+            messages_of_fit(tiles, defects=defects)
 
 
-def test_repeated_defects_stay_on_one_side_of_the_hold_out() -> None:
+def test_repeats_of_a_defect_have_the_same_group() -> None:
     stock = Segmenter(Settings(**TINY), 0).stock(Spots(4, masked=3))
     assert len(stock) == len(stock.groups) == 12 + 3 * 4 == sum(len(batch) for batch in stock)
     assert sorted(stock.groups) == sorted([*range(12), *[-1, -2, -3] * 4])
@@ -148,14 +150,14 @@ def test_repeated_defects_stay_on_one_side_of_the_hold_out() -> None:
         assert (same == same[0]).all() and same[0, 20, 20, 3] == 255 and same[0, 0, 0, 3] == 0
 
 
-def test_tiles_that_show_no_defect_do_not_count_as_defects() -> None:
-    tiles = Spots(40, masked=2)  # as when an image of a defect is cut into 20 tiles
+def test_tiles_without_a_defect_in_the_mask_are_not_defects() -> None:
+    tiles = Spots(40, masked=2)  # as if images of defects were cut into 20 tiles each
     stock = Segmenter(Settings(**TINY), 0).stock(tiles)
     shown = np.concatenate(list(stock))[..., 3].any(axis=(1, 2))
     assert shown.mean() == 0.5 and shown.tolist() == [group < 0 for group in stock.groups]
 
 
-def test_labelled_defects_are_found() -> None:
+def test_labelled_defects_have_higher_scores_and_maps() -> None:
     tiles = Spots(4, masked=4)
     settings = {**TINY, "width": 4, "steps": 25, "learning_rate": 1e-2}
     scores = (
@@ -169,29 +171,29 @@ def test_labelled_defects_are_found() -> None:
 
 
 def test_unpooling_can_be_exported() -> None:
-    class Places(Network):
+    class Pooling(Network):
         def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
-            found = unpooled(*pooled(tiles))[:, 0]
-            return found.amax(dim=(1, 2)), found
+            unpooled = unpool(*pool(tiles))[:, 0]
+            return unpooled.amax(dim=(1, 2)), unpooled
 
-    tiles = torch.relu(torch.rand(3, 1, 16, 16) - 0.7)  # as after a layer: many windows hold nothing but 0
-    session = runtime.session(exported(Places(), 16, 1), threads=1)
-    found = session.run(["map"], {"tiles": tiles.numpy()})[0]
-    np.testing.assert_array_equal(found, Places()(tiles)[1].numpy())
+    tiles = torch.relu(torch.rand(3, 1, 16, 16) - 0.7)  # as after a ReLU: many windows are all 0
+    session = runtime.session(exported(Pooling(), 16, 1), threads=1)
+    exported_map = session.run(["map"], {"tiles": tiles.numpy()})[0]
+    np.testing.assert_array_equal(exported_map, Pooling()(tiles)[1].numpy())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fcn32", "unet++", "u2net", "segnet"])  # the contract has unet
+@pytest.mark.parametrize("name", ["fcn32", "unet++", "u2net", "segnet"])  # test_detectors_contract.py tests unet
 def test_graphs_of_the_other_networks_agree_with_torch(name: Name) -> None:
     tiles = Spots()
     detector = Segmenter(Settings(**{**TINY, "network": name, "steps": 1}), 0).fit(tiles, Run(device="cpu"))
-    found = runtime.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.tiles[:3]})
+    score, pixel = runtime.session(detector.graph(), threads=1).run(["score", "map"], {"tiles": tiles.tiles[:3]})
     expected = detector.score(tiles.tiles[:3])
-    np.testing.assert_allclose(found[0], expected.image, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1], expected.pixel, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(score, expected.image, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pixel, expected.pixel, rtol=1e-3, atol=1e-4)
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="must not exceed most"):
         Settings(least=0.3, most=0.2)
     with pytest.raises(ValueError, match="kinds"):

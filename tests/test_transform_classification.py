@@ -1,4 +1,4 @@
-"""transform-classification: its families, margins, Dirichlets and scores against independent computations."""
+"""transform-classification: families, margins, Dirichlet fits and scores, compared with independent computations."""
 
 import math
 from itertools import product
@@ -22,8 +22,8 @@ from andon.detectors.transform_classification import (  # noqa: E402
     TransformClassification,
     TransformNetwork,
     dirichlet,
-    falling,
     geometric,
+    monotonic_cosine,
 )
 from andon.detectors.transform_classification.wide_resnet import WideResNet  # noqa: E402
 from andon.engines import runtime  # noqa: E402
@@ -57,7 +57,7 @@ def network(side: int = 16, **settings: Any) -> TransformNetwork:
     return TransformNetwork(side, 1, Settings(**{**TINY, **settings})).eval()
 
 
-def test_families_are_those_of_the_sources() -> None:
+def test_families_equal_those_of_the_sources() -> None:
     for family, count, classes in (("type-1", 27, (3, 3, 3)), ("type-2", 27, (3, 3, 3)), ("type-3", 48, (3, 4, 4))):
         labels = Settings(family=family).labels()
         assert labels == list(product(*map(range, classes)))
@@ -66,24 +66,24 @@ def test_families_are_those_of_the_sources() -> None:
     assert {case.width for case in Settings(family="type-1").cases()} == {1, 28, 56}
     assert {case.height for case in Settings(family="type-2").cases()} == {8, 28, 56}
     assert len(Settings(family="geometry").labels()) == len(set(GEOMETRY)) == 72
-    many = Settings(family="morphology", widths=tuple(range(1, 11)), heights=tuple(range(1, 11)))
-    assert len(many.labels()) == 300
-    # A factor of one value has no head.
+    large = Settings(family="morphology", widths=tuple(range(1, 11)), heights=tuple(range(1, 11)))
+    assert len(large.labels()) == 300
+    # A factor with only one value has no head.
     assert Settings(family="morphology", widths=(3,), heights=(3, 5)).labels() == list(product(range(3), range(2)))
 
 
-def test_geometric_transforms_flip_shift_and_turn() -> None:
+def test_geometric_transforms_flip_shift_and_rotate() -> None:
     tiles = np.random.default_rng(0).random((2, 3, 12, 12), dtype=np.float32)
-    found = geometric(torch.tensor(tiles), range(72))
-    for (turns, flip, right, down), view in zip(GEOMETRY, found.unbind(1), strict=True):
+    views = geometric(torch.tensor(tiles), range(72))
+    for (turns, flip, right, down), view in zip(GEOMETRY, views.unbind(1), strict=True):
         expected = tiles[..., ::-1] if flip else tiles
         padded = np.pad(expected, ((0, 0), (0, 0), (3, 3), (3, 3)), mode="reflect")
         rolled = np.roll(padded, (3 * down, 3 * right), (2, 3))[:, :, 3:-3, 3:-3]
         np.testing.assert_array_equal(view.numpy(), np.rot90(rolled, turns, (2, 3)))
-    assert len({view.numpy().tobytes() for view in found.unbind(1)}) == 72
+    assert len({view.numpy().tobytes() for view in views.unbind(1)}) == 72
 
 
-def test_trunk_is_the_wide_resnet_of_the_paper() -> None:
+def test_wide_resnet_has_the_size_of_the_paper() -> None:
     # Table 4 of Zagoruyko & Komodakis: WRN-16-8 has 11.0 M parameters, with a softmax over 10 classes.
     trunk = WideResNet(3, 16, 8, 16, 1)
     count = sum(p.numel() for p in trunk.parameters()) + 10 * (trunk.features + 1)
@@ -105,11 +105,11 @@ def angular(objective: str, **settings: Any) -> tuple[Head, "torch.Tensor", "tor
 
 
 def plain(cosines: "torch.Tensor", labels: "torch.Tensor", target: "torch.Tensor") -> float:
-    """Mean cross-entropy of scaled cosines with the label's replaced, picture by picture."""
+    """Mean cross-entropy of scaled cosines computed row by row, with the label's cosine replaced."""
     losses = []
-    for row, label, mark in zip(cosines.numpy(), labels.tolist(), target.numpy(), strict=True):
+    for row, label, cosine in zip(cosines.numpy(), labels.tolist(), target.numpy(), strict=True):
         logits = 7.0 * row
-        logits[label] = 7.0 * mark
+        logits[label] = 7.0 * cosine
         losses.append(math.log(np.exp(logits).sum()) - logits[label])
     return float(np.mean(losses))
 
@@ -118,7 +118,7 @@ def test_additive_cosine_is_cosface() -> None:
     head, f, labels, cosines = angular("additive-cosine", margin=0.2)
     target = cosines[range(50), labels] - 0.2
     assert head.loss(f, labels).item() == pytest.approx(plain(cosines, labels, target))
-    np.testing.assert_allclose(head(f).detach(), 7.0 * cosines, rtol=1e-6, atol=1e-9)  # read without the margin
+    np.testing.assert_allclose(head(f).detach(), 7.0 * cosines, rtol=1e-6, atol=1e-9)  # inference has no margin
     np.testing.assert_allclose(head(f.view(5, 10, 6)).detach().flatten(0, 1), 7.0 * cosines, rtol=1e-6)
 
 
@@ -140,9 +140,9 @@ def test_multiplicative_angle_is_sphereface(blend: float) -> None:
     assert head.loss(f, labels).item() == pytest.approx(plain(cosines, labels, expected))
 
 
-def test_the_marked_cosine_falls_without_end_and_passes_gradients() -> None:
+def test_monotonic_cosine_falls_and_has_finite_gradients() -> None:
     angles = torch.linspace(0, 4 * math.pi, 4001, dtype=torch.float64)
-    values = falling(angles)
+    values = monotonic_cosine(angles)
     assert (values.diff() <= 0).all() and values.diff().abs().max() < 0.01
     for objective in ("multiplicative-angle", "additive-angle", "additive-cosine"):
         head = Head(3, 2, Settings(objective=objective))
@@ -167,30 +167,30 @@ def test_loss_is_the_sum_of_the_heads_over_all_transforms() -> None:
     assert net.loss(tiles, torch.Generator()).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_drawn_transforms_carry_their_labels_and_come_equally_often() -> None:
+def test_random_transforms_have_their_labels_and_equal_frequencies() -> None:
     net, tiles = network(draw=5), torch.rand(2, 1, 16, 16)
-    seen: list[tuple[int, ...]] = []
+    subsets: list[tuple[int, ...]] = []
     views = net.views
 
-    def noted(tile: "torch.Tensor", chosen: Any) -> "torch.Tensor":
-        seen.append(tuple(chosen))
-        return views(tile, chosen)
+    def recording(tile: "torch.Tensor", numbers: Any) -> "torch.Tensor":
+        subsets.append(tuple(numbers))
+        return views(tile, numbers)
 
-    net.views = noted  # type: ignore[method-assign]
+    net.views = recording  # type: ignore[method-assign]
     loss = net.loss(tiles, torch.Generator().manual_seed(3)).item()
     net.views = views  # type: ignore[method-assign]
-    assert len(seen) == 2 and seen[0] != seen[1] and all(len(set(chosen)) == 5 for chosen in seen)
+    assert len(subsets) == 2 and subsets[0] != subsets[1] and all(len(set(numbers)) == 5 for numbers in subsets)
     total = 0.0
-    for tile, chosen in zip(tiles.split(1), seen, strict=True):
+    for tile, numbers in zip(tiles.split(1), subsets, strict=True):
         logs = net.logarithms(tile)
-        total -= sum(log[0, n, net.labels[n, j]].item() for n in chosen for j, log in enumerate(logs))
+        total -= sum(log[0, n, net.labels[n, j]].item() for n in numbers for j, log in enumerate(logs))
     assert loss == pytest.approx(total / 10, rel=1e-4)
     assert net.loss(tiles, torch.Generator().manual_seed(3)).item() == loss
-    seen.clear()
-    net.views = noted  # type: ignore[method-assign]
+    subsets.clear()
+    net.views = recording  # type: ignore[method-assign]
     for seed in range(200):
         net.loss(tiles[:1], torch.Generator().manual_seed(seed))
-    counts = np.bincount(np.concatenate(seen), minlength=12)
+    counts = np.bincount(np.concatenate(subsets), minlength=12)
     assert counts.min() > 50 and counts.max() < 120  # 83 expected
 
 
@@ -213,7 +213,7 @@ def test_score_and_map_are_the_mean_error(heads: str, objective: str) -> None:
         np.testing.assert_allclose(net.errors(tiles).mean(dim=1), score, rtol=1e-5)
 
 
-def test_what_cannot_be_told_apart_is_no_error() -> None:
+def test_identical_transforms_do_not_count_in_the_score() -> None:
     for family, left_out in (("type-1", [0, 9]), ("type-2", []), ("type-3", [0, 16]), ("geometry", [])):
         assert [i for i, counted in enumerate(Settings(family=family).counted()) if not counted] == left_out
     net, tiles = network(operations=("erosion", "dilation"), widths=(1, 4), heights=(1,)), torch.rand(2, 1, 16, 16)
@@ -225,12 +225,12 @@ def test_what_cannot_be_told_apart_is_no_error() -> None:
         Settings(family="morphology", operations=("erosion", "dilation"), widths=(1,), heights=(1,))
 
 
-def test_transforms_come_before_the_tile_is_made_small() -> None:
+def test_transforms_are_applied_before_the_tile_is_reduced() -> None:
     tile = torch.ones(1, 1, 64, 64)
     tile[0, 0, 32, 32] = 0
     net = network(64, widths=(8,), heights=(1, 8), operations=("erosion",))
     assert net.views(tile, [1]).shape == (1, 1, 1, 16, 16)
-    assert float(net.views(tile, [1]).min()) < -1.7  # black is -2: the pixel, made eight wide, is still there
+    assert float(net.views(tile, [1]).min()) < -1.7  # black is -2; the erosion made the pixel eight pixels wide
 
 
 def test_inverse_digamma() -> None:
@@ -239,32 +239,32 @@ def test_inverse_digamma() -> None:
 
 
 def moments(y: "torch.Tensor") -> dirichlet.Moments:
-    of = dirichlet.Moments()
+    result = dirichlet.Moments()
     for part in y.log().split(700):
-        of.add(part)
-    return of
+        result.add(part)
+    return result
 
 
-def test_dirichlet_is_found_again_from_its_draws() -> None:
+def test_dirichlet_fit_recovers_the_concentrations_of_samples() -> None:
     alpha = torch.tensor([[0.3, 0.3, 0.3, 0.3], [8.0, 0.5, 1.0, 2.0], [200.0, 3.0, 10.0, 40.0]], dtype=torch.float64)
     rng = np.random.default_rng(0)
-    draws = torch.tensor(np.stack([rng.dirichlet(a, 20_000) for a in alpha.numpy()], axis=1)).clamp_min(1e-300)
-    found = dirichlet.fit(moments(draws))
-    np.testing.assert_allclose(found, alpha, rtol=0.04)
-    # The likelihood has no slope left there.
-    leaf = found.clone().requires_grad_()
-    torch.distributions.Dirichlet(leaf).log_prob(draws).mean(dim=0).sum().backward()
-    assert float((leaf.grad * found).abs().max()) < 1e-3
+    samples = torch.tensor(np.stack([rng.dirichlet(a, 20_000) for a in alpha.numpy()], axis=1)).clamp_min(1e-300)
+    estimate = dirichlet.fit(moments(samples))
+    np.testing.assert_allclose(estimate, alpha, rtol=0.04)
+    # The gradient of the likelihood is 0 there.
+    leaf = estimate.clone().requires_grad_()
+    torch.distributions.Dirichlet(leaf).log_prob(samples).mean(dim=0).sum().backward()
+    assert float((leaf.grad * estimate).abs().max()) < 1e-3
 
 
 def test_dirichlet_of_equal_vectors_stays_finite() -> None:
-    found = dirichlet.fit(moments(torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).expand(20, 3)))
-    assert torch.isfinite(found).all() and float(found.max()) <= dirichlet.LARGEST
-    sure = torch.tensor([1 - 2e-30, 1e-30, 1e-30], dtype=torch.float64).expand(20, 3)
-    assert torch.isfinite(dirichlet.fit(moments(sure))).all()
+    estimate = dirichlet.fit(moments(torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).expand(20, 3)))
+    assert torch.isfinite(estimate).all() and float(estimate.max()) <= dirichlet.LARGEST
+    corner = torch.tensor([1 - 2e-30, 1e-30, 1e-30], dtype=torch.float64).expand(20, 3)
+    assert torch.isfinite(dirichlet.fit(moments(corner))).all()
 
 
-def test_dirichlet_score_is_minus_the_log_density() -> None:
+def test_dirichlet_score_is_the_negative_log_density() -> None:
     tiles = Noise()
     detector = TransformClassification(Settings(**{**TINY, "score": "dirichlet", "at_once": 7}), 0).fit(tiles, CPU)
     net = detector._network
@@ -281,7 +281,7 @@ def test_dirichlet_score_is_minus_the_log_density() -> None:
     np.testing.assert_allclose(detector.score(tiles.tiles).image, expected, rtol=1e-3)
 
 
-def test_graph_of_geometry_with_one_angular_head_and_dirichlets() -> None:
+def test_graph_with_geometry_one_angular_head_and_dirichlets() -> None:
     settings = {"family": "geometry", "heads": "single", "objective": "additive-angle", "score": "dirichlet"}
     config = Settings(**settings, channels=2, side=16, at_once=72, draw=4, steps=2, batch=2, hold_out=0)
     detector, tiles = TransformClassification(config, 0).fit(Noise(), CPU), Noise(3).tiles
@@ -293,14 +293,14 @@ def test_graph_of_geometry_with_one_angular_head_and_dirichlets() -> None:
 
 def test_training_ends_in_a_bundle(parts: Any, tmp_path: Any) -> None:
     settings = {**TINY, "score": "dirichlet", "draw": 3}
-    found = training.train(
+    bundle = training.train(
         parts, tmp_path / "part.andon", detector="transform-classification", settings=settings, size=64, device="cpu"
     )
-    assert found.manifest.parity["onnxruntime"] < 1e-3
+    assert bundle.manifest.parity["onnxruntime"] < 1e-3
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"family": "morphology", "widths": [3]}, "one of them is empty"),
         ({"family": "morphology", "widths": [3, 5, 3], "heights": [1]}, "duplicates"),
@@ -314,12 +314,12 @@ def test_training_ends_in_a_bundle(parts: Any, tmp_path: Any) -> None:
         ({"widht": [3]}, "Did you mean 'width"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
         validate(Settings, settings, "recipe: detector.settings")
 
 
-def test_what_does_not_fit_the_images_is_refused_before_anything_is_learnt() -> None:
+def test_settings_that_do_not_fit_the_images_are_refused_before_training() -> None:
     def forecast(tiles: Noise, run: Run = CPU, **settings: Any) -> None:
         TransformClassification(Settings(**{**TINY, **settings}), 0).forecast(tiles, run)
 
@@ -330,18 +330,18 @@ def test_what_does_not_fit_the_images_is_refused_before_anything_is_learnt() -> 
         forecast(Noise(), stem=4)
     with pytest.raises(RecipeError, match="9 training tiles; expected 10 or more"):
         forecast(Noise(9), score="dirichlet")
-    free = {"family": "geometry", "operations": ("erosion", "dilation", "gradient"), "widths": (), "heights": ()}
+    geometry = {"family": "geometry", "operations": ("erosion", "dilation", "gradient"), "widths": (), "heights": ()}
     with pytest.raises(RecipeError, match="flips and quarter turns"):
-        forecast(Noise(), Run(device="cpu", augment=Augment(flip=True)), **free)
+        forecast(Noise(), Run(device="cpu", augment=Augment(flip=True)), **geometry)
 
 
-def test_a_loss_that_is_no_number_is_an_error() -> None:
+def test_a_loss_of_nan_is_an_error() -> None:
     config = Settings(**{**TINY, "learning_rate": 1e30, "steps": 50, "warmup": 0.0})
     with pytest.raises(TrainingError, match="the loss became"):
         TransformClassification(config, 0).fit(Noise(), CPU)
 
 
-def test_presets_are_those_of_the_house() -> None:
+def test_presets() -> None:
     assert set(TransformClassification.presets) == {"cpu", "full"}
     full = Settings(**TransformClassification.presets["full"])
-    assert (full.depth, full.widen, full.draw) == (16, 8, 0)  # every transform of each image, as the source
+    assert (full.depth, full.widen, full.draw) == (16, 8, 0)  # all transforms of each image, as in the source

@@ -1,4 +1,4 @@
-"""vt-adl: its likelihood against scikit-learn's, its attention and scores against plain computations, and bad sizes."""
+"""vt-adl: likelihood compared with scikit-learn, attention and scores with plain computations, and bad sizes."""
 
 import math
 from typing import Any
@@ -44,16 +44,18 @@ def network(side: int = 64, **settings: Any) -> VTADLNetwork:
 
 
 @pytest.mark.parametrize(("gaussians", "dim"), [(1, 4), (5, 16), (150, 3)])
-def test_likelihood_is_that_of_scikit_learn(gaussians: int, dim: int) -> None:
+def test_likelihood_equals_that_of_scikit_learn(gaussians: int, dim: int) -> None:
     rng = np.random.default_rng(0)
     weight = rng.dirichlet(np.ones(gaussians))
     mean, variance = rng.normal(size=(gaussians, dim)), rng.uniform(0.01, 2, gaussians)
-    y = np.concatenate([rng.normal(size=(20, dim)), 30 + rng.normal(size=(20, dim))])  # far away, exp alone underflows
+    y = np.concatenate(
+        [rng.normal(size=(20, dim)), 30 + rng.normal(size=(20, dim))]
+    )  # at the far points exp underflows
     model = mixture.GaussianMixture(gaussians, covariance_type="spherical")
     model.weights_, model.means_, model.covariances_ = weight, mean, variance
     model.precisions_cholesky_ = 1 / np.sqrt(variance)
-    found = log_likelihood(*(torch.tensor(v) for v in (y, np.log(weight), mean, variance)))
-    np.testing.assert_allclose(found.numpy(), model.score_samples(y), rtol=1e-9)
+    double = log_likelihood(*(torch.tensor(v) for v in (y, np.log(weight), mean, variance)))
+    np.testing.assert_allclose(double.numpy(), model.score_samples(y), rtol=1e-9)
     single = log_likelihood(*(torch.tensor(v).float() for v in (y, np.log(weight), mean, variance)))
     assert bool(torch.isfinite(single).all())
     np.testing.assert_allclose(single.numpy(), model.score_samples(y), rtol=1e-4)
@@ -61,7 +63,7 @@ def test_likelihood_is_that_of_scikit_learn(gaussians: int, dim: int) -> None:
 
 def test_the_floor_keeps_a_collapsed_mixture_finite() -> None:
     net = Mixture(8, 2, floor=0.01)
-    torch.nn.init.constant_(net.variance.bias, -1e4)  # what a likelihood without bound would end in
+    torch.nn.init.constant_(net.variance.bias, -1e4)  # the end of a likelihood without bound
     y = torch.randn(5, 8)
     log_weight, mean, variance = net(y)
     assert torch.equal(variance, torch.full((5, 2), 0.01))
@@ -73,7 +75,7 @@ def test_the_floor_keeps_a_collapsed_mixture_finite() -> None:
 
 
 @torch.no_grad()
-def test_attention_is_that_of_torch() -> None:
+def test_attention_equals_that_of_torch() -> None:
     layer = Layer(16, 4, 8)
     plain = torch.nn.TransformerEncoderLayer(16, 4, 8, 0.0, "gelu", batch_first=True, norm_first=True).eval()
     names = {
@@ -84,8 +86,8 @@ def test_attention_is_that_of_torch() -> None:
         "think.2": "linear2",
     }
     state = {
-        f"{there}.{part}": layer.get_submodule(here).get_parameter(part)
-        for here, there in names.items()
+        f"{theirs}.{part}": layer.get_submodule(ours).get_parameter(part)
+        for ours, theirs in names.items()
         for part in ("weight", "bias")
     }
     state |= {f"self_attn.in_proj_{part}": layer.query_key_value.get_parameter(part) for part in ("weight", "bias")}
@@ -95,48 +97,46 @@ def test_attention_is_that_of_torch() -> None:
 
 
 @torch.no_grad()
-def test_tokens_are_standardised_and_know_where_they_are() -> None:
+def test_tokens_are_standardised_and_depend_on_their_position() -> None:
     net = network()
     tokens = net.encode(torch.rand(2, 3, 64, 64))
     assert tokens.shape == (2, 16, 16)
     torch.testing.assert_close(tokens.mean(dim=-1), torch.zeros(2, 16), rtol=0, atol=1e-5)
     torch.testing.assert_close(tokens.var(dim=-1, unbiased=False), torch.ones(2, 16), rtol=0, atol=1e-3)
-    alike = net.encode(torch.full((1, 3, 64, 64), 0.5))[0]
-    assert float((alike[0] - alike[1]).abs().max()) > 1e-3
+    uniform = net.encode(torch.full((1, 3, 64, 64), 0.5))[0]
+    assert float((uniform[0] - uniform[1]).abs().max()) > 1e-3
 
 
 @torch.no_grad()
-def test_score_map_and_loss_are_their_equations() -> None:
+def test_score_map_and_loss_equal_their_equations() -> None:
     tiles = torch.rand(3, 3, 64, 64)
     nets = {kind: network(score=kind, smooth=0.0) for kind in ("sum", "reconstruction", "likelihood")}
     net = nets["sum"]
     tokens = net.encode(tiles)
-    unlikely = -log_likelihood(tokens, *net.mixture(tokens)) / 16
-    score, found, rebuilt = net(tiles)
+    nll = -log_likelihood(tokens, *net.mixture(tokens)) / 16
+    score, pixel, rebuilt = net(tiles)
     assert rebuilt.shape == tiles.shape and float(rebuilt.min()) >= 0 and float(rebuilt.max()) <= 1
     square = ((tiles - rebuilt) ** 2).numpy().mean(axis=(1, 2, 3))
     error = 5 * square + 0.5 * (1 - ssim(tiles, rebuilt).numpy().mean(axis=(1, 2, 3)))
-    worst = unlikely.numpy().max(axis=1)
+    worst = nll.numpy().max(axis=1)
     np.testing.assert_allclose(score.numpy(), error + worst, rtol=1e-5)
     np.testing.assert_allclose(nets["reconstruction"](tiles)[0].numpy(), error, rtol=1e-5)
     np.testing.assert_allclose(nets["likelihood"](tiles)[0].numpy(), worst, rtol=1e-5)
-    large = F.interpolate(unlikely.view(3, 1, 4, 4), size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
-    torch.testing.assert_close(found, large)
+    large = F.interpolate(nll.view(3, 1, 4, 4), size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
+    torch.testing.assert_close(pixel, large)
     smooth = network(smooth=3.0)(tiles)[1]
-    assert float(smooth.std()) < float(found.std())
-    assert float(smooth.mean()) == pytest.approx(float(found.mean()), rel=0.02)
-    quiet = network(noise=0.0)
-    assert float(quiet.loss(tiles, torch.Generator())) == pytest.approx(
-        float(np.mean(error + unlikely.mean(1).numpy()))
-    )
+    assert float(smooth.std()) < float(pixel.std())
+    assert float(smooth.mean()) == pytest.approx(float(pixel.mean()), rel=0.02)
+    noiseless = network(noise=0.0)
+    assert float(noiseless.loss(tiles, torch.Generator())) == pytest.approx(float(np.mean(error + nll.mean(1).numpy())))
 
 
 @torch.no_grad()
-def test_noise_is_on_what_is_seen_and_comes_from_the_generator() -> None:
+def test_noise_comes_from_the_generator_and_is_not_in_the_graph() -> None:
     net, tiles = network(), torch.rand(2, 3, 64, 64)
     first, again, other = (float(net.loss(tiles, torch.Generator().manual_seed(seed))) for seed in (0, 0, 1))
     assert first == again != other
-    torch.testing.assert_close(net(tiles)[0], net(tiles)[0])  # and none of it in the graph
+    torch.testing.assert_close(net(tiles)[0], net(tiles)[0])
 
 
 @pytest.mark.parametrize("side", [96, 100, 256])
@@ -153,14 +153,14 @@ def test_patches_that_do_not_fit_are_refused_before_training(side: int, patch: i
         detector.forecast(Noise(side))
 
 
-def test_settings_that_cannot_be_are_refused() -> None:
+def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of heads"):
         Settings(dim=30, heads=4)
     with pytest.raises(ValueError, match="floor"):
         Settings(floor=0.0)
 
 
-def test_a_loss_that_diverges_is_an_error() -> None:
+def test_a_diverging_loss_is_an_error() -> None:
     with pytest.raises(TrainingError, match="the loss became"):
         detector = VTADL(Settings(**{**TINY, "steps": 60, "learning_rate": 1e8, "clip": 1e9, "warmup": 0.0}), 0)
         detector.fit(Noise(), Run(device="cpu"))

@@ -206,7 +206,7 @@ class Inspector:
     def score(self, prepared: Prepared) -> Scan | None:
         """Run the graph on the tiles of a view: the stage that needs the engine. None for an image without a view."""
         geometry, view = self.recipe.geometry, prepared.view
-        return scan_tiles(view, tiling.split(view, geometry), geometry.size, self.scorer) if view else None
+        return scan_tiles(view, tiling.split(view, geometry), geometry.input, self.scorer) if view else None
 
     def judge(self, prepared: Prepared, found: Scan | None, began: float) -> Inspection:
         """Decide on a scan: verdict, p-value and regions; without one the image is INVALID.

@@ -1,9 +1,9 @@
-"""The detectors: the only list there is. A class is imported when it is asked for; listing them imports none."""
+"""The only list of detectors. `get` imports the class of one; listing their names imports none."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
-from andon import nn  # noqa: F401  before torch: says how its threads wait
+from andon import nn  # noqa: F401  before torch: it sets how torch's threads wait
 from andon.errors import AndonError, RecipeError, unknown
 
 if TYPE_CHECKING:
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """One detector of the list. Its module has its name, with underscores."""
+    """One detector of the list. Its module has the same name, with underscores for hyphens."""
 
     kind: str  # name of the class
     summary: str  # one line
@@ -19,50 +19,49 @@ class Entry(NamedTuple):
 
 DETECTORS = {
     "memory-bank": Entry(
-        "MemoryBank", "distance to the nearest remembered patches of good parts; no gradients, fits in seconds"
+        "MemoryBank",
+        "distance of each patch to the nearest stored patches of good parts; no gradients, fits in seconds",
     ),
     "variation": Entry(
-        "Variation", "deviation of each pixel from the good images' mean; for parts that always lie the same"
+        "Variation", "deviation of each pixel from the good images' mean; for parts in a fixed position"
     ),
     "nearest-image": Entry(
-        "NearestImage", "difference to the most similar good image; for parts that lie the same and vary little"
+        "NearestImage", "difference to the most similar good image; for parts in a fixed position that vary little"
     ),
     "deep-knn": Entry(
-        "DeepKnn", "distance of a picture's deep features to the nearest good pictures'; fits in seconds"
+        "DeepKnn", "distance of an image's deep features to those of the nearest good images; fits in seconds"
     ),
     "autoencoder": Entry(
-        "Autoencoder", "error of a network that rebuilds good parts from a few numbers; for parts that lie alike"
+        "Autoencoder", "reconstruction error of an autoencoder with a narrow bottleneck; for aligned parts"
     ),
     "filtering-autoencoder": Entry(
-        "FilteringAutoencoder", "what a network changes that learnt to repair damaged pictures; for textures and parts"
+        "FilteringAutoencoder",
+        "reconstruction error of a network trained to repair corrupted images; for textures and parts",
     ),
-    "vae": Entry("Vae", "error of a variational autoencoder, as comparisons quote it; for parts that lie alike"),
+    "vae": Entry("Vae", "reconstruction error of a variational autoencoder, a common baseline; for aligned parts"),
     "ganomaly": Entry(
-        "Ganomaly", "GANomaly: how far the code of a picture is from that of its reconstruction; a comparison"
+        "Ganomaly", "distance between the latent vectors of an image and of its reconstruction; a baseline"
     ),
-    "f-anogan": Entry(
-        "FAnogan", "f-AnoGAN: what a generator of good parts cannot make of a picture; a comparison method"
-    ),
+    "f-anogan": Entry("FAnogan", "reconstruction error of a GAN with an encoder; a baseline"),
     "patch-autoencoder": Entry(
-        "PatchAutoencoder", "deep features of what a network cannot rebuild, against good parts'; for aligned parts"
+        "PatchAutoencoder",
+        "deep features of the reconstruction error, compared with those of good parts; for aligned parts",
     ),
-    "capsule": Entry("Capsule", "learns good from defective with a few images of defects; for parts that lie alike"),
+    "capsule": Entry("Capsule", "classifies good and defective parts, with a few images of defects; for aligned parts"),
     "pyramid-autoencoder": Entry(
         "PyramidAutoencoder",
-        "error of a network that rebuilds good parts from several resolutions; for parts that lie alike",
+        "reconstruction error of an autoencoder with several resolutions; for aligned parts",
     ),
     "piade": Entry(
-        "Piade", "error in pixels, structure and features of a network that routes features; for parts that lie alike"
+        "Piade", "reconstruction error in pixels, structure and features, with dynamic routing; for aligned parts"
     ),
     "transform-classification": Entry(
         "TransformClassification",
-        "error of a network that tells which erosion, dilation or turn was applied to a picture",
+        "error of a network that classifies which erosion, dilation or rotation was applied to an image",
     ),
-    "vt-adl": Entry(
-        "VTADL", "a transformer that rebuilds the picture and knows how likely each patch is; slow to learn"
-    ),
+    "vt-adl": Entry("VTADL", "reconstruction error and patch likelihood of a transformer; slow to train"),
     "segmenter": Entry(
-        "Segmenter", "a network that marks defective pixels; taught by masks of real defects, or synthetic ones"
+        "Segmenter", "segments defective pixels; trained on real defects with masks, or on synthetic defects"
     ),
 }
 

@@ -1,4 +1,4 @@
-"""autoencoder: what a network that has seen good parts only cannot rebuild of a picture.
+"""autoencoder: reconstruction error of an autoencoder that was trained on good parts.
 
 Paper: Saeedi & Giusti, "Anomaly Detection for Industrial Inspection using Convolutional Autoencoder and Deep
 Feature-based One-class Classification", VISAPP 2022; its comparison method "AE", the network without patches and
@@ -7,9 +7,10 @@ Similarity to Autoencoders", VISAPP 2019. Written from the papers; no code of ot
 z latent vector, x̂ = D(E(x)) reconstruction, λ weight of the sparsity, a activations of the bottleneck.
 
 Differs from the paper:
-- Numbers of layers, channels and latent values, λ and the length of the training are not in the text; they are ours.
-- Errors and activations enter as means, not sums, so that settings hold at every resolution.
-- `score` can also be the highest value of the map, which finds defects too small to move the mean.
+- The numbers of layers, channels and latent values, λ, and the length of the training are our own; the paper does not
+  state them.
+- Errors and activations enter as means, not sums, so that settings suit every resolution.
+- `score` can also be the highest value of the map, which detects defects that are too small to change the mean.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -30,21 +31,21 @@ class Settings(Schedule):
     unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
 
     objective: Literal["l2", "ssim"] = "l2"
-    """Error that training lowers and the map shows: squared error, or 1 − SSIM."""
+    """Error that is the training loss and the anomaly map: squared error, or 1 − SSIM."""
     score: Literal["mean", "max"] = "mean"
     """Image score: mean or maximum of the map."""
     width: Annotated[int, Field(ge=1)] = 32
     """Channels of the first layer; each next layer has twice as many, up to `widest`."""
     widest: Annotated[int, Field(ge=1)] = 256
-    """The most channels that a layer has."""
+    """Greatest number of channels of a layer."""
     latent: Annotated[int, Field(ge=1)] = 128
-    """Values of the latent vector."""
+    """Number of values of the latent vector."""
     sparsity: Annotated[float, Field(ge=0)] = 1e-4
-    """λ, weight of the absolute values of the latent vector; 0: none."""
+    """λ, weight of the mean absolute value of the latent vector in the loss; 0: none."""
     smooth: Annotated[Odd, Field(ge=1, le=63)] = 1
-    """Pixels a side over which the map is averaged, odd; 1: no averaging."""
+    """Side of the window over which the map is averaged, pixels, odd; 1: no averaging."""
     window: Annotated[Odd, Field(ge=3, le=63)] = 11
-    """Window of SSIM, pixels a side, odd."""
+    """Side of the window of SSIM, pixels, odd."""
     sigma: Annotated[float, Field(gt=0)] = 1.5
     """Standard deviation of the window's Gaussian weights, pixels."""
 
@@ -79,14 +80,13 @@ class AutoencoderNetwork(Network):
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t), z (n, latent)."""
         rebuilt, latent = self.rebuild(tiles)
-        error = self.error(tiles, rebuilt).mean(dim=1)  # (n, t, t)
-        error = smoothed(error, self.config.smooth)
+        error = smoothed(self.error(tiles, rebuilt).mean(dim=1), self.config.smooth)  # (n, t, t)
         score = error.mean(dim=(1, 2)) if self.config.score == "mean" else error.amax(dim=(1, 2))
         return score, error, rebuilt, latent
 
 
 class Autoencoder(LearnedDetector):
-    """The reconstruction error of a fully connected bottleneck."""
+    """Reconstruction error of an autoencoder with a fully connected bottleneck."""
 
     name: ClassVar[str] = "autoencoder"
     position_aware: ClassVar[bool] = True

@@ -1,17 +1,18 @@
-"""deep-knn: how far the deep features of a whole picture lie from those of the good pictures most like it.
+"""deep-knn: distance of the deep features of a whole image to those of the nearest good images.
 
 Source: the comparison method "deep feature one-class classifier" of Saeedi and Giusti, "Anomaly Detection for
 Industrial Inspection using Convolutional Autoencoder and Deep Feature-based One-class Classification", VISAPP 2022,
 section 4.4; features after Perera and Patel, "Learning Deep Features for One-Class Classification", IEEE Transactions
 on Image Processing 28(11), 2019; k-NN after Bergman, Cohen and Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020.
-Written from the paper; no code of others. Symbols: f embedding of an image, N_f its k nearest in the training set.
+Written from the paper; no code of others. Symbols: f embedding of an image, N_f its k nearest neighbours in the
+training set.
 
 Differs from the paper:
-- EfficientNet-Lite0 up to stride 16 in place of a network that it does not name; others by `network` and `stages`.
-- A feature that varied little in training has a floor under its deviation; of a constant one the paper says nothing.
-- The paper gives no anomaly map, and a distance between pooled features has no place in the image. Here it is the part
-  of the distance that has one: by how much the features at a position exceed what the k neighbours reach anywhere, root
-  mean square over the features. A feature that an image lacks raises the score and is nowhere on the map.
+- EfficientNet-Lite0 up to stride 16; the paper does not name its network. `network` and `stages` select another.
+- The standard deviation of a feature has a lower limit. The paper does not say what it does with a constant feature.
+- The paper has no anomaly map, and a distance between pooled features has no position in the image. Our map shows the
+  part of the distance that has one: how much the features at a position exceed the maximum that the k neighbours have
+  anywhere, root mean square over the features. A feature that is missing raises the score, but is not on the map.
 """
 
 import time
@@ -40,11 +41,11 @@ class Settings(DetectorSettings):
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
     stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)
-    """Blocks of the network whose features are joined."""
+    """Numbers of the blocks of the network whose features are concatenated."""
     neighbours: Annotated[int, Field(ge=1)] = 15
-    """k, nearest good images whose mean distance is the score."""
+    """k, number of nearest good images; the score is their mean distance."""
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Least standard deviation of a feature, as a share of the mean deviation."""
+    """Lower limit of a feature's standard deviation, as a share of the mean standard deviation."""
 
 
 class DeepKnn(NumpyDetector):
@@ -89,17 +90,17 @@ class DeepKnn(NumpyDetector):
         return self
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score in NumPy, from the bare feature maps."""
+        """Score in NumPy, from the feature maps."""
         self._require_fit()
         good = self._good
         maps = features.Extractor(self.config.network, self.config.stages)(tiles)
-        image, near = good.nearest(_pooled(maps))  # eq. 4
-        reach = near.mean(axis=1) * good.deviation + good.mean  # (n, d)
+        image, nearest = good.nearest(_pooled(maps))  # eq. 4
+        reach = nearest.mean(axis=1) * good.deviation + good.mean  # (n, d)
         pixel = np.zeros(tiles.shape[:3], np.float32)
         for part, x in self._parts(maps):
             for one, limit, out in zip(x, reach[:, part], pixel, strict=True):
-                above = (one.transpose(1, 2, 0) - limit) / good.deviation[part]  # (g, g, c)
-                squares = (np.maximum(above, 0) ** 2).sum(axis=2)
+                excess = (one.transpose(1, 2, 0) - limit) / good.deviation[part]  # (g, g, c)
+                squares = (np.maximum(excess, 0) ** 2).sum(axis=2)
                 out += cv2.resize(squares, self._shape[::-1], interpolation=cv2.INTER_LINEAR)
         return Scores(image, np.sqrt(pixel / self._width()))
 
@@ -114,19 +115,19 @@ class DeepKnn(NumpyDetector):
             mean, deviation = (op.const(values[part].reshape(-1, 1, 1)) for values in (good.mean, good.deviation))
             places.append(op.div(op.sub(x, mean), deviation))
         f = op.concat([op.reduce_max(x, axes=(2, 3), keepdims=0) for x in places], axis=1)  # (n, d)
-        score, near = good.search(f)  # eq. 4
-        reach = op.unsqueeze(op.reduce_mean(near, axes=(1,), keepdims=0), ints(2, 3))  # (n, d, 1, 1)
-        excess: Var | None = None
+        score, nearest = good.search(f)  # eq. 4
+        reach = op.unsqueeze(op.reduce_mean(nearest, axes=(1,), keepdims=0), ints(2, 3))  # (n, d, 1, 1)
+        total: Var | None = None
         for part, x in self._parts(places):
-            above = op.relu(op.sub(x, op.slice(reach, ints(part.start), ints(part.stop), ints(1))))
-            squares = self._enlarge(op.reduce_sum(op.mul(above, above), ints(1), keepdims=1))
-            excess = squares if excess is None else op.add(excess, squares)
-        assert excess is not None
-        share = op.mul(op.squeeze(excess, ints(1)), op.const(np.float32(1 / self._width())))
-        return build({"tiles": tiles}, {"score": score, "map": op.sqrt(share), "embedding": f})
+            excess = op.relu(op.sub(x, op.slice(reach, ints(part.start), ints(part.stop), ints(1))))
+            squares = self._enlarge(op.reduce_sum(op.mul(excess, excess), ints(1), keepdims=1))
+            total = squares if total is None else op.add(total, squares)
+        assert total is not None
+        mean_square = op.mul(op.squeeze(total, ints(1)), op.const(np.float32(1 / self._width())))
+        return build({"tiles": tiles}, {"score": score, "map": op.sqrt(mean_square), "embedding": f})
 
     def _parts(self, maps: Sequence[T]) -> Iterator[tuple[slice, T]]:
-        """Go through the stages' maps: where their features lie in an embedding, and the map."""
+        """Yield for each stage the slice of an embedding that holds its features, and its map."""
         start = 0
         for stage, x in zip(self._stages, maps, strict=True):
             yield slice(start, start + stage.channels), x
@@ -137,7 +138,7 @@ class DeepKnn(NumpyDetector):
         return op.resize(x, None, None, sizes, mode="linear", coordinate_transformation_mode="half_pixel")
 
     def _width(self) -> int:
-        """How many features an embedding has."""
+        """Number of features of an embedding."""
         return sum(stage.channels for stage in self._stages)
 
 

@@ -1,18 +1,18 @@
-"""f-anogan: a generative adversarial network learns good parts; what it cannot generate of a picture is a defect.
+"""f-anogan: reconstruction error of a generative adversarial network with an encoder, trained on good parts.
 
 Paper: Schlegl, Seeböck, Waldstein, Langs & Schmidt-Erfurth, "f-AnoGAN: Fast unsupervised anomaly detection with
 generative adversarial networks", Medical Image Analysis 54, 2019. First stage: Gulrajani, Ahmed, Arjovsky, Dumoulin &
-Courville, "Improved Training of Wasserstein GANs" (WGAN-GP), NIPS 2017. The texts of the papers were not at hand:
-written from what is known of them; no code of others. Symbols: x picture, z latent vector, G generator, D critic, f
-the features of its last convolution, n and n_d numbers of values of x and of f, E encoder, x̂ = G(E(x)), x̃ a point
-between a good and a generated picture, λ weight of the gradient penalty, n_critic steps of D to one of G, κ weight of
-the features, A score.
+Courville, "Improved Training of Wasserstein GANs" (WGAN-GP), NIPS 2017. Written from general knowledge of the papers,
+whose texts were not available; no code of others. Symbols: x image, z latent vector, G generator, D critic, f features
+of its last convolution, n and n_d numbers of values of x and of f, E encoder, x̂ = G(E(x)), x̃ interpolation between a
+good and a generated image, λ weight of the gradient penalty, n_critic steps of D for each step of G, κ weight of the
+features, A score.
 
 Differs from the papers:
-- Plain strided convolutions (DCGAN) in place of residual blocks; E gives z without a bound.
-- G moves in every n_critic-th step of the loop, at the same time as D and on the same pictures; the papers let D move
-  n_critic times and G then, once.
-- The optimiser is the loop's (β = 0.9, 0.999); WGAN-GP has Adam with β = 0, 0.9, and the encoder's was RMSProp.
+- Plain strided convolutions (DCGAN) in place of residual blocks; the z of E is not bounded.
+- G is updated in every n_critic-th step of the loop, together with D and on the same images. In the papers, n_critic
+  updates of D precede one update of G.
+- The optimiser is that of `nn.loop` (β = 0.9, 0.999); WGAN-GP uses Adam with β = 0, 0.9, and the encoder RMSProp.
 - The map is |x − x̂|, averaged over the channels.
 """
 
@@ -33,26 +33,26 @@ from andon.nn.resize import Resize
 
 
 class Settings(Schedule):
-    """Settings of `f-anogan`, and of its training; `steps`, `learning_rate` and `hold_out` are the encoder's."""
+    """Settings of `f-anogan`, and of its training; `steps`, `learning_rate` and `hold_out` are those of the encoder."""
 
     gan_steps: Annotated[int, Field(ge=1)] = 4000
-    """Steps of the first stage, the GAN; those of the encoder are `steps`."""
+    """Number of training steps of the first stage, the GAN; `steps` is that of the encoder."""
     gan_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Highest learning rate of the first stage."""
     side: Annotated[int, Field(ge=32)] = 64
-    """Pixels a side that the networks see; larger tiles are reduced to it."""
+    """Side of the networks' input, pixels; larger tiles are reduced to it."""
     width: Annotated[int, Field(ge=1)] = 32
     """Channels of the first layers; each next layer has twice as many, up to `widest`."""
     widest: Annotated[int, Field(ge=1)] = 256
-    """The most channels that a layer has."""
+    """Greatest number of channels of a layer."""
     latent: Annotated[int, Field(ge=1)] = 128
-    """Values of the latent vector z."""
+    """Number of values of the latent vector z."""
     penalty: Annotated[float, Field(ge=0)] = 10.0
-    """λ, weight of the gradient penalty."""
+    """λ, weight of the gradient penalty in the critic's loss."""
     critic_steps: Annotated[int, Field(ge=1)] = 5
-    """n_critic, steps of the critic for each step of the generator."""
+    """n_critic, number of steps of the critic for each step of the generator."""
     features: Annotated[float, Field(ge=0)] = 1.0
-    """κ, weight of the features' error."""
+    """κ, weight of the error of the critic's features in loss and score."""
     batch: Annotated[int, Field(ge=2)] = 16
     """Tiles in a step; batch normalisation needs at least two."""
     clip: Annotated[float, Field(gt=0)] = 100.0
@@ -60,7 +60,7 @@ class Settings(Schedule):
 
 
 class Gan(nn.Module):
-    """G and D, on values in [-1, 1]. The critic has no batch normalisation: its penalty is one for each picture."""
+    """G and D, on values in [-1, 1]. D has no batch normalisation: its gradient penalty is for single images."""
 
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build them for tiles (n, channels, side, side)."""
@@ -72,32 +72,34 @@ class Gan(nn.Module):
         self.critic = Critic(grids)
 
     def loss(self, tiles: Tensor, generator: torch.Generator, both: bool) -> Tensor:
-        """Loss of D, and with `both` the gradient of G's too, whose value is left out: it is D's, turned round."""
+        """Loss of D. With `both`, its gradient includes that of G's loss; its value does not."""
         x = 2 * self.shrink(tiles) - 1
         z = torch.randn(len(x), self.config.latent, generator=generator, device=x.device)
         with torch.set_grad_enabled(both):
-            made = self.generator(z)
+            generated = self.generator(z)
         between = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
-        gap = self.critic(made.detach())[1].float().mean() - self.critic(x)[1].float().mean()
+        gap = self.critic(generated.detach())[1].float().mean() - self.critic(x)[1].float().mean()
         # WGAN-GP eq. 3: D(G(z)) − D(x) + λ (‖∇D(x̃)‖₂ − 1)²
-        loss: Tensor = gap + self.config.penalty * self.steepness(between * x + (1 - between) * made.detach().float())
+        loss: Tensor = gap + self.config.penalty * self.gradient_penalty(
+            between * x + (1 - between) * generated.detach().float()
+        )
         if both:
-            pleased = self.critic.frozen(made)[1].float().mean()
-            loss = loss - (pleased - pleased.detach())  # G lowers −D(G(z))
+            reward = self.critic.frozen(generated)[1].float().mean()
+            loss = loss - (reward - reward.detach())  # G minimises −D(G(z)); the difference is 0
         return loss
 
-    def steepness(self, points: Tensor) -> Tensor:
+    def gradient_penalty(self, points: Tensor) -> Tensor:
         """Mean of (‖∇D‖₂ − 1)² at points (n, c, s, s)."""
-        # In single precision: second derivatives lose too much in what autocast takes on a GPU.
+        # In single precision: the half precision of autocast on a GPU is too low for second derivatives.
         with torch.autocast(points.device.type, enabled=False):
             points = points.requires_grad_()
-            (slope,) = torch.autograd.grad(self.critic(points)[1].sum(), points, create_graph=True)
-            excess: Tensor = slope.flatten(1).norm(dim=1) - 1
+            (gradient,) = torch.autograd.grad(self.critic(points)[1].sum(), points, create_graph=True)
+            excess: Tensor = gradient.flatten(1).norm(dim=1) - 1
             return (excess**2).mean()
 
 
 class FAnoganNetwork(Network):
-    """E, before a G and D that are ready."""
+    """E, in front of a trained G and D."""
 
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build them for tiles (n, channels, side, side)."""
@@ -108,7 +110,7 @@ class FAnoganNetwork(Network):
         self.encoder = encoder(grids, config.latent, norm=True)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch the encoder between training and evaluation; G and D stay as they are."""
+        """Switch E between training and evaluation mode; G and D stay in evaluation mode."""
         super().train(mode)
         self.gan.eval()
         return self
@@ -119,11 +121,11 @@ class FAnoganNetwork(Network):
         return x, self.gan.generator(self.encoder(x))
 
     def residual(self, x: Tensor, rebuilt: Tensor) -> Tensor:
-        """A (n,): how far pictures (n, c, s, s) are from their reconstructions, and their features from theirs."""
+        """A (n,): error of the reconstructions of images (n, c, s, s), and of their features."""
         # A_R = ‖x − G(E(x))‖² / n, A_D = ‖f(x) − f(G(E(x)))‖² / n_d, A = A_R + κ A_D; the loss of "izi_f" is its mean
-        apart = (self.gan.critic.features(x) - self.gan.critic.features(rebuilt)).float()
+        difference = (self.gan.critic.features(x) - self.gan.critic.features(rebuilt)).float()
         image = ((x - rebuilt.float()) ** 2).mean(dim=(1, 2, 3))
-        total: Tensor = image + self.config.features * (apart**2).mean(dim=1)
+        total: Tensor = image + self.config.features * (difference**2).mean(dim=1)
         return total
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
@@ -133,12 +135,12 @@ class FAnoganNetwork(Network):
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
         x, rebuilt = self.rebuild(tiles)
-        error = (x - rebuilt).abs().mean(dim=1, keepdim=True) / 2  # in [0, 1], as tiles are
+        error = (x - rebuilt).abs().mean(dim=1, keepdim=True) / 2  # in [0, 1], as the tiles
         return self.residual(x, rebuilt), self.enlarge(error)[:, 0], self.enlarge((rebuilt + 1) / 2)
 
 
 class FAnogan(LearnedDetector):
-    """The residual of the nearest picture that a generator of good parts can be brought to make."""
+    """The error of the image that a generator of good parts makes from the encoded image."""
 
     name: ClassVar[str] = "f-anogan"
     position_aware: ClassVar[bool] = True
@@ -162,11 +164,11 @@ class FAnogan(LearnedDetector):
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate time and memory of both stages of `fit` from a few timed steps of each."""
         with torch.random.fork_rng(devices=[]):
-            found = [loop.forecast(tiles) for _, loop in self._stages(self._untrained(tiles), run)]
-        return Forecast(sum(f.seconds for f in found), max(f.megabytes for f in found))
+            forecasts = [loop.forecast(tiles) for _, loop in self._stages(self._untrained(tiles), run)]
+        return Forecast(sum(f.seconds for f in forecasts), max(f.megabytes for f in forecasts))
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Learn from good tiles, G and D first and then E; a second call forgets the first."""
+        """Train G and D on good tiles, then E; a second call starts anew."""
         curves = ["stage,step,learning_rate,loss,held_out_loss,seconds"]
         with torch.random.fork_rng(devices=[]):
             network = self._untrained(tiles)
@@ -182,12 +184,12 @@ class FAnogan(LearnedDetector):
         return self.network(tiles.side, tiles.channels)
 
     def _stages(self, network: FAnoganNetwork, run: Run) -> Iterator[tuple[str, Loop]]:
-        """Yield the loop of each stage, the second's once the first has run. Each has half of a time that is given."""
+        """Yield the loops of both stages; run the first before taking the second. Each has half of `run.seconds`."""
         config, half = self.config, run.seconds and run.seconds / 2
         runs = {
             stage: replace(run, seconds=half, folder=run.folder and run.folder / stage) for stage in ("gan", "encoder")
         }
-        # The gan has no loss that falls when it gets better, so nothing is held out for one.
+        # The loss of a GAN does not measure its quality, so nothing is held out for early stopping.
         first = {"steps": config.gan_steps, "learning_rate": config.gan_learning_rate, "hold_out": 0.0}
 
         def adversarial(batch: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,12 +6,12 @@ Autoencoder and Deep Feature-based One-class Classification", VISAPP 2022, secti
 others.
 
 Differs from the paper:
-- Images are compared at a working resolution, so that thousands fit into memory; a difference that is left after
-  averaging over blocks of pixels counts more than noise. The paper does not state its resolution.
-- The score is the Euclidean distance over the square root of the number of values: the root mean square of the
-  differences, as a share of the full range. It ranks the same and does not grow with the resolution.
-- The paper gives no anomaly map. Here it is the difference to that nearest image, root mean square over the channels.
-- When there are more good images than `memory_mb` holds, a seeded random sample of them is kept.
+- Images are compared at a reduced resolution, so that thousands fit into memory and averaging over blocks of pixels
+  lowers the noise. The paper does not state its resolution.
+- The score is the root mean square of the differences, as a share of the full range: the Euclidean distance divided by
+  the square root of the number of values. The ranking is the same, and the score does not grow with the resolution.
+- The paper has no anomaly map. Ours is the difference to the nearest image, root mean square over the channels.
+- If `memory_mb` is too small for all good images, a seeded random sample of them is stored.
 """
 
 import time
@@ -33,15 +33,15 @@ class Settings(DetectorSettings):
     """Settings of `nearest-image`."""
 
     side: Annotated[int, Field(ge=1)] = 64
-    """Images are compared at this many pixels a side at most: each side is halved until it fits. Halving keeps the sums
-    of gray levels exact in float32, so an image's distance to itself is exactly 0 on every engine.
+    """Greatest side at which images are compared, pixels: larger images are halved until they fit. Halving keeps sums
+    of gray levels exact in float32, so the distance of an image to itself is exactly 0 on every engine.
     """
     memory_mb: Annotated[int, Field(ge=1)] = 256
-    """MB for the images that are remembered, in training and in the bundle."""
+    """Memory for the stored images, MB, in training and in the bundle."""
 
 
 class NearestImage(NumpyDetector):
-    """The good images themselves, shrunk; for parts that lie still and look alike in a few ways."""
+    """The good images themselves, at a reduced resolution; for parts in a fixed position that have few variants."""
 
     name: ClassVar[str] = "nearest-image"
     position_aware: ClassVar[bool] = True
@@ -57,18 +57,18 @@ class NearestImage(NumpyDetector):
         return Forecast(seconds, (2 * self._rows(len(tiles), values) * values * 4 + batch.nbytes * 4) / 1e6)
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Remember the good images, shrunk, or a sample of them."""
+        """Store the good images, or a sample of them, at the reduced resolution."""
         images: list[Array] = []
-        kept: set[int] = set()
-        seen = 0
+        sample: set[int] = set()
+        count = 0
         for batch in tiles:
             small = shrunk(batch, self.config.side)  # (b, s, s, c)
-            if not kept:
+            if not sample:
                 rows = self._rows(len(tiles), small[0].size)
-                kept = set(np.random.default_rng(self.seed).choice(len(tiles), rows, replace=False).tolist())
-            images += [image for j, image in enumerate(small, seen) if j in kept]
-            seen += len(batch)
-            run.progress("images", seen, len(tiles))
+                sample = set(np.random.default_rng(self.seed).choice(len(tiles), rows, replace=False).tolist())
+            images += [image for j, image in enumerate(small, count) if j in sample]
+            count += len(batch)
+            run.progress("images", count, len(tiles))
         if not images:
             raise no_tiles()
         self._side, self._depth, self._top = tiles.side, tiles.depth, 2**tiles.depth - 1
@@ -77,7 +77,7 @@ class NearestImage(NumpyDetector):
         return self
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score in NumPy, image by image, from the differences themselves."""
+        """Score in NumPy, image by image, from the differences."""
         self._require_fit()
         small = shrunk(tiles, self.config.side).astype(np.float64)
         image, pixel = np.empty(len(tiles), np.float32), np.empty(tiles.shape[:3], np.float32)
@@ -97,11 +97,11 @@ class NearestImage(NumpyDetector):
         tiles = input_tiles((self._side, self._side), c, self._depth)
         blocks = op.reshape(op.cast(tiles, to=np.float32), ints(-1, s, block, s, block, c))
         small = op.reshape(op.reduce_mean(blocks, axes=(2, 4), keepdims=0), ints(-1, s * s * c))
-        # What all images share would cost digits in the products below; whole gray levels keep the differences exact.
+        # Without the mean image the products are more precise. It is rounded to keep the differences exact.
         centre = np.round(self._images.mean(axis=0)).reshape(-1)
         rows = self._images.reshape(len(self._images), -1) - centre
         query, images = op.sub(small, op.const(centre)), op.const(rows)  # (n, s·s·c), (k, s·s·c)
-        # |q − b|² = |q|² − 2 q·b + |b|² finds the nearest, |q|² being the same for all; its difference is then exact.
+        # The nearest has the lowest |q − b|² = |q|² − 2 q·b + |b|²; |q|² is the same for all. Its difference is exact.
         norms = op.const(np.einsum("ij,ij->i", rows, rows, dtype=np.float64).astype(np.float32))
         nearest = op.arg_min(op.gemm(query, images, norms, alpha=-2.0, transB=1), axis=1, keepdims=0)
         difference = op.mul(op.sub(query, op.gather(images, nearest)), op.const(np.float32(1 / self._top)))
@@ -113,12 +113,12 @@ class NearestImage(NumpyDetector):
         return build({"tiles": tiles}, {"score": score, "map": op.squeeze(full, ints(1))})
 
     def _rows(self, images: int, values: int) -> int:
-        """How many images are remembered, of so many values each."""
+        """Number of images that fit into `memory_mb`, at this number of values each."""
         return max(1, min(images, self.config.memory_mb * 1_000_000 // (4 * values)))
 
 
 def shrunk(tiles: Pixels, side: int) -> Array:
-    """Tiles (n, t, t, c) → (n, s, s, c) in gray levels: halved until s ≤ `side`, or until t cannot be halved."""
+    """Tiles (n, t, t, c) → (n, s, s, c) in gray levels: halved until s ≤ `side`, or until t is odd."""
     small: Array = tiles.astype(np.float32)
     while small.shape[1] > side and small.shape[1] % 2 == 0:
         columns = small[:, :, ::2] + small[:, :, 1::2]

@@ -1,26 +1,29 @@
-"""patch-autoencoder: deep features of what a patch-wise autoencoder cannot rebuild, against those of good parts.
+"""patch-autoencoder: deep features of the error map of a patch-wise autoencoder, compared with those of good parts.
 
 Paper: Saeedi & Giusti, "Anomaly Detection for Industrial Inspection using Convolutional Autoencoder and Deep
 Feature-based One-class Classification", VISAPP 2022; its method "CPCAE" with k-NN. Written from the paper; no code of
 others. Symbols: E encoder, D decoder, z latent vector of a patch, x̂ = D(E(x)) reconstruction, R(x, x̂) error map, λ
-weight of the sparsity, a activations of the bottleneck, F pre-trained network, f = F(R) embedding, N_f its k nearest in
-the training set.
+weight of the sparsity, a activations of the bottleneck, F pre-trained network, f = F(R) embedding, N_f its k nearest
+neighbours in the training set.
 
-A picture is made smaller and cut into overlapping patches; one autoencoder rebuilds them all, told by a number which
-patch it has. The patches are put back, and the difference to the picture at its full size is the anomaly map. An
-ImageNet network looks at that map, and the distance of its features to those of the good pictures' maps is the score.
+An image is reduced and cut into overlapping patches. One autoencoder rebuilds all patches; the number of the patch is
+an additional input, the condition. The patches are joined again, and the difference to the full-size image is the
+anomaly map. An ImageNet network extracts features of that map. The score is the distance of these features to those of
+the maps of good images.
 
 Differs from the paper:
-- EfficientNet-Lite0 up to stride 16 in place of Xception before its global pooling; others by `network` and `stages`.
-- Numbers of layers, channels, latent values and patches, the shrinking, λ and the length of the training are not in the
-  text; they are ours. Errors and activations enter the loss as means, so that settings hold at every resolution.
-- The pooling layer is a figure without a text: "parallel and cascade poolings along with concatenation", three times
-  the features of one global maximum. Ours: the global maximum beside two cascades, the global maximum of local
-  averages and the global average of local maxima: the strongest trace, the strongest wide one, and how common any are.
-- The network sees the error of each channel, |x − x̂|; the anomaly map is its root mean square over the channels, the
-  Euclidean distance of the colours. The score stands for the whole image and is not read off the map.
-- A feature that varied little in training has a floor under its deviation; of a constant one the paper says nothing.
-- The embeddings of the good images are those of their maps as they are, also where training varied them.
+- EfficientNet-Lite0 up to stride 16 in place of Xception before its global pooling; `network` and `stages` select
+  another.
+- The numbers of layers, channels, latent values and patches, the reduction, λ and the length of the training are our
+  own; the paper does not state them. Errors and activations enter the loss as means, so that settings suit every
+  resolution.
+- The paper shows the pooling layer in a figure without an explanation: "parallel and cascade poolings along with
+  concatenation", three times the features of one global maximum. Ours concatenates the global maximum, the global
+  maximum of local averages, and the global average of local maxima.
+- The input of the feature network is the error of each channel, |x − x̂|. The anomaly map is its root mean square over
+  the channels. The score belongs to the whole image and is not computed from the map.
+- The standard deviation of a feature has a lower limit. The paper does not say what it does with a constant feature.
+- The embeddings of the good images are computed without augmentation, even if training uses it.
 """
 
 import math
@@ -63,41 +66,41 @@ class Settings(Schedule):
     }
 
     shrink: Annotated[int, Field(ge=1)] = 2
-    """Factor by which the picture's side is reduced before patches are cut."""
+    """Factor by which the side of an image is reduced before patches are cut."""
     patch: Annotated[int, Field(ge=SMALLEST)] = 64
-    """Side of a patch, in pixels of the reduced picture."""
+    """Side of a patch, pixels of the reduced image."""
     step: Annotated[int, Field(ge=1)] = 32
-    """Greatest distance between neighbouring patches, pixels; below `patch` they overlap."""
+    """Greatest distance between neighbouring patches, pixels of the reduced image; below `patch` they overlap."""
     condition: bool = True
-    """Give the network the position of its patch."""
+    """Whether the number of the patch is an input of encoder and decoder."""
     width: Annotated[int, Field(ge=1)] = 32
     """Channels of the first layer; each next layer has twice as many, up to `widest`."""
     widest: Annotated[int, Field(ge=1)] = 256
-    """The most channels that a layer has."""
+    """Greatest number of channels of a layer."""
     latent: Annotated[int, Field(ge=1)] = 64
-    """Values of the latent vector of a patch."""
+    """Number of values of the latent vector of a patch."""
     sparsity: Annotated[float, Field(ge=0)] = 1e-4
-    """λ, weight of the absolute values of the latent vector; 0: none."""
+    """λ, weight of the mean absolute value of the latent vector in the loss; 0: none."""
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
     stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)
-    """Blocks of the network whose features are joined."""
+    """Numbers of the blocks of the network whose features are concatenated."""
     pooling: Literal["source", "max"] = "source"
-    """Pooling of deep features: the paper's, or the global maximum alone."""
+    """Pooling of deep features: that of the paper (source), or the global maximum alone (max)."""
     window: Annotated[int, Field(ge=2)] = 3
-    """Window of the paper's local poolings, positions a side."""
+    """Side of the window of the paper's local poolings, positions."""
     neighbours: Annotated[int, Field(ge=1)] = 15
-    """k, nearest good images whose mean distance is the score."""
+    """k, number of nearest good images; the score is their mean distance."""
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Least standard deviation of a feature, as a share of the mean deviation."""
+    """Lower limit of a feature's standard deviation, as a share of the mean standard deviation."""
 
 
 class PatchNetwork(Network):
-    """The autoencoder of patches: what torch learns. Its score is the mean of its map."""
+    """The autoencoder of patches, the part that torch trains. Its score is the mean of its map."""
 
-    rows: Tensor  # (across · p,), which row or column of the smaller picture stands where on a canvas of patches
-    joining: Tensor  # (small, across · p), takes such a canvas back, the mean of what overlaps
-    number: Tensor  # (patches, 1), a patch's number over how many there are
+    rows: Tensor  # (across · p,), row or column of the reduced image for each row or column of the canvas of patches
+    joining: Tensor  # (small, across · p), matrix from the canvas to the reduced image; overlaps are averaged
+    number: Tensor  # (patches, 1), number of each patch divided by the count of patches
 
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build it for tiles (n, channels, side, side). TrainingError when patches or features do not fit them."""
@@ -119,15 +122,15 @@ class PatchNetwork(Network):
         self.decode = decoder(grids, config.latent + extra, nn.Sigmoid())
 
     def cut(self, tiles: Tensor) -> Tensor:
-        """Tiles (n, c, t, t) → overlapping patches (n · patches, c, p, p) of the smaller picture, row by row."""
+        """Tiles (n, c, t, t) → overlapping patches (n · patches, c, p, p) of the reduced image, row by row."""
         small = F.avg_pool2d(tiles, self.config.shrink)
         canvas = small.index_select(2, self.rows).index_select(3, self.rows)
         k, p = self.across, self.config.patch
-        apart = canvas.reshape(-1, self.channels, k, p, k, p).permute(0, 2, 4, 1, 3, 5)
-        return apart.reshape(-1, self.channels, p, p)
+        patches = canvas.reshape(-1, self.channels, k, p, k, p).permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(-1, self.channels, p, p)
 
     def join(self, patches: Tensor) -> Tensor:
-        """Put patches (n · patches, c, p, p) back, overlaps averaged, and enlarge: (n, c, t, t)."""
+        """Join patches (n · patches, c, p, p), average overlaps, and enlarge: (n, c, t, t)."""
         k, p = self.across, self.config.patch
         canvas = patches.reshape(-1, k, k, self.channels, p, p).permute(0, 3, 1, 4, 2, 5)
         canvas = canvas.reshape(-1, self.channels, k * p, k * p)
@@ -192,11 +195,11 @@ class PatchAutoencoder(LearnedDetector):
         return Forecast(trained.seconds + seconds, trained.megabytes + 8 * len(tiles) * width / 1e6)
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Learn to rebuild good tiles, then remember the embeddings of their error maps."""
+        """Train the autoencoder on good tiles, then store the embeddings of their error maps."""
         neighbours.require(len(tiles), self.config.neighbours)
         super().fit(tiles, run)
-        source, found = self._rebuilt()
-        embed = runtime.session(spox.build({"tiles": source}, {"embedding": self._embedding(source, found)}))
+        source, outputs = self._rebuild()
+        embed = runtime.session(spox.build({"tiles": source}, {"embedding": self._embed(source, outputs)}))
         rows: list[Array] = []
         for batch in tiles:
             rows += list(embed.run(None, {"tiles": batch})[0])
@@ -206,17 +209,17 @@ class PatchAutoencoder(LearnedDetector):
         return self
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score tiles (n, t, t, c) with torch and NumPy; the feature graph alone runs as it does in the graph."""
+        """Score tiles (n, t, t, c) with torch and NumPy; only the feature graph runs on ONNX Runtime."""
         network, extract = self._fitted(), runtime.session(features.load(self.config.network, self.config.stages))
         assert self._good is not None
         image, pixel = [], []
         for start in range(0, len(tiles), TILES_AT_ONCE):
-            some = floats(tiles[start : start + TILES_AT_ONCE])
+            batch = floats(tiles[start : start + TILES_AT_ONCE])
             with torch.no_grad():
-                _, error, rebuilt, _ = network(some)
-            seen = (2 * (some - rebuilt).abs() - 1).expand(-1, 3, -1, -1).numpy()  # |x − x̂| in [-1, 1]
-            maps = [torch.from_numpy(x) for x in extract.run([s.name for s in self._stages], {"images": seen})]
-            image.append(self._good.nearest(self._pooled(maps).numpy())[0])
+                _, error, rebuilt, _ = network(batch)
+            errors = (2 * (batch - rebuilt).abs() - 1).expand(-1, 3, -1, -1).numpy()  # |x − x̂| in [-1, 1]
+            maps = [torch.from_numpy(x) for x in extract.run([s.name for s in self._stages], {"images": errors})]
+            image.append(self._good.nearest(self._pool(maps).numpy())[0])
             pixel.append(error.numpy())
         return Scores(np.concatenate(image), np.concatenate(pixel))
 
@@ -228,25 +231,25 @@ class PatchAutoencoder(LearnedDetector):
         self._fitted()
         assert self._good is not None
         if self._whole is None:
-            tiles, found = self._rebuilt()
-            found["embedding"] = self._good.standardise(self._embedding(tiles, found))
-            found["score"], _ = self._good.search(found["embedding"])  # eq. 4
-            self._whole = spox.build({"tiles": tiles}, found)
+            tiles, outputs = self._rebuild()
+            outputs["embedding"] = self._good.standardise(self._embed(tiles, outputs))
+            outputs["score"], _ = self._good.search(outputs["embedding"])  # eq. 4
+            self._whole = spox.build({"tiles": tiles}, outputs)
         return self._whole
 
-    def _rebuilt(self) -> tuple[Var, dict[str, Var]]:
-        """Begin a graph: its tiles, and what the autoencoder makes of them."""
+    def _rebuild(self) -> tuple[Var, dict[str, Var]]:
+        """Begin a graph: its tiles, and the outputs of the autoencoder."""
         side, channels, depth = self._shape
         tiles = input_tiles((side, side), channels, depth)
         return tiles, dict(spox.inline(super().graph())(tiles=tiles))
 
-    def _embedding(self, tiles: Var, found: dict[str, Var]) -> Var:
-        """Add to a graph the way from tiles and reconstruction to f (n, d), the deep features of the error map."""
+    def _embed(self, tiles: Var, outputs: dict[str, Var]) -> Var:
+        """Add to a graph: tiles and reconstruction → f (n, d), the deep features of the error map."""
         side, channels, depth = self._shape
         values = op.mul(op.cast(tiles, to=np.float32), op.const(np.float32(1 / (2**depth - 1))))
-        error = op.transpose(op.abs(op.sub(values, found["reconstruction"])), perm=[0, 3, 1, 2])  # (n, c, t, t)
-        seen = op.sub(op.mul(error, op.const(np.float32(2))), op.const(np.float32(1)))
-        images = op.concat([seen] * 3, axis=1) if channels == 1 else seen
+        error = op.transpose(op.abs(op.sub(values, outputs["reconstruction"])), perm=[0, 3, 1, 2])  # (n, c, t, t)
+        scaled = op.sub(op.mul(error, op.const(np.float32(2))), op.const(np.float32(1)))
+        images = op.concat([scaled] * 3, axis=1) if channels == 1 else scaled
         maps = spox.inline(features.load(self.config.network, self.config.stages))(images=images)
         pooled: list[Var] = []
         for stage in self._stages:
@@ -258,8 +261,8 @@ class PatchAutoencoder(LearnedDetector):
                 pooled.append(op.global_average_pool(op.max_pool(x, kernel_shape=window)[0]))
         return op.flatten(op.concat(pooled, axis=1))
 
-    def _pooled(self, maps: list[Tensor]) -> Tensor:
-        """Feature maps (n, c_s, g_s, g_s) → one vector (n, d) an image; the same as in the graph, in torch."""
+    def _pool(self, maps: list[Tensor]) -> Tensor:
+        """Feature maps (n, c_s, g_s, g_s) → one vector (n, d) for each image; as in the graph, but in torch."""
         pooled: list[Tensor] = []
         for x in maps:
             pooled.append(x.amax(dim=(2, 3)))
@@ -271,7 +274,7 @@ class PatchAutoencoder(LearnedDetector):
 
 
 def _small(side: int, config: Settings) -> int:
-    """Return the side of the smaller picture."""
+    """Return the side of the reduced image. TrainingError when shrink, patch and step do not fit the tile."""
     if side % config.shrink:
         raise TrainingError(
             f"tiles of {side} px cannot be shrunk {config.shrink} times; expected a divisor. Change shrink or the "

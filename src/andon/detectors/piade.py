@@ -1,23 +1,26 @@
-"""piade: a reconstruction from pooled features that were routed into the better of two vectors.
+"""piade: reconstruction error of an autoencoder with pyramid pooling and dynamic routing.
 
 Paper: Mishra, Piciarelli & Foresti, "A Neural Network for Image Anomaly Detection with Deep Pyramidal Representations
 and Dynamic Routing" (PIADE, Pyramidal Image Anomaly Detector), International Journal of Neural Systems 30(10), 2020.
-Squeeze-and-excitation: Hu, Shen & Sun, "Squeeze-and-Excitation Networks", CVPR 2018. The first written from summaries,
-the second from the paper; no code of others. Symbols: x picture, x̂ reconstruction, C channels of the trunk.
+Squeeze-and-excitation: Hu, Shen & Sun, "Squeeze-and-Excitation Networks", CVPR 2018. The first is written from
+summaries, the second from the paper; no code of others. Symbols: x image, x̂ reconstruction, C channels of the backbone
+(`trunk`).
 
-A residual trunk, with squeeze-and-excitation after each stage → pyramid pooling of its features to grids of 1, 2, 4 and
-8 positions a side with C, C/2, C/4 and C/8 channels → these, as capsules of 8, routed into two vectors of 64 → the
-longer one, enlarged by a linear layer, beside the trunk's features → a decoder of transposed convolutions.
+1. A residual backbone, with squeeze-and-excitation after each stage.
+2. Pyramid pooling of its features to grids of 1, 2, 4 and 8 positions a side with C, C/2, C/4 and C/8 channels.
+3. Dynamic routing of the pooled features, as capsules of 8 values, into two vectors of 64 values.
+4. A linear layer enlarges the longer vector; it is concatenated with the features of the backbone.
+5. A decoder of transposed convolutions.
 
 Differs from the paper:
-- The trunk is trained from nothing: ImageNet weights of a ResNet do not come with andon. The perceptual loss compares
-  the frozen feature network of andon.graphs.features, and directions of features in place of values (`nn.losses`).
-- Whole tiles are brought to `side` inside the graph; the paper trains on 120² crops. 128 is the nearest side that the
-  pooling divides.
-- −SSIM is written 1 − SSIM: the same gradient, and a loss of 0 for a perfect reconstruction.
-- How the terms' ranges make one score is not in the text: each term t becomes (t − least) / (greatest − least).
-- The held-out tiles whose range this is also decided when training stopped. Where fewer than two are held out
-  (`hold_out` 0, or few parts) all training tiles stand in, and `fit` says so.
+- The backbone is trained from random weights, because andon has no ImageNet weights of a ResNet. The perceptual loss
+  uses the frozen feature network of `graphs.features`, and compares directions of features, not values (`nn.losses`).
+- Whole tiles are resized to `side` inside the graph; the paper trains on crops of 120². 128 is the nearest side that
+  the pooling grids divide.
+- The loss has 1 − SSIM in place of −SSIM: the gradient is the same, and a perfect reconstruction has the loss 0.
+- The paper does not state how the score combines the terms. Ours scales each term t to (t − least) / (greatest − least)
+  over the held-out tiles, which also decide the early stopping. If fewer than two tiles are held out, it uses all
+  training tiles, and `fit` reports it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,40 +42,40 @@ from andon.nn.losses import perceptual_map, ssim
 from andon.nn.resize import Resize
 from andon.nn.trunk import Trunk
 
-STRIDE = 16  # of the trunk
-GRIDS = (1, 2, 4, 8)  # positions a side of the pyramid; a grid of g has C / g channels
+STRIDE = 16  # of the backbone
+GRIDS = (1, 2, 4, 8)  # sides of the pooling grids, positions; a grid of side g has C / g channels
 PRIMARY = 8  # values of a capsule of pooled features
 TERMS = 3  # pixels, structure, features
-LEAST_RANGE = 0.01  # of a term, as a share of its greatest value; a smaller one is noise
+LEAST_RANGE = 0.01  # least range of a term, as a share of its greatest value; a smaller range is noise
 
 
 class Settings(Schedule):
     """Settings of `piade`, and of its training."""
 
     side: Annotated[int, Field(ge=128, multiple_of=128)] = 128
-    """Pixels a side to which tiles are resized."""
+    """Side to which tiles are resized, pixels, a multiple of 128."""
     width: Annotated[int, Field(ge=8, multiple_of=8)] = 64
-    """Channels of the first stage of the trunk; the fourth has 8 times as many."""
+    """Channels of the first stage of the backbone, a multiple of 8; the fourth stage has 8 times as many."""
     blocks: Annotated[int, Field(ge=1)] = 2
-    """Residual blocks in each of the four stages."""
+    """Number of residual blocks in each of the four stages."""
     squeeze: Annotated[int, Field(ge=1, le=8)] = 8
-    """Factor by which the hidden layer of an excitation is narrower."""
+    """Reduction ratio of squeeze-and-excitation: channels divided by the values of its hidden layer."""
     vector: Annotated[int, Field(ge=1)] = 64
-    """Values of each of the two vectors."""
+    """Number of values of each of the two vectors."""
     iterations: Annotated[int, Field(ge=1)] = 3
-    """Iterations of routing."""
+    """Number of iterations of dynamic routing."""
     network: str = "efficientnet-lite0"
     """Name of the feature graph of the perceptual loss; `andon features list` lists them."""
     stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (2, 4)
-    """Blocks of the feature graph in the perceptual loss."""
+    """Numbers of the blocks of the feature graph in the perceptual loss."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     """Weight decay of AdamW; 0: Adam."""
     hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Share of the parts that is held out for early stopping and for the ranges."""
+    """Share of the training parts that is held out for early stopping and for the ranges of the score's terms."""
 
 
 class Excitation(nn.Module):
-    """Squeeze-and-excitation: every channel is weighed by what all channels are on average."""
+    """Squeeze-and-excitation: each channel has a weight that depends on the means of all channels."""
 
     def __init__(self, width: int, squeeze: int) -> None:
         """Build it for features (n, width, h, w)."""
@@ -82,8 +85,8 @@ class Excitation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Eq. 2–4: x̃_c = σ(W_2 δ(W_1 z))_c x_c, z the mean of each channel."""
-        weighed: Tensor = features * self.weigh(features.mean(dim=(2, 3)))[:, :, None, None]
-        return weighed
+        scaled: Tensor = features * self.weigh(features.mean(dim=(2, 3)))[:, :, None, None]
+        return scaled
 
 
 class Block(nn.Module):
@@ -101,12 +104,12 @@ class Block(nn.Module):
             self.side.extend([nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Add to the features what the body makes of them."""
+        """Add the output of the body to the features."""
         return F.relu(self.body(features) + self.side(features))
 
 
 class PiadeNetwork(Network):
-    """Trunk, pyramid pooling, routing, decoder; and how the score's terms are brought to one scale."""
+    """Backbone, pyramid pooling, routing, decoder, and the ranges of the score's terms."""
 
     def __init__(self, side: int, channels: int, config: Settings) -> None:
         """Build it for tiles (n, channels, side, side)."""
@@ -144,11 +147,11 @@ class PiadeNetwork(Network):
         self.range: Tensor
 
     def route(self, features: Tensor) -> Tensor:
-        """Features of the trunk (n, C, grid, grid) → the two vectors (n, 2, d)."""
+        """Features of the backbone (n, C, grid, grid) → the two vectors (n, 2, d)."""
         pooled = []
         for grid, narrow in zip(GRIDS, self.pools, strict=True):
             pooled.append(F.relu(narrow(F.avg_pool2d(features, self.grid // grid))).permute(0, 2, 3, 1).flatten(1))
-        # Channels lie last: the values of a capsule are of one position.
+        # Channels are the last axis, so that all values of a capsule belong to one position.
         vectors: Tensor = self.capsules(torch.cat(pooled, dim=1).view(-1, self.inputs, PRIMARY))
         return vectors
 
@@ -157,36 +160,38 @@ class PiadeNetwork(Network):
         features = self.trunk(images)
         vectors = self.route(features)
         length = (vectors**2).sum(dim=2)
-        chosen = torch.where((length[:, 0] >= length[:, 1])[:, None], vectors[:, 0], vectors[:, 1])
-        rebuilt: Tensor = self.decoder(torch.cat([self.unfold(chosen), features], dim=1))
+        longer = torch.where((length[:, 0] >= length[:, 1])[:, None], vectors[:, 0], vectors[:, 1])
+        rebuilt: Tensor = self.decoder(torch.cat([self.unfold(longer), features], dim=1))
         return rebuilt
 
-    def errors(self, images: Tensor, rebuilt: Tensor, seen: Sequence[Tensor], reseen: Sequence[Tensor]) -> Tensor:
-        """Return the three terms' maps (n, 3, side, side): squared error, 1 − SSIM, error of deep features.
+    def errors(
+        self, images: Tensor, rebuilt: Tensor, image_maps: Sequence[Tensor], rebuilt_maps: Sequence[Tensor]
+    ) -> Tensor:
+        """Return the maps of the three terms (n, 3, side, side): squared error, 1 − SSIM, error of deep features.
 
-        `seen` and `reseen` are the feature maps of images and of reconstructions.
+        `image_maps` and `rebuilt_maps` are the feature maps of the images and of their reconstructions.
         """
         pixels = ((images - rebuilt) ** 2).mean(dim=1)
         structure = 1 - ssim(images, rebuilt).mean(dim=1)
-        features = perceptual_map(seen, reseen, self.config.side)
+        features = perceptual_map(image_maps, rebuilt_maps, self.config.side)
         return torch.stack([pixels, structure, features], dim=1)
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
-        """Sum of the three terms, weights 1."""
+        """Sum of the three terms, each with weight 1."""
         images = self.shrink(tiles)
         rebuilt = self.rebuild(images).float()
         return self.errors(images, rebuilt, self.judge(images), self.judge(rebuilt)).mean(dim=(0, 2, 3)).sum()
 
     @torch.no_grad()
     def learn_ranges(self, batches: Iterator[Tensor]) -> None:
-        """Learn from tiles (n, c, t, t) of good parts what each term's least value and range are."""
+        """Learn the least value and the range of each term from tiles (n, c, t, t) of good parts."""
         terms = []
         for tiles in batches:
             images = self.shrink(tiles)
             rebuilt = self.rebuild(images)
             terms.append(self.errors(images, rebuilt, *self.judge.pair(images, rebuilt)).mean(dim=(2, 3)))
-        found = torch.cat(terms)  # (n, 3)
-        least, greatest = found.amin(dim=0), found.amax(dim=0)
+        values = torch.cat(terms)  # (n, 3)
+        least, greatest = values.amin(dim=0), values.amax(dim=0)
         self.least.copy_(least)
         self.range.copy_(torch.maximum(greatest - least, LEAST_RANGE * greatest).clamp(min=1e-9))
 
@@ -201,7 +206,7 @@ class PiadeNetwork(Network):
 
 
 class Piade(LearnedDetector):
-    """The error, in three ways, of a reconstruction from routed features of several magnifications."""
+    """Reconstruction error in pixels, structure and deep features."""
 
     name: ClassVar[str] = "piade"
     position_aware: ClassVar[bool] = True
@@ -216,13 +221,15 @@ class Piade(LearnedDetector):
         return PiadeNetwork(side, channels, self.config)
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Learn from good tiles, then each term's range; a second call forgets the first."""
+        """Train on good tiles, then learn the range of each term; a second call starts anew."""
         super().fit(tiles, run)
         network = self._fitted()
         assert isinstance(network, PiadeNetwork)
         _, held = split(tiles.groups, self.config.hold_out, self.seed)
         if len(held) < 2:
-            run.tell(f"{len(held)} tiles are held out, so the ranges of the score's terms are those of all tiles")
+            run.tell(
+                f"{len(held)} tiles are held out, so the ranges of the score's terms are those of all training tiles"
+            )
             held = np.arange(len(tiles))
         network.learn_ranges(floats(batch) for batch in of_rows(tiles, held))
         return self

@@ -1,19 +1,21 @@
-"""vae: a variational autoencoder; what a network that has learnt to generate good parts cannot rebuild of a picture.
+"""vae: reconstruction error of a variational autoencoder that was trained on good parts.
 
 Paper: Kingma & Welling, "Auto-Encoding Variational Bayes", ICLR 2014. Reconstruction error as the anomaly score is
-how comparisons on MVTec AD use it. The texts of the papers were not at hand: written from what is known of them; no
+how comparisons on MVTec AD use it. Written from general knowledge of the papers, whose texts were not available; no
 code of others. Symbols: x picture, z latent vector, x̂ mean of the decoder's distribution p(x|z), μ and σ² mean and
 variance of the encoder's distribution q(z|x), ε noise, p(z) the standard normal distribution, L the evidence lower
 bound (ELBO) of log p(x).
 
 Differs from the paper:
-- Strided convolutions in place of one hidden layer; numbers of layers, channels and latent values are ours.
-- The decoder's distribution is normal with one fixed deviation, the setting `noise`; the paper's decoder gives it too.
-- The loss is −L divided by the number of a picture's values, without constants, so that a learning rate holds at every
-  resolution. The optimiser is the loop's, not Adagrad.
-- To score, μ is decoded and nothing is drawn, so that one picture has one score; the reconstruction term of the score
-  `elbo` is therefore that of μ and not an expectation.
-- `score` can also be the highest value of the map, which finds defects too small to move the mean.
+- Strided convolutions in place of one hidden layer; numbers of layers, channels and latent values are
+  our own.
+- The decoder's distribution is normal with one fixed standard deviation, the setting `noise`; the paper's decoder
+  predicts the standard deviation too.
+- The loss is −L divided by the number of values of an image, without constants, so that a learning rate suits every
+  resolution. The optimiser is that of `nn.loop`, not Adagrad.
+- The score decodes μ and draws no random z, so that an image always has the same score. The reconstruction term of
+  the score `elbo` is therefore that of μ, not an expectation.
+- `score` can also be the highest value of the map, which detects defects that are too small to change the mean.
 """
 
 from typing import Annotated, Any, ClassVar, Literal
@@ -34,19 +36,19 @@ class Settings(Schedule):
     unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "smooth"}
 
     score: Literal["mean", "max", "elbo"] = "mean"
-    """Image score: mean or maximum of the map, or −L (elbo) per value."""
+    """Image score: mean or maximum of the map, or −L divided by the number of values (elbo)."""
     side: Annotated[int, Field(ge=32)] = 128
-    """Pixels a side that the network sees; larger tiles are reduced to it."""
+    """Side of the network's input, pixels; larger tiles are reduced to it."""
     width: Annotated[int, Field(ge=1)] = 32
     """Channels of the first layer; each next layer has twice as many, up to `widest`."""
     widest: Annotated[int, Field(ge=1)] = 256
-    """The most channels that a layer has."""
+    """Greatest number of channels of a layer."""
     latent: Annotated[int, Field(ge=1)] = 128
-    """Values of the latent vector z."""
+    """Number of values of the latent vector z."""
     noise: Annotated[float, Field(gt=0)] = 0.1
-    """Standard deviation of p(x|z), of values in [0, 1]; the smaller, the less the KL divergence counts."""
+    """Standard deviation of p(x|z), for pixel values in [0, 1]; a smaller one gives the KL divergence less weight."""
     smooth: Annotated[Odd, Field(ge=1, le=63)] = 1
-    """Pixels a side over which the map is averaged, odd; 1: no averaging."""
+    """Side of the window over which the map is averaged, pixels, odd; 1: no averaging."""
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -68,12 +70,12 @@ class VaeNetwork(Network):
         self.decoder = decoder(grids, config.latent, nn.Sigmoid())
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return μ and log σ² (n, latent) of pictures (n, c, s, s)."""
+        """Return μ and log σ² (n, latent) of images (n, c, s, s)."""
         mean, log_variance = self.encoder(x).float().chunk(2, dim=1)
         return mean, log_variance
 
     def bound(self, x: Tensor, rebuilt: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """Return −L (n,) of pictures (n, c, s, s), a value, without constants."""
+        """Return −L (n,) of images (n, c, s, s), divided by the number of values of an image, without constants."""
         # Eq. 10: −L = KL(q(z|x) ‖ p(z)) − log p(x|z), and −log p(x|z) = ‖x − x̂‖² / (2 noise²) + constants
         misfit = ((x - rebuilt) ** 2).sum(dim=(1, 2, 3)) / (2 * self.config.noise**2)
         return (misfit + divergence(mean, log_variance)) / x[0].numel()
@@ -92,12 +94,12 @@ class VaeNetwork(Network):
         mean, log_variance = self.encode(x)
         rebuilt = self.decoder(mean)
         error = ((x - rebuilt) ** 2).mean(dim=1, keepdim=True)  # (n, 1, s, s)
-        found = smoothed(self.enlarge(error)[:, 0], self.config.smooth)
+        error_map = smoothed(self.enlarge(error)[:, 0], self.config.smooth)
         if self.config.score == "elbo":
             score = self.bound(x, rebuilt, mean, log_variance)
         else:
-            score = found.mean(dim=(1, 2)) if self.config.score == "mean" else found.amax(dim=(1, 2))
-        return score, found, self.enlarge(rebuilt)
+            score = error_map.mean(dim=(1, 2)) if self.config.score == "mean" else error_map.amax(dim=(1, 2))
+        return score, error_map, self.enlarge(rebuilt)
 
 
 class Vae(LearnedDetector):

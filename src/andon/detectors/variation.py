@@ -5,10 +5,10 @@ Autoencoder and Deep Feature-based One-class Classification", VISAPP 2022, secti
 Wiedemann, "Machine Vision Algorithms and Applications", 2018. Written from the paper; no code of others.
 
 Differs from the paper:
-- Colour images are taken as they are, the squared deviations averaged over their channels; the paper takes gray values.
-- The anomaly map holds squared deviations, and the score is their mean: the paper's sum of squares over the number of
-  pixels, which ranks the same and does not grow with the resolution.
-- Standard deviations have a floor; what the paper does where a pixel never varies it does not say.
+- Colour images are used as they are, and squared deviations are averaged over channels; the paper uses gray values.
+- The anomaly map holds squared deviations, and the score is their mean: the paper's sum divided by the number of
+  pixels. The ranking is the same, and the score does not grow with the resolution.
+- Standard deviations have a lower limit. The paper does not say what it does with a pixel that never varies.
 """
 
 import time
@@ -30,14 +30,14 @@ class Settings(DetectorSettings):
     """Settings of `variation`."""
 
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01
-    """Least standard deviation, as a share of the full range. A pixel that was the same in every good image, such as a
-    saturated background, would otherwise turn a change of one gray level into an infinite deviation. One per cent,
-    2.6 gray levels of 255, is about the noise of an industrial camera.
+    """Lower limit of the standard deviation, as a share of the full range. Without it, a pixel that was the same in
+    every good image, such as a saturated background, would have an infinite deviation after a change of one gray level.
+    One per cent, 2.6 gray levels of 255, is about the noise of an industrial camera.
     """
 
 
 class Variation(NumpyDetector):
-    """Mean and standard deviation of every pixel; for parts that lie still under a still camera."""
+    """Mean and standard deviation of every pixel; for parts in a fixed position under a fixed camera."""
 
     name: ClassVar[str] = "variation"
     position_aware: ClassVar[bool] = True
@@ -52,12 +52,12 @@ class Variation(NumpyDetector):
         return Forecast(seconds, tiles.shape[0] * tiles.shape[1] * tiles.channels * 8 * (len(batch) + 6) / 1e6)
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Sum up gray levels and their squares, in float64, where sums of integers are exact, in one pass."""
+        """Sum gray levels and their squares in one pass, in float64, where sums of integers are exact."""
         total = squares = np.zeros((*tiles.shape, tiles.channels))
         count = 0
         for batch in tiles:
-            more, more_squares = _moments(batch)
-            total, squares, count = total + more, squares + more_squares, count + len(batch)
+            batch_total, batch_squares = _moments(batch)
+            total, squares, count = total + batch_total, squares + batch_squares, count + len(batch)
             run.progress("pixels", count, len(tiles))
         if not count:
             raise no_tiles()

@@ -1,26 +1,26 @@
-"""vt-adl: a transformer of patches, whose tokens are rebuilt into the picture and weighed by a mixture of Gaussians.
+"""vt-adl: reconstruction error of a vision transformer, and likelihood of its tokens under a mixture of Gaussians.
 
-Paper: Mishra, Verk, Fornasier, Piciarelli & Foresti, "VT-ADL: A Vision Transformer Network for Image Anomaly
-Detection and Localization", ISIE 2021, arXiv 2104.10036. Mixture density networks: Bishop, NCRG/94/004, 1994; noise
-as their regulariser: Rothfuss et al., arXiv 1907.08982, 2019. The texts of the papers were not at hand: written from
-what is known of them; no code of others. Symbols: x tile, x̂ reconstruction, y token (the encoded patch) of D values,
-ỹ token with noise, K Gaussians of weight π_k, mean μ_k and variance σ_k², g × g patches.
+Paper: Mishra, Verk, Fornasier, Piciarelli & Foresti, "VT-ADL: A Vision Transformer Network for Image Anomaly Detection
+and Localization", ISIE 2021, arXiv 2104.10036. Mixture density networks: Bishop, NCRG/94/004, 1994; their
+regularisation by noise: Rothfuss et al., arXiv 1907.08982, 2019. Written from general knowledge of the papers, whose
+texts were not available; no code of others. Symbols: x tile, x̂ reconstruction, y token (the encoded patch) of D
+values, ỹ token with noise, K Gaussians of weight π_k, mean μ_k and variance σ_k², g × g patches.
 
-The density is that of the token given the token itself, p(y | y): nothing forbids μ = y, a likelihood without bound,
-and a map that is the same everywhere. Two things hold it back, and `noise = 0` shows what the first is worth. In
-training the mixture sees ỹ and must say where y is, so that it learns the way back to what good parts look like, and a
-token that lies off that way is far from every μ. And no variance falls below `floor`.
+The density is p(y | y), that of a token given the token itself. Without a limit the mixture could learn μ = y, an
+unbounded likelihood, and the map would be the same everywhere. Two things prevent it. First, the input of the mixture
+in training is ỹ, and it must predict y: it learns to denoise tokens of good parts, and an unusual token is far from
+every μ (`noise = 0` switches it off). Second, no variance is below `floor`.
 
 Differs from the paper:
-- The likelihood is the mixture's, by log-sum-exp, and not an approximation of it. It is divided by D, so that its share
-  in loss and score does not hang on the length of the tokens.
-- The noise is on what the mixture and the reconstruction see, not on the token whose density is asked for.
-- Tokens are standardised at the end (layer normalisation without weights), so that `noise` and `floor` have a unit and
-  the encoder cannot raise the likelihood by shrinking them. There is no class token at all.
-- One mean a Gaussian and value, but one variance a Gaussian (Bishop's kernel).
-- Routing into one capsule has nothing to choose, its couplings are all 1, so it is done without iterations.
-- Width of the decoder, smoothing and the floor are not in the text; they are ours. So is the sum of three terms that
-  are not scaled to each other: `score` can also be one of its halves.
+- The likelihood of the mixture is exact (log-sum-exp), not an approximation. It is divided by D, so that its share in
+  loss and score does not depend on the length of the tokens.
+- The noise is added to the input of mixture and reconstruction, not to the token whose density is computed.
+- Tokens are standardised at the end (layer normalisation without weights), so that `noise` and `floor` have a fixed
+  scale and the encoder cannot raise the likelihood by scaling tokens down. There is no class token.
+- A Gaussian has one mean for each value, but a single variance (Bishop's kernel).
+- Routing into one capsule needs no iterations, because all its couplings are 1.
+- The width of the decoder, the smoothing, `floor` and the unscaled sum of three terms are our own; the paper does not
+  state them. `score` can also be the reconstruction error or the likelihood alone.
 """
 
 import math
@@ -38,8 +38,8 @@ from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.losses import gaussian, ssim
 
-COARSEST = 8  # positions a side that the decoder begins with, or up to twice as many
-RECONSTRUCTION, STRUCTURE = 5.0, 0.5  # weights of the squared error and of SSIM; that of the likelihood is 1
+COARSEST = 8  # the side of the decoder's first grid is that of the tile, halved while it is even and not below this
+RECONSTRUCTION, STRUCTURE = 5.0, 0.5  # weights of the squared error and of SSIM; the weight of the likelihood is 1
 
 
 class Settings(Schedule):
@@ -50,35 +50,35 @@ class Settings(Schedule):
     patch: Annotated[int, Field(ge=4)] = 32
     """Side of a patch, pixels; it must divide geometry.size."""
     dim: Annotated[int, Field(ge=8)] = 512
-    """D, values of a token."""
+    """D, number of values of a token."""
     depth: Annotated[int, Field(ge=1)] = 6
-    """Layers of the transformer."""
+    """Number of layers of the transformer."""
     heads: Annotated[int, Field(ge=1)] = 8
-    """Heads of attention; their number must divide `dim`."""
+    """Number of attention heads; it must divide `dim`."""
     mlp: Annotated[int, Field(ge=1)] = 1024
-    """Width of the layers between attention."""
+    """Number of values of the hidden layer of each feed-forward block."""
     gaussians: Annotated[int, Field(ge=1)] = 10
-    """K, components of the mixture."""
+    """K, number of Gaussians of the mixture."""
     noise: Annotated[float, Field(ge=0)] = 0.2
-    """Standard deviation of the noise on tokens in training; that of the tokens is 1."""
+    """Standard deviation of the noise that training adds to tokens, whose own standard deviation is 1."""
     floor: Annotated[float, Field(gt=0)] = 1e-3
-    """Least variance σ_k²."""
+    """Lower limit of the variances σ_k²."""
     width: Annotated[int, Field(ge=1)] = 256
     """Channels of the decoder's first layer; each next layer has half as many."""
     score: Literal["sum", "reconstruction", "likelihood"] = "sum"
     """Image score: reconstruction error, negative log-likelihood, or their sum."""
     smooth: Annotated[float, Field(ge=0)] = 4.0
-    """Standard deviation of the Gaussian that smooths the map, pixels; 0: none."""
+    """Standard deviation of the Gaussian filter that smooths the map, pixels; 0: none."""
 
     @model_validator(mode="after")
-    def _whole(self) -> "Settings":
+    def _check_heads(self) -> "Settings":
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} must be a multiple of heads = {self.heads}")
         return self
 
 
 class Layer(nn.Module):
-    """One layer of a transformer: attention and two linear layers, each normalised before and added to its input."""
+    """One layer of a transformer: attention and two linear layers, each with pre-normalisation and a residual."""
 
     def __init__(self, dim: int, heads: int, mlp: int) -> None:
         """Build it for tokens of `dim` values."""
@@ -89,17 +89,17 @@ class Layer(nn.Module):
         self.think = nn.Sequential(nn.Linear(dim, mlp), nn.GELU(), nn.Linear(mlp, dim))
 
     def forward(self, y: Tensor) -> Tensor:
-        """Tokens (n, patches, dim) → the same."""
+        """Tokens (n, patches, dim) → tokens of the same shape."""
         n, patches, dim = y.shape
-        found = self.query_key_value(self.before(y)).view(n, patches, 3, self.heads, dim // self.heads)
-        query, key, value = found.permute(2, 0, 3, 1, 4)  # each (n, heads, patches, dim / heads)
-        seen = F.scaled_dot_product_attention(query, key, value)
-        y = y + self.join(seen.transpose(1, 2).reshape(n, patches, dim))
+        projections = self.query_key_value(self.before(y)).view(n, patches, 3, self.heads, dim // self.heads)
+        query, key, value = projections.permute(2, 0, 3, 1, 4)  # each (n, heads, patches, dim / heads)
+        attention = F.scaled_dot_product_attention(query, key, value)
+        y = y + self.join(attention.transpose(1, 2).reshape(n, patches, dim))
         return torch.add(y, self.think(self.between(y)))
 
 
 class Mixture(nn.Module):
-    """A mixture density network: from a token, the weights, means and variances of K Gaussians."""
+    """A mixture density network: a token → weights, means and variances of K Gaussians."""
 
     def __init__(self, dim: int, gaussians: int, floor: float) -> None:
         """Build it for tokens of `dim` values."""
@@ -117,20 +117,20 @@ class Mixture(nn.Module):
 
 
 def log_likelihood(y: Tensor, log_weight: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Log density (…,) at y (…, D) of a mixture of round Gaussians: log π (…, K), μ (…, K, D), σ² (…, K)."""
+    """Log density (…,) at y (…, D) of a mixture of spherical Gaussians: log π (…, K), μ (…, K, D), σ² (…, K)."""
     square = ((y[..., None, :] - mean) ** 2).sum(dim=-1)
     # log N(y; μ_k, σ_k² I) = −(D log(2π σ_k²) + |y − μ_k|² / σ_k²) / 2
-    each = log_weight - (y.shape[-1] * torch.log(2 * math.pi * variance) + square / variance) / 2
-    # log Σ_k exp, by the greatest: written out, so that no engine computes it in a way that underflows.
-    greatest = each.amax(dim=-1, keepdim=True)
-    return (greatest + (each - greatest).exp().sum(dim=-1, keepdim=True).log())[..., 0]
+    terms = log_weight - (y.shape[-1] * torch.log(2 * math.pi * variance) + square / variance) / 2
+    # log Σ_k exp with the greatest term subtracted; explicit, so that it underflows on no engine.
+    greatest = terms.amax(dim=-1, keepdim=True)
+    return (greatest + (terms - greatest).exp().sum(dim=-1, keepdim=True).log())[..., 0]
 
 
 class VTADLNetwork(Network):
-    """Patches → tokens → one capsule → reconstruction; and tokens → mixture → likelihood of each patch."""
+    """Patches → tokens → one capsule → reconstruction; tokens → mixture → likelihood of each patch."""
 
     def __init__(self, side: int, channels: int, config: Settings) -> None:
-        """Build it for tiles (n, channels, side, side). RecipeError when the patches do not fit in them."""
+        """Build it for tiles (n, channels, side, side). RecipeError when the patches do not fit."""
         super().__init__()
         if side % config.patch or side == config.patch:
             fitting = [p for p in (8, 16, 32, 64, 128) if side % p == 0 and p < side]
@@ -153,8 +153,8 @@ class VTADLNetwork(Network):
         self.decode = nn.Sequential(
             nn.Linear(dim, widths[0] * coarse**2), nn.Unflatten(1, (widths[0], coarse, coarse)), nn.ReLU()
         )
-        for here, after in pairwise(widths):
-            self.decode.extend([nn.ConvTranspose2d(here, after, 4, stride=2, padding=1), nn.ReLU()])
+        for before, after in pairwise(widths):
+            self.decode.extend([nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()])
         self.decode[-1] = nn.Sigmoid()
 
     def encode(self, tiles: Tensor) -> Tensor:
@@ -169,9 +169,9 @@ class VTADLNetwork(Network):
         rebuilt: Tensor = self.decode(route(votes, iterations=1)[:, 0])
         return rebuilt
 
-    def likelihood(self, tokens: Tensor, seen: Tensor) -> Tensor:
-        """Negative log-likelihood, over D, (n, g²) of tokens given those that the mixture sees, both (n, g², D)."""
-        return -log_likelihood(tokens.float(), *(v.float() for v in self.mixture(seen))) / self.config.dim
+    def negative_log_likelihood(self, tokens: Tensor, inputs: Tensor) -> Tensor:
+        """Negative log-likelihood, divided by D, (n, g²) of tokens given the inputs of the mixture, both (n, g², D)."""
+        return -log_likelihood(tokens.float(), *(v.float() for v in self.mixture(inputs))) / self.config.dim
 
     def errors(self, tiles: Tensor, rebuilt: Tensor) -> Tensor:
         """5 · MSE + (1 − SSIM) / 2 of each tile and its reconstruction (n,)."""
@@ -179,25 +179,27 @@ class VTADLNetwork(Network):
         return RECONSTRUCTION * square + STRUCTURE * (1 - ssim(tiles, rebuilt).mean(dim=(1, 2, 3)))
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
-        """5 · MSE − SSIM / 2 + NLL, and a half so that nothing is lost by a perfect SSIM."""
+        """5 · MSE + (1 − SSIM) / 2 + NLL, the mean over the tiles; NLL is the negative log-likelihood."""
         tokens = self.encode(tiles)
         noise = torch.randn(tokens.shape, generator=generator, device=tokens.device)
-        seen = tokens + self.config.noise * noise
-        return (self.errors(tiles, self.rebuild(seen).float()) + self.likelihood(tokens, seen).mean(dim=1)).mean()
+        noisy = tokens + self.config.noise * noise
+        return (
+            self.errors(tiles, self.rebuild(noisy).float()) + self.negative_log_likelihood(tokens, noisy).mean(dim=1)
+        ).mean()
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t)."""
         tokens = self.encode(tiles)
         rebuilt = self.rebuild(tokens)
-        unlikely = self.likelihood(tokens, tokens)  # (n, g²)
-        error, worst = self.errors(tiles, rebuilt), unlikely.amax(dim=1)
+        nll = self.negative_log_likelihood(tokens, tokens)  # (n, g²)
+        error, worst = self.errors(tiles, rebuilt), nll.amax(dim=1)
         score = {"sum": error + worst, "reconstruction": error, "likelihood": worst}[self.config.score]
-        coarse = unlikely.view(-1, 1, self.grid, self.grid)
-        found = F.interpolate(coarse, size=tiles.shape[-2:], mode="bilinear", align_corners=False)
-        return score, self._smoothed(found)[:, 0], rebuilt
+        coarse = nll.view(-1, 1, self.grid, self.grid)
+        enlarged = F.interpolate(coarse, size=tiles.shape[-2:], mode="bilinear", align_corners=False)
+        return score, self._smooth(enlarged)[:, 0], rebuilt
 
-    def _smoothed(self, maps: Tensor) -> Tensor:
-        """Blur maps (n, 1, t, t); the edge is repeated."""
+    def _smooth(self, maps: Tensor) -> Tensor:
+        """Smooth maps (n, 1, t, t); the edge is padded with its own values."""
         sigma = self.config.smooth
         if not sigma:
             return maps
@@ -208,7 +210,7 @@ class VTADLNetwork(Network):
 
 
 class VTADL(LearnedDetector):
-    """Reconstruction error of a picture and likelihood of its patches, from one transformer."""
+    """Reconstruction error of an image and likelihood of its patches, from one transformer."""
 
     name: ClassVar[str] = "vt-adl"
     position_aware: ClassVar[bool] = True

@@ -1,17 +1,16 @@
-"""segmenter: a network that marks the defective pixels, taught by masks of real defects or by synthetic ones.
+"""segmenter: segmentation of defective pixels, trained on real defects with masks or on synthetic defects.
 
-Paper: source [4], figures 5 and 6: the five networks that its own methods are compared with. Their papers stand in
-`networks.py`. Dice loss: Milletari, Navab & Ahmadi, "V-Net", 3DV 2016. Focal loss, and the probability that a network
-begins with: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017. Weights of the losses, 1 : 20: Kirillov et
-al., "Segment Anything", ICCV 2023. The texts of the papers were not at hand: written from what is known of them; no
-code of others. Symbols: p probability that a pixel is defective, m its mask, p_t = p where m = 1 and 1 − p elsewhere,
-γ focus.
+Paper: source [4], figures 5 and 6, its five comparison networks. Their papers are listed in `networks.py`. Dice loss:
+Milletari, Navab & Ahmadi, "V-Net", 3DV 2016. Focal loss, and the initial probability of a defect: Lin et al., "Focal
+Loss for Dense Object Detection", ICCV 2017. Weights of the losses, 1 : 20: Kirillov et al., "Segment Anything", ICCV
+2023. Written from general knowledge of the papers, whose texts were not available; no code of others. Symbols: p
+probability that a pixel is defective, m its mask, p_t = p where m = 1 and 1 − p elsewhere, γ focus.
 
 Differs from the paper:
-- The source compares sizes and times and says nothing of the training: losses, balance and schedule are ours.
-- No α in the focal loss: Dice and the balance of the batches make up for how rare defective pixels are.
-- Plain code. segmentation-models-pytorch, which has two of the five, imports torchvision and timm; MONAI, which has
-  variants of the same two, would be one more package beside the three that had to be written anyway.
+- The source compares sizes and times only. Losses, balance of the batches and schedule are our own.
+- The focal loss has no α: the Dice loss and the balance of the batches compensate for the few defective pixels.
+- The networks are our own code. segmentation-models-pytorch has two of the five, and imports torchvision and timm;
+  MONAI has variants of the same two. The other three had to be written in any case.
 """
 
 import math
@@ -29,7 +28,7 @@ from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.synthetic import KINDS, Kind, add_defects
 
-PRIOR = 0.01  # p of every pixel before training: few are defective, and that need not be learnt first
+PRIOR = 0.01  # p of every pixel before training: few pixels are defective
 
 
 class Settings(Schedule):
@@ -42,21 +41,21 @@ class Settings(Schedule):
     width: Annotated[int, Field(ge=1)] = 64
     """Channels of the first layer; 64 in the papers, 32 for unet++."""
     defects: Literal["auto", "labelled", "synthetic"] = "auto"
-    """Source of defects: labelled images with masks, synthetic defects, or labelled where there are any (auto)."""
+    """Source of defects: labelled images with masks, synthetic defects, or labelled images if there are any (auto)."""
     share: Annotated[float, Field(ge=0, le=0.9)] = 0.5
-    """Share of tiles with a defect; every labelled tile comes at least once in a pass."""
+    """Share of the training tiles that have a defect; an epoch contains every labelled tile at least once."""
     kinds: Annotated[tuple[Kind, ...], Field(strict=False, min_length=1)] = KINDS
     """Kinds of synthetic defects."""
     least: Annotated[float, Field(gt=0, lt=1)] = 0.002
-    """Least share of a tile that a synthetic defect covers."""
+    """Least area of a synthetic defect, as a share of the tile."""
     most: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Greatest share of a tile that a synthetic defect covers."""
+    """Greatest area of a synthetic defect, as a share of the tile."""
     focal: Annotated[float, Field(ge=0)] = 20.0
     """Weight of the focal loss; the weight of the Dice loss is 1."""
     focus: Annotated[float, Field(ge=0)] = 2.0
-    """γ of the focal loss; the higher, the less count pixels that are right already."""
+    """γ of the focal loss; a higher one gives less weight to pixels that are already classified correctly."""
     top: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """Share of the map, its highest values, whose mean is the image score."""
+    """Share of the pixels, those with the highest values of the map, whose mean is the image score."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "Settings":
@@ -66,7 +65,7 @@ class Settings(Schedule):
 
 
 class SegmenterNetwork(Network):
-    """One of the five networks, its losses, and where its defects come from."""
+    """One of the five networks, its losses, and its source of defects."""
 
     def __init__(self, channels: int, config: Settings) -> None:
         """Build it for tiles (n, channels, t, t)."""
@@ -75,39 +74,39 @@ class SegmenterNetwork(Network):
         self.inner = NETWORKS[config.network](channels, config.width)
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
-        """Dice and focal loss of tiles (n, c + 1, t, t) with their masks, or (n, c, t, t) that are given defects."""
+        """Dice and focal loss of tiles (n, c + 1, t, t) with masks, or of tiles (n, c, t, t) with synthetic defects."""
         if tiles.shape[1] > self.channels:
             tiles, masks = parted(tiles)
         else:
-            tiles, masks = self.damaged(tiles, generator)
+            tiles, masks = self.with_defects(tiles, generator)
         logits = self.logits(tiles)
         target = masks[:, None].to(logits).expand_as(logits)
         return dice_loss(logits, target) + self.config.focal * focal_loss(logits, target, self.config.focus)
 
     def logits(self, tiles: Tensor) -> Tensor:
-        """Tiles (n, c, t, t) → (n, k, t, t): k answers, of which the first is the map and each is supervised."""
+        """Tiles (n, c, t, t) → (n, k, t, t): k outputs of the network, all supervised; the first is the map."""
         logits: Tensor = self.inner(tiles).float() + math.log(PRIOR / (1 - PRIOR))
         return logits
 
-    def damaged(self, tiles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Give some of the tiles (n, c, t, t) a synthetic defect; return them and the masks (n, t, t)."""
+    def with_defects(self, tiles: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return tiles (n, c, t, t), a share of them with a synthetic defect, and the masks (n, t, t)."""
         s = self.config
-        chosen = torch.rand(len(tiles), generator=generator, device=tiles.device) < s.share
-        made, masks = add_defects(tiles, generator, s.kinds, s.least, s.most)
-        return torch.where(chosen[:, None, None, None], made, tiles), masks & chosen[:, None, None]
+        selected = torch.rand(len(tiles), generator=generator, device=tiles.device) < s.share
+        defective, masks = add_defects(tiles, generator, s.kinds, s.least, s.most)
+        return torch.where(selected[:, None, None, None], defective, tiles), masks & selected[:, None, None]
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
-        """Tiles (n, c, t, t) → score (n,), map (n, t, t): logits, which tell sure from surer where p rounds to 1."""
-        found = self.logits(tiles)[:, 0]
-        highest = found.flatten(1).topk(max(1, round(self.config.top * found[0].numel()))).values
-        return highest.mean(dim=1), found
+        """Tiles (n, c, t, t) → score (n,), map (n, t, t): logits, which still differ where p rounds to 1."""
+        logits = self.logits(tiles)[:, 0]
+        highest = logits.flatten(1).topk(max(1, round(self.config.top * logits[0].numel()))).values
+        return highest.mean(dim=1), logits
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 − Dice of all tiles (n, k, t, t) together, mean over the k answers: good tiles count by their false alarms."""
+    """1 − Dice of all tiles (n, k, t, t) together, mean over the k outputs; false positives of good tiles count."""
     p = logits.sigmoid()
-    both, either = ((p * masks).sum(dim=(0, 2, 3)), (p + masks).sum(dim=(0, 2, 3)))
-    return (1 - (2 * both + 1) / (either + 1)).mean()  # + 1: defined where there is no defect
+    intersection, total = ((p * masks).sum(dim=(0, 2, 3)), (p + masks).sum(dim=(0, 2, 3)))
+    return (1 - (2 * intersection + 1) / (total + 1)).mean()  # + 1: defined where there is no defect
 
 
 def focal_loss(logits: Tensor, masks: Tensor, focus: float) -> Tensor:
@@ -117,7 +116,7 @@ def focal_loss(logits: Tensor, masks: Tensor, focus: float) -> Tensor:
 
 
 class Segmenter(LearnedDetector):
-    """A segmentation network, taught by real or synthetic defects."""
+    """A segmentation network, trained on real or synthetic defects."""
 
     name: ClassVar[str] = "segmenter"
     position_aware: ClassVar[bool] = False
@@ -139,7 +138,7 @@ class Segmenter(LearnedDetector):
         return SegmenterNetwork(channels, self.config)
 
     def stock(self, tiles: Tiles, run: Run = QUIET) -> Tiles:
-        """Return the good tiles, with the labelled defects where those are learnt from. DatasetError when none are."""
+        """Return the good tiles, with the labelled defects if it learns from them. DatasetError when there are none."""
         if self.defects == "none" or (self.defects == "masks if any" and not tiles.defects):
             run.tell(f"learning from synthetic defects ({', '.join(self.config.kinds)})")
             return tiles

@@ -1,5 +1,5 @@
-"""Five networks that say of every pixel whether it is defective. The texts of the papers were not at hand: written from
-what is known of them; no code of others.
+"""Five segmentation networks. Written from general knowledge of the papers, whose texts were not available; no code of
+others.
 
 - FCN-32s: Long, Shelhamer & Darrell, "Fully Convolutional Networks for Semantic Segmentation", PAMI 2017.
 - U-Net: Ronneberger, Fischer & Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015.
@@ -7,15 +7,15 @@ what is known of them; no code of others.
 - U²-Net: Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", PR 2020.
 - SegNet: Badrinarayanan, Kendall & Cipolla, "SegNet: A Deep Convolutional Encoder-Decoder", PAMI 2017.
 
-Each takes (n, channels, h, w), sides that 32 divides, and gives logits (n, k, h, w): the first is the answer, the
-others are those that its paper supervises besides. `width` is the channels of the first layer, and all others follow
-from it: at 64 (UNet++: 32) they are the paper's.
+Each takes (n, channels, h, w), whose sides are multiples of 32, and returns logits (n, k, h, w). The first output is
+the result; the others are additional supervised outputs of its paper. `width` is the number of channels of the first
+layer, and sets those of all other layers. At 64 (UNet++: 32) they are those of the paper.
 
 Differs from the papers:
 - Every convolution is padded, and followed by batch normalisation, which FCN and U-Net did not have.
-- VGG-16, which FCN and SegNet begin with, starts from random weights, not from those of ImageNet.
-- SegNet puts a value back in two places where two pixels were the maximum but for a hundredth (`pooled`).
-- One logit a pixel in place of two classes. UNet++ is not pruned: the last of its four outputs is the answer.
+- VGG-16, the encoder of FCN and SegNet, starts from random weights, not from those of ImageNet.
+- If two pixels of a window differ by less than a hundredth, SegNet's unpooling writes the maximum to both (`pool`).
+- One logit a pixel in place of two classes. UNet++ is not pruned: the last of its four outputs is the result.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ from torch.nn import functional as F
 
 Name = Literal["fcn32", "unet", "unet++", "u2net", "segnet"]
 
-RIVAL = 0.01  # share of a maximum within which another value counts for one too
-VGG = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of the convolutions between poolings, in widths
+RIVAL = 0.01  # a value within this share of the maximum is regarded as a maximum too
+VGG = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of each stage's convolutions, in multiples of width
 
 
 def convolution(before: int, after: int, dilation: int = 1) -> nn.Sequential:
@@ -39,17 +39,17 @@ def convolution(before: int, after: int, dilation: int = 1) -> nn.Sequential:
 
 
 def convolutions(*widths: int) -> nn.Sequential:
-    """One convolution after another."""
+    """A sequence of convolutions."""
     return nn.Sequential(*(convolution(before, after) for before, after in pairwise(widths)))
 
 
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Enlarge maps to the size of others, bilinear."""
+def resize_like(x: Tensor, like: Tensor) -> Tensor:
+    """Enlarge maps to the size of `like`, bilinear."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class FCN32(nn.Module):
-    """VGG-16, fully convolutional, and its coarse answer enlarged 32 times."""
+    """VGG-16, fully convolutional; its coarse output is enlarged 32 times."""
 
     def __init__(self, channels: int, width: int) -> None:
         """Build it."""
@@ -71,11 +71,11 @@ class FCN32(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) → logits (n, 1, h, w)."""
-        return resized(self.head(self.stages(x)), x)
+        return resize_like(self.head(self.stages(x)), x)
 
 
 class UNet(nn.Module):
-    """Four times down, four times up, and every level joined with the one beside it."""
+    """An encoder and a decoder of four steps, with skip connections between equal levels."""
 
     def __init__(self, channels: int, width: int) -> None:
         """Build it."""
@@ -100,14 +100,14 @@ class UNet(nn.Module):
 
 
 class UNetPlusPlus(nn.Module):
-    """U-Net whose levels are joined through nodes X^(i,j) that have seen all nodes before them, each with an answer."""
+    """U-Net with dense skip connections through nodes X^(i,j); each node of the finest level has an output."""
 
     def __init__(self, channels: int, width: int) -> None:
         """Build it."""
         super().__init__()
         widths = [width * 2**level for level in range(5)]
         self.down = nn.ModuleList(convolutions(a, b, b) for a, b in pairwise([channels, *widths]))
-        self.nodes = nn.ModuleList(  # by level i, then by column j, from 1
+        self.nodes = nn.ModuleList(  # by level i, then by column j, which starts at 1
             nn.ModuleList(convolutions(j * flat + deep, flat, flat) for j in range(1, 5 - i))
             for i, (flat, deep) in enumerate(pairwise(widths))
         )
@@ -122,13 +122,13 @@ class UNetPlusPlus(nn.Module):
             for row, below, nodes in zip(rows, rows[1:], self.nodes, strict=False):
                 if len(below) >= j:
                     # Eq. 1: x^(i,j) = H([x^(i,0) … x^(i,j−1), U(x^(i+1,j−1))])
-                    row.append(nodes[j - 1](torch.cat([*row, resized(below[j - 1], row[0])], dim=1)))  # type: ignore[index]
-        answers = [head(x) for head, x in zip(self.heads, rows[0][1:], strict=True)]
-        return torch.cat(answers[::-1], dim=1)
+                    row.append(nodes[j - 1](torch.cat([*row, resize_like(below[j - 1], row[0])], dim=1)))  # type: ignore[index]
+        outputs = [head(x) for head, x in zip(self.heads, rows[0][1:], strict=True)]
+        return torch.cat(outputs[::-1], dim=1)
 
 
 class RSU(nn.Module):
-    """Residual U-block: a small U-Net of `height` layers on top of its own input; `flat` ones dilate and never pool."""
+    """Residual U-block: a small U-Net of `height` layers plus its input; if `flat`, it dilates in place of pooling."""
 
     def __init__(self, height: int, before: int, middle: int, after: int, flat: bool = False) -> None:
         """Build it."""
@@ -154,7 +154,7 @@ class RSU(nn.Module):
             levels.append(x)
         x = self.bottom(x)
         for stage, beside in zip(self.up, levels[::-1], strict=True):
-            x = stage(torch.cat([x if self.flat else resized(x, beside), beside], dim=1))
+            x = stage(torch.cat([x if self.flat else resize_like(x, beside), beside], dim=1))
         return torch.add(x, first)
 
 
@@ -195,36 +195,36 @@ class U2Net(nn.Module):
         for stage in self.down:
             x = stage(F.max_pool2d(x, 2) if levels else x)
             levels.append(x)
-        found = [x]
+        outputs = [x]
         for stage, beside in zip(self.up, levels[-2::-1], strict=True):
-            x = stage(torch.cat([resized(x, beside), beside], dim=1))
-            found.append(x)
-        sides = torch.cat([resized(side(y), tiles) for side, y in zip(self.sides, found, strict=True)], dim=1)
+            x = stage(torch.cat([resize_like(x, beside), beside], dim=1))
+            outputs.append(x)
+        sides = torch.cat([resize_like(side(y), tiles) for side, y in zip(self.sides, outputs, strict=True)], dim=1)
         return torch.cat([self.fuse(sides), sides], dim=1)
 
 
-def pooled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima of 2 × 2 windows of x ≥ 0, (n, c, h/2, w/2), and where each was: 1 at its place, 0 at the other three.
+def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the maxima of 2 × 2 windows of x ≥ 0, (n, c, h/2, w/2), and the weights of their pixels (…, 4).
 
-    A value less than `RIVAL` below the maximum has a share of the place, from 1 down to 0 at that distance. So no
-    rounding, which differs between runtimes, can move a maximum to the pixel beside it. Places: (n, c, h/2, w/2, 4).
+    The weight is 1 at the maximum, and falls to 0 for a value that is `RIVAL` times the maximum lower. So rounding,
+    which differs between runtimes, cannot move a maximum to the pixel beside it.
     """
     n, c, h, w = x.shape
     windows = x.view(n, c, h // 2, 2, w // 2, 2).transpose(3, 4).reshape(n, c, h // 2, w // 2, 4)
-    values = windows.amax(dim=-1)
-    highest = values.detach()[..., None]
-    below = (highest - windows.detach()) / (RIVAL * highest.clamp(min=1e-6))  # where all are 0, none is below
-    return values, (1 - below).clamp(min=0)
+    maxima = windows.amax(dim=-1)
+    highest = maxima.detach()[..., None]
+    distance = (highest - windows.detach()) / (RIVAL * highest.clamp(min=1e-6))
+    return maxima, (1 - distance).clamp(min=0)
 
 
-def unpooled(x: Tensor, where: Tensor) -> Tensor:
-    """Put values (n, c, h, w) back where the maxima were, (n, c, 2h, 2w); elsewhere 0."""
+def unpool(x: Tensor, weights: Tensor) -> Tensor:
+    """Write values (n, c, h, w) to the positions of the maxima, (n, c, 2h, 2w); the rest is 0."""
     n, c, h, w = x.shape
-    return (x[..., None] * where).view(n, c, h, w, 2, 2).transpose(3, 4).reshape(n, c, 2 * h, 2 * w)
+    return (x[..., None] * weights).view(n, c, h, w, 2, 2).transpose(3, 4).reshape(n, c, 2 * h, 2 * w)
 
 
 class SegNet(nn.Module):
-    """VGG-16 and its mirror image, which enlarges by putting values back where the maxima were."""
+    """VGG-16 and a mirrored decoder, which enlarges by unpooling at the positions of the maxima."""
 
     def __init__(self, channels: int, width: int) -> None:
         """Build it."""
@@ -240,12 +240,12 @@ class SegNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) → logits (n, 1, h, w)."""
-        places = []
+        levels = []
         for stage in self.down:
-            x, where = pooled(stage(x))
-            places.append(where)
-        for stage, where in zip(self.up, places[::-1], strict=True):
-            x = stage(unpooled(x, where))
+            x, weights = pool(stage(x))
+            levels.append(weights)
+        for stage, weights in zip(self.up, levels[::-1], strict=True):
+            x = stage(unpool(x, weights))
         logits: Tensor = self.head(x)
         return logits
 

@@ -1,27 +1,29 @@
-"""transform-classification: how badly a network that knows good parts tells which transform was applied to a picture.
+"""transform-classification: error of a network, trained on good parts, that classifies which transform was applied.
 
 Papers: "Real-world industrial anomaly detection" (slides; morphological transforms, kernel-size prediction loss), here
 [0]; Kim, Hong & Choe, "Deep morphological anomaly detection based on angular margin loss", Applied Sciences 11(14),
-6545, 2021, of which we had the abstract, here [1]. Geometry, the Dirichlet score and the trunk: Golan & El-Yaniv, "Deep
-Anomaly Detection Using Geometric Transformations", NeurIPS 2018; Zagoruyko & Komodakis, "Wide Residual Networks", BMVC
-2016. Angular margins: Liu et al., "SphereFace", CVPR 2017; Deng et al., "ArcFace", CVPR 2019; Wang et al., "CosFace",
-CVPR 2018. Dirichlet: Minka, "Estimating a Dirichlet distribution", 2000. Written from the papers; no code of others.
-Symbols: g one of N transforms, n₁ n₂ n₃ its operation, width and height, F the network, θ the angle between a feature
-and the weights of its class, m margin, s scale, α a Dirichlet's concentrations, y a softmax vector.
+6545, 2021 (only its abstract was available), here [1]. Geometry, the Dirichlet score and the backbone: Golan &
+El-Yaniv, "Deep Anomaly Detection Using Geometric Transformations", NeurIPS 2018; Zagoruyko & Komodakis, "Wide Residual
+Networks", BMVC 2016. Angular margins: Liu et al., "SphereFace", CVPR 2017; Deng et al., "ArcFace", CVPR 2019; Wang et
+al., "CosFace", CVPR 2018. Dirichlet: Minka, "Estimating a Dirichlet distribution", 2000. Written from the papers; no
+code of others.
+Symbols: g one of N transforms, n₁ n₂ n₃ its operation, width and height, F network, θ angle between a feature vector
+and the weights of its class, m margin, s scale, α concentrations of a Dirichlet distribution, y softmax vector.
 
 Differs from the paper:
-- An erosion and a dilation by 1×1 are both the picture itself. As in the source both are classes in training, but the
-  error does not count them: the guess between them is a throw of dice, and outweighs the errors that mean something.
-- Rectangles are in pixels of the tile; what the transforms made is then brought down to `side` pixels. A crack of a
-  pixel is first widened by the erosion and then made small, so it survives; the other way round it would be gone.
-- A step may draw some transforms of each tile (`draw`); the source takes all of them every time (draw = 0).
-- Trunk, optimiser and length of training are not in [0] and [1]. Ours are Wide-ResNets, with a stem that may stride.
-- The angular losses are on normalised features with a scale, for all three alike; SphereFace has the feature's length
-  for a scale. Past π its ψ(θ) = (−1)ᵏ cos(mθ) − 2k goes on falling, and we let cos(θ + m) go on likewise. SphereFace
-  anneals the share λ of the plain cosine from 1000 to 5; ours is 5 (`blend`) from the start.
-- Score and map are means over the transforms, not sums, so that scores of different families compare.
-- The Dirichlet is fitted to all training tiles, whether early stopping held them out or not.
-- The map is not in the sources: the heads are applied at every position of the trunk's last grid.
+- An erosion and a dilation by 1×1 both return the image itself. As in the source both are classes in training, but the
+  score leaves them out: they are indistinguishable, their loss is noise, and it is larger than the informative errors.
+- Rectangles are in pixels of the tile, and the transformed tile is then reduced to `side` pixels. So the erosion widens
+  a crack of one pixel before the reduction, which would otherwise remove it.
+- A step can use a random subset of the transforms of each tile (`draw`); the source uses all of them (draw = 0).
+- Backbone, optimiser and length of training are not in [0] and [1]. Our backbone is a Wide-ResNet whose stem can have
+  a stride.
+- All three angular losses use normalised features and a fixed scale; the scale of SphereFace is the length of the
+  feature vector. Its ψ(θ) = (−1)ᵏ cos(mθ) − 2k keeps falling past π; we extend cos(θ + m) in the same way. SphereFace
+  lowers the weight λ of the plain cosine from 1000 to 5; ours is 5 (`blend`) from the start.
+- Score and map are means over the transforms, not sums, so that scores of different families are comparable.
+- The Dirichlet distributions are fitted to all training tiles, including those held out for early stopping.
+- The sources have no anomaly map. For ours, the heads are applied at every position of the backbone's last grid.
 """
 
 import math
@@ -44,21 +46,27 @@ from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule, choose
 from andon.nn.resize import Resize
 
-NAMED = {"type-1": (1, 28, 56), "type-2": (8, 28, 56), "type-3": (1, 8, 28, 56)}  # widths, and heights
+NAMED = {
+    "type-1": (1, 28, 56),
+    "type-2": (8, 28, 56),
+    "type-3": (1, 8, 28, 56),
+}  # the widths, and also the heights, of each family
 MARGINS = {"multiplicative-angle": 4.0, "additive-angle": 0.5, "additive-cosine": 0.35}  # of the papers
 GEOMETRY = list(product((0, 1, 2, 3), (0, 1), (-1, 0, 1), (-1, 0, 1)))  # quarter turns, flip, shift right, shift down
-FEWEST = 10  # tiles: the least that a Dirichlet is fitted to
-EDGE = 1e-6  # cosines are kept so far from ±1, where the angle has no gradient
+FEWEST = 10  # tiles that are needed to fit a Dirichlet distribution
+EDGE = 1e-6  # least distance of a cosine from ±1, where the gradient of the angle is infinite
 
 
-def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
-        raise ValueError(f"{list(values)} has duplicates; every case must be another class. Leave each in once")
+        raise ValueError(
+            f"{list(values)} has duplicates; expected different values, because each is a class. Remove the duplicates"
+        )
     return values
 
 
-Sides = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), AfterValidator(_different)]
-Operations = Annotated[tuple[Operation, ...], Field(strict=False, min_length=1), AfterValidator(_different)]
+Sides = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), AfterValidator(_unique)]
+Operations = Annotated[tuple[Operation, ...], Field(strict=False, min_length=1), AfterValidator(_unique)]
 
 
 def _depth(value: int) -> int:
@@ -73,42 +81,42 @@ class Settings(Schedule):
     unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {"score", "at_once"}
 
     family: Literal["type-1", "type-2", "type-3", "morphology", "geometry"] = "type-3"
-    """Family of transforms; "morphology" takes the next three settings."""
+    """Family of transforms; `morphology` uses the settings operations, widths and heights."""
     operations: Operations = OPERATIONS
-    """Operations of "morphology"."""
+    """Operations of the family `morphology`: erosion, dilation, gradient."""
     widths: Sides = ()
-    """Widths of the structuring elements of "morphology", pixels of the tile."""
+    """Widths of the structuring elements of the family `morphology`, pixels of the tile."""
     heights: Sides = ()
-    """Their heights, pixels of the tile."""
+    """Heights of the structuring elements of the family `morphology`, pixels of the tile."""
     heads: Literal["product", "single"] = "product"
-    """One softmax each for operation, width and height, or a single one for all transforms."""
+    """Heads of the network: one softmax each for operation, width and height, or a single one for all transforms."""
     objective: Literal["cross-entropy", "multiplicative-angle", "additive-angle", "additive-cosine"] = "cross-entropy"
-    """Loss: cross-entropy, or one of three with an angular margin."""
+    """Loss: cross-entropy, or one of three losses with an angular margin."""
     scale: Annotated[float, Field(gt=0)] = 30.0
-    """s of the angular losses."""
+    """s, scale of the cosines in the angular losses."""
     margin: Annotated[float, Field(ge=0)] | None = None
-    """m of the angular losses; none: 4, 0.5 or 0.35, as published."""
+    """m, margin of the angular losses; not set: 4, 0.5 or 0.35, as published."""
     blend: Annotated[float, Field(ge=0)] = 5.0
-    """λ of the multiplicative angle: (λ cos θ + ψ(θ)) / (1 + λ)."""
+    """λ, weight of the plain cosine in the multiplicative angle: (λ cos θ + ψ(θ)) / (1 + λ)."""
     depth: Annotated[int, Field(ge=10), AfterValidator(_depth)] = 10
-    """Convolutions of the trunk, 6 b + 4."""
+    """Number of convolutions of the backbone, 6 b + 4: 10, 16, 22, …"""
     channels: Annotated[int, Field(ge=1)] = 16
-    """Channels of the stem; the three groups have 1, 2 and 4 times `widen` as many."""
+    """Channels of the stem; the three groups have `widen` times 1, 2 and 4 as many."""
     widen: Annotated[int, Field(ge=1)] = 1
     """Factor of the channels of the three groups."""
     stem: Literal[1, 2, 4] = 1
     """Stride of the stem, pixels."""
     side: Annotated[int, Field(ge=16)] = 64
-    """Greatest side of the transformed tiles, pixels; larger ones are reduced to it."""
+    """Greatest side of the transformed tiles, pixels; larger tiles are reduced to it."""
     draw: Annotated[int, Field(ge=0)] = 0
-    """Greatest number of transforms of a tile in a step; 0: all."""
+    """Greatest number of transforms of a tile in a training step; 0: all."""
     at_once: Annotated[int, Field(ge=1)] = 64
-    """Transforms of a tile that inspection evaluates at a time; it limits memory."""
+    """Number of transforms of a tile that inspection evaluates at a time; a lower one needs less memory."""
     score: Literal["error", "dirichlet"] = "error"
-    """Score: mean classification error, or Dirichlet score."""
+    """Image score: mean classification error, or negative log-density of Dirichlet distributions."""
 
     @model_validator(mode="after")
-    def _lists(self) -> Self:
+    def _check_lists(self) -> Self:
         if self.family != "morphology":
             if self.widths or self.heights or self.operations != OPERATIONS:
                 raise ValueError(
@@ -127,7 +135,7 @@ class Settings(Schedule):
         return self
 
     def cases(self) -> list[Case]:
-        """Return the morphological transforms; none for geometry."""
+        """Return the morphological transforms; an empty list for the family `geometry`."""
         if self.family == "geometry":
             return []
         widths = NAMED.get(self.family, self.widths)
@@ -135,51 +143,52 @@ class Settings(Schedule):
         return [Case(*case) for case in product(self.operations, widths, heights)]
 
     def labels(self) -> list[tuple[int, ...]]:
-        """Return the labels of each transform, one a head: {n₁, n₂, n₃}, or the transform's number.
+        """Return the labels of each transform, one for each head: (n₁, n₂, n₃), or the transform's number.
 
-        A factor that has one value only has no head.
+        A factor with only one value has no head.
         """
         cases: Sequence[tuple[Any, ...]] = self.cases() or GEOMETRY
         if self.heads == "single":
             return [(number,) for number in range(len(cases))]
         values = [list(dict.fromkeys(factor)) for factor in zip(*cases, strict=True)]
-        told = [factor for factor in range(len(values)) if len(values[factor]) > 1] or [0]
-        return [tuple(values[factor].index(case[factor]) for factor in told) for case in cases]
+        factors = [factor for factor in range(len(values)) if len(values[factor]) > 1] or [0]
+        return [tuple(values[factor].index(case[factor]) for factor in factors) for case in cases]
 
     def counted(self) -> list[bool]:
-        """Return which transforms the error counts: all but those that leave the picture as it is, if there are two."""
-        whole = [case.width == case.height == 1 and case.operation != "gradient" for case in self.cases()]
-        return [not same for same in whole] if sum(whole) > 1 else [True] * len(self.labels())
+        """Return which transforms count in the score: all, but not the identities where there are two or more."""
+        identities = [case.width == case.height == 1 and case.operation != "gradient" for case in self.cases()]
+        return [not identity for identity in identities] if sum(identities) > 1 else [True] * len(self.labels())
 
 
-def geometric(tiles: Tensor, chosen: Sequence[int]) -> Tensor:
-    """Apply geometric transforms to tiles (n, c, t, t): (n, chosen, c, t, t).
+def geometric(tiles: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Apply geometric transforms to tiles (n, c, t, t): (n, transforms, c, t, t).
 
-    Flipped, then shifted by a quarter of the side with reflection, then turned. `chosen` ascends.
+    Each is a flip, then a shift by a quarter of the side with reflection, then quarter turns. `numbers` are ascending
+    indices of GEOMETRY.
     """
     side, shift, channels = tiles.shape[-1], tiles.shape[-1] // 4, tiles.shape[1]
     padded = F.pad(torch.cat([tiles, tiles.flip(3)], dim=1), (shift,) * 4, mode="reflect")
     shifted = padded.view(-1, 2, channels, *padded.shape[2:])
-    for axis in (-2, -1):  # a shift right shows what lies to the left
-        moved = [shifted.narrow(axis, shift * (1 - way), side) for way in (-1, 0, 1)]
-        shifted = torch.stack(moved, dim=2)  # (n, flip, right, down, c, t, t) in the end
-    shifted, found = shifted.flatten(1, 3), []
-    for turns, numbers in groupby(chosen, lambda number: number // shifted.shape[1]):
-        found.append(torch.rot90(shifted[:, [number % shifted.shape[1] for number in numbers]], turns, (3, 4)))
-    return torch.cat(found, dim=1)
+    for axis in (-2, -1):
+        windows = [shifted.narrow(axis, shift * (1 - step), side) for step in (-1, 0, 1)]
+        shifted = torch.stack(windows, dim=2)  # after both axes: (n, flip, right, down, c, t, t)
+    shifted, turned = shifted.flatten(1, 3), []
+    for turns, group in groupby(numbers, lambda number: number // shifted.shape[1]):
+        turned.append(torch.rot90(shifted[:, [number % shifted.shape[1] for number in group]], turns, (3, 4)))
+    return torch.cat(turned, dim=1)
 
 
-def falling(angle: Tensor) -> Tensor:
-    """ψ = (−1)ᵏ cos(angle) − 2k for angles in [kπ, (k + 1)π]: the cosine, made to fall without end."""
+def monotonic_cosine(angle: Tensor) -> Tensor:
+    """ψ = (−1)ᵏ cos(angle) − 2k for angles in [kπ, (k + 1)π]: the cosine, extended so that it falls monotonically."""
     k = torch.floor(angle.detach() / math.pi)
     return (1 - 2 * (k % 2)) * torch.cos(angle) - 2 * k
 
 
 class Head(nn.Module):
-    """A softmax over classes; of the angular losses, over scaled cosines."""
+    """A softmax over classes; with an angular loss, over scaled cosines."""
 
     def __init__(self, features: int, classes: int, config: Settings) -> None:
-        """Begin with small weights."""
+        """Build it for feature vectors of `features` values."""
         super().__init__()
         self.config, self.classes = config, classes
         self.angular = config.objective != "cross-entropy"
@@ -187,11 +196,11 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (…, f) → logits (…, classes), without a margin."""
-        found: Tensor = self.config.scale * self._cosines(features) if self.angular else self.linear(features)
-        return found
+        logits: Tensor = self.config.scale * self._cosines(features) if self.angular else self.linear(features)
+        return logits
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of features (b, f) with labels (b,); the margin is taken off the label's logit."""
+        """Mean cross-entropy of features (b, f) with labels (b,); the margin lowers the label's logit."""
         if not self.angular:
             return F.cross_entropy(self.linear(features), labels)
         s, name, cosines = self.config.scale, self.config.objective, self._cosines(features)
@@ -200,22 +209,22 @@ class Head(nn.Module):
         angle = torch.acos(cosine.clamp(EDGE - 1, 1 - EDGE))
         if name == "multiplicative-angle":  # ψ(θ), blended with cos θ
             blend = self.config.blend
-            marked = (blend * cosine + falling(m * angle)) / (1 + blend)
+            lowered = (blend * cosine + monotonic_cosine(m * angle)) / (1 + blend)
         elif name == "additive-angle":
-            marked = falling(angle + m)  # cos(θ + m)
+            lowered = monotonic_cosine(angle + m)  # cos(θ + m)
         else:
-            marked = cosine - m  # cos θ − m
-        return F.cross_entropy(s * cosines.scatter(1, labels[:, None], marked), labels)
+            lowered = cosine - m  # cos θ − m
+        return F.cross_entropy(s * cosines.scatter(1, labels[:, None], lowered), labels)
 
     def _cosines(self, features: Tensor) -> Tensor:
         return F.linear(F.normalize(features, dim=-1), F.normalize(self.linear.weight, dim=1))
 
 
 class TransformNetwork(Network):
-    """All transforms of a tile, a trunk and one or more heads."""
+    """All transforms of a tile, a backbone (`trunk`) and one or more heads."""
 
     def __init__(self, side: int, channels: int, config: Settings) -> None:
-        """Build it for tiles (n, channels, side, side). RecipeError when a rectangle or the trunk does not fit."""
+        """Build it for tiles (n, channels, side, side). RecipeError when a rectangle or the backbone does not fit."""
         super().__init__()
         self.config, self.cases = config, config.cases()
         largest = max((max(case.width, case.height) for case in self.cases), default=1)
@@ -238,8 +247,8 @@ class TransformNetwork(Network):
         self.enlarge = Resize(math.ceil(small / (4 * config.stem)), side)
         self.register_buffer("labels", labels, persistent=False)
         self.labels: Tensor
-        # What is read of log y for each transform: −weights · log y − constant, the error or minus a Dirichlet's log
-        # density.
+        # The score of each transform is −weights · log y − constant: the cross-entropy, or the negative log-density of
+        # a Dirichlet distribution.
         self.register_buffer("constants", torch.zeros(len(labels)), persistent=False)
         self.constants: Tensor
         counted = torch.tensor(config.counted())
@@ -248,29 +257,29 @@ class TransformNetwork(Network):
             weights = F.one_hot(labels[:, head], count).float() * counted[:, None]
             self.register_buffer(f"weights{head}", weights, persistent=False)
 
-    def views(self, tiles: Tensor, chosen: Sequence[int]) -> Tensor:
-        """Apply some transforms to tiles (n, c, t, t): (n, chosen, c, side, side), about zero; `chosen` ascends."""
+    def views(self, tiles: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Apply transforms, by ascending numbers, to tiles (n, c, t, t): (n, transforms, c, side, side) in [-2, 2]."""
         if self.cases:
-            found = torch.stack(morphology.transform(tiles, [self.cases[number] for number in chosen]), dim=1)
+            transformed = torch.stack(morphology.transform(tiles, [self.cases[number] for number in numbers]), dim=1)
         else:
-            found = geometric(tiles, chosen)
-        views: Tensor = 4 * self.shrink(found) - 2
+            transformed = geometric(tiles, numbers)
+        views: Tensor = 4 * self.shrink(transformed) - 2
         return views
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Sum of the heads' cross-entropies, averaged over the transforms of each tile."""
-        count, drawn = len(self.labels), self.config.draw
-        if 0 < drawn < count:
-            # Of each tile its own, so that a step sees many of them.
-            order = torch.rand(len(tiles), count, generator=generator, device=tiles.device).topk(drawn).indices
-            order = order.sort(dim=1).values
-            each = zip(torch.split(tiles, 1), order.tolist(), strict=True)
-            views = torch.cat([self.views(tile, chosen) for tile, chosen in each])
-            labels = self.labels[order.flatten()]
+        count, draw = len(self.labels), self.config.draw
+        if 0 < draw < count:
+            # Each tile has its own subset, so that a step covers many transforms.
+            subsets = torch.rand(len(tiles), count, generator=generator, device=tiles.device).topk(draw).indices
+            subsets = subsets.sort(dim=1).values
+            pairs = zip(torch.split(tiles, 1), subsets.tolist(), strict=True)
+            views = torch.cat([self.views(tile, numbers) for tile, numbers in pairs])
+            labels = self.labels[subsets.flatten()]
         else:
             views, labels = self.views(tiles, range(count)), self.labels.repeat(len(tiles), 1)
         features = self.trunk(views.flatten(0, 1)).mean(dim=(2, 3))
-        with torch.autocast(tiles.device.type, enabled=False):  # angles need all their digits
+        with torch.autocast(tiles.device.type, enabled=False):  # angles need single precision
             losses = [head.loss(features.float(), labels[:, j]) for j, head in enumerate(self._heads())]
         return torch.stack(losses).sum()
 
@@ -278,25 +287,25 @@ class TransformNetwork(Network):
         """Tiles (n, c, t, t) → score (n,), map (n, t, t)."""
         images, maps = [], []
         for part, features in self._features(tiles):
-            images.append(self._read(features.mean(dim=(3, 4)), part).sum(dim=1))
-            maps.append(self._read(features.movedim(2, 4), part).sum(dim=1))  # at every position
-        # The constants last and all in one: taken off each transform, OpenVINO 2026.4 loses those of the score.
+            images.append(self._measure(features.mean(dim=(3, 4)), part).sum(dim=1))
+            maps.append(self._measure(features.movedim(2, 4), part).sum(dim=1))  # at every position
+        # The mean constant at the end: OpenVINO 2026.4 loses constants that are subtracted from each transform.
         constant = self.constants.mean()
         grid = torch.stack(maps).sum(dim=0) / self.counted - constant
         return torch.stack(images).sum(dim=0) / self.counted - constant, self.enlarge(grid[:, None])[:, 0]
 
     def errors(self, tiles: Tensor) -> Tensor:
-        """Return what each transform adds to the score: (n, N)."""
-        found = [self._read(features.mean(dim=(3, 4)), part) for part, features in self._features(tiles)]
-        return torch.cat(found, dim=1) - self.constants
+        """Return the contribution of each transform to the score: (n, N)."""
+        errors = [self._measure(features.mean(dim=(3, 4)), part) for part, features in self._features(tiles)]
+        return torch.cat(errors, dim=1) - self.constants
 
     def logarithms(self, tiles: Tensor) -> list[Tensor]:
         """Return log y of each head: (n, N, classes)."""
         pooled = torch.cat([features.mean(dim=(3, 4)) for _, features in self._features(tiles)], dim=1)
         return [head(pooled).log_softmax(dim=-1) for head in self._heads()]
 
-    def measure_by(self, concentrations: Sequence[Tensor]) -> None:
-        """Read Dirichlet densities in place of the error; concentrations (N, classes) of each head."""
+    def use_dirichlets(self, concentrations: Sequence[Tensor]) -> None:
+        """Score by Dirichlet densities instead of the error; concentrations (N, classes) of each head."""
         self.counted = len(self.labels)
         constants = torch.zeros(self.counted, dtype=torch.float64)
         for j, alpha in enumerate(concentrations):
@@ -305,15 +314,15 @@ class TransformNetwork(Network):
         self.constants = constants.float()
 
     def _features(self, tiles: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the trunk's features (n, part, f, g, g) of all transforms, some at a time."""
+        """Yield the features (n, part, f, g, g) of all transforms, `at_once` transforms at a time."""
         count, size = len(self.labels), self.config.at_once
-        views = self.views(tiles, range(count))  # all of them at once, for they share their work
+        views = self.views(tiles, range(count))  # all at once: transforms share intermediate results
         for start in range(0, count, size):
             part = views[:, start : start + size]
             yield slice(start, start + size), self.trunk(part.flatten(0, 1)).unflatten(0, (-1, part.shape[1]))
 
-    def _read(self, features: Tensor, part: slice) -> Tensor:
-        """Read features (n, part, …, f), but for the constants: (n, part, …), summed over the heads."""
+    def _measure(self, features: Tensor, part: slice) -> Tensor:
+        """Features (n, part, …, f) → −weights · log y (n, part, …), summed over the heads; without the constants."""
         total = torch.zeros((), device=features.device)
         for j, head in enumerate(self._heads()):
             weights: Tensor = getattr(self, f"weights{j}")[part]
@@ -326,10 +335,10 @@ class TransformNetwork(Network):
 
 
 class TransformClassification(LearnedDetector):
-    """The error in telling which transform was applied."""
+    """Scores an image by the error of a classifier of transforms."""
 
     name: ClassVar[str] = "transform-classification"
-    position_aware: ClassVar[bool] = False  # convolutions and means: it does not know where in the part a tile lies
+    position_aware: ClassVar[bool] = False  # convolutions and means do not depend on the position of a tile
     Config: ClassVar[type[BaseModel]] = Settings
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {"stem": 2, "draw": 6, "steps": 400, "learning_rate": 4e-3},
@@ -357,25 +366,25 @@ class TransformClassification(LearnedDetector):
         if self.config.score == "dirichlet" and len(tiles) < FEWEST:
             raise RecipeError(
                 f"score = 'dirichlet' with {len(tiles)} training tiles; expected {FEWEST} or more, to fit a Dirichlet "
-                "to each transform. Add good images, or set score = 'error'."
+                "distribution to each transform. Add good images, or set score = 'error'."
             )
         if self.config.family == "geometry" and (run.augment.flip or run.augment.quarter_turns):
             raise RecipeError(
-                "family = 'geometry' tells flips and quarter turns, which augment.flip and augment.quarter_turns apply "
-                "at random; expected both off. Leave them out of the recipe, or use another family."
+                "family = 'geometry' classifies flips and quarter turns, and augment.flip and augment.quarter_turns "
+                "apply them at random; expected both off. Leave them out of the recipe, or use another family."
             )
 
     def _fit_dirichlets(self, tiles: Tiles, run: Run) -> None:
-        """Fit a Dirichlet to the softmax vectors of each transform and head, over all training tiles."""
+        """Fit a Dirichlet distribution to the softmax vectors of each transform and head, over all training tiles."""
         network, device, done = self._fitted(), choose(run.device), 0
         assert isinstance(network, TransformNetwork)
         network.to(device)
         moments = [dirichlet.Moments() for _ in network.heads]
         with torch.no_grad():
             for batch in tiles:
-                for one in torch.split(floats(batch, device), 1):
-                    for of, values in zip(moments, network.logarithms(one), strict=True):
-                        of.add(values.cpu().double())
+                for tile in torch.split(floats(batch, device), 1):
+                    for head, values in zip(moments, network.logarithms(tile), strict=True):
+                        head.add(values.cpu().double())
                 done += len(batch)
                 run.progress("dirichlet", done, len(tiles))
-        network.cpu().measure_by([dirichlet.fit(of) for of in moments])
+        network.cpu().use_dirichlets([dirichlet.fit(head) for head in moments])

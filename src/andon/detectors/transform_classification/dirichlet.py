@@ -1,23 +1,25 @@
-"""Maximum likelihood of a Dirichlet distribution by fixed-point iteration.
+"""Maximum-likelihood fit of a Dirichlet distribution by fixed-point iteration.
 
-Minka, "Estimating a Dirichlet distribution", technical report, 2000, equations 9 and appendix C. Written from the
-paper. Symbols: α concentrations, Ψ the digamma function, p̄ mean logarithms.
+Paper: Minka, "Estimating a Dirichlet distribution", technical report, 2000, equation 9 and appendix C. Written from
+the paper; no code of others. Symbols: α concentrations, Ψ digamma function, p̄ means of log y.
 """
 
 import torch
 from torch import Tensor
 
-ROUNDS = 1000  # of the iteration, at most
-CLOSE = 1e-7  # relative change of every concentration at which it ends
-LARGEST = 1e4  # concentration: vectors that hardly differ would drive it without end, past what float32 can tell
-SMALLEST = 1e-3
+ROUNDS = 1000  # most iterations
+CLOSE = 1e-7  # the iteration ends when no concentration changes by more than this share
+SMALLEST, LARGEST = (
+    1e-3,
+    1e4,
+)  # concentrations; of vectors that hardly differ they would grow beyond float32's precision
 
 
 class Moments:
-    """Means over vectors that come one batch after another: all that the likelihood needs, and where to begin."""
+    """Means over vectors that arrive in batches: the sufficient statistics, and moments for the initial estimate."""
 
     def __init__(self) -> None:
-        """Begin with no vectors."""
+        """Start with no vectors."""
         self.count = 0
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -38,7 +40,7 @@ class Moments:
 def fit(moments: Moments) -> Tensor:
     """Return the concentrations α (…, K) of highest likelihood, between SMALLEST and LARGEST."""
     logarithms, mean, square = moments.means()
-    # Minka, equation 23: the precision that matches the first class' moments; here of the class that varies most.
+    # Minka, equation 23: the precision from the moments of the first class; here of the class with the most variance.
     variance = (square - mean**2).clamp_min(1e-12)
     most = variance.argmax(dim=-1, keepdim=True)
     m, v = mean.gather(-1, most), variance.gather(-1, most)
@@ -54,7 +56,7 @@ def fit(moments: Moments) -> Tensor:
 
 
 def inverse_digamma(y: Tensor) -> Tensor:
-    """Solve Ψ(x) = y by five of Newton's steps (appendix C), float64."""
+    """Solve Ψ(x) = y by five Newton steps (appendix C), in float64."""
     x = torch.where(y >= -2.22, y.exp() + 0.5, -1 / (y - torch.digamma(torch.ones_like(y))))
     for _ in range(5):
         x = x - (torch.digamma(x) - y) / torch.polygamma(1, x)

@@ -1,14 +1,14 @@
 """Erosion, dilation and morphological gradient with flat rectangles: separable, and logarithmic in the side.
 
-A running maximum of width 2m is the maximum of two running maxima of width m, so a width k takes ⌈log₂ k⌉ pairwise
-maxima and passes every smaller power of two on its way; a list of widths takes little more than its largest. Rectangles
-are separable: one running maximum of a width serves all heights. Doubling and not van Herk's three comparisons a pixel
-(van Herk 1992; Gil & Werman 1993): those run one after the other along a line, doubling takes whole images at a time.
+A running maximum of width 2m is the maximum of two running maxima of width m. So a width k needs ⌈log₂ k⌉ pairwise
+maxima, which include every smaller power of two, and a list of widths costs little more than its largest width.
+Rectangles are separable: all heights share the running maximum of a width. Van Herk's algorithm (van Herk 1992; Gil &
+Werman 1993) needs only three comparisons a pixel, but it is sequential along a line; doubling works on whole images.
 
-Anchor: the rectangle covers [x − ⌊k/2⌋, x + ⌊(k − 1)/2⌋], as OpenCV's default anchor does, so an even one reaches a
-pixel further to the left and up; erosion and dilation alike. Border: what lies outside the image never wins, as
-with OpenCV's default border value. Repeating the edge pixel comes to the same, since the part of the rectangle that
-lies inside always holds that pixel.
+Anchor: the rectangle covers [x − ⌊k/2⌋, x + ⌊(k − 1)/2⌋], as OpenCV's default anchor does, so an even one reaches one
+pixel further to the left and up, in erosion and dilation. Border: values outside the image have no effect, as with
+OpenCV's default border value. The edge pixel is repeated, which has the same result, because the part of the rectangle
+inside the image always contains the edge pixel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -31,32 +31,32 @@ class Case(NamedTuple):
 
 
 def transform(images: Tensor, cases: Sequence[Case]) -> list[Tensor]:
-    """Apply every case to images (n, c, h, w) of any type; a gradient of unsigned integers is one of them too.
+    """Apply every case to images (n, c, h, w) of any type; a gradient has the type of the images.
 
-    Built of slices and pairwise maxima alone, so that it runs on every device and torch.onnx exports it.
+    It uses only slices and pairwise maxima, so it runs on every device and torch.onnx can export it.
     """
     highest = _extremes(images, [case[1:] for case in cases if case.operation != "erosion"], torch.maximum)
     lowest = _extremes(images, [case[1:] for case in cases if case.operation != "dilation"], torch.minimum)
-    found = []
-    for operation, *sides in cases:
-        size = (sides[0], sides[1])
+    results = []
+    for operation, width, height in cases:
+        size = (width, height)
         if operation == "gradient":
-            found.append(highest[size] - lowest[size])
+            results.append(highest[size] - lowest[size])
         else:
-            found.append(highest[size] if operation == "dilation" else lowest[size])
-    return found
+            results.append(highest[size] if operation == "dilation" else lowest[size])
+    return results
 
 
 def _extremes(images: Tensor, sizes: Iterable[tuple[int, int]], pick: Pick) -> dict[tuple[int, int], Tensor]:
     """Maxima or minima over rectangles: (width, height) → (n, c, h, w)."""
-    wanted = list(sizes)
-    widths, heights = (sorted({size[axis] for size in wanted}) for axis in (0, 1))
-    if not wanted:
+    sizes = list(sizes)
+    widths, heights = (sorted({size[axis] for size in sizes}) for axis in (0, 1))
+    if not sizes:
         return {}
     rows = _running(images, widths, -1, pick)
-    # Every width in one go, for few passes over much are what devices, caches and exporters like.
+    # All widths in one tensor: a few passes over much data are faster, and the exported graph is smaller.
     both = _running(torch.stack(list(rows.values())), heights, -2, pick)
-    return {(width, height): both[height][widths.index(width)] for width, height in wanted}
+    return {(width, height): both[height][widths.index(width)] for width, height in sizes}
 
 
 def _running(x: Tensor, sizes: Sequence[int], axis: int, pick: Pick) -> dict[int, Tensor]:
@@ -64,14 +64,14 @@ def _running(x: Tensor, sizes: Sequence[int], axis: int, pick: Pick) -> dict[int
     length, largest = x.shape[axis], max(sizes)
     before = largest // 2
     x = _padded(x, before, (largest - 1) // 2, axis)
-    found, size = {}, 1
-    for wanted in sorted(set(sizes)):
-        for step in _steps(wanted, size):
-            kept = x.shape[axis] - step
-            x = pick(x.narrow(axis, 0, kept), x.narrow(axis, step, kept))
-        size = wanted
-        found[wanted] = x.narrow(axis, before - wanted // 2, length)
-    return found
+    extremes, reached = {}, 1
+    for size in sorted(set(sizes)):
+        for step in _steps(size, reached):
+            rest = x.shape[axis] - step
+            x = pick(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
+        reached = size
+        extremes[size] = x.narrow(axis, before - size // 2, length)
+    return extremes
 
 
 def _padded(x: Tensor, before: int, after: int, axis: int) -> Tensor:
@@ -86,7 +86,7 @@ def _padded(x: Tensor, before: int, after: int, axis: int) -> Tensor:
 
 
 def _steps(size: int, reached: int) -> list[int]:
-    """By how much to shift so that windows of `reached` grow to `size`."""
+    """Shifts by which windows of size `reached` grow to `size`."""
     steps = []
     while reached < size:
         steps.append(min(reached, size - reached))
