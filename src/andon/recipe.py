@@ -48,6 +48,8 @@ class InputRule(BaseModel):
     )
     size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
     unusual: Literal["tell", "invalid"] = "tell"  # an image that looks like no good one: a note, or INVALID
+    # gain: a picture's brightness is brought to that of the good ones by one factor; field: by a smooth field
+    light: Literal["as is", "gain", "field"] = "as is"
 
 
 class Augment(BaseModel):

@@ -19,13 +19,16 @@ from andon.geometry import tiling, views
 from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place
 from andon.geometry.views import Geometry, Mask, Placement
-from andon.inspection import Pixels, Registration
+from andon.inspection import Array, Pixels, Registration
 from andon.pictures import appearance, image
+from andon.pictures import light as lights
 from andon.pictures.appearance import Appearance
 from andon.pictures.image import Image, Input
+from andon.pictures.light import Kind, Light
 from andon.progress import Progress
 from andon.recipe import InputRule, Recipe
 
+LIT = 100  # pictures from which the light is learnt
 SIZED = 50  # pictures whose sizes are looked at to shape the detector's input
 SIDE = 420  # pixels, the longer side of a thumbnail
 
@@ -207,6 +210,7 @@ def look_over(
     registered_to: Reference | None = None,
     known: Mapping[Path, str] = MappingProxyType({}),
     maximum: int | None = None,
+    light: Light | None = None,
 ) -> Survey:
     """Decode every good image once, into the store: which can be used, and what they agree on.
 
@@ -217,6 +221,8 @@ def look_over(
     """
     if maximum is None and recipe.input.maximum != "auto":
         maximum = recipe.input.maximum
+    if recipe.input.light != "as is" and light is None:
+        light = _light(good, recipe.input.light, maximum)
     highest = bits = 0
     early = recipe.geometry.registration is not None and registered_to is None
     found: dict[Path, Registration] = {}
@@ -232,7 +238,10 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.scaled(image.read_again(path, known[path]) if path in known else image.read(path), maximum)
+            read = image.read_again(path, known[path]) if path in known else image.read(path)
+            read = image.scaled(read, maximum)
+            most, used = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
+            read = image.evened(read, light)
             prepared = None if early else prepare(sample, read, recipe.geometry, registered_to)
         except ImageError as error:
             skipped.append(str(error))
@@ -249,7 +258,7 @@ def look_over(
             kept[sample.path] = _Kept(read.name, prepared.look, store.put(prepared.thumbnail), placement, slots)
         usable.append(sample)
         inputs[read.name] = image.described(read)
-        highest, bits = max(highest, int(read.pixels.max())), bits | int(np.bitwise_or.reduce(read.pixels, axis=None))
+        highest, bits = max(highest, most), bits | used
         digests[sample.path] = read.digest
     progress("reading images", len(good), len(good))
     if registered_to is not None:
@@ -264,6 +273,7 @@ def look_over(
             return look_over(good, recipe, store, progress, registered_to, digests, maximum)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
+    rule = rule.model_copy(update={"light": light})
     return Survey(usable, rule, store, kept, digests, skipped, registered_to, found, share)
 
 
@@ -276,6 +286,17 @@ def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
         except ImageError:
             continue  # the survey says so
     return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
+
+
+def _light(good: Sequence[Sample], kind: Kind, maximum: int | None) -> Light | None:
+    """Learn the light of up to `LIT` good images; None where none can be used, which the survey says."""
+    grids: list[Array] = []
+    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), LIT)).astype(int)):
+        try:
+            grids.append(lights.grid(image.scaled(image.read(good[i].path), maximum).pixels))
+        except ImageError:
+            continue
+    return Light.learn(kind, grids) if grids else None
 
 
 def _declared(found: Input, rule: InputRule) -> Input:
@@ -312,7 +333,8 @@ def registered(
     chosen = reference.fitting(chosen, before.rule)
     recipe = recipe.model_copy(update={"geometry": recipe.geometry.shaped([chosen.frame])})
     both = list(dict.fromkeys([*fit_on, *calibrate_on]))
-    survey = look_over(both, recipe, before.store, progress, chosen, known, before.rule.maximum or 65535)
+    rule = before.rule
+    survey = look_over(both, recipe, before.store, progress, chosen, known, rule.maximum or 65535, rule.light)
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})

@@ -16,6 +16,7 @@ from andon.errors import ImageError
 from andon.inspection import Pixels
 from andon.pictures.decoding import decode
 from andon.pictures.headers import Header, header
+from andon.pictures.light import Light
 
 MIN_SIDE = 8  # pixels
 MAX_PIXELS = 250_000_000
@@ -30,6 +31,7 @@ class Image(NamedTuple):
     notes: tuple[str, ...] = ()  # what was done to it that one might not expect
     digest: str = ""  # SHA-256 of the file's bytes; of an array: see `_from_array`
     maximum: int = 0  # of the range that its samples were `scaled` from; 0: they are as stored
+    evened: bool = False  # whether its light was divided out
 
 
 Source = str | Path | bytes | np.ndarray[Any, Any] | Image
@@ -51,11 +53,13 @@ class Input(BaseModel):
     size: tuple[int, int] | None = None  # width, height in pixels; None takes any
     order: Literal["RGB"] = "RGB"  # of three channels
     maximum: Range | None = None  # of 16-bit samples that use fewer bits; None: 65535
+    light: Light | None = None  # whose difference in light is divided out
 
     def __str__(self) -> str:
         size = f" of {_size(self.size)} pixels" if self.size else ""
         values = f" with values up to {self.maximum}" if self.maximum else ""
-        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}{values}"
+        light = f", their light divided out ({self.light.kind})" if self.light else ""
+        return f"{self.depth}-bit {_COLOUR[self.channels]} images{size}{values}{light}"
 
 
 _COLOUR = {1: "gray", 3: "colour"}
@@ -75,7 +79,7 @@ def read(source: Source, name: str | None = None) -> Image:
         if source.digest:
             return source._replace(pixels=_plain(_array(source.pixels, name)), name=name)
         made = _from_array(source.pixels, name)
-        return made._replace(notes=(*source.notes, *made.notes), maximum=source.maximum)
+        return made._replace(notes=(*source.notes, *made.notes), maximum=source.maximum, evened=source.evened)
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
     data, name = contents(source, name)
@@ -110,7 +114,10 @@ def described(image: Image) -> Input:
 
 
 def accept(image: Image, expected: Input) -> Image:
-    """Return an image as the graph takes it, `scaled`; one that differs from the training images is an ImageError."""
+    """Return an image as the graph takes it, `scaled` and `evened`.
+
+    Errors: ImageError when it differs from the training images in size, channels or depth.
+    """
     found = described(image)
     if found.depth != expected.depth:
         have, want = f"{found.depth}-bit", f"{expected.depth}-bit"
@@ -122,7 +129,7 @@ def accept(image: Image, expected: Input) -> Image:
             "Set the camera as it was for them, or retrain with input size 'any'."
         )
     else:
-        return scaled(image, expected.maximum)
+        return evened(scaled(image, expected.maximum), expected.light)
     raise ImageError(
         f"{image.name}: {have} image; this bundle was trained on {want} images. "
         f"Convert it, or retrain with {have} images."
@@ -144,6 +151,14 @@ def scaled(image: Image, maximum: int | None) -> Image:
         )
     table = (np.arange(maximum + 1, dtype=np.uint32) * 65535 + maximum // 2) // maximum
     return image._replace(pixels=table.astype(np.uint16)[image.pixels], maximum=maximum)
+
+
+def evened(image: Image, light: Light | None) -> Image:
+    """Divide out by how the light of an image differs from that of good ones; None leaves it as it is."""
+    if light is None or image.evened:
+        return image
+    pixels, note = light.divide(image.pixels)
+    return image._replace(pixels=pixels, evened=True, notes=(*image.notes, *([note] if note else [])))
 
 
 def in_use(highest: int, bits: int) -> Range | None:
