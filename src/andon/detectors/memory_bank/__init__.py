@@ -224,7 +224,7 @@ class MemoryBank(NumpyDetector):
         return [np.stack(x)[..., :-1] for x in values[0::2]], [np.stack(x)[:, 0] for x in values[1::2]]
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score in NumPy, distance by distance, from the bare feature maps."""
+        """Score in NumPy, with distances in float64, from the bare feature maps."""
         self._require_fit()
         extract = features.Extractor(self.config.network, self.config.stages)
         maps = [x for scale in self._scales for x in extract(tiles, scale)]
@@ -232,10 +232,11 @@ class MemoryBank(NumpyDetector):
         for bank, usual, x in zip(self._banks, self._usual, maps, strict=True):
             rows = alike.average(x, self.config.average).transpose(0, 2, 3, 1)  # (n, h, w, channels)
             white = np.asarray((rows - bank.mean) @ bank.whiten, np.float32)
-            found = np.empty(white.shape[:3], np.float32)
+            found, memories = np.empty(white.shape[:3], np.float32), bank.memories.astype(np.float64)
+            offset = (memories**2).sum(axis=1) - bank.credit
             for i, y in np.ndindex(white.shape[:2]):
-                square = ((white[i, y, :, None] - bank.memories) ** 2).sum(axis=2)  # (w, memories)
-                found[i, y] = (square - bank.credit).min(axis=1)
+                q = white[i, y].astype(np.float64)  # (w, channels)
+                found[i, y] = (q**2).sum(axis=1) + (offset - 2 * q @ memories.T).min(axis=1)
             near.append(found if usual is None else found + usual.distance(white))
         image = np.zeros(len(tiles), np.float32)
         for scale, good in self._calibrated.items():
