@@ -1,4 +1,4 @@
-"""What detectors cost: counts against counts by hand, figures that are what they say, mistakes that are refused."""
+"""Cost of detectors: counts compared with counts by hand, figures of a row, and mistakes that are refused."""
 
 import csv
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def model(text: str, *constants: TensorProto) -> bytes:
     return parsed.SerializeToString()
 
 
-def test_a_small_graph_by_hand() -> None:
+def test_counts_of_a_small_graph_equal_those_by_hand() -> None:
     graph = model(
         """small (uint8[n, 8, 8, 3] tiles) => (float[n] score, float[n, 8, 8] map) {
             values = Cast <to = 1> (tiles)
@@ -39,8 +39,8 @@ def test_a_small_graph_by_hand() -> None:
             c = Conv <group = 4, kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (a, depthwise)
             d = ConvTranspose <kernel_shape = [2, 2], strides = [2, 2]> (c, up)
             flat = Flatten (d)
-            turned = Transpose <perm = [1, 0]> (dense)
-            e = MatMul (flat, turned)
+            transposed = Transpose <perm = [1, 0]> (dense)
+            e = MatMul (flat, transposed)
             f = Gemm <transB = 1> (e, small, bias)
             axes = Constant <value = int64[1] {1}> ()
             score = Squeeze (f, axes)
@@ -49,17 +49,17 @@ def test_a_small_graph_by_hand() -> None:
         *(constant("w", 4, 3, 3, 3), constant("b", 4), constant("depthwise", 4, 1, 3, 3), constant("up", 4, 1, 2, 2)),
         *(constant("dense", 5, 64), constant("small", 1, 5), constant("bias", 1)),
     )
-    found = count.count(graph)
+    counts = count.count(graph)
     weights = 4 * 27 + 4 + 4 * 9 + 4 * 4 + 5 * 64 + 5 + 1
-    assert found.parameters == weights
-    assert found.constants == 4 * weights + 8  # and the axis
+    assert counts.parameters == weights
+    assert counts.constants == 4 * weights + 8  # and the axis
     # (4, 4, 4) out of 3 × 3 × 3; (4, 4, 4) out of 3 × 3; (4, 4, 4) into 2 × 2; 64 × 5; 5 × 1.
-    assert found.multiply_adds == 64 * 27 + 64 * 9 + 64 * 4 + 64 * 5 + 5
-    # values and image 192 each, a, c and d 64 each, e 5, f 1; flat, score and map are views, turned is a constant.
-    assert found.forward == 4 * (2 * 192 + 3 * 64 + 5 + 1)
+    assert counts.multiply_adds == 64 * 27 + 64 * 9 + 64 * 4 + 64 * 5 + 5
+    # values and image 192 each, a, c and d 64 each, e 5, f 1; flat, score and map are views, transposed is a constant.
+    assert counts.forward == 4 * (2 * 192 + 3 * 64 + 5 + 1)
 
 
-def test_functions_are_looked_into_and_constants_counted_once() -> None:
+def test_local_functions_are_counted_and_constants_count_once() -> None:
     graph = model(
         """small (uint8[n, 4, 4, 1] tiles) => (float[n, 4, 4, 2] score) {
             values = Cast <to = 1> (tiles)
@@ -73,9 +73,9 @@ def test_functions_are_looked_into_and_constants_counted_once() -> None:
         }""",
         constant("w", 1, 2),
     )
-    found = count.count(graph)
-    assert found.parameters == 2
-    assert found.multiply_adds == 32 + 2  # what is summed up is one value
+    counts = count.count(graph)
+    assert counts.parameters == 2
+    assert counts.multiply_adds == 32 + 2  # what is summed up is one value
 
 
 @pytest.mark.parametrize(
@@ -83,11 +83,11 @@ def test_functions_are_looked_into_and_constants_counted_once() -> None:
     [
         ("nhwc,cd->nhwd", (1, 5), 4 * 4 * 5),
         ("... c, c d -> ... d", (1, 5), 4 * 4 * 5),
-        ("nhwc,cd", (1, 5), 4 * 4 * 5),  # those that stand there once come out
+        ("nhwc,cd", (1, 5), 4 * 4 * 5),  # indices that occur once are in the output
         ("nhwc,hk->nwck", (4, 3), 4 * 3 * 4),
     ],
 )
-def test_sums_over_named_indices_are_work(equation: str, shape: tuple[int, int], multiply_adds: int) -> None:
+def test_einsum_is_counted(equation: str, shape: tuple[int, int], multiply_adds: int) -> None:
     graph = model(
         f"""small (uint8[n, 4, 4, 1] tiles) => (float[a, b, c, d] score) {{
             values = Cast <to = 1> (tiles)
@@ -95,11 +95,11 @@ def test_sums_over_named_indices_are_work(equation: str, shape: tuple[int, int],
         }}""",
         constant("w", *shape),
     )
-    found = count.count(graph)
-    assert (found.parameters, found.multiply_adds) == (shape[0] * shape[1], multiply_adds)
+    counts = count.count(graph)
+    assert (counts.parameters, counts.multiply_adds) == (shape[0] * shape[1], multiply_adds)
 
 
-def test_a_shape_that_only_running_tells_is_found_by_running() -> None:
+def test_shapes_that_cannot_be_inferred_are_measured() -> None:
     graph = model(
         """small (uint8[n, 4, 4, 1] tiles) => (float[m, 2] score) {
             values = Cast <to = 1> (tiles)
@@ -115,13 +115,13 @@ def test_a_shape_that_only_running_tells_is_found_by_running() -> None:
         constant("w", 16, 2),
         numpy_helper.from_array(np.array([3, 1]), "repeats"),
     )
-    found = count.count(graph)
-    assert found.multiply_adds == 3 * 16 * 2
+    counts = count.count(graph)
+    assert counts.multiply_adds == 3 * 16 * 2
     # values, highest, again, score as floats; once and three as whole numbers of 8 bytes
-    assert found.forward == 4 * (16 + 1 + 3 * 16 + 3 * 2) + 8 * (1 + 2)
+    assert counts.forward == 4 * (16 + 1 + 3 * 16 + 3 * 2) + 8 * (1 + 2)
 
 
-def test_what_a_graph_does_not_tell_is_not_guessed() -> None:
+def test_counts_that_depend_on_other_inputs_are_none() -> None:
     graph = model(
         """small (uint8[n, h, h, 1] tiles, int64[1] size) => (float[n] score) {
             values = Cast <to = 1> (tiles)
@@ -129,18 +129,18 @@ def test_what_a_graph_does_not_tell_is_not_guessed() -> None:
         }""",
         constant("w", 1, 2),
     )
-    found = count.count(graph)
-    assert (found.parameters, found.multiply_adds, found.forward) == (2, None, None)
+    counts = count.count(graph)
+    assert (counts.parameters, counts.multiply_adds, counts.forward) == (2, None, None)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure for a moment only."""
+    """Make measurements short."""
     measure = clock.measure
     monkeypatch.setattr(clock, "measure", lambda name, trial: measure(name, trial.model_copy(update={"seconds": 0.05})))
 
 
-def test_a_segmenter_that_learns_from_masks_alone_is_fitted_on_some(quick: None, tmp_path: Path) -> None:
+def test_a_segmenter_that_needs_masks_is_fitted(quick: None, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     plan = """
         detectors = [
@@ -156,20 +156,20 @@ def test_a_segmenter_that_learns_from_masks_alone_is_fitted_on_some(quick: None,
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
-def test_memory_that_runs_out_costs_one_row(error: Exception, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_affects_one_row(error: Exception, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(recipe: Recipe, channels: int, depth: int) -> None:
         if recipe.detector.name == "nearest-image":
             raise error
-        return fitted(recipe, channels, depth)
+        return fit(recipe, channels, depth)
 
-    fitted: Any = learning.fitted
-    monkeypatch.setattr(run, "fitted", fail)
+    fit: Any = learning.fit_on_noise
+    monkeypatch.setattr(run, "fit_on_noise", fail)
     rows, failures = run.run(["nearest-image", "variation"], size=64)
     assert [row.detector for row in rows] == ["variation"]
     assert len(failures) == 1 and failures[0].startswith("nearest-image: out of memory")
 
 
-def test_names_that_are_no_text_are_written_as_far_as_they_are(tmp_path: Path) -> None:
+def test_names_that_are_not_valid_utf8_are_written_with_question_marks(tmp_path: Path) -> None:
     row = table.Row("b\udcff.andon", "cpu", (64, 64), 1, 1, 1.0, None, 1.0, 1.0, None, 1.0, 1.0, 1.0)
     table.write([row], tmp_path / "out")
     assert "b?.andon" in (tmp_path / "out/cost.csv").read_text(encoding="utf-8")
@@ -188,70 +188,70 @@ def learned() -> Iterator[run.Subject]:
     yield run._makers("autoencoder", 64, "cpu")[0][1]()
 
 
-def test_the_autoencoder_by_formula(learned: run.Subject) -> None:
-    # 64² → 32² → 16² → 8² → 4², channels 3, 8, 16, 32, 64; 128 latent values; 4 × 4 kernels, and back again.
+def test_counts_of_the_autoencoder_equal_a_formula(learned: run.Subject) -> None:
+    # 64² → 32² → 16² → 8² → 4², channels 3, 8, 16, 32, 64; 128 latent values; 4 × 4 kernels; and the mirrored decoder.
     sides, channels, latent = [64, 32, 16, 8, 4], [3, 8, 16, 32, 64], 128
     size = channels[-1] * sides[-1] ** 2
     steps = list(zip(channels, channels[1:], sides[1:], strict=False))
-    kernels = sum(16 * here * deeper for here, deeper, _ in steps)
+    kernels = sum(16 * before * after for before, after, _ in steps)
     parameters = 2 * kernels + sum(channels[1:]) + sum(channels[:-1]) + 2 * size * latent + latent + size
-    found = count.count(learned.graph)
-    assert found.parameters == parameters
-    assert found.multiply_adds == 2 * sum(16 * a * b * side**2 for a, b, side in steps) + 2 * size * latent
+    counts = count.count(learned.graph)
+    assert counts.parameters == parameters
+    assert counts.multiply_adds == 2 * sum(16 * a * b * side**2 for a, b, side in steps) + 2 * size * latent
     assert learned.learning is not None
     assert learned.learning.weights == 4 * parameters
-    assert found.forward is not None and found.forward > 4 * 2 * 3 * 64**2
+    assert counts.forward is not None and counts.forward > 4 * 2 * 3 * 64**2
 
 
-def test_what_is_kept_for_the_way_back_is_counted_by_hand() -> None:
+def test_memory_of_the_backward_pass_equals_a_count_by_hand() -> None:
     torch = pytest.importorskip("torch")
     first, second = torch.nn.Linear(100, 30), torch.nn.Linear(30, 20)
-    held = learning.Held()
-    with torch.autograd.graph.saved_tensors_hooks(held.pack, held.unpack):
-        for _ in range(3):  # one step's memory is let go before the next one's is taken
+    saved = learning.SavedTensors()
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
+        for _ in range(3):  # the memory of a step is released before the next step
             loss = second(torch.sigmoid(first(torch.ones(5, 100)))).square().sum()
             loss.backward()
             del loss
     weights = {p.untyped_storage().data_ptr() for layer in (first, second) for p in layer.parameters()}
-    # The input, the output of the sigmoid, which the next layer keeps too, and the values that are squared.
-    assert held.most(weights) == 4 * 5 * (100 + 30 + 20)
-    assert held.most(()) == 4 * 5 * (100 + 30 + 20) + 4 * 30 * 20
+    # The input, the output of the sigmoid, which is the input of the next layer too, and the values that are squared.
+    assert saved.peak(weights) == 4 * 5 * (100 + 30 + 20)
+    assert saved.peak(()) == 4 * 5 * (100 + 30 + 20) + 4 * 30 * 20
 
 
 def backward_of(recipe: Recipe) -> int:
-    found = learning.fitted(recipe, 3, 8)[1]
-    assert found is not None
-    return found.backward
+    result = learning.fit_on_noise(recipe, 3, 8)[1]
+    assert result is not None
+    return result.backward
 
 
-def test_backward_of_the_autoencoder_is_per_tile_and_without_weights(learned: run.Subject) -> None:
+def test_backward_memory_is_for_one_tile_and_without_weights(learned: run.Subject) -> None:
     recipe = Recipe.model_validate({"geometry": {"size": 64}, "detector": {"name": "autoencoder"}})
     assert learned.learning is not None
     backward = learned.learning.backward
     assert backward_of(recipe) == backward
-    # At the least the input of every layer and the reconstruction; at the most each twice, and the error.
+    # At least the input of each layer and the reconstruction; at most each of them twice, and the error.
     least = 4 * (3 * 64**2 + 2 * (8 * 32**2 + 16 * 16**2 + 32 * 8**2 + 64 * 4**2) + 128 + 3 * 64**2)
     assert least <= backward <= 2 * least + 4 * 3 * 64**2
 
 
-def test_a_detector_that_cannot_learn_from_one_tile_is_given_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_detector_that_cannot_learn_from_one_tile_gets_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     from andon.detectors.autoencoder import Autoencoder
 
     recipe = Recipe.model_validate({"geometry": {"size": 64}, "detector": {"name": "autoencoder"}})
     alone, fit = backward_of(recipe), Autoencoder.fit
 
-    def fussy(self: Any, tiles: Any, run: Any) -> Any:
+    def fit_batches(self: Any, tiles: Any, run: Any) -> Any:
         if self.config.batch < 2:
             raise ValueError("Expected more than 1 value per channel")
         return fit(self, tiles, run)
 
-    monkeypatch.setattr(Autoencoder, "fit", fussy)
+    monkeypatch.setattr(Autoencoder, "fit", fit_batches)
     assert backward_of(recipe) == pytest.approx(alone, rel=0.02)
 
 
-def test_every_figure_of_a_row_is_there_or_has_a_reason(learned: run.Subject) -> None:
-    (row,) = run._measured(learned, threads=1, seconds=0.05)
+def test_every_figure_of_a_row_is_measured(learned: run.Subject) -> None:
+    (row,) = run._measure(learned, threads=1, seconds=0.05)
     assert (row.detector, row.device, row.shape) == ("autoencoder", "cpu", (64, 64))
     assert all(value is not None and value > 0 for value in row[3:])
     assert row.p50_ms <= row.p95_ms
@@ -259,25 +259,25 @@ def test_every_figure_of_a_row_is_there_or_has_a_reason(learned: run.Subject) ->
     assert row.peak_mb is not None and 30 < row.peak_mb < 300  # neither torch nor onnx is in that process
 
 
-def test_the_network_runs_where_torch_says(learned: run.Subject) -> None:
+def test_the_network_runs_on_the_device(learned: run.Subject) -> None:
     torch = pytest.importorskip("torch")
     assert learned.learning is not None and learned.learning.network is not None
     trial = clock.Trial(graph=Path(), shape=(64, 64), channels=3, depth=8, threads=1, seconds=0.01, cuda=True)
-    found = run._on_gpu(learned.learning.network, trial, device="cpu")
-    assert found is not None and found.p50_ms > 0 and found.peak_mb is None
+    timing = run._measure_on_gpu(learned.learning.network, trial, device="cpu")
+    assert timing is not None and timing.p50_ms > 0 and timing.peak_mb is None
     if not torch.cuda.is_available():
-        assert run._on_gpu(learned.learning.network, trial) is None
+        assert run._measure_on_gpu(learned.learning.network, trial) is None
 
 
 def test_detectors_and_bundles_in_one_table(bundle_file: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    steps: list[tuple[int, int]] = []
     rows, failures = run.run(
         ["variation", str(bundle_file)],
         size=64,
         seconds=0.05,
-        progress=lambda stage, done, total: seen.append((done, total)),
+        progress=lambda stage, done, total: steps.append((done, total)),
     )
-    assert not failures and seen == [(0, 2), (1, 2), (2, 2)]
+    assert not failures and steps == [(0, 2), (1, 2), (2, 2)]
     assert [(row.detector, row.shape) for row in rows] == [("variation", (64, 64)), (str(bundle_file), (96, 96))]
     assert rows[0].parameters == rows[0].multiply_adds == 0
     assert rows[0].backward_mb is None and rows[1].backward_mb is None
@@ -292,7 +292,7 @@ def test_detectors_and_bundles_in_one_table(bundle_file: Path, tmp_path: Path) -
     assert "full model" in (tmp_path / "out/sizes.svg").read_text()
 
 
-def test_the_detectors_of_a_plan_are_measured_with_their_settings(tmp_path: Path) -> None:
+def test_detectors_of_a_plan_are_measured_with_their_settings(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text("""
         detectors = [{ name = "nearest-image", label = "small", settings = { side = 32 } }, { name = "nearest-image" }]
@@ -335,7 +335,7 @@ def test_the_command(quick: None, tmp_path: Path, capsys: Any) -> None:
 def test_mistakes_are_refused_before_anything_is_measured(
     arguments: list[object], message: str, capsys: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(run, "_measured", lambda *_: pytest.fail("something was measured"))
+    monkeypatch.setattr(run, "_measure", lambda *_: pytest.fail("a measurement started"))
     code, _, err = command(capsys, "cost", *arguments, "-q")
     assert code == 2 and err.count("\n") == 1
     with pytest.raises(AssertionError, match=message):
@@ -354,7 +354,7 @@ def test_a_damaged_bundle_and_a_folder_that_cannot_be_written_are_refused(
     assert code == 2 and "a file is in its place" in err
 
 
-def test_what_cannot_be_fitted_is_told_and_the_others_are_measured(quick: None, monkeypatch: Any, capsys: Any) -> None:
+def test_a_failure_is_reported_and_the_others_are_measured(quick: None, monkeypatch: Any, capsys: Any) -> None:
     from andon.detectors.variation import Variation
 
     def fails(self: Any, tiles: Any, run: Any) -> None:
@@ -366,7 +366,7 @@ def test_what_cannot_be_fitted_is_told_and_the_others_are_measured(quick: None, 
     assert "could not be measured: variation: not with these tiles" in err and "nearest-image" in out
 
 
-def test_a_process_that_ends_badly_is_an_error(tmp_path: Path) -> None:
+def test_a_failed_process_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "g.onnx").write_bytes(b"no graph")
     trial = clock.Trial(
         graph=tmp_path / "g.onnx", shape=(64, 64), channels=3, depth=8, threads=1, seconds=1, cuda=False
@@ -377,7 +377,7 @@ def test_a_process_that_ends_badly_is_an_error(tmp_path: Path) -> None:
         clock.measure("mine", trial)
 
 
-def test_bars_stand_as_far_as_they_are_worth() -> None:
+def test_bars_are_proportional_to_their_values() -> None:
     svg = plots.bars([plots.Bar("a<b", [10, 30], "40 MB"), plots.Bar("c", [20], "20 MB")], ["one", "two"], "MB")
     root = ElementTree.fromstring(svg)
     space = "{http://www.w3.org/2000/svg}"

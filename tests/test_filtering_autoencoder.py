@@ -225,7 +225,7 @@ def test_crops_grow_at_constant_resolution() -> None:
 
 
 @pytest.mark.parametrize(("batch", "hold_out"), [(4, 0.0), (4, 0.2), (1, 0.2)])
-def test_crops_grow_with_steps_not_with_calls(batch: int, hold_out: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_crops_grow_with_steps_and_not_with_calls(batch: int, hold_out: float, monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[tuple[int, int]] = []
     original = FilteringNetwork.loss
 

@@ -102,6 +102,7 @@ class Detector(Protocol):
     defects: ClassVar[Need]  # of the class; an instance may need others by its settings
     square: ClassVar[bool]  # takes square tiles only
     sizes: ClassVar[dict[str, int]]  # preset → geometry.size where the recipe gives none; geometry's default where none
+    times: ClassVar[dict[str, float]]  # preset → time of a picture as a multiple of the fastest preset's, about
     quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults; the first is usual
@@ -142,6 +143,7 @@ class NumpyDetector:
     defects: ClassVar[Need] = "none"
     square: ClassVar[bool] = False
     sizes: ClassVar[dict[str, int]] = {}
+    times: ClassVar[dict[str, float]] = {}
     quick: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}}
     stride = 1

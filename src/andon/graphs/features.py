@@ -6,14 +6,17 @@ feature map for each block asked for. `load` cuts it down to those blocks, so an
 efficientnet-lite0 is package data. The larger ones are built on a machine with torch (`andon features build`) into
 the cache folder, or into the folder that ANDON_FEATURES names, and can be copied from there to an offline machine.
 Other networks are built there from a file of weights; a sidecar `<network>.json` beside such a graph holds what the
-table here holds of the others. Where the weights come from: `weights/PROVENANCE.md`. The scale [-1, 1] (mean and
-deviation one half) suits these weights better than ImageNet's own statistics; they were trained in TensorFlow with it.
+table here holds of the others. A file `NAME.onnx` is a graph of the user's own; its outputs are its stages.
+
+Where the weights come from: `weights/PROVENANCE.md`. The scale [-1, 1] (mean and deviation one half) suits these
+weights better than ImageNet's own statistics; they were trained in TensorFlow with it.
 """
 
 import hashlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -24,9 +27,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spox import Var, inline
 
+from andon import files
 from andon.engines import runtime
-from andon.errors import AndonError, TrainingError, unknown
+from andon.errors import AndonError, BundleError, TrainingError, unknown
 from andon.inspection import Array, Pixels
+
+PROBE = 128  # pixels a side of the picture that shows the strides of a user's own graph
 
 
 class Stage(NamedTuple):
@@ -87,6 +93,8 @@ def known(network: str) -> Network:
     """Return stages and digest of a network. AndonError for an unknown one, with the nearest name."""
     if network in NETWORKS:
         return NETWORKS[network]
+    if network.endswith(".onnx"):
+        return _own(network, Path(network).stat().st_mtime_ns if files.is_file(network) else 0)
     if network not in names():
         raise AndonError(unknown("feature network", network, names()))
     path = cache_folder() / f"{network}.json"
@@ -99,6 +107,41 @@ def known(network: str) -> Network:
             f"Build it again: {_build(network)}"
         ) from None
     return Network(_stages(*((1, channels, stride) for channels, stride in sidecar.stages)), sidecar.sha256)
+
+
+@lru_cache(maxsize=4)
+def _own(path: str, changed: int) -> Network:
+    """Find the stages of a user's own graph: its outputs, numbered in order, as they come of a picture of PROBE pixels.
+
+    `changed`: when the file was last written.
+
+    Errors: AndonError when the file cannot be read, or is no graph from images (n, 3, h, w) to feature maps.
+    """
+    expected = (
+        "expected an ONNX graph from float images (n, 3, h, w) in [-1, 1], h and w free, to feature maps "
+        "(n, channels, h / stride, w / stride), each a named output. Choose among its outputs by `stages`, from 0"
+    )
+    try:
+        data = Path(path).read_bytes()
+        found = onnx.load_model_from_string(data)
+        session = runtime.session(data)
+        (images,) = session.get_inputs()
+        names = [output.name for output in session.get_outputs()]
+        shape = [size if isinstance(size, int) else None for size in images.shape]
+        if images.type != "tensor(float)" or len(shape) != 4 or shape[1] not in (3, None) or shape[2:] != [None, None]:
+            raise ValueError(f"its input '{images.name}' is {images.type} {images.shape}")
+        maps = session.run(names, {images.name: np.zeros((1, 3, PROBE, PROBE), np.float32)})
+        sizes = [x.shape for x in maps]
+        for name, size in zip(names, sizes, strict=True):
+            if len(size) != 4 or size[2] != size[3] or not size[2] or PROBE % size[2]:
+                raise ValueError(f"its output '{name}' has the shape {list(size)} for a picture of {PROBE} × {PROBE}")
+    except (OSError, DecodeError, ValueError, BundleError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error).partition("\n")[0]
+        raise AndonError(f"{path}: {reason}; {expected}.") from None
+    stages = {
+        i: Stage(name, size[1], PROBE // size[2]) for i, (name, size) in enumerate(zip(names, sizes, strict=True))
+    }
+    return Network(stages, digest(found))
 
 
 def stages(network: str) -> dict[int, Stage]:
@@ -149,6 +192,8 @@ def cache_folder() -> Path:
 def find(network: str) -> Path:
     """Return the file of a network, from the package or the cache folder."""
     known(network)
+    if network.endswith(".onnx"):
+        return Path(network)
     places = [Path(__file__).parents[1] / "weights" / file(network), cache_folder() / file(network)]
     for place in places:
         if place.is_file():
@@ -175,7 +220,7 @@ def load(network: str, blocks: Sequence[int]) -> onnx.ModelProto:
             f"{path}: digest {found[:12]}…, expected {expected[:12]}…; the file is damaged or foreign. "
             f"Delete it and run: {_build(network)}"
         )
-    return _prune(model, [stage.name for stage in chosen])
+    return _prune(model, chosen)
 
 
 def digest(model: onnx.ModelProto) -> str:
@@ -207,20 +252,23 @@ def digest(model: onnx.ModelProto) -> str:
     return sha.hexdigest()
 
 
-def _prune(model: onnx.ModelProto, outputs: Sequence[str]) -> onnx.ModelProto:
-    """Keep only what these outputs need."""
+def _prune(model: onnx.ModelProto, chosen: Sequence[Stage]) -> onnx.ModelProto:
+    """Keep only what these stages need; a user's own graph may leave the shape of its outputs open."""
     graph = model.graph
-    wanted, nodes = set(outputs), []
+    wanted, nodes = {stage.name for stage in chosen}, []
     for node in reversed(graph.node):
         if wanted.intersection(node.output):
             wanted.update(node.input)
             nodes.append(node)
-    by_name = {value.name: value for value in graph.output}
+    outputs = [
+        onnx.helper.make_tensor_value_info(stage.name, onnx.TensorProto.FLOAT, ("n", stage.channels, None, None))
+        for stage in chosen
+    ]
     kept = onnx.helper.make_graph(
         nodes[::-1],
         graph.name,
         list(graph.input),
-        [by_name[name] for name in outputs],
+        outputs,
         [tensor for tensor in graph.initializer if tensor.name in wanted],
     )
     return onnx.helper.make_model(kept, opset_imports=list(model.opset_import), ir_version=model.ir_version)
@@ -238,7 +286,8 @@ def describe(tiles: Var, depth: int, channels: int, network: str, blocks: Sequen
         images = op.average_pool(images, kernel_shape=(shrink, shrink), strides=(shrink, shrink))
     if channels == 1:
         images = op.concat([images, images, images], axis=1)
-    outputs = inline(load(network, blocks))(images=images)
+    graph = load(network, blocks)
+    outputs = inline(graph)(**{graph.graph.input[0].name: images})
     return [outputs[stage.name] for stage in select(network, blocks)]
 
 
@@ -252,7 +301,8 @@ class Extractor:
 
     def __call__(self, tiles: Pixels, shrink: int = 1) -> list[Array]:
         """Tiles (n, h, w, c) → one (n, channels, h / stride, w / stride) for each block, of tiles shrunk before."""
-        maps: list[Array] = self._session.run(self._names, {"images": images(tiles, shrink)})
+        name = self._session.get_inputs()[0].name
+        maps: list[Array] = self._session.run(self._names, {name: images(tiles, shrink)})
         return maps
 
 

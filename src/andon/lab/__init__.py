@@ -1,1 +1,1 @@
-"""For people who compare methods: benchmark, cost, studies. Nothing but `cli` imports it."""
+"""For people who compare methods: benchmark, cost, studies. Only `cli` imports it."""

@@ -1,12 +1,12 @@
-"""What goes into a filtering autoencoder, how its pixels are distributed, and how nearly it projects orthogonally.
+"""Studies of the filtering autoencoder: its training input, the moments of its pixels, and orthogonality.
 
 Paper: Bauer, Nakajima & Müller, "Self-supervised autoencoders for visual anomaly detection", Mathematics 12(24), 2024:
-its figures 8 and 9. Symbols: X image, X̂ image with a foreign patch, F network, S the patch's pixels, N all, D good
-images. Only good images outside a test split are looked at.
+its figures 8 and 9. Symbols: X image, X̂ image with a foreign patch, F network, S pixels of the patch, N all pixels, D
+good images. The studies use only good images outside a test split.
 
 Differs from the paper:
-- Windows have half the side of a picture at any resolution, as 256 of 512 in the paper, and gray values are studied.
-- The foreign patch comes from a place of its own in the other image, for the text does not say which.
+- Windows have half the side of an image at any resolution, as 256 of 512 in the paper; the values are gray values.
+- The foreign patch comes from a random position in the other image; the paper does not state the position.
 """
 
 import csv
@@ -39,10 +39,10 @@ from andon.training.preview import sheet
 from andon.training.train import construct
 
 STUDIED = "filtering-autoencoder"
-WIDTHS = tuple(round(0.05 + 0.1 * j, 2) for j in range(10))  # of the patch, shares of the side
+WIDTHS = tuple(round(0.05 + 0.1 * j, 2) for j in range(10))  # of the patch, as shares of the side
 HALF = 0.5**0.5  # the width at which |S| = N / 2
 POINTS = 1024  # of a plot
-AT_ONCE = 4
+AT_ONCE = 4  # tiles that are rebuilt at a time
 
 
 class Moments(NamedTuple):
@@ -53,57 +53,61 @@ class Moments(NamedTuple):
 
 
 class Orthogonality(NamedTuple):
-    """Figure 9, one row a width of the patch, as a share of the side."""
+    """Figure 9, a row for each width of the patch; values in [0, 1]."""
 
-    width: float
+    width: float  # of the patch, as a share of the side
     corrupted: float  # share of X̂ to which X is the nearest good image
     rebuilt: float  # share of F(X̂) to which X is the nearest good image
-    distance: float  # mean of ‖F(X̂) − X‖; values in [0, 1]
-    deviation: float  # of it
+    distance: float  # mean of ‖F(X̂) − X‖
+    deviation: float  # standard deviation of ‖F(X̂) − X‖
 
 
 def preview(recipe: Recipe, count: int, progress: Progress = silent, warn: Tell = lambda sentence: None) -> bytes:
-    """Draw what a recipe makes of some pictures, as PNG: see `andon.preview.sheet`.
+    """Draw the images of a recipe as training uses them, as PNG: see `andon.training.preview.sheet`.
 
-    Of a filtering autoencoder, below it, what training will see: original, mask and corrupted input of some tiles. Here
-    as in the studies, `warn` gets sentences on images that were left out.
+    For a filtering autoencoder, rows below show original, mask and corrupted input of some tiles. As in the studies,
+    `warn` gets a sentence for each image that was left out.
     """
-    said: set[str] = set()
+    sentences: set[str] = set()
 
-    def once(sentence: str) -> None:
-        if sentence not in said:
+    def warn_once(sentence: str) -> None:
+        if sentence not in sentences:
             warn(sentence)
-        said.add(sentence)
+        sentences.add(sentence)
 
-    made = sheet(recipe, count, progress, once)
+    picture = sheet(recipe, count, progress, warn_once)
     if recipe.detector.name == STUDIED:
-        below = _corrupted(recipe, count, progress, once)
-        wide = max(made.shape[1], below.shape[1])
-        both = [np.pad(p, ((0, 0), (0, wide - p.shape[1]), (0, 0)), constant_values=255) for p in (made, below)]
-        made = np.vstack(both)
-    return render.encode(made, "png")
+        corruptions = _corruption_sheet(recipe, count, progress, warn_once)
+        width = max(picture.shape[1], corruptions.shape[1])
+        padded = [
+            np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in (picture, corruptions)
+        ]
+        picture = np.vstack(padded)
+    return render.encode(picture, "png")
 
 
-def _corrupted(recipe: Recipe, count: int, progress: Progress, warn: Tell) -> Picture:
+def _corruption_sheet(recipe: Recipe, count: int, progress: Progress, warn: Tell) -> Picture:
     model, recipe = construct(recipe)
     from andon.detectors.filtering_autoencoder import FilteringAutoencoder
 
     assert isinstance(model, FilteringAutoencoder)
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
-    learnt, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
-    drawn = np.random.default_rng(recipe.seed).permutation(len(learnt))[:count]
-    tiles = _tiles([learnt[i] for i in drawn], learnt, recipe, progress, warn)
+    training, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
+    indices = np.random.default_rng(recipe.seed).permutation(len(training))[:count]
+    tiles = _tiles([training[i] for i in indices], training, recipe, progress, warn)
     run = Run(progress, augment=recipe.augment, images=[sample.path for sample in data.samples])
-    rows = [row for seen in model.preview(tiles, run) for row in zip(seen.target, seen.mask, seen.input, strict=True)]
-    levels = [
+    rows = [
+        row for batch in model.preview(tiles, run) for row in zip(batch.target, batch.mask, batch.input, strict=True)
+    ]
+    pictures = [
         (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy() for row in rows[:count] for picture in row
     ]
     captions = ["original", "mask", "corrupted"] * min(count, len(rows))
-    return render.contact_sheet([render.display(pixels) for pixels in levels], captions, columns=6, side=256)
+    return render.contact_sheet([render.display(pixels) for pixels in pictures], captions, columns=6, side=256)
 
 
 def moments(recipe: Recipe, progress: Progress = silent, warn: Tell = lambda sentence: None) -> Moments:
-    """Take the moments of a recipe's good images, over all windows of half a tile's side, one pixel apart."""
+    """Compute the moments of a recipe's good images, over all windows of half a tile's side, one pixel apart."""
     _require_images(recipe)
     samples = _good(recipe.data.images)
     side = recipe.geometry.input[0]
@@ -123,11 +127,11 @@ def moments(recipe: Recipe, progress: Progress = silent, warn: Tell = lambda sen
 
 
 def _window_means(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean (w, w), over all windows of (h, h), of the value at each of a window's places."""
+    """Mean (w, w) of the values at each position of a window, over all windows of values (h, h)."""
     sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    places = len(values) - window + 1  # a pixel of the window moves over so many
-    inside = sums[places:, places:] - sums[:-places, places:] - sums[places:, :-places] + sums[:-places, :-places]
-    return np.asarray(inside / places**2)
+    count = len(values) - window + 1  # windows along each axis
+    total = sums[count:, count:] - sums[:-count, count:] - sums[count:, :-count] + sums[:-count, :-count]
+    return np.asarray(total / count**2)
 
 
 def orthogonality(
@@ -138,32 +142,32 @@ def orthogonality(
     progress: Progress = silent,
     warn: Tell = lambda sentence: None,
 ) -> list[Orthogonality]:
-    """Replace square patches of good images by foreign ones, and see where X̂ and F(X̂) lie among the good images.
+    """Replace square patches of good images by patches of other images, and find the good images nearest to X̂ and F(X̂).
 
-    `draws` images a width; of more than `most` good images, as many are drawn.
+    Each width has `draws` images. At most `most` good images are used, a random sample.
     """
     rebuild = rebuilder(bundle.graph)
     rng = np.random.default_rng(bundle.recipe.seed)
     samples = _good(folder)
     if len(samples) > most:
         samples = [samples[i] for i in np.sort(rng.permutation(len(samples))[:most])]
-    each = [tile for tiles in _accepted(samples, bundle, warn) for tile in tiles]
-    if len(each) < 2:
+    accepted = [tile for tiles in _accepted_tiles(samples, bundle, warn) for tile in tiles]
+    if len(accepted) < 2:
         raise DatasetError(
-            f"{folder}: {len(each)} good tiles of {len(samples)} images; expected several, to tell which is nearest. "
-            "Add good images that the bundle takes."
+            f"{folder}: {len(accepted)} good tiles of {len(samples)} images; expected several, to find the nearest. "
+            "Add good images that the bundle accepts."
         )
-    tiles = np.stack(each)
+    tiles = np.stack(accepted)
     full = np.float32(np.iinfo(tiles.dtype).max)
     good = tiles.reshape(len(tiles), -1) / full
     centre = good.mean(axis=0)
-    good -= centre  # small numbers, so that their squares keep their digits
+    good -= centre  # smaller values have more precise squares
     norms = (good**2).sum(axis=1)
 
-    def nearest(pictures: Array) -> Array:
-        flat = pictures.reshape(len(pictures), -1) - centre
-        found: Array = (norms - 2 * flat @ good.T).argmin(axis=1)  # of ‖p − Y‖² less ‖p‖²
-        return found
+    def nearest(images: Array) -> Array:
+        flat = images.reshape(len(images), -1) - centre
+        indices: Array = (norms - 2 * flat @ good.T).argmin(axis=1)  # minimises ‖p − Y‖² − ‖p‖²
+        return indices
 
     rows = []
     for j, width in enumerate(WIDTHS):
@@ -172,27 +176,27 @@ def orthogonality(
             progress("patches", j * draws + start, draws * len(WIDTHS))
             count = min(AT_ONCE, draws - start)
             truth = rng.integers(len(tiles), size=count)
-            corrupted = np.stack([_patched(tiles, i, width, rng) for i in truth])
+            corrupted = np.stack([_replace_patch(tiles, i, width, rng) for i in truth])
             rebuilt = rebuild(corrupted)
             hits += int((nearest((corrupted / full).astype(np.float32)) == truth).sum())
             rebuilt_hits += int((nearest(rebuilt) == truth).sum())
-            apart = (rebuilt - tiles[truth] / full).reshape(count, -1)
-            distances += np.sqrt((apart.astype(np.float64) ** 2).sum(axis=1)).tolist()
+            difference = (rebuilt - tiles[truth] / full).reshape(count, -1)
+            distances += np.sqrt((difference.astype(np.float64) ** 2).sum(axis=1)).tolist()
         mean, deviation = float(np.mean(distances)), float(np.std(distances))
         rows.append(Orthogonality(width, hits / draws, rebuilt_hits / draws, mean, deviation))
     progress("patches", draws * len(WIDTHS), draws * len(WIDTHS))
     return rows
 
 
-def _patched(tiles: Pixels, index: int, width: float, rng: np.random.Generator) -> Pixels:
-    """Return one tile with a square patch from a random place of another, at a random place."""
+def _replace_patch(tiles: Pixels, index: int, width: float, rng: np.random.Generator) -> Pixels:
+    """Return a tile with a square patch of another tile; both positions are random."""
     side = tiles.shape[1]
     s = max(1, round(width * side))
     other = (index + rng.integers(1, len(tiles))) % len(tiles)
     (y, x), (from_y, from_x) = rng.integers(side - s + 1, size=(2, 2))
-    found: Pixels = tiles[index].copy()
-    found[y : y + s, x : x + s] = tiles[other, from_y : from_y + s, from_x : from_x + s]
-    return found
+    tile: Pixels = tiles[index].copy()
+    tile[y : y + s, x : x + s] = tiles[other, from_y : from_y + s, from_x : from_x + s]
+    return tile
 
 
 def _require_images(recipe: Recipe) -> None:
@@ -203,33 +207,33 @@ def _require_images(recipe: Recipe) -> None:
 def _good(folder: str | Path) -> list[Sample]:
     samples = dataset.load(folder).to_learn()
     if not samples:
-        raise DatasetError(f"{folder}: no good images outside a test split; expected some to study. Add them.")
+        raise DatasetError(f"{folder}: no good images outside a test split; expected at least one. Add good images.")
     return samples
 
 
 def _tiles(
-    samples: Sequence[Sample], learnt: Sequence[Sample], recipe: Recipe, progress: Progress, warn: Tell
+    samples: Sequence[Sample], training: Sequence[Sample], recipe: Recipe, progress: Progress, warn: Tell
 ) -> GoodTiles:
-    """The tiles of some images as training cuts them; where parts are registered, to one of those learnt from."""
+    """The tiles of some images as training cuts them; parts are registered to a reference among the training images."""
     settings, store = recipe.geometry.registration, Store()
-    chosen = reference.given(recipe)
+    registered_to = reference.given(recipe)
     if settings is not None:
-        looked = look_over(learnt, recipe, store, progress)
-        chosen = chosen or reference.choose(looked.digests, settings, progress)
-        chosen = reference.fitting(chosen, looked.rule)
-    survey = look_over(samples, recipe, store, progress, chosen)
+        survey = look_over(training, recipe, store, progress)
+        registered_to = registered_to or reference.choose(survey.digests, settings, progress)
+        registered_to = reference.fitting(registered_to, survey.rule)
+    survey = look_over(samples, recipe, store, progress, registered_to)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     return GoodTiles(survey.samples, survey, recipe.geometry)
 
 
-def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator[list[Pixels]]:
-    """Yield the tiles (t, t, c) of each image that the bundle takes, as inspection cuts them."""
+def _accepted_tiles(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator[list[Pixels]]:
+    """Yield the tiles (t, t, c) of each image that the bundle accepts, as inspection cuts them."""
     registered_to = bundle.registered_to()
     for sample in samples:
         try:
-            read = image.accept(image.read(sample.path), bundle.manifest.input)
-            view = views.align(read.pixels, bundle.recipe.geometry, read.name, registered_to)
+            accepted = image.accept(image.read(sample.path), bundle.manifest.input)
+            view = views.align(accepted.pixels, bundle.recipe.geometry, accepted.name, registered_to)
             tiles = [tile for _, tile in tiling.split(view, bundle.recipe.geometry)]
         except ImageError as error:
             warn(f"left out: {error}")
@@ -237,20 +241,18 @@ def _accepted(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator
             yield tiles
 
 
-def write_moments(found: Moments, out: Path) -> list[Path]:
+def write_moments(results: Moments, out: Path) -> list[Path]:
     """Write moments.csv, and the plots of all pixels and of the middle row."""
-    window = len(found.mean)
-    cells = [(y, x, found.mean[y, x], found.deviation[y, x]) for y in range(window) for x in range(window)]
-    table = _csv(("y", "x", "mean", "deviation"), [(y, x, f"{m:.6g}", f"{d:.6g}") for y, x, m, d in cells])
-    row = window // 2
+    mean, deviation = results
+    window = len(mean)
+    rows = [(y, x, f"{mean[y, x]:.6g}", f"{deviation[y, x]:.6g}") for y, x in np.ndindex(window, window)]
+    middle = window // 2
     return _write(
         out,
         {
-            "moments.csv": table,
-            "moments.svg": _moments_plot(
-                found.mean.ravel(), found.deviation.ravel(), "pixel of the window, row by row"
-            ),
-            "moments_row.svg": _moments_plot(found.mean[row], found.deviation[row], "pixel of the middle row"),
+            "moments.csv": _csv(("y", "x", "mean", "deviation"), rows),
+            "moments.svg": _moments_plot(mean.ravel(), deviation.ravel(), "pixel of the window, row by row"),
+            "moments_row.svg": _moments_plot(mean[middle], deviation[middle], "pixel of the middle row"),
         },
     )
 
@@ -266,11 +268,11 @@ def _moments_plot(mean: Array, deviation: Array, label: str) -> str:
 
 
 def write_orthogonality(rows: Sequence[Orthogonality], out: Path) -> list[Path]:
-    """Write orthogonality.csv, and the plots of how often the original is nearest and of the distance to it."""
+    """Write orthogonality.csv, and two plots: how often the original is the nearest image, and the distance to it."""
     widths = [row.width for row in rows]
     high = 1.05 * max(row.distance + row.deviation for row in rows) or 1.0
     half = Line([HALF, HALF], [0, 1], "|S| = N / 2", COLOURS[6])
-    nearest = [
+    shares = [
         half,
         Line(widths, [row.corrupted for row in rows], "X̂", COLOURS[1]),
         Line(widths, [row.rebuilt for row in rows], "F(X̂)", COLOURS[0]),
@@ -286,7 +288,7 @@ def write_orthogonality(rows: Sequence[Orthogonality], out: Path) -> list[Path]:
         out,
         {
             "orthogonality.csv": _csv(Orthogonality._fields, [[f"{value:.6g}" for value in row] for row in rows]),
-            "orthogonality.svg": plots.line_plot(nearest, label, "original is the nearest, share"),
+            "orthogonality.svg": plots.line_plot(shares, label, "original is the nearest, share"),
             "orthogonality_distance.svg": plots.line_plot(distance, label, "‖F(X̂) − X‖", y_range=(0.0, high)),
         },
     )

@@ -51,6 +51,7 @@ class LearnedDetector(ABC):
     position_aware: ClassVar[bool]
     square: ClassVar[bool] = True
     sizes: ClassVar[dict[str, int]] = {}
+    times: ClassVar[dict[str, float]] = {}
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]]  # inherits nn.loop.Schedule

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from andon import detectors, files
 from andon.bundle import DIGITS, Bundle, Manifest, check_place, machine, versions
 from andon.data import dataset, reference
@@ -18,11 +20,13 @@ from andon.detector import REQUIRED, Detector, Run
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
 from andon.geometry.views import SIZE
-from andon.inspection import Scorer
+from andon.inspection import Pixels, Scorer
 from andon.progress import Overall, Progress, silent
 from andon.recipe import Recipe, validate
 from andon.training import gate, resolution, suspects, workplace
 from andon.training.calibrating import calibrate, crosses, now, united
+
+LAPS = 5  # runs of which the median is told
 
 
 def compose(
@@ -140,6 +144,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     except AndonError as error:
         raise TrainingError(f"{error} No bundle was written. {_again(run, out)}") from None
     timings["export"], clock = time.perf_counter() - clock, time.perf_counter()
+    tell(_cost(model, recipe, Runtime(graph), tiles[[0]]))
 
     def scorer_without(fold: Sequence[Sample], number: int) -> Runtime:
         """Fit another detector on all but the groups of a fold."""
@@ -193,6 +198,21 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     bundle = Bundle(graph, recipe, found.calibration, manifest, model.curve, stored, found.sheet)
     bundle.save(out)
     return bundle
+
+
+def _cost(model: Detector, recipe: Recipe, scorer: Runtime, tile: Pixels) -> str:
+    """Say how long a tile (1, h, w, c) takes on this machine, and about how long with other presets."""
+    laps = []
+    for _ in range(LAPS):
+        began = time.perf_counter()
+        scorer.score(tile)
+        laps.append(time.perf_counter() - began)
+    took, own = 1000 * float(np.median(laps)), model.times.get(recipe.detector.preset)
+    said = f"the detector takes {took:.0f} ms a tile on this machine (preset {recipe.detector.preset})"
+    if own is None or recipe.geometry.size != model.sizes[recipe.detector.preset]:
+        return said
+    others = [f"{preset} about {took * share / own:.0f} ms" for preset, share in model.times.items() if share != own]
+    return f"{said}; {', '.join(others)}"
 
 
 def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dataset, list[Sample]]:

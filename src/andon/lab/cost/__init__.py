@@ -1,5 +1,5 @@
-"""What a detector costs: size, work, memory and time, counted on its graph and measured by running it.
+"""The cost of a detector: size, operations, memory and time, counted in its graph and measured by running it.
 
-`count` reads the graph, `learning` takes one step of training, `clock` runs the graph in a process of its own, `run`
-does all of it for detectors and bundles, and `table` shows it.
+`count` reads the graph, `learning` runs one training step, `clock` runs the graph in a separate process, `run` does all
+of it for detectors and bundles, and `table` writes the results.
 """

@@ -1,8 +1,7 @@
-"""How long a graph takes and how much memory it needs, measured in a process that does nothing else.
+"""Time and memory of a graph, measured in a separate process.
 
-Run by `measure` as `python -m andon.cost.clock`, with a `Trial` as one line of JSON on standard input; it answers with
-a `Timing` on standard output.
-"""
+`measure` runs this module as `python -m andon.lab.cost.clock`, with a `Trial` as one line of JSON on standard input.
+The process prints a `Timing` to standard output."""
 
 import subprocess
 import sys
@@ -19,13 +18,13 @@ from andon.engines.runtime import Runtime
 from andon.errors import AndonError
 from andon.inspection import Pixels
 
-BATCH = 8  # tiles at once, for the throughput
-WARM_UP = 2  # runs that are not counted
-FEWEST, MOST = 5, 500  # runs that are
+BATCH = 8  # tiles in a run for the throughput
+WARM_UP = 2  # runs before the measured ones
+FEWEST, MOST = 5, 500  # measured runs
 
 
 class Trial(BaseModel):
-    """What is to be measured."""
+    """A measurement to make."""
 
     graph: Path
     shape: tuple[int, int]  # of a tile, pixels
@@ -37,42 +36,42 @@ class Trial(BaseModel):
 
 
 class Timing(BaseModel):
-    """What was measured."""
+    """The result of a measurement."""
 
-    p50_ms: float  # one tile at a time, from pixels to score and map
+    p50_ms: float  # of one tile, from pixels to score and map
     p95_ms: float
-    throughput: float  # tiles a second, BATCH at a time
-    peak_mb: float | None  # the most memory held up to the end of the runs with one tile; None where nothing tells
+    throughput: float  # tiles a second, in runs of BATCH tiles
+    peak_mb: float | None  # peak memory until the end of the runs with one tile; None if the system does not report it
 
 
 def measure(name: str, trial: Trial) -> Timing:
-    """Run a trial in a process of its own. AndonError when that does not come to its end."""
+    """Run a trial in a separate process. AndonError when the process fails."""
     command = [sys.executable, "-m", "andon.lab.cost.clock"]
-    done = subprocess.run(command, input=trial.model_dump_json(), capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
-        last = (done.stderr.strip().splitlines() or ["signal 9 is often lack of memory"])[-1]
+    process = subprocess.run(command, input=trial.model_dump_json(), capture_output=True, text=True, encoding="utf-8")
+    if process.returncode:
+        how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+        reason = (process.stderr.strip().splitlines() or ["signal 9 often means that memory ran out"])[-1]
         raise AndonError(
-            f"{name}: the process that ran its graph ended with {how}: {last}. Free memory, or take a smaller size."
+            f"{name}: the process that ran its graph ended with {how}: {reason}. Free memory, or use a smaller size."
         )
-    return Timing.model_validate_json(done.stdout)
+    return Timing.model_validate_json(process.stdout)
 
 
-def timed(run: Callable[[Pixels], object], trial: Trial, peak: Callable[[], float | None]) -> Timing:
-    """Time `run`, which takes tiles (n, t, t, c) and returns when they are scored; `peak` is asked for the memory."""
+def time_runs(run: Callable[[Pixels], object], trial: Trial, peak: Callable[[], float | None]) -> Timing:
+    """Time `run`, which scores tiles (n, t, t, c); `peak` returns the peak memory in MB."""
     rng = np.random.default_rng(0)
     kind = np.uint8 if trial.depth == 8 else np.uint16
     tiles: Pixels = rng.integers(0, 2**trial.depth, (BATCH, *trial.shape, trial.channels), dtype=kind)
     single = _laps(lambda: run(tiles[:1]), trial.seconds)
-    held = peak()
+    megabytes = peak()
     batches = _laps(lambda: run(tiles), trial.seconds)
     p50, p95 = np.percentile(single, [50, 95]) * 1000
-    return Timing(p50_ms=p50, p95_ms=p95, throughput=BATCH / float(np.median(batches)), peak_mb=held)
+    return Timing(p50_ms=p50, p95_ms=p95, throughput=BATCH / float(np.median(batches)), peak_mb=megabytes)
 
 
 def peak_mb() -> float | None:
-    """The most memory this process has held, MB; None where the system does not tell."""
-    try:  # Linux: of this program alone; what getrusage says begins with the process that started it
+    """Peak memory of this process, MB; None if the system does not report it."""
+    try:  # Linux: of this program alone; getrusage includes the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
@@ -85,12 +84,12 @@ def peak_mb() -> float | None:
 
 
 def _laps(run: Callable[[], object], seconds: float) -> NDArray[np.float64]:
-    """Seconds of each run."""
+    """Duration of each run, seconds."""
     for _ in range(WARM_UP):
         run()
     laps: list[float] = []
-    began = time.perf_counter()
-    while len(laps) < FEWEST or (time.perf_counter() - began < seconds and len(laps) < MOST):
+    first = time.perf_counter()
+    while len(laps) < FEWEST or (time.perf_counter() - first < seconds and len(laps) < MOST):
         start = time.perf_counter()
         run()
         laps.append(time.perf_counter() - start)
@@ -98,16 +97,16 @@ def _laps(run: Callable[[], object], seconds: float) -> NDArray[np.float64]:
 
 
 def main() -> None:
-    """Answer the trial on standard input."""
+    """Run the trial of standard input and print its timing."""
     trial = Trial.model_validate_json(sys.stdin.buffer.readline())
     graph = trial.graph.read_bytes()
     if trial.cuda:
         session = runtime.session(graph, device="cuda")
-        # What the GPU holds, ONNX Runtime does not tell.
-        found = timed(lambda tiles: session.run(["score", "map"], {"tiles": tiles}), trial, lambda: None)
+        # ONNX Runtime does not report the memory of the GPU.
+        timing = time_runs(lambda tiles: session.run(["score", "map"], {"tiles": tiles}), trial, lambda: None)
     else:
-        found = timed(Runtime(graph, threads=trial.threads).score, trial, peak_mb)
-    print(found.model_dump_json())
+        timing = time_runs(Runtime(graph, threads=trial.threads).score, trial, peak_mb)
+    print(timing.model_dump_json())
 
 
 if __name__ == "__main__":

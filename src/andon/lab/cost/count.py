@@ -1,4 +1,4 @@
-"""What a graph says of itself: parameters, multiply-adds, and what it computes on its way from one tile."""
+"""Count parameters, multiply-adds and the memory of intermediate values in a graph."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,79 +15,81 @@ Shape = tuple[int, ...]
 
 
 class Counts(NamedTuple):
-    """What a graph says of itself."""
+    """The counts of a graph."""
 
     parameters: int
     constants: int  # bytes
-    multiply_adds: int | None  # of one tile; None where the graph has loops, or takes more than tiles of one size
-    forward: int | None  # bytes, of one tile
+    multiply_adds: int | None  # for one tile; None if the graph has loops, inputs besides tiles, or tiles of any size
+    forward: int | None  # bytes of all computed values for one tile; None as above
 
 
 _VIEWS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 
 
 def count(graph: bytes) -> Counts:
-    """Count what a graph holds and does for one tile, functions of its own included."""
+    """Count parameters, constants, multiply-adds and computed values of a graph, including its local functions."""
     model = onnx.inliner.inline_local_functions(onnx.load_model_from_string(graph))
-    nodes, given = model.graph.node, model.graph.input[0].name
-    made: dict[str, onnx.NodeProto] = {output: node for node in nodes for output in node.output if output}
+    nodes, tile = model.graph.node, model.graph.input[0].name
+    producers: dict[str, onnx.NodeProto] = {output: node for node in nodes for output in node.output if output}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in nodes:
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.HasField("t"):
                 tensors[node.output[0]] = attribute.t
-    moving = {given}  # what depends on the tile
-    for node in nodes:  # in the order in which they are computed
-        if moving.intersection(node.input):
-            moving.update(filter(None, node.output))
-    work = [node for node in nodes if node.op_type in _WORK and moving.intersection(node.input)]
+    variable = {tile}  # names of the values that depend on the tile
+    for node in nodes:  # in topological order
+        if variable.intersection(node.input):
+            variable.update(filter(None, node.output))
+    work = [node for node in nodes if node.op_type in _WORK and variable.intersection(node.input)]
     weights: set[str] = set()
-    waiting = [name for node in work for name in node.input if name not in moving]
+    waiting = [name for node in work for name in node.input if name not in variable]
     while waiting:
         name = waiting.pop()
         if name in tensors:
             weights.add(name)
-        elif name in made:
-            waiting += made[name].input
+        elif name in producers:
+            waiting += producers[name].input
     sizes = {name: math.prod(tensor.dims) for name, tensor in tensors.items()}
     parameters = sum(sizes[name] for name in weights if tensors[name].data_type != onnx.TensorProto.INT64)
     constants = sum(size * _bytes(tensors[name].data_type) for name, size in sizes.items())
     shapes = _shapes(model)
     loops = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
-    untold = moving - shapes.keys()
-    if loops or (untold and (given in untold or len(model.graph.input) > 1)):
+    unknown = variable - shapes.keys()
+    if loops or (unknown and (tile in unknown or len(model.graph.input) > 1)):
         return Counts(parameters, constants, None, None)
-    if untold:
-        shapes |= _seen(model, shapes[given], sorted(untold))
-    computed = [name for node in nodes if node.op_type not in _VIEWS for name in node.output if name in moving]
+    if unknown:
+        shapes |= _measure_shapes(model, shapes[tile], sorted(unknown))
+    computed = [name for node in nodes if node.op_type not in _VIEWS for name in node.output if name in variable]
     forward = sum(math.prod(shape) * _bytes(kind) for shape, kind in (shapes[name] for name in computed))
-    adds = sum(_WORK[node.op_type](node, {name: shape for name, (shape, _) in shapes.items()}) for node in work)
-    return Counts(parameters, constants, adds, forward)
+    multiply_adds = sum(
+        _WORK[node.op_type](node, {name: shape for name, (shape, _) in shapes.items()}) for node in work
+    )
+    return Counts(parameters, constants, multiply_adds, forward)
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[Shape, int]]:
-    """Shape and type of every value whose shape is known when there is one tile."""
+    """Shape and type of every value whose shape can be inferred for one tile."""
     graph = model.graph
     del graph.value_info[:]
     graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     for output in graph.output:
         output.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    found = {tensor.name: (tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer}
+    shapes = {tensor.name: (tuple(tensor.dims), tensor.data_type) for tensor in graph.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         kind = value.type.tensor_type
         if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            found[value.name] = (tuple(dim.dim_value for dim in kind.shape.dim), kind.elem_type)
-    return found
+            shapes[value.name] = (tuple(dim.dim_value for dim in kind.shape.dim), kind.elem_type)
+    return shapes
 
 
-def _seen(model: onnx.ModelProto, tile: tuple[Shape, int], names: list[str]) -> dict[str, tuple[Shape, int]]:
-    """Shape and type of values whose shape the graph does not tell beforehand, from running it on one tile of zeros."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    known = {output.name for output in watched.graph.output}
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
-    session = runtime.session(watched.SerializeToString())
+def _measure_shapes(model: onnx.ModelProto, tile: tuple[Shape, int], names: list[str]) -> dict[str, tuple[Shape, int]]:
+    """Shape and type of values whose shape cannot be inferred, from a run on one tile of zeros."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    known = {output.name for output in copy.graph.output}
+    copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    session = runtime.session(copy.SerializeToString())
     zeros = np.zeros(tile[0], onnx.helper.tensor_dtype_to_np_dtype(tile[1]))
     values = session.run(names, {model.graph.input[0].name: zeros})
     return {
@@ -101,18 +103,18 @@ def _bytes(kind: int) -> int:
 
 
 def _conv(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    # Each value that comes out is a sum over the kernel and its group's channels; weights (out, in / groups, …).
+    # Each output value is a sum over the kernel and the channels of its group; weights (out, in / groups, …).
     return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
 def _conv_transpose(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    # Each value that goes in is spread over the kernel and its group's channels; weights (in, out / groups, …).
+    # Each input value contributes to the kernel and the channels of its group; weights (in, out / groups, …).
     return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
 def _gemm(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if turned else 1]
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
 
 
 def _matmul(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
@@ -120,15 +122,15 @@ def _matmul(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
 
 
 def _einsum(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
-    # Each value that comes out is a sum over the indices that do not come out; "…" are axes that do.
+    # Each output value is a sum over the indices that are not in the output; the axes of "…" are in the output.
     equation = next(attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
-    terms, arrow, kept = equation.replace(" ", "").partition("->")
+    terms, arrow, output = equation.replace(" ", "").partition("->")
     sizes: dict[str, int] = {}
     for term, name in zip(terms.split(","), node.input, strict=True):
         first, _, last = term.partition("...")
         sizes |= zip(first, shapes[name], strict=False)
         sizes |= zip(reversed(last), reversed(shapes[name]), strict=False)
-    summed = [size for index, size in sizes.items() if (index not in kept if arrow else terms.count(index) > 1)]
+    summed = [size for index, size in sizes.items() if (index not in output if arrow else terms.count(index) > 1)]
     return math.prod(shapes[node.output[0]]) * math.prod(summed)
 
 

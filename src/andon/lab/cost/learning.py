@@ -1,6 +1,6 @@
-"""What a step of training by gradient takes, learnt by taking one on random tiles.
+"""Memory of a training step by gradient, measured by one step on random tiles.
 
-What a detector then finds is worthless, and what it costs is what it would cost.
+The fitted detector is useless, but its cost is that of a real one.
 """
 
 import sys
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
     from andon.nn.learned import Network
 
-TILES = 16  # that a detector is fitted on
-BATCHES = (1, 2, 8)  # tiles in the step that is watched: as few as a detector can learn from
-A_MOMENT = 1e-9  # seconds of training by gradient: one step, whatever the settings say
+TILES = 16  # random tiles
+BATCHES = (1, 2, 8)  # tiles in the measured step: the smallest batch that the detector can learn from
+A_MOMENT = 1e-9  # seconds of training: one step, independent of the settings
 
 
 class Learning(NamedTuple):
-    """What learning by gradient takes."""
+    """Memory of training by gradient."""
 
-    backward: int  # bytes
-    weights: int  # bytes, of all networks the fitted detector keeps
-    network: "Network | None"  # the one that is exported, where the graph is a network and nothing else
+    backward: int  # bytes that automatic differentiation saves, for one tile
+    weights: int  # bytes of all networks of the fitted detector
+    network: "Network | None"  # the exported network, if it is the whole graph
 
 
 class RandomTiles:
-    """Noise to fit on, and as many tiles of defects with masks for detectors that need some."""
+    """Random tiles, and as many tiles of defects with masks for detectors that need them."""
 
     def __init__(
         self, count: int, shape: tuple[int, int], channels: int = 3, depth: int = 8, labelled: bool = False
     ) -> None:
-        """Draw `count` tiles, always the same."""
+        """Draw `count` tiles with a fixed seed."""
         self.shape, self.side, self.channels, self.depth = shape, shape[0], channels, depth
         self.groups: Sequence[int] = range(count)
         rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ class RandomTiles:
 
 
 class RandomDefects:
-    """The same tiles once more, their upper left quarter marked."""
+    """The same tiles, with their upper left quarter as the mask."""
 
     def __init__(self, tiles: Pixels) -> None:
         """Take the tiles (n, t, t, c)."""
@@ -82,26 +82,27 @@ class RandomDefects:
         yield self[range(len(self))]
 
 
-def fitted(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learning | None]:
-    """Fit a detector, by gradient for one step on one tile; on more, and divide, where it cannot learn from one.
+def fit_on_noise(recipe: Recipe, channels: int, depth: int) -> tuple[Detector, Learning | None]:
+    """Fit a detector on random tiles; by gradient in one step on one tile, or on more if it cannot learn from one.
 
-    Errors: AndonError or ValueError when it cannot learn from random tiles at all.
+    With more tiles the memory is divided by their number. AndonError or ValueError when it cannot learn from random
+    tiles.
     """
     for count in BATCHES:
         try:
-            model, held = _with_batch(recipe, count), Held()
+            model, saved = _with_batch(recipe, count), SavedTensors()
             tiles = RandomTiles(TILES, recipe.geometry.input, channels, depth, labelled=model.defects in REQUIRED)
-            with held.watch():
+            with saved.watch():
                 model.fit(tiles, Run(device="cpu", seconds=A_MOMENT))
-        except (AndonError, ValueError):  # the latter from batch normalisation
+        except (AndonError, ValueError):  # ValueError comes from batch normalisation
             if count == BATCHES[-1]:
                 raise
             continue
-        return model, _learning(model, held, count) if model.curve else None
+        return model, _learning(model, saved, count) if model.curve else None
     raise AssertionError
 
 
-def _learning(model: Detector, held: "Held", count: int) -> Learning:
+def _learning(model: Detector, saved: "SavedTensors", count: int) -> Learning:
     import torch
 
     from andon.nn.learned import LearnedDetector, Network
@@ -111,62 +112,62 @@ def _learning(model: Detector, held: "Held", count: int) -> Learning:
     weights = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     whole = isinstance(model, LearnedDetector) and type(model).graph is LearnedDetector.graph
     network = next((each for each in networks if whole and isinstance(each, Network)), None)
-    return Learning(held.most(set(weights)) // count, sum(weights.values()), network)
+    return Learning(saved.peak(set(weights)) // count, sum(weights.values()), network)
 
 
 def _with_batch(recipe: Recipe, count: int) -> Detector:
-    """The detector, with batches of so many tiles."""
+    """The detector of a recipe, with batches of `count` tiles."""
     settings = recipe.detector.settings
     if "batch" in detectors.get(recipe.detector.name).Config.model_fields:
         settings = {**settings, "batch": count}
-    chosen = recipe.detector.model_copy(update={"settings": settings})
-    return construct(recipe.model_copy(update={"detector": chosen}))[0]
+    choice = recipe.detector.model_copy(update={"settings": settings})
+    return construct(recipe.model_copy(update={"detector": choice}))[0]
 
 
-class Held:
-    """The memory that automatic differentiation keeps for the way back, while a network learns."""
+class SavedTensors:
+    """The memory that automatic differentiation saves for the backward pass."""
 
     def __init__(self) -> None:
-        """Nothing is kept yet."""
-        self._log: list[tuple[int, int]] = []  # address of a memory, its bytes; negative when it is let go
+        """Start with an empty log."""
+        self._log: list[tuple[int, int]] = []  # address and bytes of a storage; negative bytes when it is released
 
     def watch(self) -> AbstractContextManager[Any]:
-        """Note all that is kept inside the block; nothing where no detector has loaded torch."""
+        """Log all tensors saved inside the block; does nothing if no detector has imported torch."""
         if "torch" not in sys.modules:
             return nullcontext()
         import torch
 
         return torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack)
 
-    def pack(self, tensor: "torch.Tensor") -> "Keeper":
-        """Note what is kept, and when it is let go."""
-        keeper, storage = Keeper(tensor), tensor.untyped_storage()
-        with suppress(RuntimeError):  # a tensor without a memory, as an export within the fit has them
+    def pack(self, tensor: "torch.Tensor") -> "SavedTensor":
+        """Log that a tensor is saved, and when it is released."""
+        saved, storage = SavedTensor(tensor), tensor.untyped_storage()
+        with suppress(RuntimeError):  # a tensor without a storage, as in an export during the fit
             address, size = storage.data_ptr(), storage.nbytes()
             self._log.append((address, size))
-            weakref.finalize(keeper, self._log.append, (address, -size))
-        return keeper
+            weakref.finalize(saved, self._log.append, (address, -size))
+        return saved
 
-    def unpack(self, keeper: "Keeper") -> "torch.Tensor":
-        """Give back what was kept."""
-        return keeper.tensor
+    def unpack(self, saved: "SavedTensor") -> "torch.Tensor":
+        """Return the saved tensor."""
+        return saved.tensor
 
-    def most(self, besides: Collection[int]) -> int:
-        """The most bytes kept at one time, each memory counted once however many keep it; some addresses left out."""
-        keepers: Counter[int] = Counter()
-        now = most = 0
+    def peak(self, exclude: Collection[int]) -> int:
+        """Peak of the saved bytes; each storage counts once, and those at the addresses `exclude` do not count."""
+        users: Counter[int] = Counter()
+        current = peak = 0
         for address, size in self._log:
-            before = keepers[address]
-            keepers[address] += 1 if size > 0 else -1
-            if address not in besides and 0 in (before, keepers[address]):
-                now += size
-                most = max(most, now)
-        return most
+            before = users[address]
+            users[address] += 1 if size > 0 else -1
+            if address not in exclude and 0 in (before, users[address]):
+                current += size
+                peak = max(peak, current)
+        return peak
 
 
-class Keeper:
-    """One tensor that is kept."""
+class SavedTensor:
+    """One saved tensor."""
 
     def __init__(self, tensor: "torch.Tensor") -> None:
-        """Take it."""
+        """Hold the tensor."""
         self.tensor = tensor

@@ -1,4 +1,4 @@
-"""Detectors, bundles and plans → the rows of the table."""
+"""Measure the cost of detectors, bundles and the detectors of plans."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ from andon.lab.bench.plan import Contender
 from andon.lab.cost import clock
 from andon.lab.cost.clock import Timing, Trial
 from andon.lab.cost.count import count
-from andon.lab.cost.learning import Learning, fitted
+from andon.lab.cost.learning import Learning, fit_on_noise
 from andon.lab.cost.table import Row
 from andon.progress import Progress, silent
 from andon.recipe import Recipe, validate
@@ -27,22 +27,22 @@ from andon.training.train import construct
 if TYPE_CHECKING:
     from andon.nn.learned import Network
 
-SECONDS = 3.0  # for each measurement of time
+SECONDS = 3.0  # duration of each time measurement
 
 
 class Subject(NamedTuple):
-    """A fitted detector, as its graph."""
+    """The graph of a fitted detector."""
 
     name: str
     graph: bytes
     shape: tuple[int, int]  # of a tile, pixels
     channels: int
     depth: int  # bits
-    learning: Learning | None  # None where nothing is learnt by gradient
+    learning: Learning | None  # None if it does not learn by gradient
 
 
 def run(
-    named: Sequence[str],
+    names: Sequence[str],
     *,
     size: int = 256,
     preset: str = "",
@@ -50,52 +50,52 @@ def run(
     seconds: float = SECONDS,
     progress: Progress = silent,
 ) -> tuple[list[Row], list[str]]:
-    """Measure detectors by name, bundles and the detectors of benchmark plans by path; or all that have the preset.
+    """Measure detectors by name, and bundles and benchmark plans by path; without names, all that have the preset.
 
-    Returns the table, and why some are not in it. AndonError, before anything is measured, for what is neither, a
-    damaged bundle, or an impossible size or preset.
+    Returns the rows, and a sentence for each detector that could not be measured. AndonError, before anything is
+    measured, for an unknown name, a damaged bundle, or an impossible size or preset.
     """
     failures: list[str] = []
-    makers = [maker for name in named or _with(preset, failures) for maker in _makers(name, size, preset)]
+    makers = [maker for name in names or _with_preset(preset, failures) for maker in _makers(name, size, preset)]
     rows: list[Row] = []
     for done, (name, make) in enumerate(makers):
         progress("cost", done, len(makers))
         try:
-            rows += _measured(make(), threads, seconds)
-        except (AndonError, ValueError) as error:  # random tiles may not be what a detector can learn from
+            rows += _measure(make(), threads, seconds)
+        except (AndonError, ValueError) as error:  # some detectors cannot learn from random tiles
             failures.append(f"{name}: {error}")
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            failures.append(f"{name}: out of memory while it was fitted. Free memory, or take a smaller size.")
+            failures.append(f"{name}: out of memory while it was fitted. Free memory, or use a smaller size.")
     progress("cost", len(makers), len(makers))
     return rows, failures
 
 
-def _with(preset: str, failures: list[str]) -> list[str]:
-    """The detectors that have the preset; one that needs what is not installed is a failure."""
+def _with_preset(preset: str, failures: list[str]) -> list[str]:
+    """The detectors that have the preset; one that needs a package that is not installed is a failure."""
     presets: dict[str, Collection[str]] = {}
     for name in detectors.names():
         try:
             presets[name] = detectors.get(name).presets
         except AndonError as error:
             failures.append(str(error))
-    found = [name for name, known in presets.items() if preset in ("", *known)]
-    if not found:
+    names = [name for name, known in presets.items() if preset in ("", *known)]
+    if not names:
         raise RecipeError(unknown("preset", preset, {each for known in presets.values() for each in known}))
-    return found
+    return names
 
 
-def _makers(named: str, size: int, preset: str) -> list[tuple[str, Callable[[], Subject]]]:
-    """Find out what a name stands for: what to call it in the table, and how it becomes a graph."""
-    if named in detectors.DETECTORS:
-        return [_contender(Contender(name=named, preset=preset), size)]
-    if named.endswith(".toml"):
-        return [_contender(entry, size) for entry in plans.load(named).detectors]
-    if not (files.is_file(named) or named.endswith(".andon") or os.sep in named):
-        raise RecipeError(f"{unknown('detector', named, detectors.names())} There is no bundle of that name either.")
-    bundle = Bundle.load(named)
-    return [(named, lambda: _from_bundle(named, bundle))]
+def _makers(name: str, size: int, preset: str) -> list[tuple[str, Callable[[], Subject]]]:
+    """Resolve a name or path: labels for the table, and functions that make the subjects."""
+    if name in detectors.DETECTORS:
+        return [_contender(Contender(name=name, preset=preset), size)]
+    if name.endswith(".toml"):
+        return [_contender(entry, size) for entry in plans.load(name).detectors]
+    if not (files.is_file(name) or name.endswith(".andon") or os.sep in name):
+        raise RecipeError(f"{unknown('detector', name, detectors.names())} There is no bundle of that name either.")
+    bundle = Bundle.load(name)
+    return [(name, lambda: _from_bundle(name, bundle))]
 
 
 def _contender(entry: Contender, size: int) -> tuple[str, Callable[[], Subject]]:
@@ -105,19 +105,19 @@ def _contender(entry: Contender, size: int) -> tuple[str, Callable[[], Subject]]
 
 
 def _from_detector(name: str, recipe: Recipe) -> Subject:
-    model, learning = fitted(recipe, 3, 8)
+    model, learning = fit_on_noise(recipe, 3, 8)
     return Subject(name, model.graph().SerializeToString(), recipe.geometry.input, 3, 8, learning)
 
 
 def _from_bundle(name: str, bundle: Bundle) -> Subject:
     channels, depth = bundle.manifest.input.channels, bundle.manifest.input.depth
     learnable = bundle.curve and importlib.util.find_spec("torch")
-    learning = fitted(bundle.recipe, channels, depth)[1] if learnable else None
+    learning = fit_on_noise(bundle.recipe, channels, depth)[1] if learnable else None
     return Subject(name, bundle.graph, bundle.recipe.geometry.input, channels, depth, learning)
 
 
-def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
-    """Yield a row for each device that there is."""
+def _measure(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
+    """Yield a row for each available device."""
     counts, learning, size = count(subject.graph), subject.learning, len(subject.graph)
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
@@ -134,8 +134,8 @@ def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
         timings = {"cpu": clock.measure(subject.name, trial)}
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             timings["cuda"] = clock.measure(subject.name, trial.model_copy(update={"cuda": True}))
-        elif learning and learning.network is not None and (found := _on_gpu(learning.network, trial)):
-            timings["cuda (torch)"] = found
+        elif learning and learning.network is not None and (timing := _measure_on_gpu(learning.network, trial)):
+            timings["cuda (torch)"] = timing
     for device, timing in timings.items():
         yield Row(
             detector=subject.name,
@@ -154,8 +154,8 @@ def _measured(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
         )
 
 
-def _on_gpu(network: "Network", trial: Trial, device: str = "cuda") -> Timing | None:
-    """Time the network on the GPU with torch, for want of an ONNX Runtime that knows it; None where there is none."""
+def _measure_on_gpu(network: "Network", trial: Trial, device: str = "cuda") -> Timing | None:
+    """Time the network on the GPU with torch, when ONNX Runtime has no CUDA provider; None if there is no GPU."""
     import torch
 
     from andon.nn.data import floats
@@ -171,4 +171,4 @@ def _on_gpu(network: "Network", trial: Trial, device: str = "cuda") -> Timing | 
     def peak() -> float | None:
         return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
 
-    return clock.timed(score, trial, peak)
+    return clock.time_runs(score, trial, peak)

@@ -1,15 +1,16 @@
-"""What detectors cost as a table, and as [4]'s figures 5 and 6. The words of its head:
+"""The costs of detectors as a table, and as figures 5 and 6 of source [4]. The words of its head:
 
-- parameters: the constants of the graph that reach a convolution, a transposed convolution or a matrix product, as
-  weight or as bias; what a detector remembers of good parts and multiplies with is among them.
+- parameters: constants of the graph that are weights or biases of convolutions, transposed convolutions and matrix
+  products; stored features of good parts are included if the graph multiplies with them.
 - multiply-adds: those of convolutions, transposed convolutions and matrix products, for one tile.
-- forward: all that the graph computes on its way from one tile; what only gives values another shape is left out.
-- backward: the most that automatic differentiation keeps at one time in a training step on one tile, but for weights.
-- model: the fitted detector in full: of networks all weights, in the form they are trained in; else all constants.
-- ONNX: the file of the graph.
-- peak: the most memory of the process that runs the graph, one tile at a time, with Python and ONNX Runtime; on a GPU,
-  what torch takes there.
-- p50, p95: from one tile in memory to its score and map, median and 95 % of the runs. tiles/s at 8: eight at a time.
+- forward: memory of all values that the graph computes for one tile, without those that only change a shape.
+- backward: peak memory that automatic differentiation saves in a training step on one tile, without the weights.
+- model: the fitted detector: for networks all weights, as they are trained, else all constants.
+- ONNX: size of the file of the graph.
+- peak: peak memory of the process that runs the graph on one tile at a time, with Python and ONNX Runtime; on a GPU,
+  the memory that torch allocates there.
+- p50, p95: time from one tile in memory to its score and map, median and 95th percentile of the runs.
+- tiles/s at 8: throughput with eight tiles at a time.
 
 MB are 10⁶ bytes.
 """
@@ -27,7 +28,7 @@ from andon.evaluate import plots
 
 
 class Row(NamedTuple):
-    """One line of the table; None where there is no such thing, or nothing tells."""
+    """One row of the table; None if a value does not exist or cannot be measured."""
 
     detector: str
     device: str
@@ -38,10 +39,10 @@ class Row(NamedTuple):
     backward_mb: float | None
     model_mb: float
     onnx_mb: float
-    peak_mb: float | None  # of the process that runs the graph, or on the GPU
+    peak_mb: float | None  # of the process that runs the graph, or of the GPU
     p50_ms: float
     p95_ms: float
-    throughput: float  # tiles a second, 8 at a time
+    throughput: float  # tiles a second, with 8 tiles at a time
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -71,37 +72,37 @@ HEAD = (
 
 
 def _figure(value: float | None) -> str:
-    """Three digits, or as many as there are before the point."""
+    """Format with three significant digits; numbers above 100 as integers."""
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
 
 
 def write(rows: Sequence[Row], out: Path) -> None:
-    """Write cost.csv, cost.md, and [4]'s figures 5 and 6: latency.svg, a bar a detector, and sizes.svg, stacked."""
+    """Write cost.csv, cost.md, and figures 5 and 6 of [4]: latency.svg and sizes.svg, with a bar a detector."""
     files.make_folder(out)
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(Row._fields)
     writer.writerows(rows)
-    made = f"{machine()}, {os.cpu_count()} cores; " + ", ".join(f"{k} {v}" for k, v in versions().items())
+    provenance = f"{machine()}, {os.cpu_count()} cores; " + ", ".join(f"{k} {v}" for k, v in versions().items())
     words = __doc__.partition("The words of its head:")[2].strip()
-    times = [plots.Bar(_called(row), [row.p50_ms], f"{_figure(row.p50_ms)} ms") for row in rows]
+    times = [plots.Bar(_label(row), [row.p50_ms], f"{_figure(row.p50_ms)} ms") for row in rows]
     sizes = [
         plots.Bar(row.detector, parts, f"{_figure(sum(parts))} MB")
         for row in rows
         if row.device == "cpu"
         for parts in [[row.forward_mb or 0.0, row.backward_mb or 0.0, row.model_mb, row.onnx_mb]]
     ]
-    named = ["forward", "backward", "full model", "ONNX file"]
+    labels = ["forward", "backward", "full model", "ONNX file"]
     for name, content in (
         ("cost.csv", text.getvalue()),
-        ("cost.md", f"# What detectors cost\n\n{markdown(rows)}\n{made}\n\n{words}\n"),
+        ("cost.md", f"# Cost of detectors\n\n{markdown(rows)}\n{provenance}\n\n{words}\n"),
         ("latency.svg", plots.bars(times, ["p50"], "milliseconds for one tile, p50")),
-        ("sizes.svg", plots.bars(sizes, named, "MB, for one tile")),
+        ("sizes.svg", plots.bars(sizes, labels, "MB, for one tile")),
     ):
-        files.write(out / name, content.encode(errors="replace"))  # the name of a bundle may be no text
+        files.write(out / name, content.encode(errors="replace"))  # the name of a bundle may not be valid UTF-8
 
 
-def _called(row: Row) -> str:
+def _label(row: Row) -> str:
     return row.detector if row.device == "cpu" else f"{row.detector}, {row.device}"
