@@ -194,7 +194,7 @@ def test_fail_on_ends_with_one_at_a_verdict_or_a_worse_one(
 ) -> None:
     path = parts / f"test/{image}/200.png"
     decided = tmp_path / "b.andon"
-    thresholds = ["--review-threshold", "-1", "--reject-threshold", "1e9"] if image == "between" else []
+    thresholds = ["--review-threshold", "-1000", "--reject-threshold", "1e9"] if image == "between" else []
     if image in ("good", "between"):
         path = parts / "train/good/000.png"
     if image == "good":
