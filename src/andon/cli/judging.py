@@ -121,7 +121,7 @@ def evaluate(
     if out:
         files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
-        evaluation = evaluating.evaluate(inspector, labelled, progress)
+        evaluation = evaluating.evaluate(inspector, labelled, progress, threads)
     if out:
         report.write(evaluation, out, bundle.name)
     if as_json:

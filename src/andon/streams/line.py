@@ -47,9 +47,10 @@ class Settings:
             )
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def workers_of(workers: int) -> int:
+    """How many threads inspect: those that are asked for, or one more than the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or cores + 1
 
 
 class Line:
@@ -62,7 +63,7 @@ class Line:
         self, inspector: Inspects, workers: int = 0, draw: Callable[[Outcome], bytes | None] | None = None
     ) -> None:
         """`draw` makes the picture of an outcome, in the same threads."""
-        self.workers = workers or cores() + 1
+        self.workers = workers_of(workers)
         self._inspector, self._draw = inspector, draw
         self._pool = ThreadPoolExecutor(self.workers, "andon-line")
 
