@@ -43,6 +43,7 @@ def inspect(
     """Say PASS, REVIEW, REJECT or INVALID of each image, with score, p-value and regions.
 
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
+    Several images are inspected at a time; with --threads 1, one after another on one core.
     Exit code 0: every image was inspected; 1: some could not be, or --fail-on found one; 2: mistake in the call.
     """
     from andon import files
