@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -268,7 +268,7 @@ def line(found: "Inspection") -> str:
     return f"{found.verdict:<7} score {found.score:<8.4g} p {found.p_value:<7.3g} {found.source}{where}{notes}"
 
 
-def failed(fail_on: str | None, counts: Mapping[Any, int]) -> bool:
+def failed(fail_on: str | None, counts: dict[str, int]) -> bool:
     """Whether some verdict is at `fail_on` or beyond it."""
     beyond = {None: (), "review": ("REVIEW", "REJECT", "INVALID"), "reject": ("REJECT", "INVALID")}[fail_on]
     return any(counts.get(verdict) for verdict in beyond)

@@ -110,7 +110,7 @@ def watch(
         report = inspector.stream(given, sink, settings, stop=stop, tell=_tell, draw=maps.draw if maps else None)
     if not quiet and not as_json:
         print(report.sentence())
-    if not report.whole or failed(fail_on, report.verdicts):
+    if not report.whole or failed(fail_on, {str(verdict): count for verdict, count in report.verdicts.items()}):
         raise typer.Exit(1)
 
 
