@@ -224,3 +224,14 @@ def test_masks_that_are_missing_left_over_or_numbered_are_told(painted):
     assert all(str(escape(sentence)) in html(evaluation).decode() for sentence in evaluation.warnings)
     clean = evaluate(FakeInspector(), dataset.load(painted / "test", good=["good"]))
     assert clean.metrics["warnings"] == []
+
+
+def test_several_images_at_a_time_change_no_figure(painted):
+    (painted / "test/good/torn.png").write_bytes(b"no picture")
+    one = evaluate(FakeInspector(), dataset.load(painted))
+    several = evaluate(FakeInspector(), dataset.load(painted), workers=4)
+    assert one.metrics.pop("milliseconds")["at_a_time"] == 1
+    assert several.metrics.pop("milliseconds")["at_a_time"] == 4
+    assert several.metrics == one.metrics
+    assert [(row.name, row.score) for row in several.rows] == [(row.name, row.score) for row in one.rows]
+    assert len(several.errors) == 1 and "torn.png" in several.errors[0]

@@ -135,10 +135,10 @@ def test_a_comparison_leaves_out_what_changed_between_bundles(tmp_path: Path) ->
     root = paint_set(tmp_path / "ring")
 
     class Late(FakeInspector):
-        def inspect(self, source: Any, name: str | None = None) -> Any:
-            if Path(source).name == "010.png":
-                changed(Path(source))
-            return super().inspect(source, name)
+        def read(self, source: Any, name: str | None = None) -> Any:
+            if isinstance(source, Path) and source.name == "010.png":
+                changed(source)
+            return super().read(source, name)
 
     compared = compare.Comparison({"a": FakeInspector(), "b": Late()}, dataset.load(root))  # type: ignore[dict-item]
     assert compared.changed == ["test/scratch/010.png"]

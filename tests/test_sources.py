@@ -4,7 +4,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -111,24 +113,49 @@ def test_a_folder_gives_its_pictures_by_time(tmp_path: Path) -> None:
     assert taken.frames[0].time.timestamp() == 1e9 - 30
 
 
-def test_a_file_counts_when_it_is_whole(tmp_path: Path) -> None:
-    """One is written in pieces, one stays empty, one is renamed into place, one has the name of a temporary file."""
-    data = png(1)
-    with Taker(watched(tmp_path, settle=0.4)) as taker, (tmp_path / "slow.png").open("wb", buffering=0) as slow:
-        for start in range(0, len(data), -(-len(data) // 30)):
-            slow.write(data[start : start + -(-len(data) // 30)])
-            threading.Event().wait(0.02)
-            assert taker.frames == []
+class Script(threading.Event):
+    """The wish to stop, for a folder with a clock of its own: each pause runs one step, and takes 0.1 s."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: list[Callable[[], object]]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.pauses = 0
+        monkeypatch.setattr("andon.streams.folder.time", SimpleNamespace(monotonic=lambda: self.pauses / 10))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self.pauses < len(self.steps):
+            self.steps[self.pauses]()
+        else:
+            self.set()
+        self.pauses += 1
+        return self.is_set()
+
+
+def test_a_file_counts_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is written in pieces, one stays empty, one is renamed into place, one keeps the name of a temporary file."""
+    data, slow = png(1), tmp_path / "slow.png"
+    size = -(-len(data) // 9)
+
+    def append(start: int) -> None:
+        with slow.open("ab") as file:
+            file.write(data[start : start + size])
+
+    def others() -> None:
         (tmp_path / "empty.png").touch()
-        (tmp_path / ".part").write_bytes(png(2))
-        (tmp_path / ".part").rename(tmp_path / "renamed.png")
         (tmp_path / "upload.png.tmp").write_bytes(png(3))
-        taker.until(lambda t: len(t.frames) == 2)
-        assert files(taker) == ["slow.png", "renamed.png"]
-        assert image.read(taker.frames[0].content).pixels.tobytes() == part(1).tobytes()
-        (tmp_path / "empty.png").write_bytes(png(4))
-        taker.until(lambda t: len(t.frames) == 3)
-    assert files(taker)[2] == "empty.png" and taker.told == []
+        (tmp_path / ".part").write_bytes(png(2))
+
+    steps: list[Callable[[], object]] = [partial(append, start) for start in range(0, len(data), size)]
+    steps += [others, lambda: (tmp_path / ".part").rename(tmp_path / "renamed.png"), *[lambda: None] * 6]
+    script, told, found = Script(monkeypatch, steps), list[str](), {}
+    for frame in Folder(tmp_path, watch=True, settle=0.25).frames(Control(Report(), script, told.append)):
+        found[Path(frame.label).name] = script.pauses, image.read(frame.content).pixels.tobytes()
+    written, renamed = steps.index(others), steps.index(others) + 2
+    assert found == {
+        "slow.png": (written + 3, part(1).tobytes()),  # three looks of 0.1 s after the last piece
+        "renamed.png": (renamed + 3, part(2).tobytes()),
+    }
+    assert told == []
 
 
 def test_a_renamed_file_is_no_new_picture_and_a_rewritten_one_is(tmp_path: Path) -> None:

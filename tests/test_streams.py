@@ -15,7 +15,7 @@ from andon.geometry.views import Geometry
 from andon.inspection import Pixels, Scores
 from andon.pictures import image
 from andon.records import Records
-from andon.streams import sinks
+from andon.streams import line, sinks
 from andon.streams.batching import Batching
 from andon.streams.frames import Control, Frame, Outcome
 from andon.streams.line import Settings
@@ -196,8 +196,6 @@ class Counted:
 
 
 def test_a_full_line_makes_the_source_wait() -> None:
-    from andon.streams import line
-
     held = Held()
     source = Counted(50, 99, held.go)
     outcomes: list[Outcome] = []
@@ -214,8 +212,6 @@ def test_a_full_line_makes_the_source_wait() -> None:
 
 
 def test_a_full_line_drops_and_counts() -> None:
-    from andon.streams import line
-
     held = Held()
     source = Counted(50, 50, held.go)  # let go when the last frame is taken
     outcomes: list[Outcome] = []
@@ -253,8 +249,6 @@ def test_a_stop_finishes_what_is_on_the_line(inspector: Inspector) -> None:
 
 
 def test_a_source_that_hangs_is_left_alone_when_told_to_stop(inspector: Inspector, monkeypatch: Any) -> None:
-    from andon.streams import line
-
     monkeypatch.setattr(line, "GRACE", 0.2)
     stop, never = threading.Event(), threading.Event()
 
@@ -337,8 +331,8 @@ def test_a_stall_is_told_once_and_its_end_too(inspector: Inspector) -> None:
         again.wait()
         yield part(2)
 
-    report = inspector.stream(stalling(), lambda outcome: None, Settings(stall=0.05), tell=tell)
-    assert told == ["no frame for 0.05 s. Check trigger, light and cable.", "frame 2: frames come again"]
+    report = inspector.stream(stalling(), lambda outcome: None, Settings(stall=1), tell=tell)
+    assert told == ["no frame for 1 s. Check trigger, light and cable.", "frame 2: frames come again"]
     assert report.stalls == 1
 
 
@@ -424,3 +418,27 @@ def test_frames_keep_their_time_and_part() -> None:
     (copy,) = Iterated([frame]).frames(None)  # type: ignore[arg-type]
     assert (copy.name, copy.part, copy.time) == ("camera", "part 7", frame.time)
     assert copy.content is not frame.content
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_pictures_that_are_there_get_what_inspect_says(inspector: Inspector, workers: int, tmp_path: Path) -> None:
+    paths: list[image.Source] = [save(tmp_path / f"{seed}.png", part(seed)) for seed in range(5)]
+    paths.insert(2, tmp_path / "gone.png")
+    found = list(line.pictures(inspector, paths, workers))
+    assert [outcome.frame.number for outcome in found] == [1, 2, 3, 4, 5, 6]
+    assert [outcome.frame.content for outcome in found] == paths
+    assert [type(outcome.fault) for outcome in found if outcome.fault] == [ImageError]
+    for outcome in found:
+        if outcome.inspection:
+            alone = replace(inspector.inspect(outcome.frame.content), milliseconds=0.0)
+            assert replace(outcome.inspection, milliseconds=0.0).record() == alone.record()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_fault_of_no_picture_is_raised(inspector: Inspector, workers: int) -> None:
+    class Broken:
+        def score(self, tiles: Pixels) -> Scores:
+            raise RuntimeError("the engine is broken")
+
+    with pytest.raises(RuntimeError, match="the engine is broken"):
+        list(line.pictures(replace(inspector, scorer=Broken()), [part(1), part(2)], workers))

@@ -3,17 +3,15 @@
 import math
 import os
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from andon.cli.options import AsJson, BundleFile, EngineName, Good, Groups, Quiet, Threads, progress_bars
-from andon.errors import AndonError, DatasetError, ImageError
+from andon.errors import DatasetError
 
 if TYPE_CHECKING:
     from andon.bundle import Bundle
@@ -45,12 +43,15 @@ def inspect(
     """Say PASS, REVIEW, REJECT or INVALID of each image, with score, p-value and regions.
 
     The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
+    Several images are inspected at a time; with --threads 1, one after another on one core.
     Exit code 0: every image was inspected; 1: some could not be, or --fail-on found one; 2: mistake in the call.
     """
-    from andon import files, render
+    from andon import files
     from andon.inspector import Inspector
     from andon.pictures import image
     from andon.records import Records
+    from andon.streams import sinks
+    from andon.streams.line import pictures
 
     inspector = Inspector.load(bundle, engine, threads)
     overlays = out / "overlays" if out else None
@@ -58,41 +59,35 @@ def inspect(
     paths = _images(sources, overlays, failures)
     if len(sources) == 1 and not files.is_folder(sources[0]):
         image.contents(sources[0])  # the only one asked for, and not there: a mistake in the call
+    maps = None
     if overlays:
-        files.make_folder(overlays)
+        places = [shown.with_name(shown.name + ".png") for _, shown in paths]
+        scale, calibration = inspector.scale, inspector.calibration
+        maps = sinks.HeatMaps(overlays, scale, calibration, failures.append, "all", lambda f: places[f.number - 1])
     counts: dict[str, int] = {}
     records = Records(out / "records.jsonl") if out else None
     with (
         progress_bars(quiet or as_json or len(paths) < 3) as progress,
-        closing(records),
+        records or nullcontext(),
         _reporting(failures, as_json),
+        closing(pictures(inspector, [path for path, _ in paths], threads, maps.draw if maps else None)) as outcomes,
     ):
-        for done, (path, shown) in enumerate(paths):
+        for done, outcome in enumerate(outcomes):
             progress("inspecting", done, len(paths))
-            began = time.perf_counter()
-            try:
-                read = inspector.read(path)  # once: verdict, digest and heat map come from the same bytes
-                inspection = inspector.inspect(read)
-            except ImageError as error:
-                failures.append(f"could not be inspected: {error}")
-                record = {"source": path.as_posix(), "error": str(error)}
+            inspection = outcome.inspection
+            if inspection is None:
+                failures.append(f"could not be inspected: {outcome.error}")
+                record = {"source": outcome.frame.label, "error": outcome.error}
             else:
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
-                inspection = replace(inspection, milliseconds=1000 * (time.perf_counter() - began))
                 record = inspection.record()
             if records:
                 records.add(record)  # before the picture: what was decided is kept though the disk may be full
-            if overlays and "error" not in record:
-                target = overlays / shown.with_name(shown.name + ".png")
-                try:
-                    files.make_folder(target.parent)
-                    drawn = render.overlay(read.pixels, inspection.anomaly_map, inspector.scale, inspection.regions)
-                    image.write(target, render.labelled(drawn, inspection, inspector.calibration.scores))
-                except AndonError as error:
-                    failures.append(f"inspected, but without a heat map: {error}")
+            if maps:
+                maps(outcome)
             if as_json:
                 print(files.strict_json(record))
-            elif "error" not in record and not quiet:
+            elif inspection and not quiet:
                 print(line(inspection))
         progress("inspecting", len(paths), len(paths))
     if len(paths) > 1 and not quiet and not as_json:
@@ -127,7 +122,7 @@ def evaluate(
     if out:
         files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
-        evaluation = evaluating.evaluate(inspector, labelled, progress)
+        evaluation = evaluating.evaluate(inspector, labelled, progress, threads)
     if out:
         report.write(evaluation, out, bundle.name)
     if as_json:
@@ -216,15 +211,6 @@ def detectors(
     print("\npresets (recipe: detector.preset, or --preset):")
     for preset, values in kind.presets.items():
         print(f"  {preset}: {', '.join(f'{k} = {v!r}' for k, v in values.items()) or 'the defaults'}")
-
-
-@contextmanager
-def closing(records: Any) -> Iterator[None]:
-    if records is None:
-        yield
-    else:
-        with records:
-            yield
 
 
 @contextmanager

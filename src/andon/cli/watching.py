@@ -3,12 +3,13 @@
 import sys
 import threading
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from andon.cli.judging import closing, failed, line
+from andon.cli.judging import failed, line
 from andon.cli.options import AsJson, BundleFile, EngineName, Quiet, Threads, progress_bars
 from andon.errors import AndonError
 
@@ -101,10 +102,10 @@ def watch(
         )  # before the picture: what was decided is kept though the disk may be full
     if overlays and pictures != "none":
         below = Path(source) if files.is_folder(source) else None
-        maps = sinks.HeatMaps(overlays, inspector.scale, inspector.calibration, _tell, pictures, below)
+        maps = sinks.HeatMaps(overlays, inspector.scale, inspector.calibration, _tell, pictures, sinks.placed(below))
         chain.append(maps)
     settings = Settings(policy, workers, stall=stall)
-    with closing(records), progress_bars(quiet or as_json) as progress, stop_on_signals() as stop:
+    with records or nullcontext(), progress_bars(quiet or as_json) as progress, stop_on_signals() as stop:
         sink = sinks.each(*chain, _shown(as_json, quiet, progress, stop))
         report = inspector.stream(given, sink, settings, stop=stop, tell=_tell, draw=maps.draw if maps else None)
     if not quiet and not as_json:

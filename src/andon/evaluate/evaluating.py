@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +18,6 @@ from andon.binomial import clopper_pearson
 from andon.calibration import Unit, percent
 from andon.data import masks
 from andon.data.dataset import Dataset, Sample
-from andon.data.masks import Mask
 from andon.errors import DatasetError, ImageError, few
 from andon.evaluate import crude, metrics
 from andon.evaluate.metrics import PixelMetrics
@@ -25,6 +25,7 @@ from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
 from andon.pictures import image
 from andon.progress import Progress, silent
+from andon.streams.line import pictures, workers_of
 
 Json = dict[str, Any]
 ALARMS = {"review": (Verdict.REVIEW, Verdict.REJECT), "reject": (Verdict.REJECT,)}
@@ -122,10 +123,11 @@ class Evaluation:
         return lines.getvalue().encode(errors="backslashreplace")  # a name need not be valid Unicode
 
 
-def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent) -> Evaluation:
+def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent, workers: int = 1) -> Evaluation:
     """Inspect every labelled image and work out the figures: the test split where there is one, else all.
 
-    Images that cannot be read, and masks that cannot be used, are listed under `errors`; the run goes on.
+    Images that cannot be read, and masks that cannot be used, are listed under `errors`; the run goes on. Several
+    `workers` inspect at a time, 0: as many as a line has; then the time of an image holds what it waited for others.
     DatasetError when no image is labelled, or none could be inspected.
     """
     chosen = [s for s in dataset.samples if s.split == "test"] or list(dataset.samples)
@@ -134,7 +136,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         raise DatasetError(
             f"{dataset.root}: {len(chosen)} images, none labelled. Expected a folder 'good' beside folders of defects."
         )
-    found = _inspect(inspector, dataset, samples, progress)
+    found = _inspect(inspector, dataset, samples, progress, workers)
     rows, good = found.rows, [row for row in found.rows if row.good]
     if not rows:
         raise DatasetError(f"{dataset.root}: none of {len(samples)} images could be inspected. {found.errors[:1]}")
@@ -163,7 +165,10 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         "groups": None,
         "defects": {},
         "crude": crude.figures(inspector, rows, ranking["auroc"], progress),
-        "milliseconds": {f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
+        "milliseconds": {
+            **{f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
+            "at_a_time": workers_of(workers),
+        },
         "errors": found.errors,
         "warnings": [*_left_out(found, len(chosen) - len(samples)), *_warnings(dataset, samples, found.gray)],
     }
@@ -198,24 +203,28 @@ class _Found(NamedTuple):
     gray: dict[str, list[str]]  # binary, classes, gray, full → masks that were read so
 
 
-def _inspect(inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], progress: Progress) -> _Found:
+def _inspect(
+    inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], progress: Progress, workers: int
+) -> _Found:
     masked = any(sample.mask for sample in samples)
     images = dict.fromkeys(("good", "masked", "without_mask"), 0)
     found = _Found(
         [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}
     )
-    for done, sample in enumerate(samples):
-        progress("inspecting", done, len(samples))
-        try:
-            inspection = inspector.inspect(sample.path)
-            if inspection.verdict is Verdict.INVALID:
+    with closing(pictures(inspector, (sample.path for sample in samples), workers)) as outcomes:
+        for done, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
+            progress("inspecting", done, len(samples))
+            if outcome.inspection is None:
+                found.errors.append(outcome.error)
+            elif outcome.verdict is Verdict.INVALID:
                 found.invalid["good" if sample.defect == "good" else "defective"] += 1
-                continue
-            found.rows.append(_row(dataset, sample, inspection))
-            if masked:
-                images[_add(found, sample, inspection)] += 1
-        except ImageError as error:
-            found.errors.append(str(error))
+            else:
+                found.rows.append(_row(dataset, sample, outcome.inspection))
+                if masked:
+                    try:
+                        images[_add(found, sample, outcome.inspection)] += 1
+                    except ImageError as error:
+                        found.errors.append(str(error))
     progress("inspecting", len(samples), len(samples))
     return found
 
@@ -243,7 +252,7 @@ def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
         return "good"
     if sample.mask is None:
         return "without_mask"
-    mask = _mask(sample.mask, inspection.anomaly_map.shape)
+    mask = masks.read_sized(sample.mask, inspection.anomaly_map.shape)
     found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
     found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
     return "masked"
@@ -280,16 +289,7 @@ def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
     Errors: ImageError when it cannot be read, is of another size, marks nothing or is inverted.
     """
-    return _mask(path, shape).area
-
-
-def _mask(path: Path, shape: tuple[int, ...]) -> Mask:
-    mask = masks.read(path)
-    if mask.area.shape != shape[:2]:
-        height, width = mask.area.shape
-        sizes = f"mask of {width} × {height} pixels on an image of {shape[1]} × {shape[0]}"
-        raise ImageError(f"{path}: {sizes}. Expected one size; left out of the pixel figures.")
-    return mask
+    return masks.read_sized(path, shape).area
 
 
 def by_group(rows: Sequence[Row]) -> list[Row]:

@@ -12,13 +12,16 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from andon.errors import AndonError, few
+from andon.errors import AndonError, ImageError, few
+from andon.pictures import image
 from andon.streams.frames import Control, Frame, Inspects, Outcome, Report, Sink, Source
+from andon.streams.sources import Iterated
 
 Policy = Literal["block", "drop"]
 TICK = 0.1  # seconds between two looks at what else may have happened
@@ -44,9 +47,10 @@ class Settings:
             )
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def workers_of(workers: int) -> int:
+    """How many threads inspect: those that are asked for, or one more than the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers or cores + 1
 
 
 class Line:
@@ -59,19 +63,20 @@ class Line:
         self, inspector: Inspects, workers: int = 0, draw: Callable[[Outcome], bytes | None] | None = None
     ) -> None:
         """`draw` makes the picture of an outcome, in the same threads."""
-        self.workers = workers or cores() + 1
+        self.workers = workers_of(workers)
         self._inspector, self._draw = inspector, draw
         self._pool = ThreadPoolExecutor(self.workers, "andon-line")
 
     def submit(self, frame: Frame) -> "Future[Outcome]":
         """Begin to inspect a frame."""
-        return self._pool.submit(self._inspect, frame)
+        return self._pool.submit(self.inspect, frame)
 
     def close(self) -> None:
         """Finish what runs; frames that have not begun are cancelled."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _inspect(self, frame: Frame) -> Outcome:
+    def inspect(self, frame: Frame) -> Outcome:
+        """Inspect a frame in this thread: what every thread of the line does."""
         began = time.perf_counter()
         try:
             read = self._inspector.read(frame.content, frame.label)
@@ -142,7 +147,7 @@ def outcomes(
     report: Report,
     stop: threading.Event,
     tell: Callable[[str], None],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield the outcome of each frame in order. After `stop` the frames that are on the line still come.
 
     Errors: whatever the source raises, after the outcomes of its frames.
@@ -221,6 +226,32 @@ class _Watch:
         return replace(outcome, repeats=self._repeats)
 
 
+def pictures(
+    inspector: Inspects,
+    sources: Iterable[image.Source],
+    workers: int = 0,
+    draw: Callable[[Outcome], bytes | None] | None = None,
+) -> Generator[Outcome, None, None]:
+    """Yield the outcomes of pictures that are all there, in order; one worker inspects them in the caller's thread.
+
+    Errors: whatever is a fault of no picture.
+    """
+    line, frames = Line(inspector, workers, draw), (Frame(each, number=n) for n, each in enumerate(sources, 1))
+    with (
+        nullcontext(map(line.inspect, frames))
+        if workers == 1
+        else closing(outcomes(Iterated(frames), line, Settings(), Report(), threading.Event(), _untold)) as found
+    ):
+        for outcome in found:
+            if outcome.fault and not isinstance(outcome.fault, ImageError):
+                raise outcome.fault
+            yield outcome
+
+
+def _untold(sentence: str) -> None:
+    """Say nothing: pictures that are all there neither stall nor get lost."""
+
+
 def stream(
     inspector: Inspects,
     source: Source,
@@ -234,8 +265,7 @@ def stream(
     """Hand the outcome of each frame to the sink; see `Inspector.stream`."""
     report, line = Report(), Line(inspector, settings.workers, draw)
     stop = stop or threading.Event()
-    found = outcomes(source, line, settings, report, stop, tell)
-    try:
+    with closing(outcomes(source, line, settings, report, stop, tell)) as found:
         for outcome in found:
             try:
                 sink(outcome)
@@ -244,8 +274,6 @@ def stream(
             report.frames += 1
             report.verdicts[outcome.verdict] += 1
             report.failed += outcome.inspection is None
-    finally:
-        found.close()  # type: ignore[attr-defined]  # it is a generator
     return report
 
 

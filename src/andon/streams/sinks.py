@@ -51,14 +51,14 @@ class HeatMaps:
         calibration: Calibration,
         tell: Callable[[str], None],
         which: Which = "alarms",
-        below: Path | None = None,
+        place: Callable[[Frame], Path] | None = None,
     ) -> None:
-        """`which` pictures: all, those with REVIEW or REJECT, or none; `below` is the folder that paths are under.
+        """`which` pictures: all, those with REVIEW or REJECT, or none; `place` names a frame's picture in the folder.
 
         AndonError when the folder cannot be made.
         """
         self._folder, self._scale, self._scores, self._tell = folder, scale, calibration.scores, tell
-        self._which, self._below = which, below
+        self._which, self._place = which, place or placed(None)
         files.make_folder(folder)
 
     def draw(self, outcome: Outcome) -> bytes | None:
@@ -74,22 +74,26 @@ class HeatMaps:
         """Write what was drawn."""
         if outcome.drawn is None:
             return
-        target = self._folder / self.place(outcome.frame)
+        target = self._folder / self._place(outcome.frame)
         try:
             files.make_folder(target.parent)
             files.write(target, outcome.drawn)
         except AndonError as error:
             self._tell(f"inspected, but without a heat map: {error}")
 
-    def place(self, frame: Frame) -> Path:
-        """The name of a frame's picture: the path of its file, or time, number and part."""
+
+def placed(below: Path | None) -> Callable[[Frame], Path]:
+    """Names the pictures of frames: by the path of a file below a folder, or by time, number and part."""
+
+    def place(frame: Frame) -> Path:
         if isinstance(frame.content, str | Path):
             path = Path(frame.content)
-            inside = self._below is not None and path.is_relative_to(self._below)
-            shown = path.relative_to(self._below) if inside and self._below else Path(path.name)
+            shown = path.relative_to(below) if below and path.is_relative_to(below) else Path(path.name)
             return shown.with_name(f"{shown.name}.png")
         part = re.sub(r"[^\w-]", "_", frame.part)[:60]
         return Path(f"{frame.time:%Y%m%dT%H%M%S.%f} {frame.number:06} {part}".strip() + ".png")
+
+    return place
 
 
 _ALARMS = (Verdict.REVIEW, Verdict.REJECT)
