@@ -472,7 +472,7 @@ def test_a_side_without_a_part_is_told_before_the_fit(tmp_path: Path, spoilt: st
 def test_good_images_that_show_nothing_give_no_reference(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{i}.png", np.full((SIDE, SIDE, 1), 90 + i, np.uint8)) for i in range(3)]
     with pytest.raises(DatasetError, match="the good images show nothing to register by") as caught:
-        references.choose({path: image.read(path).digest for path in paths}, Register(), silent)
+        references.choose({path: image.read(path).digest for path in paths}, Register(), image.read_again, silent)
     assert "Name another" not in str(caught.value) and "leave geometry.registration out" in str(caught.value)
 
 

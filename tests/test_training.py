@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 
 from andon import Inspector
 from andon.bundle import Bundle
+from andon.data import whole
 from andon.detectors.memory_bank import MemoryBank
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError, TrainingError
+from andon.geometry.registration import Register
 from andon.inspection import Pixels, Scores
 from andon.pictures import image
 from andon.recipe import Data, Recipe, Split
@@ -85,6 +88,34 @@ def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, monkey
     monkeypatch.setattr(image, "decode", decode)
     training.train(good, tmp_path / "a.andon", **FAST)
     assert len(decoded) == len(set(decoded)) == len(list(good.iterdir()))
+
+
+@pytest.mark.parametrize("kind", ["registered", "16 bits", "light"])
+@pytest.mark.parametrize("room", [True, False])
+def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
+    kind: str, room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(20):
+        save(tmp_path / "good" / f"{seed}.png", part(seed) if kind != "16 bits" else part(seed, depth=16) // 16)
+    recipe = training.compose(tmp_path / "good", **FAST)
+    if kind == "registered":
+        recipe = recipe.registering(Register(max_rotation=5))
+    if kind == "light":
+        recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"light": "gain"})})
+    decoded: list[str] = []
+    original = image.decode
+
+    def decode(data: bytes, header: Any, name: str) -> Any:
+        decoded.append(name)
+        return original(data, header, name)
+
+    monkeypatch.setattr(image, "decode", decode)
+    if not room:
+        monkeypatch.setattr(whole.Pictures, "keep", lambda *_: None)
+    training.train(recipe, tmp_path / "a.andon")
+    times = Counter(name for name in decoded if "good" in name)
+    again = [name for name, count in times.items() if count > 1]
+    assert len(times) == 20 and len(again) == (20 if not room else 1 if kind == "registered" else 0)  # the reference
 
 
 def test_tiles_beyond_the_budget_are_an_error(good: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The picture that parts are registered to: the recipe's, or the good image that is most like all others."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,7 +10,7 @@ from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
 from andon.geometry.registration import LEAST, Reference, Register
 from andon.inspection import Registration
 from andon.pictures import image
-from andon.pictures.image import Input
+from andon.pictures.image import Image, Input
 from andon.progress import Progress
 from andon.recipe import Recipe
 
@@ -29,17 +29,19 @@ def given(recipe: Recipe) -> Reference | None:
         raise RecipeError(f"recipe: geometry.registration.reference: {error}") from None
 
 
-def choose(known: Mapping[Path, str], settings: Register, progress: Progress) -> Reference:
+def choose(
+    known: Mapping[Path, str], settings: Register, read: Callable[[Path, str], Image], progress: Progress
+) -> Reference:
     """Take the image with the highest sum of correlations with the others, on small gray versions.
 
-    `known`: path → digest of images that were read before. ImageError when one has changed since; DatasetError when
-    even the image that is chosen shows nothing.
+    `known`: path → digest of images that were read before; `read` gives them again. ImageError when one has changed
+    since; DatasetError when even the image that is chosen shows nothing.
     """
     paths = list(known)
     small = []
     for done, path in enumerate(paths):
         progress("choosing reference", done, len(paths))
-        pixels = image.read_again(path, known[path]).pixels
+        pixels = read(path, known[path]).pixels
         shrunk = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
         gray = shrunk.reshape(THUMBNAIL**2, -1).astype(np.float32).mean(axis=1)
         gray -= gray.mean()
@@ -47,7 +49,7 @@ def choose(known: Mapping[Path, str], settings: Register, progress: Progress) ->
     progress("choosing reference", len(paths), len(paths))
     each = np.stack(small)
     path = paths[int((each @ each.sum(axis=0)).argmax())]
-    likest = image.read_again(path, known[path])
+    likest = read(path, known[path])
     try:
         return Reference.of(likest, settings)
     except ImageError:

@@ -13,23 +13,21 @@ from numpy.typing import NDArray
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Slot, Store
+from andon.data.whole import Pictures, light_of
 from andon.detector import Defects, Labelled
 from andon.errors import DatasetError, ImageError, RecipeError, few
 from andon.geometry import tiling, views
 from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place
 from andon.geometry.views import Geometry, Mask, Placement
-from andon.inspection import Array, Pixels, Registration
+from andon.inspection import Pixels, Registration
 from andon.pictures import appearance, image
-from andon.pictures import light as lights
 from andon.pictures.appearance import Appearance
 from andon.pictures.image import Image, Input
-from andon.pictures.light import Kind, Light
+from andon.pictures.light import Light
 from andon.progress import Progress
 from andon.recipe import InputRule, Recipe
 
-LIT = 100  # pictures from which the light is learnt
-SIZED = 50  # pictures whose sizes are looked at to shape the detector's input
 SIDE = 420  # pixels, the longer side of a thumbnail
 
 Tell = Callable[[str], None]
@@ -63,6 +61,7 @@ class Survey(NamedTuple):
     samples: list[Sample]  # those that can be used
     rule: Input
     store: Store
+    pictures: Pictures
     kept: dict[Path, _Kept]  # image → what is kept of it; none before there is a reference, where parts are registered
     digests: dict[Path, str]  # image → SHA-256 of its file
     skipped: list[str]  # why the others cannot be used
@@ -211,18 +210,20 @@ def look_over(
     known: Mapping[Path, str] = MappingProxyType({}),
     maximum: int | None = None,
     light: Light | None = None,
+    pictures: Pictures | None = None,
 ) -> Survey:
     """Decode every good image once, into the store: which can be used, and what they agree on.
 
     Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
     that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
-    to `maximum`, or up to the recipe's. Where neither is given and they turn out to use a smaller range, the images are
-    looked over again.
+    to `maximum`, or up to the recipe's; where neither is given there are tiles only once their range is known. Until
+    then whole `pictures` are kept, so that none is decoded again as long as there is room.
     """
+    pictures = pictures or Pictures(store)
     if maximum is None and recipe.input.maximum != "auto":
         maximum = recipe.input.maximum
     if recipe.input.light != "as is" and light is None:
-        light = _light(good, recipe.input.light, maximum)
+        light = light_of(good, recipe.input.light, maximum, pictures)
     highest = bits = 0
     early = recipe.geometry.registration is not None and registered_to is None
     found: dict[Path, Registration] = {}
@@ -238,11 +239,13 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.read_again(path, known[path]) if path in known else image.read(path)
-            read = image.scaled(read, maximum)
+            read = image.scaled(pictures.read(path, known.get(path, "")), maximum)
+            soon = early or (read.pixels.dtype == np.uint16 and maximum is None)  # its tiles are not cut yet
+            if soon:
+                pictures.keep(path, read)
             most, used = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
             read = image.evened(read, light)
-            prepared = None if early else prepare(sample, read, recipe.geometry, registered_to)
+            prepared = None if soon else prepare(sample, read, recipe.geometry, registered_to)
         except ImageError as error:
             skipped.append(str(error))
             if isinstance(error, NotFound):
@@ -267,36 +270,12 @@ def look_over(
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
     rule = _declared(image.agree(inputs), recipe.input)
     if rule.depth == 16 and maximum is None:
-        maximum = image.in_use(highest, bits)
-        if maximum:
-            store.clear()  # of the unscaled tiles
-            return look_over(good, recipe, store, progress, registered_to, digests, maximum)
+        maximum = image.in_use(highest, bits) or 65535
+        return look_over(good, recipe, store, progress, registered_to, digests, maximum, pictures=pictures)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
     rule = rule.model_copy(update={"light": light})
-    return Survey(usable, rule, store, kept, digests, skipped, registered_to, found, share)
-
-
-def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
-    """The recipe with the shape of the detector's input spelled out, by the sizes of up to `SIZED` good images."""
-    frames: list[tuple[int, int]] = []
-    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), SIZED)).astype(int)):
-        try:
-            frames.append(image.shape(good[i].path))
-        except ImageError:
-            continue  # the survey says so
-    return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
-
-
-def _light(good: Sequence[Sample], kind: Kind, maximum: int | None) -> Light | None:
-    """Learn the light of up to `LIT` good images; None where none can be used, which the survey says."""
-    grids: list[Array] = []
-    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), LIT)).astype(int)):
-        try:
-            grids.append(lights.grid(image.scaled(image.read(good[i].path), maximum).pixels))
-        except ImageError:
-            continue
-    return Light.learn(kind, grids) if grids else None
+    return Survey(usable, rule, store, pictures, kept, digests, skipped, registered_to, found, share)
 
 
 def _declared(found: Input, rule: InputRule) -> Input:
@@ -329,12 +308,16 @@ def registered(
     settings = recipe.geometry.registration
     assert settings is not None
     known = before.digests
-    chosen = given or reference.choose({s.path: known[s.path] for s in fit_on}, settings, progress)
+    chosen = given or reference.choose(
+        {s.path: known[s.path] for s in fit_on}, settings, before.pictures.read, progress
+    )
     chosen = reference.fitting(chosen, before.rule)
     recipe = recipe.model_copy(update={"geometry": recipe.geometry.shaped([chosen.frame])})
     both = list(dict.fromkeys([*fit_on, *calibrate_on]))
     rule = before.rule
-    survey = look_over(both, recipe, before.store, progress, chosen, known, rule.maximum or 65535, rule.light)
+    survey = look_over(
+        both, recipe, before.store, progress, chosen, known, rule.maximum or 65535, rule.light, before.pictures
+    )
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})

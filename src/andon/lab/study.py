@@ -219,7 +219,7 @@ def _tiles(
     registered_to = reference.given(recipe)
     if settings is not None:
         survey = look_over(training, recipe, store, progress)
-        registered_to = registered_to or reference.choose(survey.digests, settings, progress)
+        registered_to = registered_to or reference.choose(survey.digests, settings, survey.pictures.read, progress)
         registered_to = reference.fitting(registered_to, survey.rule)
     survey = look_over(samples, recipe, store, progress, registered_to)
     for reason in survey.skipped:

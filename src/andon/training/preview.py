@@ -62,7 +62,8 @@ def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Re
     learnt = good
     if not calibrating.crosses(recipe, good):
         learnt, _ = dataset.split_good(good, recipe.split.calibrate, recipe.seed)
-    return reference.choose(look_over(learnt, recipe, Store(), progress).digests, settings, progress)
+    survey = look_over(learnt, recipe, Store(), progress)
+    return reference.choose(survey.digests, settings, survey.pictures.read, progress)
 
 
 def _one(sample: Sample, settings: Geometry, registered_to: Reference | None, warn: Tell) -> tuple[Picture, str]:

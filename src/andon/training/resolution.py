@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from andon.data.check import Finding
 from andon.data.dataset import Sample
-from andon.data.survey import shaped
+from andon.data.whole import shaped
 from andon.errors import ImageError, RecipeError
 from andon.geometry import tiling
 from andon.geometry.views import STEP, Geometry

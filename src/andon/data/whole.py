@@ -1,0 +1,63 @@
+"""Whole pictures of a training, before they are cut: kept while they are needed, their shape and their light."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from andon.data.dataset import Sample
+from andon.data.store import Slot, Store
+from andon.errors import ImageError
+from andon.inspection import Array
+from andon.pictures import image, light
+from andon.pictures.image import Image
+from andon.pictures.light import Kind, Light
+from andon.recipe import Recipe
+
+LIT = 100  # pictures from which the light is learnt
+SIZED = 50  # pictures whose sizes are looked at to shape the detector's input
+
+
+class Pictures:
+    """Whole pictures, by path: kept in half of the store while there is room, else read from their files again."""
+
+    def __init__(self, store: Store) -> None:
+        """Keep none yet."""
+        self._store = store
+        self._kept: dict[Path, tuple[Image, Slot]] = {}
+
+    def read(self, path: Path, digest: str = "") -> Image:
+        """Return a picture. ImageError as `image.read`, and when its file is read again and has changed."""
+        if path in self._kept:
+            bare, slot = self._kept[path]
+            return bare._replace(pixels=self._store[slot])
+        return image.read_again(path, digest) if digest else image.read(path)
+
+    def keep(self, path: Path, read: Image) -> None:
+        """Keep a picture, if there is room."""
+        if path not in self._kept and 2 * (self._store.size + read.pixels.nbytes) <= self._store.megabytes * 1_000_000:
+            self._kept[path] = read._replace(pixels=read.pixels[:0]), self._store.put(read.pixels)
+
+
+def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
+    """The recipe with the shape of the detector's input spelled out, by the sizes of up to `SIZED` good images."""
+    frames: list[tuple[int, int]] = []
+    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), SIZED)).astype(int)):
+        try:
+            frames.append(image.shape(good[i].path))
+        except ImageError:
+            continue  # the survey says so
+    return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
+
+
+def light_of(good: Sequence[Sample], kind: Kind, maximum: int | None, pictures: Pictures) -> Light | None:
+    """Learn the light of up to `LIT` good images; None where none can be used, which the survey says."""
+    grids: list[Array] = []
+    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), LIT)).astype(int)):
+        try:
+            read = pictures.read(good[i].path)
+            grids.append(light.grid(image.scaled(read, maximum).pixels))
+            pictures.keep(good[i].path, read)
+        except ImageError:
+            continue
+    return Light.learn(kind, grids) if grids else None
