@@ -217,7 +217,8 @@ def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
         ([(900, 900)], 256, (256, 256)),
         ([(480, 640)], 256, (224, 288)),
         ([(1, 1000)], 256, (64, 1024)),  # no side is below 64
-        ([(300, 300), (200, 400), (200, 400)], 256, (192, 352)),  # the median aspect
+        ([(200, 400)] * 9 + [(300, 300)], 256, (192, 352)),  # most agree
+        ([(300, 300), (200, 400), (200, 400)], 256, (256, 256)),  # they do not
     ],
 )
 def test_the_input_takes_the_aspect_of_the_pictures(

@@ -7,6 +7,7 @@ from it or be disturbed by it. It becomes either one tile, resized (`tiles = fal
 """
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -25,6 +26,7 @@ from andon.pictures import image
 
 FAR = 1e6  # pixels: no corner of a polygon lies farther out
 SIZE, LEAST_SIDE, STEP = 256, 64, 32  # pixels: usual side of the detector's input, its least, what divides all
+AGREE, AGREEING = 0.1, 0.9  # pictures agree on an aspect when this share lies within this of its logarithm
 SMALL = 0.01  # share of the picture: a smaller inspected part is taken for a mistake
 EMBEDDED = "data:image/png;base64,"
 
@@ -121,7 +123,7 @@ class Geometry(BaseModel):
 
     # the detector's input has size² pixels; if not given, the detector's preset says how many
     size: Annotated[int | None, Field(ge=LEAST_SIDE, le=4096, multiple_of=STEP)] = None
-    # free: the input takes the aspect of the pictures; else it is square. stretch: they are squeezed into it; keep: the
+    # free: the input takes the aspect that the pictures share; else it is square. stretch: they are squeezed into it; keep: the
     # longer side fits, the edge is repeated around it
     aspect: Literal["free", "stretch", "keep"] = "free"
     # height and width of the detector's input; found from size and the good pictures where aspect is free
@@ -158,7 +160,8 @@ class Geometry(BaseModel):
     def shaped(self, frames: Sequence[tuple[int, int]]) -> Self:
         """The geometry with the shape of its input spelled out, for pictures (h, w) of these sizes.
 
-        Where they differ, the input has their median aspect, and others are stretched to it. A crop is one size.
+        Where they do not agree on an aspect, the input is square: a few long pictures would squeeze all others. A crop is
+        one size.
         """
         if self.aspect != "free" or self.tiles or self.shape:
             return self
@@ -166,7 +169,10 @@ class Geometry(BaseModel):
             frames = [(self.crop[3], self.crop[2])]
         size = self.size or SIZE
         longest = (size / LEAST_SIDE) ** 2  # of a picture whose input is LEAST_SIDE wide
-        root = float(np.exp(np.median([np.log(np.clip(h / w, 1 / longest, longest)) for h, w in frames]) / 2))
+        aspects = np.log([np.clip(h / w, 1 / longest, longest) for h, w in frames])
+        middle = float(np.median(aspects))
+        agree = np.mean(np.abs(aspects - middle) < AGREE) >= AGREEING
+        root = math.exp(middle / 2) if agree else 1.0
         height, width = (STEP * round(size * factor / STEP) for factor in (root, 1 / root))
         return self.model_copy(update={"shape": (height, width)})
 
