@@ -123,8 +123,8 @@ class Geometry(BaseModel):
 
     # the detector's input has size² pixels; if not given, the detector's preset says how many
     size: Annotated[int | None, Field(ge=LEAST_SIDE, le=4096, multiple_of=STEP)] = None
-    # free: the input takes the aspect that the pictures share; else it is square. stretch: they are squeezed into it; keep: the
-    # longer side fits, the edge is repeated around it
+    # free: the input takes the aspect that the pictures share; else it is square. stretch: they are squeezed into it;
+    # keep: the longer side fits, the edge is repeated around it
     aspect: Literal["free", "stretch", "keep"] = "free"
     # height and width of the detector's input; found from size and the good pictures where aspect is free
     shape: Annotated[tuple[Side, Side] | None, Field(strict=False)] = None
