@@ -160,8 +160,8 @@ class Geometry(BaseModel):
     def shaped(self, frames: Sequence[tuple[int, int]]) -> Self:
         """The geometry with the shape of its input spelled out, for pictures (h, w) of these sizes.
 
-        Where they do not agree on an aspect, the input is square: a few long pictures would squeeze all others. A crop is
-        one size.
+        Where they do not agree on an aspect, the input is square: a few long pictures would squeeze all others. A crop
+        has one size.
         """
         if self.aspect != "free" or self.tiles or self.shape:
             return self
