@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from andon.binomial import long_run
+from andon.errors import counted
 from andon.inspection import Thresholds, Verdict
 from andon.pictures.appearance import Usual
 from andon.recipe import Decision
@@ -269,7 +270,7 @@ class Calibration(BaseModel):
             return f"{name}: the threshold {threshold:g} was set by hand; no rate is promised for it."
         n, unit = self.parts, decision.per
         noun = "image" if self.images == n and unit == "image" else "part"
-        units = f"{n} held-out good {noun}{'s' * (n != 1)}"
+        units = counted(n, f"held-out good {noun}")
         if self.images != n:
             units += f" ({self.images} images)"
         whose = "good parts, each by its worst image" if unit == "part" else "good images"

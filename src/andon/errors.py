@@ -45,6 +45,12 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} '{name}'. {hint}"
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun, in the plural unless it is one: 2 images, 2 images of defects."""
+    head, of, rest = noun.partition(" of ")
+    return f"{count} {head}{'s' * (count != 1)}{of}{rest}"
+
+
 def few(names: Sequence[str], most: int = 3) -> str:
     """List the first names of many for a sentence."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from andon.cli.options import AsJson, BundleFile, EngineName, Good, Groups, Quiet, Threads, progress_bars
-from andon.errors import DatasetError
+from andon.errors import DatasetError, counted
 
 if TYPE_CHECKING:
     from andon.bundle import Bundle
@@ -92,7 +92,10 @@ def inspect(
         progress("inspecting", len(paths), len(paths))
     if len(paths) > 1 and not quiet and not as_json:
         summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        print(f"{len(paths)} images: {summary or 'none inspected'}" + (f"; {len(failures)} failed" if failures else ""))
+        print(
+            f"{counted(len(paths), 'image')}: {summary or 'none inspected'}"
+            + (f"; {len(failures)} failed" if failures else "")
+        )
     if failures or failed(fail_on, counts):
         raise typer.Exit(1)
 
@@ -271,8 +274,8 @@ def line(found: "Inspection") -> str:
     notes = f"  ({'; '.join(found.notes)})" if found.notes else ""
     if found.verdict == "INVALID":
         return f"INVALID {found.source}{notes}"
-    n, regions = len(found.regions), found.regions
-    where = f"  {n} region{'s' * (n != 1)}, worst at {list(regions[0].peak_at)}" if regions else ""
+    regions = found.regions
+    where = f"  {counted(len(regions), 'region')}, worst at {list(regions[0].peak_at)}" if regions else ""
     return f"{found.verdict:<7} score {found.score:<8.4g} p {found.p_value:<7.3g} {found.source}{where}{notes}"
 
 

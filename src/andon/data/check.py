@@ -15,7 +15,7 @@ from andon import files
 from andon.data import masks
 from andon.data.dataset import ENOUGH, Dataset, Sample
 from andon.data.labelling import LISTED
-from andon.errors import ImageError
+from andon.errors import ImageError, counted
 from andon.inspection import Array
 from andon.pictures import image
 from andon.pictures.headers import header
@@ -71,7 +71,7 @@ class Report:
         """The report for people; long lists are cut, and are whole in `record`."""
         total = sum(n for split in self.counts.values() for n in split.values())
         layout = "train and test" if self.layout == "mvtec" else "plain folder"
-        lines = [f"{self.root}: {total} images ({layout})"]
+        lines = [f"{self.root}: {counted(total, 'image')} ({layout})"]
         for split, labels in self.counts.items():
             lines.append(
                 f"  {split or 'images':8} " + ", ".join(f"{label or 'good'} {n}" for label, n in labels.items())
@@ -92,7 +92,7 @@ class Report:
             if len(finding.files) > 5:
                 lines.append(f"    … and {len(finding.files) - 5} more")
         counts = Counter(finding.severity for finding in self.findings)
-        lines.append(", ".join(f"{counts[s]} {s}{'s' * (counts[s] != 1)}" for s in ("error", "warning", "note")))
+        lines.append(", ".join(counted(counts[s], s) for s in ("error", "warning", "note")))
         return "\n".join(lines)
 
 
@@ -366,7 +366,7 @@ def _kind(s: Seen) -> str:
 
 
 def _n(items: Sized, noun: str = "image") -> str:
-    return f"{len(items)} {noun}{'s' * (len(items) != 1)}"
+    return counted(len(items), noun)
 
 
 def _alone(data: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], ...]:

@@ -15,7 +15,7 @@ from andon import files
 from andon.data import folders, labelling, masks
 from andon.data.folders import Names, plain
 from andon.data.labelling import LISTED, listed
-from andon.errors import DatasetError, few
+from andon.errors import DatasetError, counted, few
 
 ENOUGH = 8  # images: below it a calibration promises next to nothing
 
@@ -92,7 +92,7 @@ class Dataset:
             problems.append(("warning", "mask-missing", message, missing))
         if strays := [path.relative_to(self.root).as_posix() for path in self.stray_masks]:
             message = (
-                f"{len(strays)} mask{'s' * (len(strays) > 1)} without an image of a defect, or with several that fit; "
+                f"{counted(len(strays), 'mask')} without an image of a defect, or with several that fit; "
                 "not used. Name each like its image, in a folder like its image's, or remove them:"
             )
             problems.append(("warning", "mask-without-image", message, strays))
@@ -338,7 +338,7 @@ def _shuffled(samples: Sequence[Sample], seed: int) -> list[str]:
     groups = sorted({sample.group for sample in samples})
     if len(groups) < 2:
         raise DatasetError(
-            f"{len(samples)} good images in {len(groups)} groups; a group to learn from and one to calibrate on are "
+            f"{counted(len(samples), 'good image')} in {counted(len(groups), 'group')}; a group to learn from and one to calibrate on are "
             f"the least, and {ENOUGH} images or more are advised. Copies of one file count as one group. "
             "Add images, or give finer groups."
         )

@@ -15,7 +15,7 @@ from andon import files
 from andon.calibration import percent
 from andon.data import masks
 from andon.data.dataset import Dataset, Sample
-from andon.errors import DatasetError, ImageError, few
+from andon.errors import DatasetError, ImageError, counted, few
 from andon.evaluate import crude, metrics, seeing
 from andon.evaluate.deciding import ALARMS, decision_figures, escapes, in_words, promised_unit, rate_of
 from andon.evaluate.metrics import PixelMetrics
@@ -98,7 +98,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     samples = [s for s in chosen if s.defect]
     if not samples:
         raise DatasetError(
-            f"{dataset.root}: {len(chosen)} images, none labelled. Expected a folder 'good' beside folders of defects."
+            f"{dataset.root}: {counted(len(chosen), 'image')}, none labelled. Expected a folder 'good' beside folders of defects."
         )
     found = _inspect(inspector, dataset, samples, progress, workers)
     rows, good = found.rows, [row for row in found.rows if row.good]
@@ -249,7 +249,7 @@ def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[
     ):
         if how in gray:
             names = [Path(name).relative_to(dataset.root).as_posix() for name in gray[how]]
-            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {few(names)}")
+            said.append(f"{counted(len(names), 'mask')} {words} {few(names)}")
     return said
 
 

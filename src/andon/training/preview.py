@@ -10,7 +10,7 @@ from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Store
 from andon.data.survey import Tell, look_over
-from andon.errors import DatasetError, ImageError, RecipeError
+from andon.errors import DatasetError, ImageError, RecipeError, counted
 from andon.geometry import tiling, views
 from andon.geometry.registration import Reference
 from andon.geometry.views import Geometry, View
@@ -95,7 +95,7 @@ def _one(sample: Sample, settings: Geometry, registered_to: Reference | None, wa
         _draw(picture, [_placed(_box(0, 0, w, h), view, scale)], VIEW, 2)
     found = view.registration
     where = f", {found.angle:.1f} deg, quality {found.quality:.2f}" if found else ""
-    return picture, f"{name}: {view.share:.1%} in {len(places)} tile{'s' * (len(places) > 1)}{where}"
+    return picture, f"{name}: {view.share:.1%} in {counted(len(places), 'tile')}{where}"
 
 
 def _box(x: int, y: int, width: int, height: int) -> Array:

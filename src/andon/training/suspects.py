@@ -84,7 +84,7 @@ def findings(judged: Sequence[Judged], data: Dataset) -> list[Finding]:
         return []
     message = (
         f"{len(names)} good image{'s look like defects' if len(names) > 1 else ' looks like a defect'}. Look at "
-        "suspects.jpg, which --out DIR writes, and move those that are defective out of the good folder:"
+        "suspects.jpg, which andon check writes with --out, and move those that are defective out of the good folder:"
     )
     return [Finding("warning", "suspect", message, names)]
 

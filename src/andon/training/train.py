@@ -19,7 +19,7 @@ from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, ch
 from andon.data.whole import shaped
 from andon.detector import REQUIRED, Detector, Run
 from andon.engines.runtime import Runtime
-from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, unknown
+from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, counted, unknown
 from andon.geometry.views import SIZE
 from andon.inspection import Pixels, Scorer
 from andon.progress import Overall, Progress, silent
@@ -122,7 +122,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     tell(resolution.sentence(frame, recipe.geometry, model.stride))
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, store, warn, survey.reference)
     if defects.digests:
-        tell(f"{len(defects.digests)} images of defects to learn from")
+        tell(f"{counted(len(defects.digests), 'image of defects')} to learn from")
 
     def tiles_of(samples: Sequence[Sample]) -> GoodTiles:
         return GoodTiles(samples, survey, recipe.geometry, defects if learnt else None)
@@ -277,7 +277,7 @@ def _divided(data: Dataset, recipe: Recipe, store: Store, progress: Progress, te
     tell(f"{survey.share:.1%} of each picture is inspected")
     folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
     how = f"held out for calibration in turn, in {len(folds)} folds" if crossed else "held out for calibration"
-    tell(f"{len(fit_on)} good images to learn from, {len(calibrate_on)} {how}")
+    tell(f"{counted(len(fit_on), 'good image')} to learn from, {len(calibrate_on)} {how}")
     return _Sides(survey, recipe, fit_on, folds, crossed, skipped)
 
 
@@ -299,7 +299,7 @@ def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Te
     if defective and need == "none":
         folders = ", ".join(sorted({sample.defect for sample in defective}))
         warn(
-            f"left out: {len(defective)} images, taken as defects by their folders: {folders}. {model.name} learns "
+            f"left out: {counted(len(defective), 'image')}, taken as defects by their folders: {folders}. {model.name} learns "
             f"from good parts only{by_settings}; if they are good, move them into the folder of good images."
         )
     taken = [s for s in defective if need == "images" or (need != "none" and s.mask)]

@@ -146,8 +146,8 @@ class MemoryBank(NumpyDetector):
             sample = np.random.default_rng(0).random((rows, each.stage.channels), dtype=np.float32)
             start = time.perf_counter()
             approach(np.zeros(rows, np.float32), sample, np.zeros(rows, np.float32), sample[:BLOCK])
-            # The coreset takes about twice the time of comparing all rows with all memories, credit twice that.
-            seconds += 6 * (time.perf_counter() - start) / BLOCK * min(self.config.bank, rows)
+            # Coreset and credit take about twice the time of comparing all rows with all memories.
+            seconds += 2 * (time.perf_counter() - start) / BLOCK * min(self.config.bank, rows)
             floats += rows * (3 * each.stage.channels + 3)
         area = len(batch) * tiles.shape[0] * tiles.shape[1]
         return Forecast(seconds, 4 * (floats + 60 * area) / 1e6)  # activations: about 60 floats a pixel
