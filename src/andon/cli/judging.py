@@ -92,10 +92,8 @@ def inspect(
         progress("inspecting", len(paths), len(paths))
     if len(paths) > 1 and not quiet and not as_json:
         summary = ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
-        print(
-            f"{counted(len(paths), 'image')}: {summary or 'none inspected'}"
-            + (f"; {len(failures)} failed" if failures else "")
-        )
+        also = f"; {len(failures)} failed" if failures else ""
+        print(f"{counted(len(paths), 'image')}: {summary or 'none inspected'}{also}")
     if failures or failed(fail_on, counts):
         raise typer.Exit(1)
 

@@ -98,7 +98,8 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     samples = [s for s in chosen if s.defect]
     if not samples:
         raise DatasetError(
-            f"{dataset.root}: {counted(len(chosen), 'image')}, none labelled. Expected a folder 'good' beside folders of defects."
+            f"{dataset.root}: {counted(len(chosen), 'image')}, none labelled. Expected a folder 'good' beside "
+            "folders of defects."
         )
     found = _inspect(inspector, dataset, samples, progress, workers)
     rows, good = found.rows, [row for row in found.rows if row.good]

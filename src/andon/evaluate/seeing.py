@@ -105,8 +105,9 @@ def control(inspector: Inspecting, rows: Sequence[Row], progress: Progress) -> J
                 if area.mean() > SURROUNDED:
                     continue
                 areas.append(area)
-            elif areas:
-                area = _resized(areas[done % len(areas)], read.pixels.shape[:2])
+            elif areas:  # of all kinds and sizes alike
+                number = (done - len(masked)) * len(areas) // len(good)
+                area = _resized(areas[number], read.pixels.shape[:2])
             else:
                 break
         except ImageError:
