@@ -12,6 +12,7 @@ from andon.calibration import Calibration
 from andon.geometry.views import Geometry, embedded
 from andon.inspector import Inspector
 from andon.recipe import Decision
+from andon.training import train as training
 from conftest import part, save, scratched
 
 PAGE = Path(__file__).parents[1] / "docs" / "graph-elsewhere.md"
@@ -64,6 +65,17 @@ def test_it_gives_the_score_and_verdict_of_the_inspector(
         score, verdict = other.inspect(pixels)
         assert score == pytest.approx(found.score, rel=1e-5)
         assert verdict == found.verdict
+
+
+def test_it_takes_the_shape_of_an_input_that_is_not_square(parts: Path, elsewhere: Any, tmp_path: Path) -> None:
+    recipe = training.compose(parts, detector="variation", size=96)
+    geometry = recipe.geometry.model_copy(update={"crop": (0, 0, 96, 48)})
+    file = tmp_path / "wide.andon"
+    training.train(recipe.model_copy(update={"geometry": geometry}), file)
+    inspector, other = Inspector.load(file), elsewhere(file)
+    assert inspector.bundle.recipe.geometry.shape == (64, 128)
+    for pixels in (part(500), scratched(501)[0]):
+        assert other.inspect(pixels)[0] == pytest.approx(inspector.inspect(pixels).score, rel=1e-5)
 
 
 def test_it_reads_the_picture_of_a_region(bundle_file: Path, elsewhere: Any, tmp_path: Path) -> None:

@@ -339,8 +339,8 @@ def _shuffled(samples: Sequence[Sample], seed: int) -> list[str]:
     if len(groups) < 2:
         raise DatasetError(
             f"{counted(len(samples), 'good image')} in {counted(len(groups), 'group')}; a group to learn from and "
-            f"one to calibrate on are the least, and {ENOUGH} images or more are advised. Copies of one file count as one group. "
-            "Add images, or give finer groups."
+            f"one to calibrate on are the least, and {ENOUGH} images or more are advised. Copies of one file count as "
+            "one group. Add images, or give finer groups."
         )
     shuffled: list[str] = np.random.default_rng(seed).permutation(groups).tolist()
     return shuffled
