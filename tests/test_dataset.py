@@ -512,7 +512,7 @@ def test_copies_are_in_one_group(groups: str, digests: str, joined: str) -> None
 
 
 def test_the_split_needs_two_groups() -> None:
-    with pytest.raises(DatasetError, match=r"3 good images in 1 groups; .* and 8 images or more are advised."):
+    with pytest.raises(DatasetError, match=r"3 good images in 1 group; .* and 8 images or more are advised."):
         dataset.split_good(samples([1, 1, 1]), 0.2, seed=0)
 
 
