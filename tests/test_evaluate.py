@@ -13,9 +13,8 @@ from markupsafe import escape
 from andon.data import dataset
 from andon.errors import DatasetError, ImageError
 from andon.evaluate import metrics
-from andon.evaluate.evaluating import evaluate
+from andon.evaluate.evaluating import evaluate, read_mask
 from andon.evaluate.report import html
-from andon.evaluate.rows import read_mask
 from andon.recipe import Decision
 from fake_inspector import FakeInspector, paint, paint_set
 

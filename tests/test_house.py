@@ -44,7 +44,6 @@ ROOMS = [  # a module imports only from rooms before its own, and from its own
 NEEDS_LABELS = {
     "evaluate.metrics",
     "evaluate.crude",
-    "evaluate.seeing",
     "evaluate.evaluating",
     "evaluate.report",
     "evaluate.compare",

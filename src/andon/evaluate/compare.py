@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from andon.data.dataset import Dataset
 from andon.errors import AndonError, DatasetError
 from andon.evaluate import evaluating, metrics
-from andon.evaluate.evaluating import Evaluation
-from andon.evaluate.rows import Row
+from andon.evaluate.evaluating import Evaluation, Row
 from andon.inspector import Inspector
 from andon.progress import Progress, silent
 

@@ -14,8 +14,8 @@ from andon.engines import runtime
 from andon.errors import ImageError
 from andon.evaluate import metrics, plots
 from andon.evaluate.compare import RESAMPLES, Comparison, Difference
+from andon.evaluate.evaluating import Row
 from andon.evaluate.plots import COLOURS, Line
-from andon.evaluate.rows import Row
 from andon.geometry import tiling, views
 from andon.inspection import Verdict
 from andon.inspector import Inspector

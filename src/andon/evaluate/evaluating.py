@@ -7,25 +7,62 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from andon import files
-from andon.calibration import percent
+from andon.binomial import clopper_pearson
+from andon.calibration import Unit, percent
 from andon.data import masks
 from andon.data.dataset import Dataset, Sample
-from andon.errors import DatasetError, ImageError, counted, few
-from andon.evaluate import crude, metrics, seeing
-from andon.evaluate.deciding import ALARMS, decision_figures, escapes, in_words, promised_unit, rate_of
+from andon.errors import DatasetError, ImageError, few
+from andon.evaluate import crude, metrics
 from andon.evaluate.metrics import PixelMetrics
-from andon.evaluate.rows import Row, by_group
 from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
+from andon.pictures import image
 from andon.progress import Progress, silent
 from andon.streams.line import pictures, workers_of
 
 Json = dict[str, Any]
+ALARMS = {"review": (Verdict.REVIEW, Verdict.REJECT), "reject": (Verdict.REJECT,)}
+"""Which verdicts stop a part at each of the two thresholds."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One labelled image, inspected."""
+
+    path: Path
+    name: str  # path below the data set's root
+    defect: str  # good, or the type of defect
+    group: str
+    mask: Path | None
+    score: float
+    p_value: float
+    verdict: Verdict
+    regions: int
+    milliseconds: float
+    digest: str  # SHA-256 of the file
+
+    @property
+    def good(self) -> bool:
+        """Whether the label says good."""
+        return self.defect == "good"
+
+    def read(self) -> image.Image:
+        """The picture that was inspected. ImageError when its file is gone, or no longer the same."""
+        return image.read_again(self.path, self.digest)
+
+    def truth(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+        """The mask of the image of `shape` (H, W), where it has one that can be used; others are among the errors."""
+        try:
+            return read_mask(self.mask, shape) if self.mask else None
+        except ImageError:
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +89,9 @@ class Evaluation:
             )
         unit, decision = promised_unit(self.metrics)
         for name, decided in decision.items():
-            missed, stopped = decided["escapes"], decided["false_rejects"]
+            escapes, stopped = decided["escapes"], decided["false_rejects"]
             sentences.append(
-                f"At the {name} threshold {in_words(missed)} defective {unit} escape, "
+                f"At the {name} threshold {in_words(escapes)} defective {unit} escape, "
                 f"and {in_words(stopped)} good {unit} are stopped"
                 + (f"; {percent(decided['promised_rate'])} was promised." if decided["promised_rate"] else ".")
             )
@@ -69,7 +106,6 @@ class Evaluation:
             sentences.append(f"Pixel figures cannot be measured: {pixel['why']}.")
         else:
             sentences.append(f"Pixel AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro_30']:.4f}.")
-            sentences += seeing.sentences(self.metrics["hits"], self.metrics["control"])
         return [*sentences, *self.metrics["crude"]["sentences"]]
 
     def json(self) -> bytes:
@@ -98,8 +134,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     samples = [s for s in chosen if s.defect]
     if not samples:
         raise DatasetError(
-            f"{dataset.root}: {counted(len(chosen), 'image')}, none labelled. Expected a folder 'good' beside "
-            "folders of defects."
+            f"{dataset.root}: {len(chosen)} images, none labelled. Expected a folder 'good' beside folders of defects."
         )
     found = _inspect(inspector, dataset, samples, progress, workers)
     rows, good = found.rows, [row for row in found.rows if row.good]
@@ -125,8 +160,6 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         },
         "image": ranking,
         "pixel": {**_pixel_figures(found), "images": found.images},
-        "hits": rate_of([hit for each in found.hits.values() for hit in each]),
-        "control": seeing.control(inspector, rows, progress) if found.hits else seeing.NO_MASKS,
         "decision_per": inspector.decision.per,
         "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
         "groups": None,
@@ -155,9 +188,8 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         figures["defects"][kind] = {
             "n": len(those),
             **image_figures(those + good),
-            "escapes": {threshold: escapes(those, threshold) for threshold in ALARMS},
+            "escapes": {threshold: _escapes(those, threshold) for threshold in ALARMS},
             "pixel": _pixel_figures(found, kind),
-            "hits": rate_of(found.hits.get(kind, [])),
         }
     return Evaluation(inspector, tuple(rows), figures, tuple(found.errors))
 
@@ -168,7 +200,6 @@ class _Found(NamedTuple):
     invalid: dict[str, int]  # good, defective → images in which the part was not found
     pixel: PixelMetrics
     images: dict[str, int]  # good, masked, without_mask → images in the pixel figures, or left out of them
-    hits: dict[str, list[bool]]  # kind of defect → whether the map of each masked image peaks in the defect
     gray: dict[str, list[str]]  # binary, classes, gray, full → masks that were read so
 
 
@@ -178,7 +209,7 @@ def _inspect(
     masked = any(sample.mask for sample in samples)
     images = dict.fromkeys(("good", "masked", "without_mask"), 0)
     found = _Found(
-        [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}, {}
+        [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}
     )
     with closing(pictures(inspector, (sample.path for sample in samples), workers)) as outcomes:
         for done, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
@@ -224,7 +255,6 @@ def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
     mask = masks.read_sized(sample.mask, inspection.anomaly_map.shape)
     found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
     found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
-    found.hits.setdefault(sample.defect, []).append(seeing.hit(inspection.anomaly_map, mask.area))
     return "masked"
 
 
@@ -250,8 +280,26 @@ def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[
     ):
         if how in gray:
             names = [Path(name).relative_to(dataset.root).as_posix() for name in gray[how]]
-            said.append(f"{counted(len(names), 'mask')} {words} {few(names)}")
+            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {few(names)}")
     return said
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Read the mask of an image of `shape` (H, W) as `masks.read` does.
+
+    Errors: ImageError when it cannot be read, is of another size, marks nothing or is inverted.
+    """
+    return masks.read_sized(path, shape).area
+
+
+def by_group(rows: Sequence[Row]) -> list[Row]:
+    """One row a group (part, lot or session) and label, its image of the highest score standing for it."""
+    worst: dict[tuple[str, bool], Row] = {}
+    for row in rows:
+        key = (row.group, row.good)
+        if key not in worst or row.score > worst[key].score:
+            worst[key] = row
+    return list(worst.values())
 
 
 def image_figures(rows: Sequence[Row]) -> Json:
@@ -283,3 +331,70 @@ def _pixel_figures(found: _Found, kind: str | None = None) -> Json:
     measured = pixel.figures(kind, limits=(0.30, 0.05))
     values = (measured.auroc, measured.ap, measured.f1_max_oracle, *measured.aupro, measured.components)
     return dict(zip(names, values, strict=True))
+
+
+def decision_figures(inspector: Inspector, rows: Sequence[Row], unit: Unit) -> Json:
+    """Escapes and false rejects at the calibrated thresholds, beside what was promised.
+
+    The promise is null where another unit than the rows' is promised, or a threshold was set by hand.
+    """
+    decision, calibration = inspector.decision, inspector.calibration
+    asked = {
+        "review": (inspector.thresholds.review, decision.review_rate, decision.review_threshold),
+        "reject": (inspector.thresholds.reject, decision.reject_rate, decision.reject_threshold),
+    }
+    figures = {}
+    for name, (threshold, rate, by_hand) in asked.items():
+        stated = by_hand is None and unit == decision.per and math.isfinite(threshold)
+        promised = max(rate, calibration.supported_rate)
+        interval = list(calibration.long_run(promised, unit) or ()) or None if stated else None
+        figures[name] = {
+            "threshold": threshold if math.isfinite(threshold) else None,
+            "promised_rate": promised if stated else None,
+            "long_run": interval,
+            "by_hand": by_hand is not None,
+            "false_rejects": rate_of([row.verdict in ALARMS[name] for row in rows if row.good]),
+            "false_rejects_per_part": _share_of_parts(rows, name),
+            "escapes": _escapes(rows, name),
+        }
+    return figures
+
+
+def _share_of_parts(rows: Sequence[Row], threshold: str) -> Json:
+    """The mean over good parts of the share of their images that are stopped, with an interval that holds for parts.
+
+    The count is rounded down, so the lower end is a cautious one: Hoeffding, "Probability inequalities for sums of
+    bounded random variables", JASA 1963, bounds such a mean by a binomial.
+    """
+    stopped: dict[str, list[bool]] = {}
+    for row in rows:
+        if row.good:
+            stopped.setdefault(row.group, []).append(row.verdict in ALARMS[threshold])
+    total, n = sum(fmean(each) for each in stopped.values()), len(stopped)
+    interval = [clopper_pearson(math.floor(total + 1e-9), n)[0], clopper_pearson(math.ceil(total - 1e-9), n)[1]]
+    return {"count": total, "n": n, "rate": total / n if n else None, "interval": interval}
+
+
+def promised_unit(figures: Json) -> tuple[str, Json]:
+    """In which unit the promise is made and measured, images or parts, and the figures of the decision in it."""
+    if figures["groups"] and figures["decision_per"] == "part":
+        return "parts", figures["groups"]["decision"]
+    return "images", figures["decision"]
+
+
+def _escapes(rows: Sequence[Row], threshold: str) -> Json:
+    return rate_of([row.verdict not in ALARMS[threshold] for row in rows if not row.good])
+
+
+def rate_of(cases: Sequence[bool]) -> Json:
+    """A count as a rate, with its exact 95 % interval."""
+    k, n = sum(cases), len(cases)
+    return {"count": k, "n": n, "rate": k / n if n else None, "interval": list(clopper_pearson(k, n))}
+
+
+def in_words(rate: Json) -> str:
+    """Write a rate for people: the count, the percentage and its interval."""
+    if not rate["n"]:
+        return "0 of 0"
+    low, high = map(percent, rate["interval"])
+    return f"{rate['count']} of {rate['n']} ({percent(rate['rate'])}, 95 % interval {low} to {high})"

@@ -13,11 +13,9 @@ from andon import files, pages, render
 from andon.bundle import versions
 from andon.calibration import percent
 from andon.errors import ImageError
-from andon.evaluate import metrics, plots, seeing
-from andon.evaluate.deciding import in_words, promised_unit
-from andon.evaluate.evaluating import Evaluation
+from andon.evaluate import metrics, plots
+from andon.evaluate.evaluating import Evaluation, Row, in_words, promised_unit
 from andon.evaluate.plots import Band, Cut, Line, Mark
-from andon.evaluate.rows import Row
 from andon.inspection import Verdict
 from andon.inspector import Inspector
 
@@ -69,8 +67,6 @@ def html(evaluation: Evaluation, bundle: str = "") -> bytes:
         defects=sorted(evaluation.metrics["defects"].items(), key=lambda item: item[1]["auroc"] or 0),
         headline=headline(evaluation),
         broken_promises=broken_promises(evaluation),
-        seen=seeing.sentences(evaluation.metrics["hits"], evaluation.metrics["control"]),
-        mark=seeing.MARK if evaluation.metrics["control"]["marked"] else "",
         roc=Markup(roc_plot(evaluation)),
         histogram=Markup(histogram(evaluation)),
         galleries=galleries(evaluation),
@@ -94,8 +90,7 @@ def headline(evaluation: Evaluation) -> str:
         f"and {stopped['count']} of {stopped['n']} good {unit} are stopped."
     )
     if ranked["auroc"] is not None:
-        mark = seeing.MARK if evaluation.metrics["control"]["marked"] else ""
-        sentence += f" Image AUROC {ranked['auroc']:.4f}{mark}."
+        sentence += f" Image AUROC {ranked['auroc']:.4f}."
     review, reject = evaluation.inspector.thresholds[:2]
     limits = f"REVIEW above a score of {review:.4g}" + (f", REJECT above {reject:.4g}" if math.isfinite(reject) else "")
     return f"{sentence} Thresholds: {limits}."

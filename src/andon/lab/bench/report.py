@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from andon import files, pages
 from andon.errors import RecipeError
-from andon.evaluate import plots, seeing
+from andon.evaluate import plots
 from andon.evaluate.plots import COLOURS, Mark
 from andon.lab.bench import ranks, table
 from andon.lab.bench.ranks import Ranking
@@ -23,10 +23,7 @@ FIGURES = {
     "pixel_auroc": "Pixel AUROC",
     "aupro_30": "AUPRO to 30 % FPR",
     "aupro_05": "AUPRO to 5 % FPR",
-    "hit_rate": "Hit rate: defective images whose map peaks in the defect",
-    "control_auroc": "Control: image AUROC with the defects painted over; 50 is expected of a detector that sees them",
 }
-MARKED = "image_auroc"  # the figure whose cells are marked where the control is near it
 RATES = {
     "review_escape_rate": "Defective images that escape at the review threshold",
     "review_false_reject_rate": "Good images stopped at the review threshold",
@@ -75,10 +72,6 @@ class Results:
     def over_seeds(self, column: str, **of: Any) -> list[float]:
         """A column's values of one product, size and detector, one a seed."""
         return [row[column] for row in self.done(**of) if row[column] is not None]
-
-    def marked(self, product: str, size: int, detector: str) -> bool:
-        """Whether most of the image AUROC does not come from the defects, with any seed."""
-        return any(row["control_marked"] for row in self.done(product=product, size=size, detector=detector))
 
     def measurable(self, column: str, size: int) -> list[str]:
         """Products on which any detector has this figure: without masks there is none over pixels."""
@@ -152,9 +145,7 @@ def write(out: str | Path) -> Path:
 READING = (
     "Figures in per cent: mean ± standard deviation over seeds, and in brackets the number of seeds. "
     "Each detector learnt from good images alone; settings, epochs and thresholds come from the plan and from good "
-    "images. What was tuned on test data is labelled *oracle*. "
-    f"{seeing.MARK}: most of this figure remains when the annotated defects are painted over, so it measures something "
-    "else."
+    "images. What was tuned on test data is labelled *oracle*."
 )
 
 
@@ -176,11 +167,7 @@ def _figures(found: Results, columns: dict[str, str], words: str) -> list[Table]
             rows += [
                 [
                     p + suffix,
-                    *(
-                        text(found.over_seeds(column, product=p, size=size, detector=d))
-                        + (seeing.MARK if column == MARKED and found.marked(p, size, d) else "")
-                        for d in found.detectors
-                    ),
+                    *(text(found.over_seeds(column, product=p, size=size, detector=d)) for d in found.detectors),
                 ]
                 for p in products
             ]
