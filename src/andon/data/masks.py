@@ -48,6 +48,16 @@ def read(path: Path) -> Mask:
     return Mask(np.logical_or.reduce([part.area for part in parts]), max(how, key=("binary", "classes", "gray").index))
 
 
+def read_for(path: Path, shape: tuple[int, ...]) -> Mask:
+    """Read the mask of an image of `shape` (H, W). Errors: as `read`; ImageError when it is of another size."""
+    mask = read(path)
+    if mask.area.shape != shape[:2]:
+        height, width = mask.area.shape
+        sizes = f"mask of {width} × {height} pixels on an image of {shape[1]} × {shape[0]}"
+        raise ImageError(f"{path}: {sizes}. Expected one size; left out of the pixel figures.")
+    return mask
+
+
 def _one(path: Path) -> Mask:
     mask = marked(image.read(path).pixels)
     if not mask.area.any():
