@@ -212,6 +212,11 @@ def _hide(inspector: Inspecting, row: Labelled, area: Area | None, scores: _Scor
     return area
 
 
+def mark(figures: Json) -> str:
+    """What stands behind the image AUROC in a table: a sign where the control is near it."""
+    return f" {MARK}" if figures["control"] and figures["control"]["near"] else ""
+
+
 def sentences(figures: Json) -> list[str]:
     """Say for people where the maps peak, and whether the score comes from the defects; nothing without masks."""
     hits, control = figures["hits"], figures["control"]
