@@ -3,11 +3,13 @@
 import cv2
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from andon.data import dataset
 from andon.evaluate import control
 from andon.evaluate.control import MARK, grown, hit, margin, near, painted
 from andon.evaluate.evaluating import evaluate
+from andon.evaluate.report import html
 from fake_inspector import FakeInspector, paint_set
 
 SIDE = 120  # margin 2
@@ -150,6 +152,15 @@ def test_a_detector_of_the_defect_is_not_marked(lit):
     assert not any(MARK in sentence for sentence in figures.summary())
     assert figures.metrics["hits"]["count"] == figures.metrics["hits"]["n"] == 20
     assert "The heat map's peak lies inside the defect in 20 of 20 images" in " ".join(figures.summary())
+
+
+def test_the_report_says_it_in_words_and_marks_the_figure(lit):
+    page = html(evaluate(Background(), dataset.load(lit))).decode()
+    assert str(escape(control.NEAR)) in page
+    assert "control †" in page
+    page = html(evaluate(FakeInspector(), dataset.load(lit))).decode()
+    assert str(escape("The heat map's peak lies inside the defect in 20 of 20 images")) in page
+    assert "control †" not in page and str(escape(control.NEAR)) not in page
 
 
 def test_a_detector_of_paint_is_not_given_a_control(lit):
