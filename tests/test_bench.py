@@ -428,6 +428,29 @@ def test_report_shows_spread_published_figures_and_failures(finished: Path) -> N
     assert "<script" not in page
 
 
+def test_a_control_near_its_figure_is_marked_and_older_results_load(finished: Path) -> None:
+    control = {"auroc": 0.95, "auroc_interval": [0.9, 0.99], "plain": 1.0, "near": True}
+    hits = {"count": 3, "n": 10, "rate": 0.3, "interval": [0.07, 0.65]}
+    marked, older = sorted((finished / "cells/ring").rglob("*.json"))
+    for path, keys in ((marked, {"control": control, "hits": hits}), (older, {})):
+        found = json.loads(path.read_text())
+        kept = {key: value for key, value in found["metrics"].items() if key not in ("control", "hits")}
+        path.write_text(json.dumps({**found, "metrics": {**kept, **keys}}))
+    by_near = {row["control_near"]: row for row in table.rows(finished) if row["product"] == "ring"}
+    assert by_near.keys() == {True, None}
+    assert [by_near[True][key] for key in ("hit_rate", "hit_rate_high", "control_auroc")] == [0.3, 0.65, 0.95]
+    assert by_near[None]["hit_rate"] is None
+    table.parquet(finished)
+    report.write(finished)
+    lines = (finished / "results.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ring |")]
+    assert rows[0].count("†") == 1 and "100.00 (1) †" in rows[0]
+    assert all(row.count("†") == 1 for row in rows)
+    assert any("95.00 (1) †" in row for row in rows) and any("30.00 (1) †" in row for row in rows)
+    assert sum(line.startswith(f"| {by_near[True]['detector']} † |") for line in lines) == 1
+    assert "†" in (finished / "results.html").read_text()
+
+
 def test_commands(finished: Path, bench: Path) -> None:
     command = typer.testing.CliRunner()
     done = command.invoke(measuring.bench, [str(bench / "plan.toml"), "--out", str(finished), "--quiet"])

@@ -43,6 +43,7 @@ ROOMS = [  # a module imports only from rooms before its own, and from its own
 # crude tells whether light or focus alone separate good from defective test images, so it ranks them by their labels.
 NEEDS_LABELS = {
     "evaluate.metrics",
+    "evaluate.control",
     "evaluate.crude",
     "evaluate.evaluating",
     "evaluate.report",

@@ -104,6 +104,9 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report.html.")] = None,
     groups: Groups = None,
     good: Good = None,
+    control: Annotated[
+        bool, typer.Option(help="Where there are masks, inspect once more with the defects painted over.")
+    ] = True,
     as_json: AsJson = False,
     quiet: Quiet = False,
     engine: EngineName = "onnxruntime",
@@ -123,7 +126,7 @@ def evaluate(
     if out:
         files.prepare(out / "report.html")
     with progress_bars(quiet) as progress:
-        evaluation = evaluating.evaluate(inspector, labelled, progress, threads)
+        evaluation = evaluating.evaluate(inspector, labelled, progress, threads, hidden=control)
     if out:
         report.write(evaluation, out, bundle.name)
     if as_json:

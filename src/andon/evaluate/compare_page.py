@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from andon import files, pages, render
 from andon.engines import runtime
 from andon.errors import ImageError
-from andon.evaluate import metrics, plots
+from andon.evaluate import control, metrics, plots
 from andon.evaluate.compare import RESAMPLES, Comparison, Difference
 from andon.evaluate.evaluating import Row
 from andon.evaluate.plots import COLOURS, Line
@@ -95,6 +95,8 @@ def html(compared: Comparison) -> bytes:
         no_clouds=no_clouds,
         sections=sections(compared),
         colours=COLOURS,
+        mark=control.mark,
+        near=control.NEAR,
         errors=compared.errors,
     )
 

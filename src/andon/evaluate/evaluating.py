@@ -5,7 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from andon.calibration import Unit, percent
 from andon.data import masks
 from andon.data.dataset import Dataset, Sample
 from andon.errors import DatasetError, ImageError, few
-from andon.evaluate import crude, metrics
+from andon.evaluate import control, crude, metrics
 from andon.evaluate.metrics import PixelMetrics
 from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
@@ -47,6 +47,7 @@ class Row:
     regions: int
     milliseconds: float
     digest: str  # SHA-256 of the file
+    hit: bool | None = None  # whether the map peaks inside the mask; None without a mask that can tell
 
     @property
     def good(self) -> bool:
@@ -103,10 +104,11 @@ class Evaluation:
             sentences.append(f"Image AUROC {ranked['auroc']:.4f} (95 % interval {low:.4f} to {high:.4f}).")
         pixel = self.metrics["pixel"]
         if pixel["auroc"] is None:
-            sentences.append(f"Pixel figures cannot be measured: {pixel['why']}.")
+            also = "" if self.metrics["hits"]["n"] else ", the hit rate and the control"
+            sentences.append(f"Pixel figures{also} cannot be measured: {pixel['why']}.")
         else:
             sentences.append(f"Pixel AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro_30']:.4f}.")
-        return [*sentences, *self.metrics["crude"]["sentences"]]
+        return [*sentences, *control.sentences(self.metrics), *self.metrics["crude"]["sentences"]]
 
     def json(self) -> bytes:
         """The figures, for machines."""
@@ -123,8 +125,12 @@ class Evaluation:
         return lines.getvalue().encode(errors="backslashreplace")  # a name need not be valid Unicode
 
 
-def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent, workers: int = 1) -> Evaluation:
+def evaluate(
+    inspector: Inspector, dataset: Dataset, progress: Progress = silent, workers: int = 1, *, hidden: bool = True
+) -> Evaluation:
     """Inspect every labelled image and work out the figures: the test split where there is one, else all.
+
+    Where there are masks, `hidden` adds the control: images are inspected once more with their defects painted over.
 
     Images that cannot be read, and masks that cannot be used, are listed under `errors`; the run goes on. Several
     `workers` inspect at a time, 0: as many as a line has; then the time of an image holds what it waited for others.
@@ -140,7 +146,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
     rows, good = found.rows, [row for row in found.rows if row.good]
     if not rows:
         raise DatasetError(f"{dataset.root}: none of {len(samples)} images could be inspected. {found.errors[:1]}")
-    ranking = image_figures(rows)
+    ranking, masked = image_figures(rows), any(row.hit is not None for row in rows)
     figures: Json = {
         "bundle": {
             "product": inspector.recipe.product,
@@ -160,6 +166,8 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         },
         "image": ranking,
         "pixel": {**_pixel_figures(found), "images": found.images},
+        "hits": rate_of([row.hit for row in rows if row.hit is not None]),
+        "control": control.figures(inspector, rows, progress) if hidden and masked else None,
         "decision_per": inspector.decision.per,
         "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
         "groups": None,
@@ -188,6 +196,7 @@ def evaluate(inspector: Inspector, dataset: Dataset, progress: Progress = silent
         figures["defects"][kind] = {
             "n": len(those),
             **image_figures(those + good),
+            "hits": rate_of([row.hit for row in those if row.hit is not None]),
             "escapes": {threshold: _escapes(those, threshold) for threshold in ALARMS},
             "pixel": _pixel_figures(found, kind),
         }
@@ -254,6 +263,7 @@ def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
         return "without_mask"
     mask = masks.read_sized(sample.mask, inspection.anomaly_map.shape)
     found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
+    found.rows[-1] = replace(found.rows[-1], hit=control.hit(inspection.anomaly_map, mask.area))
     found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
     return "masked"
 

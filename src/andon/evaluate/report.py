@@ -13,7 +13,7 @@ from andon import files, pages, render
 from andon.bundle import versions
 from andon.calibration import percent
 from andon.errors import ImageError
-from andon.evaluate import metrics, plots
+from andon.evaluate import control, metrics, plots
 from andon.evaluate.evaluating import Evaluation, Row, in_words, promised_unit
 from andon.evaluate.plots import Band, Cut, Line, Mark
 from andon.inspection import Verdict
@@ -64,6 +64,10 @@ def html(evaluation: Evaluation, bundle: str = "") -> bytes:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=versions(),
         metrics=evaluation.metrics,
+        seen=[sentence for sentence in control.sentences(evaluation.metrics) if sentence != control.NEAR],
+        near=control.NEAR,
+        sign=control.MARK,
+        mark=control.mark(evaluation.metrics),
         defects=sorted(evaluation.metrics["defects"].items(), key=lambda item: item[1]["auroc"] or 0),
         headline=headline(evaluation),
         broken_promises=broken_promises(evaluation),

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from andon import files, pages
 from andon.errors import RecipeError
 from andon.evaluate import plots
+from andon.evaluate.control import MARK
 from andon.evaluate.plots import COLOURS, Mark
 from andon.lab.bench import ranks, table
 from andon.lab.bench.ranks import Ranking
@@ -23,6 +24,8 @@ FIGURES = {
     "pixel_auroc": "Pixel AUROC",
     "aupro_30": "AUPRO to 30 % FPR",
     "aupro_05": "AUPRO to 5 % FPR",
+    "hit_rate": "Hit rate: images whose heat map peaks inside the annotated defect",
+    "control_auroc": "Control: image AUROC with the annotated defects painted over",
 }
 RATES = {
     "review_escape_rate": "Defective images that escape at the review threshold",
@@ -76,6 +79,10 @@ class Results:
     def measurable(self, column: str, size: int) -> list[str]:
         """Products on which any detector has this figure: without masks there is none over pixels."""
         return [p for p in self.products if self.over_seeds(column, product=p, size=size)]
+
+    def mark(self, **of: Any) -> str:
+        """The sign of a detector whose control is near its image AUROC in any of these cells."""
+        return f" {MARK}" if any(row["control_near"] for row in self.done(**of)) else ""
 
     def over_products(self, column: str, size: int, detector: str, products: Sequence[str]) -> list[float]:
         """The mean over products, one a seed; only of seeds that every one of the products has."""
@@ -145,7 +152,9 @@ def write(out: str | Path) -> Path:
 READING = (
     "Figures in per cent: mean ± standard deviation over seeds, and in brackets the number of seeds. "
     "Each detector learnt from good images alone; settings, epochs and thresholds come from the plan and from good "
-    "images. What was tuned on test data is labelled *oracle*."
+    "images. What was tuned on test data is labelled *oracle*. "
+    f"{MARK} marks a detector whose control is near its image AUROC in some cell: at least half of what it has above "
+    "50 % is left with the annotated defects painted over, so it may measure light, focus or background."
 )
 
 
@@ -167,12 +176,19 @@ def _figures(found: Results, columns: dict[str, str], words: str) -> list[Table]
             rows += [
                 [
                     p + suffix,
-                    *(text(found.over_seeds(column, product=p, size=size, detector=d)) for d in found.detectors),
+                    *(
+                        text(found.over_seeds(column, product=p, size=size, detector=d))
+                        + found.mark(product=p, size=size, detector=d)
+                        for d in found.detectors
+                    ),
                 ]
                 for p in products
             ]
             if len(products) > 1:
-                means = (text(found.over_products(column, size, d, products)) for d in found.detectors)
+                means = (
+                    text(found.over_products(column, size, d, products)) + found.mark(size=size, detector=d)
+                    for d in found.detectors
+                )
                 rows.append(["mean" + suffix, *means])
         if rows:
             tables.append(Table(title, words, ["product", *found.detectors], rows))
@@ -187,7 +203,13 @@ def _costs(found: Results) -> Table:
             values = [
                 [row[column] / by for row in cells if row[column] is not None] for column, (_, by) in COSTS.items()
             ]
-            rows.append([detector, f"{size}²", *(f"{fmean(v):.1f}" if v else NONE for v in values)])
+            rows.append(
+                [
+                    detector + found.mark(size=size, detector=detector),
+                    f"{size}²",
+                    *(f"{fmean(v):.1f}" if v else NONE for v in values),
+                ]
+            )
     words = (
         "Means over products and seeds. One image at a time, from the file to the verdict with map and regions; memory "
         "is the most that the process held, training and evaluation together."
@@ -235,7 +257,8 @@ def _published(found: Results, stands_for: dict[str, str], tables: Sequence[Json
                     for p, published in products.items():
                         value = _value(each, row, published)
                         figures = found.over_seeds(column, product=p, size=size, detector=ours)
-                        cells += [f"{value:.2f}" if value is not None else NONE, text(figures)]
+                        marked = found.mark(product=p, size=size, detector=ours)
+                        cells += [f"{value:.2f}" if value is not None else NONE, text(figures) + marked]
                     rows.append((not ours, -(mean or 0), [*cells, f"{mean:.2f}" if mean is not None else NONE]))
         if rows:
             head = ["method", "source", "our detector"]

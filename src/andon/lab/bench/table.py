@@ -29,6 +29,11 @@ COLUMNS: dict[str, tuple[str, str]] = {  # column → its type in Parquet, and w
     "pixel_f1_max_oracle": ("double", "metrics.pixel.f1_max_oracle"),
     "aupro_30": ("double", "metrics.pixel.aupro_30"),
     "aupro_05": ("double", "metrics.pixel.aupro_05"),
+    "hit_rate": ("double", "metrics.hits.rate"),
+    "hit_rate_low": ("double", "metrics.hits.interval.0"),
+    "hit_rate_high": ("double", "metrics.hits.interval.1"),
+    "control_auroc": ("double", "metrics.control.auroc"),
+    "control_near": ("bool", "metrics.control.near"),  # null in results from before there was a control
     "review_threshold": ("double", "metrics.decision.review.threshold"),
     "review_promised_rate": ("double", "metrics.decision.review.promised_rate"),
     "review_escapes": ("int64", "metrics.decision.review.escapes.count"),
