@@ -256,3 +256,13 @@ def test_the_sets_at_hand(shared_data: Path, name: str, expected: dict[str, set[
     report = checked(shared_data / name)
     assert not report.failed
     assert {f.code: set(f.files) for f in report.findings if "copies" in f.code} == expected
+
+
+@pytest.mark.parametrize(("spread", "kind"), [(0.0, ""), (0.35, "gain")])
+def test_light_that_varies_among_good_images_is_told(tmp_path: Path, spread: float, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(12):
+        bright = part(seed, 96) * (0.6 * (1 + rng.uniform(-spread, spread)))
+        save(tmp_path / "good" / f"{seed}.png", bright.astype(np.uint8))
+    found = [f.message for f in check.check(dataset.load(tmp_path / "good")).findings if f.code == "light"]
+    assert len(found) == bool(kind) and (not kind or f'[input] light = "{kind}"' in found[0])

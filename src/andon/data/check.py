@@ -2,28 +2,24 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files
 from andon.data import masks
 from andon.data.dataset import ENOUGH, Dataset, Sample
 from andon.data.labelling import LISTED
+from andon.data.look import THUMBNAIL, Seen, look
 from andon.errors import ImageError, counted
 from andon.inspection import Array
-from andon.pictures import image
-from andon.pictures.headers import header
+from andon.pictures import light
 from andon.pictures.image import Input
 from andon.progress import Progress, silent
 
-THUMBNAIL = 64  # pixels a side: fine enough to tell two parts apart, coarse enough to survive recompression
-FINE = 1.5  # pixels of the thumbnail: what is coarser than this blur does not count in comparing
 OTHERS = 4  # so many further images are the crowd that a copy must stand out from:
 STANDS_OUT = 0.3  # it lacks at most this part of what the crowd lacks of being the same,
 CERTAINLY = 0.995  # or correlates so highly
@@ -96,19 +92,6 @@ class Report:
         return "\n".join(lines)
 
 
-class Seen(NamedTuple):
-    """What is kept of an image that could be read."""
-
-    sample: Sample
-    name: str
-    input: Input
-    format: str
-    digest: str
-    notes: tuple[str, ...]
-    octaves: tuple[float, float]  # log2 of the mean gray value, of the variance of the Laplacian
-    thumbnail: Array  # (THUMBNAIL²,) its fine structure, of unit length; zeros where there is none
-
-
 def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding] = ()) -> Report:
     """Read every image and mask once, and compare every image with every other by a thumbnail of 16 KB.
 
@@ -118,13 +101,13 @@ def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding]
     for done, sample in enumerate(data.samples):
         progress("checking images", done, len(data.samples))
         try:
-            seen.append(_look(sample, data.relative(sample)))
+            seen.append(look(sample, data.relative(sample)))
         except ImageError as error:
             findings.append(Finding("error", "unreadable", str(error), ((data.relative(sample),),)))
     progress("checking images", len(data.samples), len(data.samples))
     findings += [Finding("error", "unreadable", sentence) for sentence in data.unreadable]
     findings += [*_kinds(seen), *_labels(data), *_exact(seen), *_near(seen, data.grouped), *_masks(data, seen)]
-    findings += [*_groups(data), *_outliers(seen), *_few(data), *_notes(seen)]
+    findings += [*_groups(data), *_outliers(seen), *_light(seen), *_few(data), *_notes(seen)]
     counts: dict[str, Counter[str]] = {}
     for sample in data.samples:
         counts.setdefault(sample.split, Counter())[sample.defect] += 1
@@ -140,22 +123,6 @@ def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding]
         learnt_from=data.learnt_from(),
         findings=tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))),
     )
-
-
-def _look(sample: Sample, name: str) -> Seen:
-    contents, _ = image.contents(sample.path, name)
-    read = image.read(contents, name)
-    gray = read.pixels if read.pixels.shape[2] == 1 else cv2.cvtColor(read.pixels, cv2.COLOR_RGB2GRAY)
-    scale = min(1.0, 512 / max(gray.shape))
-    small = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
-    octaves = (math.log2(small.mean() + 1), math.log2(float(cv2.Laplacian(small, cv2.CV_32F).var()) + 1))
-    described, kind = image.described(read), header(contents, name).format
-    return Seen(sample, name, described, kind, files.digest(contents), read.notes, octaves, _fine(gray))
-
-
-def _fine(gray: NDArray[Any]) -> Array:
-    thumbnail = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA).astype(np.float32)
-    return (thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), FINE)).ravel()
 
 
 def _kinds(seen: Sequence[Seen]) -> Iterator[Finding]:
@@ -184,10 +151,14 @@ def _kinds(seen: Sequence[Seen]) -> Iterator[Finding]:
 def _labels(data: Dataset) -> Iterator[Finding]:
     if strange := [s for s in data.samples if s.split == "train" and not s.good]:
         message = "of a defect in train; only supervised detectors learn from them. For others, move them to test:"
-        yield Finding("warning", "defect-in-train", f"{_n(strange)} {message}", _alone(data, strange))
+        yield Finding(
+            "warning", "defect-in-train", f"{counted(len(strange), 'image')} {message}", _alone(data, strange)
+        )
     if unlabelled := [s for s in data.samples if s.split == "test" and not s.defect]:
         message = "in test without label, of no use to evaluation. Move them to test/good or test/<defect>:"
-        yield Finding("warning", "unlabelled", f"{_n(unlabelled)} {message}", _alone(data, unlabelled))
+        yield Finding(
+            "warning", "unlabelled", f"{counted(len(unlabelled), 'image')} {message}", _alone(data, unlabelled)
+        )
 
 
 def _exact(seen: Sequence[Seen]) -> Iterator[Finding]:
@@ -290,7 +261,7 @@ def _masks(data: Dataset, seen: Sequence[Seen]) -> Iterator[Finding]:
         ("mask-classes", "note", "with numbers of classes; every value above 0 counts as defect:"),
     ):
         if code in wrong:
-            yield Finding(severity, code, f"{_n(wrong[code], 'mask')} {message}", tuple(wrong[code]))
+            yield Finding(severity, code, f"{counted(len(wrong[code]), 'mask')} {message}", tuple(wrong[code]))
 
 
 def _mask_problem(path: Path, expected: Input) -> str:
@@ -315,7 +286,8 @@ def _groups(data: Dataset) -> Iterator[Finding]:
     both = {group for group, where in splits.items() if len(where) > 1}
     if data.grouped and both:
         message = (
-            f"{_n(both, 'group')} with images in both train and test: figures are too good. Move each to one side:"
+            f"{counted(len(both), 'group')} with images in both train and test: figures are too good. Move each to one "
+            "side:"
         )
         files = tuple(tuple(data.relative(s) for s in data.samples if s.group == group) for group in sorted(both))
         yield Finding("error", "group-across", message, files)
@@ -332,7 +304,7 @@ def _outliers(seen: Sequence[Seen]) -> Iterator[Finding]:
         for column, code, low, high in ((0, "exposure", "darker", "brighter"), (1, "sharpness", "blunter", "sharper")):
             for sign, word in ((-1, low), (1, high)):
                 if odd := [(s.name,) for s, z in zip(here, far[:, column], strict=True) if z * sign > FAR]:
-                    message = f"{_n(odd)} much {word} than the rest{where}. Look at them:"
+                    message = f"{counted(len(odd), 'image')} much {word} than the rest{where}. Look at them:"
                     yield Finding("warning", code, message, tuple(odd))
 
 
@@ -352,21 +324,30 @@ def _few(data: Dataset) -> Iterator[Finding]:
         )
 
 
+def _light(seen: Sequence[Seen]) -> Iterator[Finding]:
+    """Suggest to divide the light out where it varies among the good images."""
+    good = [s.light for s in seen if s.sample.good and s.sample.split != "test"]
+    factor, field = light.variation(good) if len(good) > 1 else (0.0, 0.0)
+    if max(factor, field) > light.NOTICED:
+        kind = "field" if field > light.NOTICED else "gain"
+        message = (
+            f"the light of the good images varies: by {factor:.0%} as a whole, and by {field:.0%} from place to place. "
+            f'If that says nothing about the parts, divide it out: [input] light = "{kind}" in the recipe.'
+        )
+        yield Finding("note", "light", message)
+
+
 def _notes(seen: Sequence[Seen]) -> Iterator[Finding]:
     noted: dict[str, list[tuple[str, ...]]] = {}
     for s in seen:
         for note in s.notes:
             noted.setdefault(note, []).append((s.name,))
     for note, names in noted.items():
-        yield Finding("note", "reading", f"{_n(names)}: {note}.", tuple(names))
+        yield Finding("note", "reading", f"{counted(len(names), 'image')}: {note}.", tuple(names))
 
 
 def _kind(s: Seen) -> str:
     return f"{s.input.depth}-bit {'gray' if s.input.channels == 1 else 'colour'}"
-
-
-def _n(items: Sized, noun: str = "image") -> str:
-    return counted(len(items), noun)
 
 
 def _alone(data: Dataset, samples: Sequence[Sample]) -> tuple[tuple[str, ...], ...]:

@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from andon import files
-from andon.binomial import clopper_pearson
-from andon.calibration import Unit, percent
+from andon.calibration import percent
 from andon.data import masks
 from andon.data.dataset import Dataset, Sample
 from andon.errors import DatasetError, ImageError, few
 from andon.evaluate import control, crude, metrics
+from andon.evaluate.deciding import ALARMS, decision_figures, escapes, in_words, promised_unit, rate_of
 from andon.evaluate.metrics import PixelMetrics
 from andon.inspection import Inspection, Verdict
 from andon.inspector import Inspector
@@ -28,8 +27,6 @@ from andon.progress import Progress, silent
 from andon.streams.line import pictures, workers_of
 
 Json = dict[str, Any]
-ALARMS = {"review": (Verdict.REVIEW, Verdict.REJECT), "reject": (Verdict.REJECT,)}
-"""Which verdicts stop a part at each of the two thresholds."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +87,9 @@ class Evaluation:
             )
         unit, decision = promised_unit(self.metrics)
         for name, decided in decision.items():
-            escapes, stopped = decided["escapes"], decided["false_rejects"]
+            missed, stopped = decided["escapes"], decided["false_rejects"]
             sentences.append(
-                f"At the {name} threshold {in_words(escapes)} defective {unit} escape, "
+                f"At the {name} threshold {in_words(missed)} defective {unit} escape, "
                 f"and {in_words(stopped)} good {unit} are stopped"
                 + (f"; {percent(decided['promised_rate'])} was promised." if decided["promised_rate"] else ".")
             )
@@ -197,7 +194,7 @@ def evaluate(
             "n": len(those),
             **image_figures(those + good),
             "hits": rate_of([row.hit for row in those if row.hit is not None]),
-            "escapes": {threshold: _escapes(those, threshold) for threshold in ALARMS},
+            "escapes": {threshold: escapes(those, threshold) for threshold in ALARMS},
             "pixel": _pixel_figures(found, kind),
         }
     return Evaluation(inspector, tuple(rows), figures, tuple(found.errors))
@@ -341,70 +338,3 @@ def _pixel_figures(found: _Found, kind: str | None = None) -> Json:
     measured = pixel.figures(kind, limits=(0.30, 0.05))
     values = (measured.auroc, measured.ap, measured.f1_max_oracle, *measured.aupro, measured.components)
     return dict(zip(names, values, strict=True))
-
-
-def decision_figures(inspector: Inspector, rows: Sequence[Row], unit: Unit) -> Json:
-    """Escapes and false rejects at the calibrated thresholds, beside what was promised.
-
-    The promise is null where another unit than the rows' is promised, or a threshold was set by hand.
-    """
-    decision, calibration = inspector.decision, inspector.calibration
-    asked = {
-        "review": (inspector.thresholds.review, decision.review_rate, decision.review_threshold),
-        "reject": (inspector.thresholds.reject, decision.reject_rate, decision.reject_threshold),
-    }
-    figures = {}
-    for name, (threshold, rate, by_hand) in asked.items():
-        stated = by_hand is None and unit == decision.per and math.isfinite(threshold)
-        promised = max(rate, calibration.supported_rate)
-        interval = list(calibration.long_run(promised, unit) or ()) or None if stated else None
-        figures[name] = {
-            "threshold": threshold if math.isfinite(threshold) else None,
-            "promised_rate": promised if stated else None,
-            "long_run": interval,
-            "by_hand": by_hand is not None,
-            "false_rejects": rate_of([row.verdict in ALARMS[name] for row in rows if row.good]),
-            "false_rejects_per_part": _share_of_parts(rows, name),
-            "escapes": _escapes(rows, name),
-        }
-    return figures
-
-
-def _share_of_parts(rows: Sequence[Row], threshold: str) -> Json:
-    """The mean over good parts of the share of their images that are stopped, with an interval that holds for parts.
-
-    The count is rounded down, so the lower end is a cautious one: Hoeffding, "Probability inequalities for sums of
-    bounded random variables", JASA 1963, bounds such a mean by a binomial.
-    """
-    stopped: dict[str, list[bool]] = {}
-    for row in rows:
-        if row.good:
-            stopped.setdefault(row.group, []).append(row.verdict in ALARMS[threshold])
-    total, n = sum(fmean(each) for each in stopped.values()), len(stopped)
-    interval = [clopper_pearson(math.floor(total + 1e-9), n)[0], clopper_pearson(math.ceil(total - 1e-9), n)[1]]
-    return {"count": total, "n": n, "rate": total / n if n else None, "interval": interval}
-
-
-def promised_unit(figures: Json) -> tuple[str, Json]:
-    """In which unit the promise is made and measured, images or parts, and the figures of the decision in it."""
-    if figures["groups"] and figures["decision_per"] == "part":
-        return "parts", figures["groups"]["decision"]
-    return "images", figures["decision"]
-
-
-def _escapes(rows: Sequence[Row], threshold: str) -> Json:
-    return rate_of([row.verdict not in ALARMS[threshold] for row in rows if not row.good])
-
-
-def rate_of(cases: Sequence[bool]) -> Json:
-    """A count as a rate, with its exact 95 % interval."""
-    k, n = sum(cases), len(cases)
-    return {"count": k, "n": n, "rate": k / n if n else None, "interval": list(clopper_pearson(k, n))}
-
-
-def in_words(rate: Json) -> str:
-    """Write a rate for people: the count, the percentage and its interval."""
-    if not rate["n"]:
-        return "0 of 0"
-    low, high = map(percent, rate["interval"])
-    return f"{rate['count']} of {rate['n']} ({percent(rate['rate'])}, 95 % interval {low} to {high})"

@@ -14,7 +14,8 @@ from andon.bundle import versions
 from andon.calibration import percent
 from andon.errors import ImageError
 from andon.evaluate import control, metrics, plots
-from andon.evaluate.evaluating import Evaluation, Row, in_words, promised_unit
+from andon.evaluate.deciding import in_words, promised_unit
+from andon.evaluate.evaluating import Evaluation, Row
 from andon.evaluate.plots import Band, Cut, Line, Mark
 from andon.inspection import Verdict
 from andon.inspector import Inspector

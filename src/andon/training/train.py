@@ -300,8 +300,8 @@ def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Te
         folders = ", ".join(sorted({sample.defect for sample in defective}))
         warn(
             f"left out: {counted(len(defective), 'image')}, taken as defects by their folders: {folders}. "
-            f"{model.name} learns from good parts only{by_settings}; if they are good, move them into the folder of good "
-            "images."
+            f"{model.name} learns from good parts only{by_settings}; if they are good, move them into the folder of "
+            "good images."
         )
     taken = [s for s in defective if need == "images" or (need != "none" and s.mask)]
     if need in ("masks", "masks if any") and len(taken) < len(defective):
