@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+import conftest
 from andon.data import check, dataset
 from andon.data.check import Report
 
@@ -262,7 +263,7 @@ def test_the_sets_at_hand(shared_data: Path, name: str, expected: dict[str, set[
 def test_light_that_varies_among_good_images_is_told(tmp_path: Path, spread: float, kind: str) -> None:
     rng = np.random.default_rng(0)
     for seed in range(12):
-        bright = part(seed, 96) * (0.6 * (1 + rng.uniform(-spread, spread)))
-        save(tmp_path / "good" / f"{seed}.png", bright.astype(np.uint8))
+        bright = conftest.part(seed, 96) * (0.6 * (1 + rng.uniform(-spread, spread)))
+        conftest.save(tmp_path / "good" / f"{seed}.png", bright.astype(np.uint8))
     found = [f.message for f in check.check(dataset.load(tmp_path / "good")).findings if f.code == "light"]
     assert len(found) == bool(kind) and (not kind or f'[input] light = "{kind}"' in found[0])
