@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from andon.station.events import ERRORS, Challenge, Memory, Notice, Outcome, Result, StationError, Transitioned
+from andon.station.events import ALARMS, ERRORS, Challenge, Memory, Notice, Outcome, Result, StationError, Transitioned
 from andon.station.machine import Machine
 from andon.station.table import STATES, TRANSITIONS
 
@@ -79,6 +79,37 @@ class Station(RuleBasedStateMachine):
             return None
         assert legal, f"{call.__name__} in {state}"
         return self.hear(events)
+
+    @rule()
+    def bring_up(self) -> None:
+        """Take the way to Ready from any state, so that random calls do not only wander among errors."""
+        machine = self.machine
+        for code in machine.memory.errors:
+            if not machine.memory.errors[code]:
+                self.hear(machine.resolve(code, self.now))
+        while machine.state in ("Preoperational", "Halted", "Error"):
+            self.hear((machine.power_up if machine.state == "Preoperational" else machine.reset)(self.now))
+        for name in machine.memory.products:
+            self.hear(machine.challenge(name, Challenge.PASSED, self.now))
+        if not machine.memory.products:
+            self.hear(prepare(machine, "bolt", self.now))
+        while machine.memory.latched:
+            self.hear(machine.acknowledge(machine.memory.latched[0].job.id, self.now))
+        assert machine.state in ("Ready", "SingleExecution", "ContinuousExecution")
+
+    @rule(name=st.sampled_from(PRODUCTS), seconds=st.sampled_from([0.5, DEADLINE, DEADLINE + 0.5]))
+    def inspect(self, name: str, seconds: float) -> None:
+        """A whole job, from its trigger to a verdict that may be late."""
+        call = "part" if self.machine.state == "ContinuousExecution" else "start_single"
+        if not self.machine.ready or name not in self.machine.memory.products:
+            return
+        events = self.hear(getattr(self.machine, call)(name, "part", self.now))
+        job = next(e.job for e in events if isinstance(e, Notice) and e.name == "JobStarted")
+        self.now += seconds
+        result = [e for e in self.hear(self.machine.verdict(job, Outcome.PASS, self.now)) if isinstance(e, Result)][-1]
+        expected = Outcome.PASS if seconds <= DEADLINE else Outcome.LATE
+        stale = "HEARTBEAT_STALE" in self.machine.memory.errors
+        assert result.job.id == job and (result.outcome == expected or (stale and result.outcome == Outcome.ERROR))
 
     @rule(call=st.sampled_from(sorted(CALLS)))
     def call(self, call: str) -> None:
@@ -216,7 +247,7 @@ class Station(RuleBasedStateMachine):
         assert len(self.machine.memory.waiting) + len(self.machine.memory.latched) <= 4
 
 
-Station.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
+Station.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None, derandomize=True)
 TestStation = Station.TestCase
 
 
@@ -226,3 +257,176 @@ def test_a_call_is_legal_where_the_table_has_its_method(method: str, call: str) 
     if "Operational" in sources:
         sources = sources - {"Operational"} | SUBSTATES
     assert CALLS[call] == sources
+
+
+def ready(now: float = 0) -> Machine:
+    machine = Machine(Memory(), now, heartbeat_s=HEARTBEAT)
+    machine.power_up(now)
+    prepare(machine, "bolt", now)
+    return machine
+
+
+def outcomes(events: list) -> dict[int, Outcome]:
+    return {e.job.id: e.outcome for e in events if isinstance(e, Result)}
+
+
+def numbers(events: list) -> list[int]:
+    return [e.number for e in events if isinstance(e, Transitioned)]
+
+
+def test_a_job_starts_before_the_last_result_is_out_and_results_are_matched_by_id() -> None:
+    machine = ready()
+    machine.start_single("bolt", "first", 1)
+    machine.acquired(1, 1)
+    machine.start_single("bolt", "second", 2)
+    machine.acquired(2, 2)
+    assert machine.state == "Ready"
+    assert outcomes(machine.verdict(2, Outcome.REJECT, 3)) == {2: Outcome.REJECT}
+    assert outcomes(machine.verdict(1, Outcome.PASS, 3)) == {1: Outcome.PASS}
+    assert machine.output(3) == Outcome.REJECT
+    machine.acknowledge(2, 3)
+    assert machine.output(3) == Outcome.PASS
+
+
+def test_a_verdict_at_the_deadline_counts_and_one_after_it_is_late() -> None:
+    machine = ready()
+    machine.start_single("bolt", "p", 1)
+    assert outcomes(machine.verdict(1, Outcome.PASS, 1 + DEADLINE)) == {1: Outcome.PASS}
+    assert machine.output(1 + DEADLINE) == Outcome.PASS
+    assert machine.output(1 + DEADLINE + 0.1) == Outcome.REJECT
+    machine.start_single("bolt", "q", 6)
+    assert outcomes(machine.verdict(2, Outcome.PASS, 6 + DEADLINE + 0.1)) == {2: Outcome.LATE}
+    assert machine.memory.counts == {"PASS": 1, "LATE": 1}
+
+
+def test_a_deadline_ends_the_job_without_a_verdict() -> None:
+    machine = ready()
+    machine.start_single("bolt", "p", 1)
+    events = machine.tick(1 + DEADLINE + 0.1)
+    assert outcomes(events) == {1: Outcome.LATE} and numbers(events) == [760]
+    with pytest.raises(StationError, match="job 1"):
+        machine.verdict(1, Outcome.PASS, 6)
+
+
+def test_an_error_in_operation_raises_the_error_event_that_the_table_lacks() -> None:
+    machine = ready()
+    events = machine.fail("CAMERA_LOST", 1)
+    assert numbers(events) == [430] and Notice("Error") in events
+    events = machine.resolve("CAMERA_LOST", 2)
+    assert numbers(events) == [340] and machine.state == "Ready" and Notice("ErrorResolved") in events
+
+
+def test_an_error_interrupts_a_continuous_job_which_goes_on_afterwards() -> None:
+    machine = ready()
+    machine.start_continuous(1)
+    machine.part("bolt", "p", 1)
+    assert outcomes(machine.fail("CAMERA_LOST", 2)) == {2: Outcome.ERROR}
+    machine.resolve("CAMERA_LOST", 3)
+    assert machine.state == "ContinuousExecution"
+    machine.part("bolt", "q", 4)
+    assert machine.memory.waiting[0].run == 1
+    assert numbers(machine.stop(5)) == [861]
+    assert outcomes(machine.verdict(3, Outcome.PASS, 5)) == {3: Outcome.PASS}
+
+
+def test_abort_ends_what_waits() -> None:
+    machine = ready()
+    machine.start_continuous(1)
+    machine.part("bolt", "p", 1)
+    events = machine.abort(2)
+    assert numbers(events) == [862] and outcomes(events) == {2: Outcome.ABORTED}
+
+
+def test_an_error_that_only_reset_ends_is_not_resolved_and_lasts_through_a_restart() -> None:
+    machine = ready()
+    machine.fail("WORKER_DEAD", 1, until_reset=True)
+    with pytest.raises(StationError, match="Reset"):
+        machine.resolve("WORKER_DEAD", 2)
+    machine = Machine(machine.memory, 0)
+    assert numbers(machine.power_up(0)) == [130] and machine.state == "Error"
+    assert numbers(machine.reset(1)) == [311] and machine.state == "Preoperational"
+
+
+def test_a_stale_heartbeat_is_an_error_until_a_picture_goes_through_the_graph() -> None:
+    machine = ready()
+    machine.tick(HEARTBEAT)
+    assert machine.state == "Ready"
+    machine.tick(HEARTBEAT + 1)
+    assert machine.state == "Error" and machine.memory.errors == {"HEARTBEAT_STALE": False}
+    machine.passed(HEARTBEAT + 2)
+    assert machine.state == "Ready"
+
+
+def test_challenge_parts_are_due_after_a_restart_and_run_while_the_station_is_not_ready() -> None:
+    machine = ready()
+    machine.challenge("bolt", Challenge.PASSED, 1)
+    assert machine.state == "Ready"
+    machine = Machine(Memory.from_json(machine.memory.to_json()), 0)
+    machine.power_up(0)
+    assert machine.state == "Initialized"
+    machine.challenge_part("bolt", "red rabbit", 1)
+    assert outcomes(machine.verdict(1, Outcome.REJECT, 2)) == {1: Outcome.REJECT}
+    assert machine.memory.counts == {} and machine.memory.latched == ()
+    assert numbers(machine.challenge("bolt", Challenge.PASSED, 3)) == [560]
+
+
+def test_a_failed_challenge_stops_a_continuous_job_with_an_alarm() -> None:
+    machine = ready()
+    machine.start_continuous(1)
+    events = machine.challenge("bolt", Challenge.FAILED, 2)
+    assert numbers(events) == [860, 650] and "CHALLENGE_FAILED" in {getattr(e, "code", "") for e in events}
+
+
+@pytest.mark.parametrize("change", ["restart", "clock"])
+def test_a_pass_is_not_shown_once_its_time_is_uncertain(change: str) -> None:
+    machine = ready(100)
+    machine.start_single("bolt", "p", 101)
+    machine.verdict(1, Outcome.PASS, 101)
+    assert machine.output(101) == Outcome.PASS
+    if change == "restart":
+        machine = Machine(machine.memory, 50)
+        machine.power_up(50)
+        assert machine.state == "Ready" and machine.memory.latched
+    else:
+        machine.tick(50)
+    assert machine.output(50) == machine.output(51) == Outcome.REJECT
+
+
+def test_a_restart_ends_the_jobs_that_waited_and_never_uses_an_id_again() -> None:
+    machine = ready()
+    machine.start_single("bolt", "p", 1)
+    machine = Machine(Memory.from_json(machine.memory.to_json()), 0)
+    assert outcomes(machine.first_events) == {1: Outcome.ERROR}
+    machine.power_up(0)
+    assert Notice("JobStarted", 2, "bolt", "digest of bolt") in machine.start_single("bolt", "q", 1)
+
+
+def test_a_controller_that_never_acknowledges_is_not_ready_and_its_triggers_are_counted() -> None:
+    machine = ready()
+    for job in range(1, 9):
+        machine.start_single("bolt", "p", job)
+        machine.verdict(job, Outcome.PASS, job)
+    assert not machine.ready
+    with pytest.raises(StationError, match="Acknowledge results"):
+        machine.start_single("bolt", "p", 9)
+    assert machine.memory.missed == 1
+    assert [e.code for e in machine.acknowledge(1, 9)] == ["MISSED_TRIGGER"] and machine.ready
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"next_job": "1"}', '{"latch": []}', "null"])
+def test_memory_that_is_damaged_is_refused(text: str) -> None:
+    with pytest.raises(StationError, match="memory of the station"):
+        Memory.from_json(text)
+
+
+@pytest.mark.parametrize("now", [float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(now: float) -> None:
+    machine = ready()
+    with pytest.raises(StationError, match="finite"):
+        machine.start_single("bolt", "p", now)
+
+
+def test_errors_have_a_meaning_and_an_unknown_one_is_refused() -> None:
+    assert set(ERRORS) <= set(ALARMS)
+    with pytest.raises(StationError, match="Did you mean 'CAMERA_LOST'"):
+        ready().fail("CAMERA_LOSS", 1)

@@ -178,7 +178,8 @@ class Machine(Core):
         """A picture went through the graph: the only cause of the heartbeat."""
         self._tick(now)
         self._last_pass, self.heartbeat = now, not self.heartbeat
-        self._clear("HEARTBEAT_STALE")
+        if not self.memory.errors.get("HEARTBEAT_STALE"):
+            self._clear("HEARTBEAT_STALE")
         self._settle()
         return self._flush()
 
