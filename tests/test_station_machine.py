@@ -1,6 +1,8 @@
 """The station's machine against the table of OPC 40100-1: every call in every state, in any order."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -430,3 +432,25 @@ def test_errors_have_a_meaning_and_an_unknown_one_is_refused() -> None:
     assert set(ERRORS) <= set(ALARMS)
     with pytest.raises(StationError, match="Did you mean 'CAMERA_LOST'"):
         ready().fail("CAMERA_LOSS", 1)
+
+
+def test_the_page_says_what_the_table_and_the_machine_say() -> None:
+    root = Path(__file__).parents[1]
+    page = (root / "docs/station.md").read_text()
+    source = "".join((root / f"src/andon/station/{name}.py").read_text() for name in ("core", "machine"))
+    used = {int(number) for number in re.findall(r"\b\d{3}\b", source)}
+    transitions = [
+        f"| {t.number} | {t.source} | {t.target} | {t.method or 'automatic'} | {', '.join(t.events)} "
+        f"| {'yes' if t.number in used else 'no'} |"
+        for t in TRANSITIONS
+    ]
+    assert re.findall(r"^\| \d{3} .*$", page, re.M) == transitions
+    alarms = [
+        f"| {i} | `{code}` | {text} | {'Error' if code in ERRORS else 'unchanged'} |"
+        for i, (code, text) in enumerate(ALARMS.items(), 1)
+    ]
+    assert re.findall(r"^\| \d \| `.*$", page, re.M) == alarms
+    states = re.findall(r"^\| (\w+) \|", page.split("## States")[1].split("## From")[0], re.M)
+    assert set(states[1:]) == set(STATES)
+    outcomes = re.findall(r"^\| `(\w+)` \|", page.split("## What makes")[1].split("## Alarms")[0], re.M)
+    assert set(outcomes) == set(Outcome) - {Outcome.PASS, Outcome.REVIEW}
