@@ -9,7 +9,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from andon.station.events import ALARMS, ERRORS, Challenge, Memory, Notice, Outcome, Result, StationError, Transitioned
+from andon.station.events import (
+    ALARMS,
+    ERRORS,
+    Alarm,
+    Challenge,
+    Event,
+    Memory,
+    Notice,
+    Outcome,
+    Result,
+    StationError,
+    Transitioned,
+)
 from andon.station.machine import Machine
 from andon.station.table import STATES, TRANSITIONS
 
@@ -21,7 +33,7 @@ HEARTBEAT = 40.0
 VERDICTS = [Outcome.PASS, Outcome.REVIEW, Outcome.REJECT, Outcome.INVALID, Outcome.ERROR]
 
 
-def prepare(machine: Machine, name: str, now: float, challenges: bool = False) -> list:
+def prepare(machine: Machine, name: str, now: float, challenges: bool = False) -> list[Event]:
     return machine.prepare(name, f"digest of {name}", DEADLINE, True, True, challenges, now)
 
 
@@ -45,7 +57,7 @@ class Station(RuleBasedStateMachine):
         self.jobs: dict[int, tuple[str, float]] = {}
         self.ended: Counter[int] = Counter()
 
-    def hear(self, events: list) -> list:
+    def hear(self, events: list[Event]) -> list[Event]:
         """Check events against the table and the jobs that were started."""
         for i, event in enumerate(events):
             if isinstance(event, Transitioned):
@@ -65,7 +77,7 @@ class Station(RuleBasedStateMachine):
                     assert event.at <= deadline
         return events
 
-    def attempt(self, legal: bool, call, *arguments) -> list | None:
+    def attempt(self, legal: bool, call, *arguments) -> list[Event] | None:
         """A legal call is taken; an illegal one is refused and changes nothing but the count of missed triggers."""
         before, state = self.machine.memory, self.machine.state
         try:
@@ -268,11 +280,11 @@ def ready(now: float = 0) -> Machine:
     return machine
 
 
-def outcomes(events: list) -> dict[int, Outcome]:
+def outcomes(events: list[Event]) -> dict[int, Outcome]:
     return {e.job.id: e.outcome for e in events if isinstance(e, Result)}
 
 
-def numbers(events: list) -> list[int]:
+def numbers(events: list[Event]) -> list[int]:
     return [e.number for e in events if isinstance(e, Transitioned)]
 
 
@@ -316,6 +328,22 @@ def test_an_error_in_operation_raises_the_error_event_that_the_table_lacks() -> 
     assert numbers(events) == [430] and Notice("Error") in events
     events = machine.resolve("CAMERA_LOST", 2)
     assert numbers(events) == [340] and machine.state == "Ready" and Notice("ErrorResolved") in events
+
+
+def test_a_pass_from_before_an_error_is_not_shown_after_it() -> None:
+    machine = ready()
+    machine.start_single("bolt", "p", 1)
+    machine.verdict(1, Outcome.PASS, 1)
+    assert machine.output(1) == Outcome.PASS
+    machine.fail("CAMERA_LOST", 1)
+    machine.resolve("CAMERA_LOST", 1)
+    assert machine.state == "Ready" and machine.output(1) == Outcome.REJECT
+
+
+def test_the_alarm_of_a_failed_challenge_ends_with_its_product() -> None:
+    machine = ready()
+    assert Alarm("CHALLENGE_FAILED", ALARMS["CHALLENGE_FAILED"], True) in machine.challenge("bolt", Challenge.FAILED, 1)
+    assert Alarm("CHALLENGE_FAILED", ALARMS["CHALLENGE_FAILED"], False) in machine.unprepare("bolt", 2)
 
 
 def test_an_error_interrupts_a_continuous_job_which_goes_on_afterwards() -> None:
@@ -412,7 +440,8 @@ def test_a_controller_that_never_acknowledges_is_not_ready_and_its_triggers_are_
     with pytest.raises(StationError, match="Acknowledge results"):
         machine.start_single("bolt", "p", 9)
     assert machine.memory.missed == 1
-    assert [e.code for e in machine.acknowledge(1, 9)] == ["MISSED_TRIGGER"] and machine.ready
+    assert [e.code for e in machine.acknowledge(1, 9) if isinstance(e, Alarm)] == ["MISSED_TRIGGER"]
+    assert machine.ready
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"next_job": "1"}', '{"latch": []}', "null"])

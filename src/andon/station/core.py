@@ -49,6 +49,7 @@ class Core:
         """Toggles with every pass through the graph."""
         self._run: int | None = None
         self._acquiring: int | None = None
+        self._challenge_failed = False
         self._events: list[Event] = []
         due = {name: replace(p, challenge=_again(p.challenge)) for name, p in memory.products.items()}
         # An error that only Reset ends lasts through a restart; another is found again by whoever found it.
@@ -81,7 +82,7 @@ class Core:
         if self.state not in SUBSTATES or not self.memory.latched or not self.now <= now:
             return Outcome.REJECT
         first = self.memory.latched[0]
-        good = first.outcome in (Outcome.PASS, Outcome.REVIEW) and now <= first.job.deadline
+        good = first.outcome in (Outcome.PASS, Outcome.REVIEW) and now <= first.until
         return first.outcome if good else Outcome.REJECT
 
     def _set(self, **changes: Any) -> None:
@@ -145,6 +146,10 @@ class Core:
 
     def _settle(self) -> None:
         """The transitions that the station makes by itself, until none is left."""
+        failed = Challenge.FAILED in {p.challenge for p in self.memory.products.values()}
+        if failed != self._challenge_failed:
+            self._challenge_failed = failed
+            self._alarm("CHALLENGE_FAILED", failed)
         if self.state == "Error" and not self.memory.errors:
             resumed = "ContinuousExecution" if self._run else "Ready"
             self._last_pass = self.now
@@ -167,7 +172,7 @@ class Core:
             self._to_ready(760)
 
     def _end(self, job: Job, outcome: Outcome) -> None:
-        result = Result(job=job, outcome=outcome, at=float(self.now))
+        result = Result(job=job, outcome=outcome, at=float(self.now), until=job.deadline)
         self._set(waiting=tuple(w for w in self.memory.waiting if w.id != job.id))
         self._events.append(result)
         if not job.challenge:
@@ -195,6 +200,7 @@ class Core:
         elif self.state == "Preoperational":
             self._go(130, "Error")
         self._end_all(Outcome.ERROR)
+        self._set(latched=_past(self.memory.latched, self.now))
 
     def _clear(self, code: str) -> None:
         if code in self.memory.errors:
@@ -213,5 +219,5 @@ def _again(stands: Challenge) -> Challenge:
 
 
 def _past(latched: tuple[Result, ...], now: float) -> tuple[Result, ...]:
-    """The same results, none of which can be shown as in time by a clock that jumped."""
-    return tuple(replace(r, job=replace(r.job, deadline=now - 1)) for r in latched)
+    """The same results, none of which the output shows any more."""
+    return tuple(replace(r, until=float(now - 1)) for r in latched)

@@ -85,6 +85,8 @@ class Result:
     job: Job
     outcome: Outcome
     at: float
+    until: float
+    """The output shows a PASS or REVIEW until then: its deadline, or earlier after an error or a restart."""
 
 
 @dataclass(frozen=True, config=FROZEN)

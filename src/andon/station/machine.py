@@ -98,8 +98,6 @@ class Machine(Core):
         self._tick(now)
         product = self._known(name)
         self._product(replace(product, challenge=stands))
-        if Challenge.FAILED in (stands, product.challenge) and stands != product.challenge:
-            self._alarm("CHALLENGE_FAILED", stands == Challenge.FAILED)
         self._settle()
         return self._flush()
 
