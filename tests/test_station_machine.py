@@ -172,7 +172,7 @@ class Station(RuleBasedStateMachine):
     @rule(data=st.data())
     def acquired(self, data) -> None:
         job = data.draw(st.sampled_from(sorted(self.jobs)))
-        self.attempt(job in {w.id for w in self.machine.memory.waiting}, self.machine.acquired, job)
+        self.attempt(job in {w.id for w in self.machine.memory.waiting if not w.acquired}, self.machine.acquired, job)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())

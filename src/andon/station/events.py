@@ -76,6 +76,8 @@ class Job:
     deadline: float
     run: int | None = None
     """The id of the continuous job that it belongs to."""
+    acquired: bool = False
+    """Its picture is taken."""
     challenge: bool = False
     """A challenge part: never counted, archived or learnt as production."""
 

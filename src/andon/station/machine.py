@@ -124,9 +124,11 @@ class Machine(Core):
 
     def acquired(self, job: int, now: float) -> list[Event]:
         """The picture is taken and the part may be moved; a single execution is over, its verdict still awaited."""
-        self._waiting(job)
+        if self._waiting(job).acquired:
+            raise StationError(f"job {job}: its picture was taken before. Expected to be told so once for each job.")
         self._tick(now)
         if any(w.id == job for w in self.memory.waiting):
+            self._set(waiting=tuple(replace(w, acquired=w.acquired or w.id == job) for w in self.memory.waiting))
             self._events.append(Notice("AcquisitionDone", job))
             self._leave_execution(job)
         self._settle()
