@@ -111,6 +111,12 @@ class Station(RuleBasedStateMachine):
             self.hear(machine.acknowledge(machine.memory.latched[0].job.id, self.now))
         assert machine.state in ("Ready", "SingleExecution", "ContinuousExecution")
 
+    @precondition(lambda self: self.machine.state in ("Ready", "SingleExecution", "ContinuousExecution"))
+    @rule(call=st.sampled_from(["start_continuous", "stop", "abort"]))
+    def execute(self, call: str) -> None:
+        """The calls of execution, more often than chance among all calls would make them."""
+        self.attempt(self.machine.state in CALLS[call], getattr(self.machine, call))
+
     @rule(name=st.sampled_from(PRODUCTS), seconds=st.sampled_from([0.5, DEADLINE, DEADLINE + 0.5]))
     def inspect(self, name: str, seconds: float) -> None:
         """A whole job, from its trigger to a verdict that may be late."""
