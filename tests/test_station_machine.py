@@ -37,7 +37,7 @@ def prepare(machine: Machine, name: str, now: float, challenges: bool = False) -
     return machine.prepare(name, f"digest of {name}", DEADLINE, True, True, challenges, now)
 
 
-CALLS = {  # call → the methods of the table that it is, and the states in which it is legal
+CALLS = {  # call → the states in which it is legal
     "halt": {"Preoperational", "Error", *SUBSTATES},
     "reset": {"Halted", "Error", *SUBSTATES},
     "power_up": {"Preoperational"},
@@ -363,6 +363,15 @@ def test_an_error_interrupts_a_continuous_job_which_goes_on_afterwards() -> None
     assert machine.memory.waiting[0].run == 1
     assert numbers(machine.stop(5)) == [861]
     assert outcomes(machine.verdict(3, Outcome.PASS, 5)) == {3: Outcome.PASS}
+
+
+@pytest.mark.parametrize(("call", "number", "ended"), [("stop", 761, {}), ("abort", 762, {1: Outcome.ABORTED})])
+def test_a_single_execution_is_stopped_or_aborted(call: str, number: int, ended: dict[int, Outcome]) -> None:
+    machine = ready()
+    machine.start_single("bolt", "p", 1)
+    events = getattr(machine, call)(2)
+    assert numbers(events) == [number] and outcomes(events) == ended
+    assert machine.state == "Ready" and len(machine.memory.waiting) == 1 - len(ended)
 
 
 def test_abort_ends_what_waits() -> None:
