@@ -36,6 +36,7 @@ ROOMS = [  # a module imports only from rooms before its own, and from its own
     "nn",
     "detectors",
     "training",
+    "station",
     "lab",
     "cli",
     "__main__",

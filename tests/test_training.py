@@ -298,7 +298,7 @@ def test_copies_of_a_file_count_as_one_part(good: Path, tmp_path: Path) -> None:
     assert bundle.calibration.parts == len(bundle.manifest.learnt) == 12
     for path in good.iterdir():
         path.write_bytes((good / "03.png").read_bytes())
-    with pytest.raises(DatasetError, match=r"21 good images in 1 groups.*Copies of one file"):
+    with pytest.raises(DatasetError, match=r"21 good images in 1 group;.*Copies of one file"):
         training.train(good, tmp_path / "b.andon", **FAST)
 
 

@@ -1,0 +1,1 @@
+"""The station: from trigger to verdict."""

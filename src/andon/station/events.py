@@ -1,0 +1,160 @@
+"""What the station's machine says and remembers, as plain immutable data that every view translates."""
+
+from dataclasses import field
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from andon.errors import AndonError
+from andon.files import strict_json
+
+FROZEN = ConfigDict(extra="forbid", strict=True)
+
+ALARMS = {
+    "CAMERA_LOST": "The camera gives no pictures.",
+    "WORKER_DEAD": "A process that inspects has died.",
+    "HEARTBEAT_STALE": "No picture went through the graph for too long.",
+    "STORAGE": "Records or pictures cannot be written.",
+    "CLOCK_BACKWARDS": "The clock went back; no verdict that was awaited can be shown to be in time.",
+    "CHALLENGE_FAILED": "A challenge part got another verdict than expected.",
+    "MISSED_TRIGGER": "A trigger came while the station could not take it.",
+    "LATE": "A verdict was not there at its deadline.",
+}
+"""The code of an alarm, and its meaning. Its number in line protocols is its place here, from 1."""
+
+ERRORS = ("CAMERA_LOST", "WORKER_DEAD", "HEARTBEAT_STALE", "STORAGE")
+"""The alarms that hold the station in Error while they last."""
+
+
+class StationError(AndonError):
+    """A call that the station refuses in its state. It changes nothing; a refused trigger is counted."""
+
+
+class Outcome(StrEnum):
+    """How a job ends. Only PASS and REVIEW are not a reject."""
+
+    PASS = "PASS"
+    REVIEW = "REVIEW"
+    REJECT = "REJECT"
+    INVALID = "INVALID"
+    LATE = "LATE"
+    ERROR = "ERROR"
+    ABORTED = "ABORTED"
+
+
+class Challenge(StrEnum):
+    """Where the challenge parts of a product stand. NONE: it has none."""
+
+    NONE = "NONE"
+    DUE = "DUE"
+    FAILED = "FAILED"
+    PASSED = "PASSED"
+
+
+@dataclass(frozen=True, config=FROZEN)
+class Product:
+    """A prepared bundle."""
+
+    name: str
+    digest: str
+    deadline: float
+    """Seconds from the trigger within which its verdict counts."""
+    challenge: Challenge
+
+
+@dataclass(frozen=True, config=FROZEN)
+class Job:
+    """One part, from its trigger to its verdict."""
+
+    id: int
+    product: str
+    digest: str
+    part: str
+    started: float
+    deadline: float
+    run: int | None = None
+    """The id of the continuous job that it belongs to."""
+    acquired: bool = False
+    """Its picture is taken."""
+    challenge: bool = False
+    """A challenge part: never counted, archived or learnt as production."""
+
+
+@dataclass(frozen=True, config=FROZEN)
+class Result:
+    job: Job
+    outcome: Outcome
+    at: float
+    until: float
+    """The output shows a PASS or REVIEW until then: its deadline, or earlier after an error or a restart."""
+
+
+@dataclass(frozen=True, config=FROZEN)
+class Memory:
+    """All that must survive a restart."""
+
+    version: int = 1
+    next_job: int = 1
+    products: dict[str, Product] = field(default_factory=dict)
+    waiting: tuple[Job, ...] = ()
+    """Jobs that await their verdict."""
+    latched: tuple[Result, ...] = ()
+    """Results that are not acknowledged, the oldest first."""
+    missed: int = 0
+    """Triggers that were refused."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Results of production by outcome."""
+    errors: dict[str, bool] = field(default_factory=dict)
+    """The errors that last, and whether only Reset ends them."""
+
+    def to_json(self) -> str:
+        return strict_json(_MEMORY.dump_python(self, mode="json"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Memory":
+        try:
+            memory = _MEMORY.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the text"
+            raise StationError(
+                f"memory of the station: {place}: {first['msg']}. Expected what `Memory.to_json` wrote. "
+                "Restore it from a backup, or begin with a new one whose job ids were never used."
+            ) from None
+        if memory.version != 1:
+            raise StationError(
+                f"memory of the station: version {memory.version}, expected 1. Use the andon that wrote it, or newer."
+            )
+        return memory
+
+
+_MEMORY = TypeAdapter(Memory)
+
+
+class Transitioned(NamedTuple):
+    """A transition of the table. Where the table names the parent Operational, this names the substate."""
+
+    number: int
+    source: str
+    target: str
+
+
+class Notice(NamedTuple):
+    """An event of OPC 40100-1: JobStarted, Ready, AcquisitionDone, RecipePrepared, Error, ErrorResolved."""
+
+    name: str
+    job: int | None = None
+    product: str | None = None
+    digest: str | None = None
+
+
+class Alarm(NamedTuple):
+    code: str
+    text: str
+    active: bool
+    """False: it has ended."""
+
+
+Event = Transitioned | Notice | Alarm | Result

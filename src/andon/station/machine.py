@@ -1,0 +1,259 @@
+"""The station's state machine, after OPC 40100-1. It has no clock: every call is told the time, in seconds.
+
+A call lets time pass first (deadlines, heartbeat), then acts. It returns its events, or raises StationError and does
+nothing else but count a missed trigger; what time brought until then is told by the next call.
+The output is a reject unless a verdict was produced in time.
+"""
+
+import math
+from dataclasses import replace
+
+from andon.errors import unknown
+from andon.station.core import EXECUTION, RECIPES, SUBSTATES, Core
+from andon.station.events import (
+    ERRORS,
+    Challenge,
+    Event,
+    Job,
+    Notice,
+    Outcome,
+    Product,
+    StationError,
+)
+
+
+class Machine(Core):
+    """One station: what `Core` is built with, and the calls of views, workers and supervisors."""
+
+    # Methods of VisionStateMachineType
+
+    def power_up(self, now: float) -> list[Event]:
+        """Leave Preoperational without a call from outside."""
+        return self._leave_preoperational(now, 150, "power up")
+
+    def select_mode_automatic(self, now: float) -> list[Event]:
+        return self._leave_preoperational(now, 151, "SelectModeAutomatic")
+
+    def halt(self, now: float) -> list[Event]:
+        """For maintenance and teaching: end all jobs and take no trigger until Reset."""
+        self._begin("Halt", now, "Preoperational", "Error", *SUBSTATES)
+        self._go({"Preoperational": 121, "Error": 321}.get(self.state, 421), "Halted")
+        self._end_all(Outcome.ABORTED)
+        return self._flush()
+
+    def reset(self, now: float) -> list[Event]:
+        """End all jobs and the errors that only Reset ends. While another lasts, the station goes back to Error."""
+        self._begin("Reset", now, "Halted", "Error", *SUBSTATES)
+        self._go({"Halted": 211, "Error": 311}.get(self.state, 411), "Preoperational")
+        self._end_all(Outcome.ABORTED)
+        for code in [code for code, kept in self.memory.errors.items() if kept]:
+            self._clear(code)
+        if self.memory.errors:
+            self._go(130, "Error")
+        return self._flush()
+
+    # Products
+
+    def prepare(
+        self, name: str, digest: str, deadline_s: float, released: bool, checked: bool, challenges: bool, now: float
+    ) -> list[Event]:
+        """PrepareProduct: the bundle is loaded and was checked on a golden picture. `challenges`: it has such parts."""
+        self._begin("PrepareProduct", now, *RECIPES)
+        if not name or not digest or not 0 < deadline_s < math.inf:
+            raise StationError(
+                f"product '{name}', digest '{digest}', deadline {deadline_s} s: expected a name, a digest and a "
+                "deadline above 0. Set deadline_ms in the recipe."
+            )
+        if not released or not checked:
+            lacking = "is not released" if not released else "was not checked on a golden picture"
+            raise StationError(
+                f"product '{name}': its bundle {lacking}. Expected both. Do that, then prepare it again."
+            )
+        if not self.memory.products:
+            self._last_pass = now
+        stands = Challenge.DUE if challenges else Challenge.NONE
+        self._product(Product(name=name, digest=digest, deadline=float(deadline_s), challenge=stands))
+        notice = Notice("RecipePrepared", product=name, digest=digest)
+        if self.state == "Initialized" and self.able:
+            self._go(562, "Ready", notice)
+        else:
+            self._events.append(notice)
+        self._settle()
+        return self._flush()
+
+    def unprepare(self, name: str, now: float) -> list[Event]:
+        """UnprepareProduct."""
+        self._begin("UnprepareProduct", now, *RECIPES)
+        self._known(name)
+        if any(job.product == name for job in self.memory.waiting):
+            raise StationError(f"product '{name}': a job awaits its verdict, expected none. Wait for it, or Abort.")
+        self._set(products={k: p for k, p in self.memory.products.items() if k != name})
+        if self.state == "Ready" and not self.able:
+            self._go(652, "Initialized")
+        self._settle()
+        return self._flush()
+
+    def challenge(self, name: str, stands: Challenge, now: float) -> list[Event]:
+        """The challenge parts of a product are due, have passed or have failed."""
+        self._tick(now)
+        product = self._known(name)
+        self._product(replace(product, challenge=stands))
+        self._settle()
+        return self._flush()
+
+    # Jobs
+
+    def start_single(self, product: str, part: str, now: float) -> list[Event]:
+        """StartSingleJob: a trigger. The id is in the event JobStarted."""
+        return self._trigger("StartSingleJob", ("Ready",), product, part, now)
+
+    def start_continuous(self, now: float) -> list[Event]:
+        """StartContinuous: from now on every `part` is a job of its own."""
+        self._begin("StartContinuous", now, "Ready")
+        self._run = self._next_id()
+        self._go(681, "ContinuousExecution", Notice("JobStarted", self._run))
+        return self._flush()
+
+    def part(self, product: str, part: str, now: float) -> list[Event]:
+        """A trigger within a continuous job."""
+        return self._trigger("trigger", ("ContinuousExecution",), product, part, now)
+
+    def challenge_part(self, product: str, part: str, now: float) -> list[Event]:
+        """Trigger a challenge part. It is no production: the station need not be Ready, and the state stays."""
+        return self._trigger("challenge", RECIPES, product, part, now)
+
+    def acquired(self, job: int, now: float) -> list[Event]:
+        """The picture is taken and the part may be moved; a single execution is over, its verdict still awaited."""
+        if self._waiting(job).acquired:
+            raise StationError(f"job {job}: its picture was taken before. Expected to be told so once for each job.")
+        self._tick(now)
+        if any(w.id == job for w in self.memory.waiting):
+            self._set(waiting=tuple(replace(w, acquired=w.acquired or w.id == job) for w in self.memory.waiting))
+            self._events.append(Notice("AcquisitionDone", job))
+            self._leave_execution(job)
+        self._settle()
+        return self._flush()
+
+    def verdict(self, job: int, verdict: Outcome, now: float) -> list[Event]:
+        """The verdict of a job. After the deadline it is LATE."""
+        if verdict in (Outcome.LATE, Outcome.ABORTED):
+            raise StationError(
+                f"job {job}: verdict {verdict} is the station's to give. Expected PASS to INVALID, or ERROR."
+            )
+        self._waiting(job)
+        self._tick(now)
+        if any(w.id == job for w in self.memory.waiting):
+            self._end(self._waiting(job), verdict)
+        self._settle()
+        return self._flush()
+
+    def acknowledge(self, job: int, now: float) -> list[Event]:
+        """ResultsAck of the oldest latched result."""
+        if not self.memory.latched or self.memory.latched[0].job.id != job:
+            oldest = self.memory.latched[0].job.id if self.memory.latched else "none"
+            raise StationError(f"job {job}: the oldest result is {oldest}. Acknowledge results in order, each once.")
+        self._tick(now)
+        self._set(latched=self.memory.latched[1:])
+        self._settle()
+        return self._flush()
+
+    def stop(self, now: float) -> list[Event]:
+        """Stop: leave execution; what runs is finished."""
+        self._begin("Stop", now, *EXECUTION)
+        self._to_ready({"SingleExecution": 761, "ContinuousExecution": 861}[self.state])
+        self._settle()
+        return self._flush()
+
+    def abort(self, now: float) -> list[Event]:
+        """Abort: leave execution; every job that waits ends with ABORTED."""
+        self._begin("Abort", now, *EXECUTION)
+        self._to_ready({"SingleExecution": 762, "ContinuousExecution": 862}[self.state])
+        self._end_all(Outcome.ABORTED)
+        self._settle()
+        return self._flush()
+
+    # What happens
+
+    def passed(self, now: float) -> list[Event]:
+        """A picture went through the graph: the only cause of the heartbeat."""
+        self._tick(now)
+        self._last_pass, self.heartbeat = now, not self.heartbeat
+        if not self.memory.errors.get("HEARTBEAT_STALE"):
+            self._clear("HEARTBEAT_STALE")
+        self._settle()
+        return self._flush()
+
+    def fail(self, code: str, now: float, until_reset: bool = False) -> list[Event]:
+        """An error begins. It ends every waiting job, and holds the station in Error until `resolve` or Reset."""
+        _error(code)
+        self._tick(now)
+        self._fail(code, until_reset)
+        return self._flush()
+
+    def resolve(self, code: str, now: float) -> list[Event]:
+        """The cause of an error is gone."""
+        _error(code)
+        if self.memory.errors.get(code):
+            raise StationError(f"{code} lasts until Reset. Expected Reset by a person who has looked at the station.")
+        self._tick(now)
+        self._clear(code)
+        self._settle()
+        return self._flush()
+
+    def tick(self, now: float) -> list[Event]:
+        """Time passes: deadlines and the heartbeat. Call it at least as often as deadlines must hold."""
+        self._tick(now)
+        self._settle()
+        return self._flush()
+
+    def _leave_preoperational(self, now: float, number: int, call: str) -> list[Event]:
+        self._begin(call, now, "Preoperational")
+        if self.memory.errors:
+            self._go(130, "Error")
+        else:
+            self._last_pass = now
+            self._go(number, "Initialized")
+        self._settle()
+        return self._flush()
+
+    def _trigger(self, call: str, states: tuple[str, ...], product: str, part: str, now: float) -> list[Event]:
+        production = call != "challenge"
+        try:
+            self._begin(call, now, *states)
+            bundle = self._known(product)
+            if not part:
+                raise StationError("the part has no id. Expected one: results and parts are matched by it.")
+            if not self.room:
+                raise StationError(
+                    f"{len(self.memory.waiting)} jobs wait, {len(self.memory.latched)} results are not acknowledged, "
+                    f"expected fewer than {self.depth} together. Acknowledge results."
+                )
+        except StationError:
+            if production:
+                self._set(missed=self.memory.missed + 1)
+                self._alarm("MISSED_TRIGGER")
+            raise
+        run = self._run if self.state == "ContinuousExecution" else None
+        job = Job(
+            id=self._next_id(),
+            product=product,
+            digest=bundle.digest,
+            part=part,
+            started=float(now),
+            deadline=float(now + bundle.deadline),
+            run=run,
+            challenge=not production,
+        )
+        self._set(waiting=(*self.memory.waiting, job))
+        notice = Notice("JobStarted", job.id, product, bundle.digest)
+        if call == "StartSingleJob":
+            self._acquiring = job.id
+            self._go(671, "SingleExecution", notice)
+        else:
+            self._events.append(notice)
+        return self._flush()
+
+
+def _error(code: str) -> None:
+    if code not in ERRORS:
+        raise StationError(unknown("error", code, ERRORS))
