@@ -17,7 +17,7 @@ from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
-from andon.geometry.tiling import Place
+from andon.geometry.tiling import Joined, Place
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
@@ -33,8 +33,13 @@ class Scan(NamedTuple):
     """What the graph says of one image, before any decision."""
 
     score: float  # the highest of its tiles
-    anomaly_map: Array  # (H, W); NaN where nothing was inspected
+    map: Joined  # at the detector's scale
     registration: Registration | None = None
+
+    @property
+    def anomaly_map(self) -> Array:
+        """(H, W); NaN where nothing was inspected."""
+        return self.map.whole()
 
 
 class Prepared(NamedTuple):
@@ -66,13 +71,13 @@ def scan_tiles(view: Placement, tiles: Iterable[tuple[Place, Pixels]], shape: tu
             scores.append(float(found.image.max()) if finite else np.nan)
             yield from zip((place for place, _ in batch), found.pixel, strict=True)
 
-    anomaly_map = tiling.join(view, maps())
-    return Scan(float(np.max(scores)), anomaly_map, view.registration)
+    joined = tiling.collect(view, maps())
+    return Scan(float(np.max(scores)), joined, view.registration)
 
 
 def held_out(found: Scan, part: str, name: str, digest: str, fold: int) -> HeldOut:
     """Reduce a scan of a held-out good image to what calibration keeps of it."""
-    values = found.anomaly_map[np.isfinite(found.anomaly_map)]
+    values = found.map.values[np.isfinite(found.map.values)]
     median = float(np.median(values))
     return HeldOut(part, found.score, float(values.max()), median, name, digest, fold)
 
@@ -216,16 +221,19 @@ class Inspector:
         read, notes = prepared.image, prepared.notes
         if found and not np.isfinite(found.score):
             notes = (*notes, "the graph gave a score or map that is not a number")
-        anomaly_map = found.anomaly_map if found else np.full(read.pixels.shape[:2], np.nan, np.float32)
+        frame = (read.pixels.shape[0], read.pixels.shape[1])
+        joined = found.map if found else tiling.unseen(frame)
         score = found.score if found else np.nan
-        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.min_area(anomaly_map.shape))
+        listed, unlisted = regions.find(
+            joined.values, self.thresholds.pixel, self.min_area(frame), joined.matrix, frame
+        )
         return Inspection(
             source=read.name,
             verdict=calibration.judge(score, self.thresholds) if found else Verdict.INVALID,
             score=score,
             p_value=self.calibration.p_value(score, self.decision.per),
             thresholds=self.thresholds,
-            anomaly_map=anomaly_map,
+            map=joined,
             regions=listed,
             removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),

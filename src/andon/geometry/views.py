@@ -261,12 +261,28 @@ def _roi(
                 f"{name}: {frame[1]}×{frame[0]} pixels, but the picture of the region (geometry.include) has "
                 f"{region.shape[1]}×{region.shape[0]}; expected one size. Draw the region on a picture of the part."
             )
+    include, ignore = (tuple(map(tuple, polygons)) for polygons in (geometry.include, geometry.ignore))
+    return _drawn(include, geometry.region, ignore, origin, shape)
+
+
+@lru_cache(maxsize=4)
+def _drawn(
+    include: tuple[tuple[Corner, ...], ...],
+    region: str,
+    ignore: tuple[tuple[Corner, ...], ...],
+    origin: tuple[int, int],
+    shape: tuple[int, int],
+) -> Mask:
+    """Rasterise a region over a view (h, w); once for all pictures of one size."""
+    if region:
         (x, y), (h, w) = origin, shape
-        roi = region[y : y + h, x : x + w].astype(np.uint8)
+        roi = _region(region)[y : y + h, x : x + w].astype(np.uint8)
     else:
-        roi = np.full(shape, 0 if geometry.include else 1, np.uint8)
-    for polygons, value in ((geometry.include, 1), (geometry.ignore, 0)):
+        roi = np.full(shape, 0 if include else 1, np.uint8)
+    for polygons, value in ((include, 1), (ignore, 0)):
         for polygon in polygons:
             points = np.round(np.asarray(polygon) - origin).astype(np.int32)
             cv2.fillPoly(roi, [points], value)
-    return roi.astype(bool)
+    drawn: Mask = roi.view(np.bool_)
+    drawn.flags.writeable = False
+    return drawn

@@ -76,7 +76,7 @@ def calibrate(
             progress("calibrating", done, total)
             done += 1
             scanned = inspector.scan_tiles(each.placement, each.tiles, shape, scorer)
-            if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
+            if not (np.isfinite(scanned.score) and np.isfinite(scanned.map.values).any()):
                 raise TrainingError(
                     f"{each.name}: the graph gave a score or map that is not a number. Train again with other settings."
                 )
