@@ -303,7 +303,7 @@ def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
     """Check an array. Its digest is the SHA-256 of a line with shape and dtype, then of its bytes in C order."""
     pixels = _array(pixels, name)
     notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
-    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode() + pixels.tobytes())
+    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode(), np.ascontiguousarray(pixels).data)
     return Image(_plain(pixels), name, notes, digest)
 
 
