@@ -51,9 +51,16 @@ class Prepared(NamedTuple):
     registration: Registration | None = None
 
 
-def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
-    """Align, split, score and join one image (H, W, c). Errors: as `views.align`."""
-    view = views.align(pixels, settings, name, reference)
+def scan(
+    pixels: Pixels,
+    settings: Geometry,
+    scorer: Scorer,
+    name: str,
+    reference: Reference | None = None,
+    full: tuple[int, int] | None = None,
+) -> Scan:
+    """Align, split, score and join one image (H, W, c). Arguments and errors: as `views.align`."""
+    view = views.align(pixels, settings, name, reference, full)
     return scan_tiles(view, tiling.split(view, settings), settings.input, scorer)
 
 
@@ -175,11 +182,11 @@ class Inspector:
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
         """Read an image and score it, undecided. ImageError as `inspect`; NotFound when the part is not found."""
         read = self.read(source, name)
-        return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
+        return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference, read.full)
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image:
         """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
-        return image.accept(image.read(source, name), self.manifest.input)
+        return image.accept(image.read(source, name, self.manifest.input.reduced), self.manifest.input)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
@@ -203,7 +210,7 @@ class Inspector:
         if odd and self.recipe.input.unusual == "invalid":
             return Prepared(read, (*read.notes, *learnt, *odd))
         try:
-            view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference)
+            view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference, read.full)
         except NotFound as missing:
             return Prepared(read, (*read.notes, str(missing), *learnt, *odd), registration=missing.registration)
         return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration)
@@ -221,7 +228,7 @@ class Inspector:
         read, notes = prepared.image, prepared.notes
         if found and not np.isfinite(found.score):
             notes = (*notes, "the graph gave a score or map that is not a number")
-        frame = (read.pixels.shape[0], read.pixels.shape[1])
+        frame = read.full
         joined = found.map if found else tiling.unseen(frame)
         score = found.score if found else np.nan
         listed, unlisted = regions.find(

@@ -83,7 +83,7 @@ class Survey(NamedTuple):
 
 def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None) -> Prepared:
     """Align and cut a decoded image. Errors: as `views.align`."""
-    view = views.align(read.pixels, settings, read.name, registered_to)
+    view = views.align(read.pixels, settings, read.name, registered_to, read.full)
     tiles = list(tiling.split(view, settings))
     look, thumbnail = appearance.of(read.pixels), _thumbnail(read.pixels)
     return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
@@ -211,14 +211,16 @@ def look_over(
     known: Mapping[Path, str] = MappingProxyType({}),
     maximum: int | None = None,
     light: Light | None = None,
+    reduce: bool = False,
 ) -> Survey:
     """Decode every good image once, into the store: which can be used, and what they agree on.
 
     Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
     that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
     to `maximum`, or up to the recipe's. Where neither is given and they turn out to use a smaller range, the images are
-    looked over again.
+    looked over again. `reduce`: decode JPEG at reduced scale where the geometry allows it and all have one size.
     """
+    reduced = _reduced(good, recipe) if reduce else 1
     if maximum is None and recipe.input.maximum != "auto":
         maximum = recipe.input.maximum
     if recipe.input.light != "as is" and light is None:
@@ -238,7 +240,8 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.read_again(path, known[path]) if path in known else image.read(path)
+            again = path in known
+            read = image.read_again(path, known[path], reduced) if again else image.read(path, reduced=reduced)
             read = image.scaled(read, maximum)
             most, used = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
             read = image.evened(read, light)
@@ -273,7 +276,7 @@ def look_over(
             return look_over(good, recipe, store, progress, registered_to, digests, maximum)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
-    rule = rule.model_copy(update={"light": light})
+    rule = rule.model_copy(update={"light": light, "reduced": reduced})
     return Survey(usable, rule, store, kept, digests, skipped, registered_to, found, share)
 
 
@@ -286,6 +289,21 @@ def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
         except ImageError:
             continue  # the survey says so
     return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
+
+
+def _reduced(good: Sequence[Sample], recipe: Recipe) -> int:
+    """By how much JPEG is reduced as it is decoded; 1 where light is divided out, or pictures may differ in size."""
+    if recipe.input.size == "any" or recipe.input.light != "as is":
+        return 1
+    frames: set[tuple[int, int]] = set()
+    for sample in good:
+        try:
+            frames.add(image.shape(sample.path))
+        except ImageError:
+            continue  # the survey says so
+        if len(frames) > 1:
+            return 1
+    return tiling.reduction(frames.pop(), recipe.geometry) if frames else 1
 
 
 def _light(good: Sequence[Sample], kind: Kind, maximum: int | None) -> Light | None:

@@ -54,6 +54,21 @@ def covered(frame: tuple[int, int], geometry: Geometry) -> float:
     return h * w / (inner[2] * inner[3])
 
 
+def reduction(frame: tuple[int, int], geometry: Geometry) -> int:
+    """Find by how much the sides of a JPEG (H, W) may be divided as it is decoded: 1, 2, 4 or 8.
+
+    The view is never made smaller than the detector's input, and every edge of it falls on a whole pixel. 1 for tiles;
+    for registered parts, which are found at full scale; and for regions of interest, since a reduced pixel on their
+    border would mix what is ignored with what is inspected.
+    """
+    if geometry.tiles or geometry.registration or geometry.include or geometry.region or geometry.ignore:
+        return 1
+    box = geometry.crop or (0, 0, frame[1], frame[0])
+    inner = _whole((box[3], box[2]), geometry).inner
+    shrunk = min(box[2] / inner[2], box[3] / inner[3])
+    return next((by for by in (8, 4, 2) if by <= shrunk and not any(side % by for side in (*box, *frame))), 1)
+
+
 def batches(pieces: Iterable[T], shape: tuple[int, int]) -> Iterator[list[T]]:
     """Put tiles of a shape, or what comes with them, together: at most PIXELS_AT_ONCE pixels, at least one tile."""
     pieces = iter(pieces)
@@ -107,7 +122,8 @@ class Joined:
         enlarge = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
         left, top = self.view.origin
         placed = np.array([[1, 0, left], [0, 1, top]]) if self.view.matrix is None else self.view.matrix
-        return placed @ enlarge
+        matrix: Matrix = placed @ enlarge
+        return matrix
 
     @cached_property
     def values(self) -> Array:

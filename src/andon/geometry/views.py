@@ -196,28 +196,38 @@ class View(Placement):
         return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
 
 
-def align(pixels: Pixels, geometry: Geometry, name: str, reference: Reference | None = None) -> View:
+def align(
+    pixels: Pixels,
+    geometry: Geometry,
+    name: str,
+    reference: Reference | None = None,
+    full: tuple[int, int] | None = None,
+) -> View:
     """Cut the view out of an image (H, W, c), registered to the reference where the geometry asks for it.
+
+    Of an image that was decoded at reduced scale, `full` is its size (H, W); the pixels of the view are reduced as
+    well, and all else of the view is in pixels of the full image. `tiling.reduction` says where that is allowed.
 
     Errors: ImageError when the image does not hold the crop or any ROI; NotFound, which is one, when the part is not
     found.
     """
     if (reference is None) != (geometry.registration is None):
         raise ValueError("a reference belongs to a geometry with registration, and only to one")
-    frame = (pixels.shape[0], pixels.shape[1])
+    frame = full or (pixels.shape[0], pixels.shape[1])
     matrix, found, seen = None, None, None
+    (height, width), by = frame, frame[0] // pixels.shape[0]
     if reference is not None:
         matrix, found = reference.find(pixels, name)
         pixels, seen = reference.bring(pixels, matrix)
         name = f"{name}, registered to {reference.name}"
-    height, width = pixels.shape[:2]
+        height, width = pixels.shape[:2]
     x, y, w, h = geometry.crop or (0, 0, width, height)
     if x + w > width or y + h > height:
         raise ImageError(
             f"{name}: {width}×{height} pixels; the recipe's crop [{x}, {y}, {w}, {h}] reaches to {x + w}×{y + h}. "
             "Use images of the size the recipe was written for, or change the crop and retrain."
         )
-    view = pixels[y : y + h, x : x + w]
+    view = pixels[y // by : (y + h) // by, x // by : (x + w) // by]
     roi = _roi(geometry, (x, y), (h, w), (height, width), name)
     share = (h * w if roi is None else np.count_nonzero(roi)) / (height * width)
     if 0 < share < SMALL and not geometry.small_region:

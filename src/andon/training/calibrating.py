@@ -101,7 +101,8 @@ def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle
     registered_to = bundle.registered_to()
     for sample in samples:
         try:
-            read = image.accept(image.read_again(sample.path, digests[sample.path]), bundle.manifest.input)
+            rule = bundle.manifest.input
+            read = image.accept(image.read_again(sample.path, digests[sample.path], rule.reduced), rule)
             yield prepare(sample, read, bundle.recipe.geometry, registered_to)
         except ImageError as error:
             warn(f"left out: {error}")
