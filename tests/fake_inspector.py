@@ -9,12 +9,19 @@ import numpy as np
 from andon import calibration
 from andon.bundle import Manifest
 from andon.calibration import Calibration
-from andon.geometry import regions
+from andon.geometry import regions, tiling
+from andon.geometry.views import Placement
 from andon.inspection import Inspection, Verdict
 from andon.pictures import image
 from andon.pictures.image import Input
 from andon.recipe import Decision, Recipe
 from andon.render import Scale
+
+
+def whole(anomaly_map) -> tiling.Joined:
+    """A map as large as its image."""
+    frame = anomaly_map.shape
+    return tiling.Joined(anomaly_map, Placement(frame, (0, 0), frame, None))
 
 
 class FakeInspector:
@@ -60,7 +67,7 @@ class FakeInspector:
             score=score,
             p_value=self.calibration.p_value(score),
             thresholds=self.thresholds,
-            anomaly_map=anomaly_map,
+            map=whole(anomaly_map),
             regions=listed,
             removed_regions=unlisted,
             milliseconds=2.0,

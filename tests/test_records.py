@@ -14,6 +14,7 @@ from andon import files
 from andon.errors import AndonError
 from andon.inspection import Inspection, Region, Thresholds, Verdict
 from andon.records import COLUMNS, Records
+from fake_inspector import whole
 
 FOUND = Inspection(
     source="a.png",
@@ -21,7 +22,7 @@ FOUND = Inspection(
     score=7.5,
     p_value=0.1,
     thresholds=Thresholds(3.0, 5.0, 4.0),
-    anomaly_map=np.zeros((8, 8), np.float32),
+    map=whole(np.zeros((8, 8), np.float32)),
     regions=(Region((1, 2, 3, 4), 9, (2.0, 3.0), 6.5, (2, 2)), Region((0, 0, 1, 1), 1, (0.0, 0.0), 4.5, (0, 0))),
     removed_regions=0,
     milliseconds=12.0,

@@ -1,9 +1,14 @@
 """Connected areas above the pixel threshold: measured, the worst first, and no more than a person can read."""
 
+from typing import Any
+
 import cv2
 import numpy as np
+import pytest
 
-from andon.geometry import regions
+from andon.geometry import regions, tiling, views
+from andon.geometry.registration import Reference, Register
+from andon.geometry.views import Geometry
 
 
 def test_regions_are_measured_sorted_and_filtered() -> None:
@@ -54,3 +59,79 @@ def test_several_pixels_at_the_peak_name_the_first_and_infinity_is_a_peak() -> N
     values[0, 7] = 2
     found, _ = regions.find(values, 1.0, 0)
     assert [(r.peak, r.peak_at) for r in found] == [(np.inf, (2, 1)), (2.0, (7, 0))]
+
+
+def smooth(height: int, width: int) -> Any:
+    """A gray picture with three blurred spots, the brightest on the right."""
+    values = np.zeros((height, width), np.float32)
+    for x, y, radius, value in ((0.3, 0.3, 0.06, 220), (0.7, 0.62, 0.09, 250), (0.36, 0.72, 0.05, 200)):
+        cv2.circle(values, (round(x * width), round(y * height)), round(radius * width), value, -1)
+    return cv2.GaussianBlur(values, (0, 0), width / 60).astype(np.uint8)[..., None]
+
+
+def turned(pixels: Any) -> tuple[Any, Reference]:
+    """A textured picture with the spots, turned by 12 degrees, and the picture that it is registered to."""
+    height, width = pixels.shape[:2]
+    texture = np.random.default_rng(1).integers(0, 60, (12, 16)).astype(np.uint8)
+    part = np.maximum(pixels[..., 0] // 2 + 100, cv2.resize(texture, (width, height), interpolation=cv2.INTER_NEAREST))
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), 12, 1)
+    picture = cv2.warpAffine(part, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    known = cv2.imencode(".png", part)[1].tobytes()
+    return picture[..., None], Reference(known, Register(max_rotation=30, max_shift=0.2, least_quality=0.1), "part.png")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": 128},
+        {"size": 128, "aspect": "stretch"},
+        {"size": 128, "aspect": "keep"},
+        {"size": 256, "tiles": True},
+        {"size": 128, "crop": (64, 40, 512, 400)},
+        {"size": 128, "include": [[(30, 30), (600, 60), (610, 450), (60, 460)]]},
+        {"size": 128, "crop": (64, 40, 512, 400), "ignore": [[(0, 0), (260, 0), (260, 200), (0, 200)]]},
+        {"size": 128, "registration": {"max_rotation": 30, "max_shift": 0.2, "least_quality": 0.1}},
+        {"size": 256, "tiles": True, "registration": {"max_rotation": 30, "max_shift": 0.2, "least_quality": 0.1}},
+    ],
+    ids=str,
+)
+def test_regions_at_the_detectors_scale_are_those_of_the_enlarged_map(settings: dict[str, Any]) -> None:
+    """Boxes and centroids within a pixel of the map, areas within 6 % and that rim, peaks within 2 %."""
+    pixels, known = smooth(480, 640), None
+    if "registration" in settings:
+        pixels, known = turned(pixels)
+    geometry = Geometry.model_validate(settings).shaped([(480, 640)])
+    view = views.align(pixels, geometry, "spots", known)
+    pieces = [(place, tile[..., 0].astype(np.float32)) for place, tile in tiling.split(view, geometry)]
+    joined = tiling.collect(view, pieces)
+    enlarged, level = joined.whole(), 165.0 if known else 150.0
+    step = float(np.abs(joined.matrix[:, :2]).sum(axis=1).max())  # pixels of the image along a pixel of the map
+    before, _ = regions.find(enlarged, level, 40)
+    after, _ = regions.find(joined.values, level, 40, joined.matrix, view.frame)
+    assert len(after) == len(before) >= 2
+    for old, new in zip(before, after, strict=True):
+        corners = [np.array([r.box[0], r.box[1], r.box[0] + r.box[2], r.box[1] + r.box[3]]) for r in (old, new)]
+        assert np.abs(corners[0] - corners[1]).max() <= np.ceil(step) + 1
+        assert np.hypot(*np.subtract(old.centroid, new.centroid)) <= step
+        assert abs(old.area - new.area) <= 0.06 * old.area + step * 2
+        assert new.peak == pytest.approx(old.peak, rel=0.02)
+        x, y = new.peak_at
+        assert enlarged[y, x] == pytest.approx(new.peak, rel=0.02)
+
+
+def test_a_map_finer_than_its_view_is_judged_at_the_views_scale() -> None:
+    view = views.align(smooth(100, 120), Geometry(size=256, aspect="stretch"), "small")
+    joined = tiling.collect(view, [(next(tiling.places(view, Geometry(size=256, aspect="stretch"))), np.eye(256))])
+    assert joined.values.shape == view.shape and np.array_equal(joined.matrix, np.eye(2, 3))
+    np.testing.assert_array_equal(joined.values, joined.whole())
+
+
+def test_a_region_of_interest_thinner_than_a_pixel_of_the_map_is_inspected() -> None:
+    geometry = Geometry(size=64, aspect="stretch", include=[[(100, 0), (102, 0), (102, 639), (100, 639)]])
+    geometry = geometry.model_copy(update={"small_region": True})
+    view = views.align(smooth(640, 640), geometry, "thin")
+    joined = tiling.collect(view, [(next(tiling.places(view, geometry)), np.ones((64, 64), np.float32))])
+    assert np.isfinite(joined.values).all(axis=0).nonzero()[0].tolist() == [10]
+    assert np.count_nonzero(np.isfinite(joined.values)) == 64
+    again = views.align(smooth(640, 640), geometry, "thin")
+    assert again.roi is view.roi  # drawn once

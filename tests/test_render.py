@@ -7,6 +7,7 @@ import pytest
 from andon import render
 from andon.inspection import Inspection, Region, Thresholds, Verdict
 from andon.render import Scale
+from fake_inspector import whole
 
 SCALE = Scale.of(1.0, 3.0)
 
@@ -145,7 +146,7 @@ def test_captions_need_not_be_valid_unicode() -> None:
 
 
 def inspected(source, verdict=Verdict.REVIEW, score=5.0):
-    return Inspection(source, verdict, score, 0.1, Thresholds(4.0, 9.0, 3.0), blob(), (region(),), 0, 1.0)
+    return Inspection(source, verdict, score, 0.1, Thresholds(4.0, 9.0, 3.0), whole(blob()), (region(),), 0, 1.0)
 
 
 @pytest.mark.parametrize("name", ["Gehäuse.png", "良品.png", "Деталь.png", "합격.png", "Geha\u0308use.png"])

@@ -81,9 +81,9 @@ def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, monkey
     decoded: list[str] = []
     original = image.decode
 
-    def decode(data: bytes, header: Any, name: str) -> Any:
+    def decode(data: bytes, header: Any, name: str, reduced: int) -> Any:
         decoded.append(name)
-        return original(data, header, name)
+        return original(data, header, name, reduced)
 
     monkeypatch.setattr(image, "decode", decode)
     training.train(good, tmp_path / "a.andon", **FAST)

@@ -23,7 +23,8 @@ more good parts than each of them.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self
+from functools import cached_property
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,8 +133,18 @@ class Calibration(BaseModel):
         """
         if math.isnan(score):
             return math.nan
-        values, weights = self.units(self.scores, per)
-        return (1 + float(weights[values >= score].sum())) / (1 + self.parts)
+        values, above = self._ranked[per]
+        return (1 + float(above[np.searchsorted(values, score)])) / (1 + self.parts)
+
+    @cached_property
+    def _ranked(self) -> dict[Unit, tuple[Floats, Floats]]:
+        """Scores (m,), ascending, and the sum (m + 1,) of the weights of each and of all above it."""
+        ranked: dict[Unit, tuple[Floats, Floats]] = {}
+        for per in get_args(Unit):
+            values, weights = self.units(self.scores, per)
+            order = np.argsort(values)
+            ranked[per] = values[order], np.append(np.cumsum(weights[order][::-1])[::-1], 0.0)
+        return ranked
 
     def units(self, values: Sequence[float], per: Unit) -> tuple[Floats, Floats]:
         """Values and weights (m,): an image weighs its share of its part; per part only the highest value counts."""

@@ -27,9 +27,12 @@ LOCK = ".lock"  # the file in a locked folder
 PROBE = 64 * 1024  # bytes: a full disk still takes an empty file
 
 
-def digest(data: bytes) -> str:
-    """SHA-256 of the data, as 64 hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+def digest(*data: bytes | memoryview) -> str:
+    """SHA-256 of the data, one part after the other, as 64 hexadecimal digits."""
+    found = hashlib.sha256()
+    for part in data:
+        found.update(part)
+    return found.hexdigest()
 
 
 def digest_of_all(named: Iterable[tuple[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -75,6 +76,14 @@ class Region:
     peak_at: tuple[int, int]  # x, y
 
 
+class Map(Protocol):
+    """An anomaly map at any scale."""
+
+    def whole(self) -> Array:
+        """Enlarge it to the size of the image (H, W)."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Inspection:
     """One image, inspected."""
@@ -84,7 +93,7 @@ class Inspection:
     score: float  # NaN when INVALID
     p_value: float  # share of good parts expected to score this high, from held-out good images; NaN when INVALID
     thresholds: Thresholds
-    anomaly_map: Array  # (H, W) in the frame of the image that came in; NaN where nothing was inspected
+    map: Map  # at the scale of the detector; `anomaly_map` has the size of the image
     regions: tuple[Region, ...]
     removed_regions: int  # how many are not listed: below the minimum area, or beyond the worst 100
     milliseconds: float  # from the source to this result; of an `Image`, without reading it
@@ -93,6 +102,11 @@ class Inspection:
     digest: str = ""  # SHA-256 of the file's bytes, or of the array; see `image.Image`
     bundle: str = ""  # digest of the bundle
     decision: str = ""  # digest of the decision: its settings and the thresholds that came of them
+
+    @cached_property
+    def anomaly_map(self) -> Array:
+        """(H, W) in the frame of the image that came in, made when it is first asked for; NaN: not inspected."""
+        return self.map.whole()
 
     def record(self) -> dict[str, Any]:
         """Everything but the map, as plain data for JSON; null for what is not a finite number."""

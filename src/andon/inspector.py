@@ -17,7 +17,7 @@ from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
-from andon.geometry.tiling import Place
+from andon.geometry.tiling import Joined, Place
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
@@ -33,8 +33,13 @@ class Scan(NamedTuple):
     """What the graph says of one image, before any decision."""
 
     score: float  # the highest of its tiles
-    anomaly_map: Array  # (H, W); NaN where nothing was inspected
+    map: Joined  # at the detector's scale
     registration: Registration | None = None
+
+    @property
+    def anomaly_map(self) -> Array:
+        """(H, W); NaN where nothing was inspected."""
+        return self.map.whole()
 
 
 class Prepared(NamedTuple):
@@ -46,9 +51,16 @@ class Prepared(NamedTuple):
     registration: Registration | None = None
 
 
-def scan(pixels: Pixels, settings: Geometry, scorer: Scorer, name: str, reference: Reference | None = None) -> Scan:
-    """Align, split, score and join one image (H, W, c). Errors: as `views.align`."""
-    view = views.align(pixels, settings, name, reference)
+def scan(
+    pixels: Pixels,
+    settings: Geometry,
+    scorer: Scorer,
+    name: str,
+    reference: Reference | None = None,
+    full: tuple[int, int] | None = None,
+) -> Scan:
+    """Align, split, score and join one image (H, W, c). Arguments and errors: as `views.align`."""
+    view = views.align(pixels, settings, name, reference, full)
     return scan_tiles(view, tiling.split(view, settings), settings.input, scorer)
 
 
@@ -66,13 +78,13 @@ def scan_tiles(view: Placement, tiles: Iterable[tuple[Place, Pixels]], shape: tu
             scores.append(float(found.image.max()) if finite else np.nan)
             yield from zip((place for place, _ in batch), found.pixel, strict=True)
 
-    anomaly_map = tiling.join(view, maps())
-    return Scan(float(np.max(scores)), anomaly_map, view.registration)
+    joined = tiling.collect(view, maps())
+    return Scan(float(np.max(scores)), joined, view.registration)
 
 
 def held_out(found: Scan, part: str, name: str, digest: str, fold: int) -> HeldOut:
     """Reduce a scan of a held-out good image to what calibration keeps of it."""
-    values = found.anomaly_map[np.isfinite(found.anomaly_map)]
+    values = found.map.values[np.isfinite(found.map.values)]
     median = float(np.median(values))
     return HeldOut(part, found.score, float(values.max()), median, name, digest, fold)
 
@@ -170,11 +182,11 @@ class Inspector:
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
         """Read an image and score it, undecided. ImageError as `inspect`; NotFound when the part is not found."""
         read = self.read(source, name)
-        return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference)
+        return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference, read.full)
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image:
         """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
-        return image.accept(image.read(source, name), self.manifest.input)
+        return image.accept(image.read(source, name, self.manifest.input.reduced), self.manifest.input)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
@@ -198,7 +210,7 @@ class Inspector:
         if odd and self.recipe.input.unusual == "invalid":
             return Prepared(read, (*read.notes, *learnt, *odd))
         try:
-            view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference)
+            view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference, read.full)
         except NotFound as missing:
             return Prepared(read, (*read.notes, str(missing), *learnt, *odd), registration=missing.registration)
         return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration)
@@ -216,16 +228,19 @@ class Inspector:
         read, notes = prepared.image, prepared.notes
         if found and not np.isfinite(found.score):
             notes = (*notes, "the graph gave a score or map that is not a number")
-        anomaly_map = found.anomaly_map if found else np.full(read.pixels.shape[:2], np.nan, np.float32)
+        frame = read.full
+        joined = found.map if found else tiling.unseen(frame)
         score = found.score if found else np.nan
-        listed, unlisted = regions.find(anomaly_map, self.thresholds.pixel, self.min_area(anomaly_map.shape))
+        listed, unlisted = regions.find(
+            joined.values, self.thresholds.pixel, self.min_area(frame), joined.matrix, frame
+        )
         return Inspection(
             source=read.name,
             verdict=calibration.judge(score, self.thresholds) if found else Verdict.INVALID,
             score=score,
             p_value=self.calibration.p_value(score, self.decision.per),
             thresholds=self.thresholds,
-            anomaly_map=anomaly_map,
+            map=joined,
             regions=listed,
             removed_regions=unlisted,
             milliseconds=1000 * (time.perf_counter() - began),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Slot, Store
-from andon.data.whole import Pictures, light_of
+from andon.data.whole import Pictures, light_of, reduction
 from andon.detector import Defects, Labelled
 from andon.errors import DatasetError, ImageError, RecipeError, few
 from andon.geometry import tiling, views
@@ -82,7 +82,7 @@ class Survey(NamedTuple):
 
 def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None) -> Prepared:
     """Align and cut a decoded image. Errors: as `views.align`."""
-    view = views.align(read.pixels, settings, read.name, registered_to)
+    view = views.align(read.pixels, settings, read.name, registered_to, read.full)
     tiles = list(tiling.split(view, settings))
     look, thumbnail = appearance.of(read.pixels), _thumbnail(read.pixels)
     return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
@@ -211,15 +211,18 @@ def look_over(
     maximum: int | None = None,
     light: Light | None = None,
     pictures: Pictures | None = None,
+    reduce: bool = False,
 ) -> Survey:
     """Decode every good image once, into the store: which can be used, and what they agree on.
 
     Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
     that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
     to `maximum`, or up to the recipe's; where neither is given there are tiles only once their range is known. Until
-    then whole `pictures` are kept, so that none is decoded again as long as there is room.
+    then whole `pictures` are kept, so that none is decoded again as long as there is room. `reduce`: decode JPEG at
+    reduced scale where the geometry allows it and all have one size.
     """
     pictures = pictures or Pictures(store)
+    reduced = reduction(good, recipe) if reduce else 1
     if maximum is None and recipe.input.maximum != "auto":
         maximum = recipe.input.maximum
     if recipe.input.light != "as is" and light is None:
@@ -239,7 +242,7 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.scaled(pictures.read(path, known.get(path, "")), maximum)
+            read = image.scaled(pictures.read(path, known.get(path, ""), reduced), maximum)
             soon = early or (read.pixels.dtype == np.uint16 and maximum is None)  # its tiles are not cut yet
             if soon:
                 pictures.keep(path, read)
@@ -274,7 +277,7 @@ def look_over(
         return look_over(good, recipe, store, progress, registered_to, digests, maximum, pictures=pictures)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
-    rule = rule.model_copy(update={"light": light})
+    rule = rule.model_copy(update={"light": light, "reduced": reduced})
     return Survey(usable, rule, store, pictures, kept, digests, skipped, registered_to, found, share)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from andon.data.dataset import Sample
 from andon.data.store import Slot, Store
 from andon.errors import ImageError
+from andon.geometry import tiling
 from andon.inspection import Array
 from andon.pictures import image, light
 from andon.pictures.image import Image
@@ -26,12 +27,15 @@ class Pictures:
         self._store = store
         self._kept: dict[Path, tuple[Image, Slot]] = {}
 
-    def read(self, path: Path, digest: str = "") -> Image:
-        """Return a picture. ImageError as `image.read`, and when its file is read again and has changed."""
+    def read(self, path: Path, digest: str = "", reduced: int = 1) -> Image:
+        """Return a picture, JPEG with its sides divided by `reduced`.
+
+        ImageError as `image.read`, and when its file is read again and has changed.
+        """
         if path in self._kept:
             bare, slot = self._kept[path]
             return bare._replace(pixels=self._store[slot])
-        return image.read_again(path, digest) if digest else image.read(path)
+        return image.read_again(path, digest, reduced) if digest else image.read(path, reduced=reduced)
 
     def keep(self, path: Path, read: Image) -> None:
         """Keep a picture, if there is room."""
@@ -61,3 +65,18 @@ def light_of(good: Sequence[Sample], kind: Kind, maximum: int | None, pictures: 
         except ImageError:
             continue
     return Light.learn(kind, grids) if grids else None
+
+
+def reduction(good: Sequence[Sample], recipe: Recipe) -> int:
+    """By how much JPEG is reduced as it is decoded; 1 where light is divided out, or pictures may differ in size."""
+    if recipe.input.size == "any" or recipe.input.light != "as is":
+        return 1
+    frames: set[tuple[int, int]] = set()
+    for sample in good:
+        try:
+            frames.add(image.shape(sample.path))
+        except ImageError:
+            continue  # the survey says so
+        if len(frames) > 1:
+            return 1
+    return tiling.reduction(frames.pop(), recipe.geometry) if frames else 1

@@ -178,7 +178,7 @@ def vectors(inspector: Inspector, images: Sequence[Row], kinds: Sequence[str]) -
     found: dict[str, list[NDArray[np.float32] | float]] = {kind: [] for kind in kinds}
     for row in images if kinds else ():
         try:
-            pieces = tiling.split(_view(inspector, row.read()), inspector.recipe.geometry)
+            pieces = tiling.split(_view(inspector, _seen(inspector, row)), inspector.recipe.geometry)
             made = [
                 np.concatenate(x)
                 for x in zip(*(session.run(kinds, {"tiles": t[None]}) for _, t in pieces), strict=True)
@@ -243,11 +243,12 @@ class _Draw:
             render.outline(photo, mask, render.TRUTH)
         shown = []
         for i, (name, inspector) in enumerate(self._compared.inspectors.items()):
-            found = inspector.inspect(picture)
+            seen = _seen(inspector, row)
+            found = inspector.inspect(seen)
             overlay = render.overlay(
                 pixels, found.anomaly_map, inspector.scale, found.regions, mask, side=SIDE, bar=False
             )
-            again = self._reconstruction(name, inspector, picture)
+            again = self._reconstruction(name, inspector, seen)
             share = float(self._above[i, j])
             levels = render.levels(found.score, inspector.calibration.scores, found.thresholds)
             made = _jpeg(again) if again is not None else ""
@@ -266,9 +267,14 @@ class _Draw:
         return render.fit(render.display(np.round(values).astype(np.uint8)), SIDE)
 
 
+def _seen(inspector: Inspector, row: Row) -> Image:
+    """Read a picture as a bundle does. ImageError when its file is no longer the one that was judged."""
+    return row.read(inspector.manifest.input.reduced)
+
+
 def _view(inspector: Inspector, read: Image) -> views.View:
     taken = image.accept(read, inspector.manifest.input)
-    return views.align(taken.pixels, inspector.recipe.geometry, read.name, inspector.reference)
+    return views.align(taken.pixels, inspector.recipe.geometry, read.name, inspector.reference, taken.full)
 
 
 def _outputs(inspector: Inspector) -> set[str]:

@@ -76,7 +76,7 @@ class Inspecting(Protocol):
 
 def of(image: Image, path: Path) -> Crude:
     """Measure an image, and the file it was read from."""
-    look, (height, width) = appearance.of(image.pixels), image.pixels.shape[:2]
+    look, (height, width) = appearance.of(image.pixels), image.full
     size = float(height * width)
     values = (look.mean, look.contrast, look.sharpness, look.saturated, size, path.stat().st_size / size)
     suffix = path.suffix.lower().lstrip(".")

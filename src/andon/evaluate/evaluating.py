@@ -51,9 +51,9 @@ class Row:
         """Whether the label says good."""
         return self.defect == "good"
 
-    def read(self) -> image.Image:
+    def read(self, reduced: int = 1) -> image.Image:
         """The picture that was inspected. ImageError when its file is gone, or no longer the same."""
-        return image.read_again(self.path, self.digest)
+        return image.read_again(self.path, self.digest, reduced)
 
     def truth(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
         """The mask of the image of `shape` (H, W), where it has one that can be used; others are among the errors."""

@@ -207,7 +207,7 @@ def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) 
     cards = []
     for row in rows:
         try:
-            picture = row.read()
+            picture = row.read(inspector.manifest.input.reduced)
         except ImageError as error:
             words += f" Without a picture: {error}"
             continue

@@ -1,17 +1,31 @@
-"""Connected areas of an anomaly map above a threshold: the places that a person should look at."""
+"""Connected areas of an anomaly map above a threshold: the places that a person should look at.
+
+They are found at the scale of the map and told in pixels of the image.
+"""
 
 import cv2
 import numpy as np
 
+from andon.geometry.registration import Matrix
 from andon.inspection import Array, Region
 
 MOST = 100  # regions that are listed; noise has tens of thousands
 
 
-def find(anomaly_map: Array, threshold: float, min_area: int) -> tuple[tuple[Region, ...], int]:
-    """Find connected areas (8 neighbours) of a map (H, W) above the threshold: the `MOST` worst, worst first.
+def find(
+    anomaly_map: Array,
+    threshold: float,
+    min_area: int,
+    matrix: Matrix | None = None,
+    frame: tuple[int, int] | None = None,
+) -> tuple[tuple[Region, ...], int]:
+    """Find connected areas (8 neighbours) of a map (h, w) above the threshold: the `MOST` worst, worst first.
 
-    Also returns how many areas are not listed: those smaller than `min_area` pixels, and those beyond the worst.
+    `matrix` (2, 3) leads from pixels of the map to those of the image, whose size (H, W) is `frame`; without both, the
+    map is as large as the image.
+
+    Also returns how many areas are not listed: those smaller than `min_area` pixels of the
+    image, and those beyond the worst.
     """
     above = anomaly_map > threshold  # NaN compares false
     if not above.any():
@@ -24,12 +38,32 @@ def find(anomaly_map: Array, threshold: float, min_area: int) -> tuple[tuple[Reg
     at_peak = np.flatnonzero(value == peaks[label])
     peak_label, first = np.unique(label[at_peak], return_index=True)  # every label but 0, ascending
     peak_at = at[at_peak[first]]
-    large = peak_label[stats[peak_label, cv2.CC_STAT_AREA] >= min_area]
+    matrix = np.eye(2, 3) if matrix is None else matrix
+    height, width = frame or anomaly_map.shape
+    covered = abs(float(np.linalg.det(matrix[:, :2])))  # pixels of the image that one pixel of the map covers
+    large = peak_label[np.round(stats[peak_label, cv2.CC_STAT_AREA] * covered) >= min_area]
     worst = large[np.argsort(-peaks[large], kind="stable")[:MOST]].tolist()
     found = []
     for i in worst:
         x, y, w, h, area = (int(v) for v in stats[i])
+        if matrix[0, 1] or matrix[1, 0]:  # turned: the box of the area, not of its box
+            rows, columns = np.nonzero(labels[y : y + h, x : x + w] == i)
+        else:
+            rows, columns = np.array([0, h - 1]), np.array([0, w - 1])
+        corners = matrix @ [columns + x, rows + y, np.ones(len(rows))]  # (2, n): x, y of the middles of pixels
+        half = np.abs(matrix[:, :2]).sum(axis=1) / 2
+        left, top = _nearest(corners.min(axis=1) - half + 0.5, (width - 1, height - 1))
+        right, bottom = _nearest(corners.max(axis=1) + half + 0.5, (width, height))
+        box = (left, top, max(1, right - left), max(1, bottom - top))
         row, column = divmod(int(peak_at[i - 1]), anomaly_map.shape[1])
-        centroid = (float(centroids[i][0]), float(centroids[i][1]))
-        found.append(Region((x, y, w, h), area, centroid, float(peaks[i]), (column, row)))
+        peak = _nearest(matrix @ [column, row, 1], (width - 1, height - 1))
+        middle = matrix @ [*centroids[i], 1]
+        centroid = (float(middle[0]), float(middle[1]))
+        found.append(Region(box, max(1, round(area * covered)), centroid, float(peaks[i]), peak))
     return tuple(found), count - 1 - len(found)
+
+
+def _nearest(point: Matrix, most: tuple[int, int]) -> tuple[int, int]:
+    """Round a point (x, y) to whole pixels, from 0 to the most."""
+    x, y = np.clip(np.floor(point + 0.5), 0, most).astype(int).tolist()
+    return x, y

@@ -202,28 +202,38 @@ class View(Placement):
         return Placement(**{each.name: getattr(self, each.name) for each in fields(Placement)})
 
 
-def align(pixels: Pixels, geometry: Geometry, name: str, reference: Reference | None = None) -> View:
+def align(
+    pixels: Pixels,
+    geometry: Geometry,
+    name: str,
+    reference: Reference | None = None,
+    full: tuple[int, int] | None = None,
+) -> View:
     """Cut the view out of an image (H, W, c), registered to the reference where the geometry asks for it.
+
+    Of an image that was decoded at reduced scale, `full` is its size (H, W); the pixels of the view are reduced as
+    well, and all else of the view is in pixels of the full image. `tiling.reduction` says where that is allowed.
 
     Errors: ImageError when the image does not hold the crop or any ROI; NotFound, which is one, when the part is not
     found.
     """
     if (reference is None) != (geometry.registration is None):
         raise ValueError("a reference belongs to a geometry with registration, and only to one")
-    frame = (pixels.shape[0], pixels.shape[1])
+    frame = full or (pixels.shape[0], pixels.shape[1])
     matrix, found, seen = None, None, None
+    (height, width), by = frame, frame[0] // pixels.shape[0]
     if reference is not None:
         matrix, found = reference.find(pixels, name)
         pixels, seen = reference.bring(pixels, matrix)
         name = f"{name}, registered to {reference.name}"
-    height, width = pixels.shape[:2]
+        height, width = pixels.shape[:2]
     x, y, w, h = geometry.crop or (0, 0, width, height)
     if x + w > width or y + h > height:
         raise ImageError(
             f"{name}: {width}×{height} pixels; the recipe's crop [{x}, {y}, {w}, {h}] reaches to {x + w}×{y + h}. "
             "Use images of the size the recipe was written for, or change the crop and retrain."
         )
-    view = pixels[y : y + h, x : x + w]
+    view = pixels[y // by : (y + h) // by, x // by : (x + w) // by]
     roi = _roi(geometry, (x, y), (h, w), (height, width), name)
     share = (h * w if roi is None else np.count_nonzero(roi)) / (height * width)
     if 0 < share < SMALL and not geometry.small_region:
@@ -267,12 +277,28 @@ def _roi(
                 f"{name}: {frame[1]}×{frame[0]} pixels, but the picture of the region (geometry.include) has "
                 f"{region.shape[1]}×{region.shape[0]}; expected one size. Draw the region on a picture of the part."
             )
+    include, ignore = (tuple(map(tuple, polygons)) for polygons in (geometry.include, geometry.ignore))
+    return _drawn(include, geometry.region, ignore, origin, shape)
+
+
+@lru_cache(maxsize=4)
+def _drawn(
+    include: tuple[tuple[Corner, ...], ...],
+    region: str,
+    ignore: tuple[tuple[Corner, ...], ...],
+    origin: tuple[int, int],
+    shape: tuple[int, int],
+) -> Mask:
+    """Rasterise a region over a view (h, w); once for all pictures of one size."""
+    if region:
         (x, y), (h, w) = origin, shape
-        roi = region[y : y + h, x : x + w].astype(np.uint8)
+        roi = _region(region)[y : y + h, x : x + w].astype(np.uint8)
     else:
-        roi = np.full(shape, 0 if geometry.include else 1, np.uint8)
-    for polygons, value in ((geometry.include, 1), (geometry.ignore, 0)):
+        roi = np.full(shape, 0 if include else 1, np.uint8)
+    for polygons, value in ((include, 1), (ignore, 0)):
         for polygon in polygons:
             points = np.round(np.asarray(polygon) - origin).astype(np.int32)
             cv2.fillPoly(roi, [points], value)
-    return roi.astype(bool)
+    drawn: Mask = roi.view(np.bool_)
+    drawn.flags.writeable = False
+    return drawn

@@ -232,8 +232,10 @@ def _accepted_tiles(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> It
     registered_to = bundle.registered_to()
     for sample in samples:
         try:
-            accepted = image.accept(image.read(sample.path), bundle.manifest.input)
-            view = views.align(accepted.pixels, bundle.recipe.geometry, accepted.name, registered_to)
+            accepted = image.accept(
+                image.read(sample.path, reduced=bundle.manifest.input.reduced), bundle.manifest.input
+            )
+            view = views.align(accepted.pixels, bundle.recipe.geometry, accepted.name, registered_to, accepted.full)
             tiles = [tile for _, tile in tiling.split(view, bundle.recipe.geometry)]
         except ImageError as error:
             warn(f"left out: {error}")

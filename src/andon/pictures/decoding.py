@@ -33,14 +33,20 @@ from andon.pictures.headers import Header, png_parts
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def decode(data: bytes, header: Header, name: str) -> tuple[Pixels, tuple[str, ...]]:
+def decode(data: bytes, header: Header, name: str, reduced: int = 1) -> tuple[Pixels, tuple[str, ...]]:
     """Decode to upright pixels (H, W, 1) or (H, W, 3) in RGB order, and say what was done that one might not expect.
+
+    A JPEG whose sides are multiples of `reduced` (1, 2, 4 or 8) has H and W divided by it.
 
     Errors: ImageError when the data is damaged, MemoryError when memory does not suffice.
     """
     notes: list[str] = []
     try:
-        pixels = _DECODERS[header.format](data, header, name, notes)
+        if header.format == "JPEG":
+            whole = not (header.width % reduced or header.height % reduced)
+            pixels = _jpeg(data, header, name, notes, reduced if whole else 1)
+        else:
+            pixels = _DECODERS[header.format](data, header, name, notes)
     except cv2.error as error:
         if out_of_memory(error):
             raise MemoryError(f"{name}: {error.err}") from error
@@ -63,23 +69,25 @@ def decode(data: bytes, header: Header, name: str) -> tuple[Pixels, tuple[str, .
 _STRAY = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")  # some cameras' padding
 
 
-def _jpeg(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
+def _jpeg(data: bytes, header: Header, name: str, notes: list[str], reduced: int) -> Any:
     colours = "GRAY" if header.gray else "RGB"
+    size = header.height // reduced, header.width // reduced
+    scale = {"min_height": size[0], "min_width": size[1], "min_factor": reduced} if reduced > 1 else {}
     try:
         try:
-            pixels = simplejpeg.decode_jpeg(data, colours)
+            pixels = simplejpeg.decode_jpeg(data, colours, **scale)
         except ValueError as error:
             if not _STRAY.match(str(error)):
                 raise
             notes.append("stray bytes before its end ignored")
             pixels = simplejpeg.decode_jpeg(
-                data, colours, strict=False
+                data, colours, **scale, strict=False
             )  # that was the first complaint, at the very end
     except ValueError as error:
         if out_of_memory(error):
             raise MemoryError(f"{name}: {error}") from error
         raise damaged(name, str(error)) from None
-    if pixels.shape[:2] != (header.height, header.width):
+    if pixels.shape[:2] != size:
         raise damaged(name, f"{pixels.shape[1]} × {pixels.shape[0]} pixels; its header states another size")
     return pixels
 
@@ -209,7 +217,7 @@ def _pnm(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     return np.frombuffer(data, ">u2", count, header.start).astype(np.uint16).reshape(shape)
 
 
-_DECODERS = {"JPEG": _jpeg, "PNG": _png, "TIFF": _tiff, "WebP": _webp, "BMP": _bmp, "PNM": _pnm}
+_DECODERS = {"PNG": _png, "TIFF": _tiff, "WebP": _webp, "BMP": _bmp, "PNM": _pnm}
 
 _PLAIN = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
 

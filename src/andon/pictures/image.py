@@ -32,6 +32,12 @@ class Image(NamedTuple):
     digest: str = ""  # SHA-256 of the file's bytes; of an array: see `_from_array`
     maximum: int = 0  # of the range that its samples were `scaled` from; 0: they are as stored
     evened: bool = False  # whether its light was divided out
+    frame: tuple[int, int] | None = None  # H, W of the file, where it was decoded at reduced scale
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """Height and width of the picture: its pixels, or those of its file."""
+        return self.frame or (self.pixels.shape[0], self.pixels.shape[1])
 
 
 Source = str | Path | bytes | np.ndarray[Any, Any] | Image
@@ -54,6 +60,7 @@ class Input(BaseModel):
     order: Literal["RGB"] = "RGB"  # of three channels
     maximum: Range | None = None  # of 16-bit samples that use fewer bits; None: 65535
     light: Light | None = None  # whose difference in light is divided out
+    reduced: Literal[1, 2, 4, 8] = 1  # by which a JPEG's sides are divided as it is decoded
 
     def __str__(self) -> str:
         size = f" of {_size(self.size)} pixels" if self.size else ""
@@ -65,12 +72,12 @@ class Input(BaseModel):
 _COLOUR = {1: "gray", 3: "colour"}
 
 
-def read(source: Source, name: str | None = None) -> Image:
+def read(source: Source, name: str | None = None, reduced: int = 1) -> Image:
     """Read a picture.
 
     EXIF orientation is applied; palettes, 1-bit and CMYK pictures become gray or RGB at 8 bits; 16 bits stay 16;
     alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path. A file is read once:
-    pixels and digest come from the same bytes.
+    pixels and digest come from the same bytes. `reduced`: see `decode`; `Image.full` stays the size of the file.
 
     Errors: ImageError, beginning with the name, for all that would otherwise be read in part or wrongly.
     """
@@ -83,13 +90,15 @@ def read(source: Source, name: str | None = None) -> Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, name or "array")
     data, name = contents(source, name)
-    pixels, notes = decode(data, _checked(data, name), name)
-    return Image(pixels, name, notes, files.digest(data))
+    head = _checked(data, name)
+    pixels, notes = decode(data, head, name, reduced)
+    full = _upright(head)
+    return Image(pixels, name, notes, files.digest(data), frame=full if pixels.shape[:2] != full else None)
 
 
-def read_again(path: Path, digest: str) -> Image:
+def read_again(path: Path, digest: str, reduced: int = 1) -> Image:
     """Read a file that was read before. ImageError when it is not the same: its digest was `digest` then."""
-    image = read(path)
+    image = read(path, reduced=reduced)
     if image.digest != digest:
         raise ImageError(
             f"{image.name}: the file has changed: SHA-256 {image.digest[:12]}…; expected {digest[:12]}…, as when it "
@@ -100,14 +109,16 @@ def read_again(path: Path, digest: str) -> Image:
 
 def shape(path: Path) -> tuple[int, int]:
     """Height and width of a picture file, turned by its EXIF orientation, by its header. ImageError as `read`."""
-    head = _checked(*contents(path))
-    turned = head.orientation > 4
-    return (head.width, head.height) if turned else (head.height, head.width)
+    return _upright(_checked(*contents(path)))
+
+
+def _upright(head: Header) -> tuple[int, int]:
+    return (head.width, head.height) if head.orientation > 4 else (head.height, head.width)
 
 
 def described(image: Image) -> Input:
     """What this image is, as an input."""
-    height, width, channels = image.pixels.shape
+    (height, width), channels = image.full, image.pixels.shape[2]
     return Input.model_validate(
         {"channels": channels, "depth": image.pixels.itemsize * 8, "size": (width, height)},
     )
@@ -303,7 +314,7 @@ def _from_array(pixels: np.ndarray[Any, Any], name: str) -> Image:
     """Check an array. Its digest is the SHA-256 of a line with shape and dtype, then of its bytes in C order."""
     pixels = _array(pixels, name)
     notes = ("alpha dropped",) if pixels.ndim == 3 and pixels.shape[2] == 4 else ()
-    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode() + pixels.tobytes())
+    digest = files.digest(f"{pixels.shape} {pixels.dtype.str}\n".encode(), np.ascontiguousarray(pixels).data)
     return Image(_plain(pixels), name, notes, digest)
 
 

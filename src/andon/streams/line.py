@@ -213,9 +213,9 @@ class _Watch:
             self._control.tell(f"{label}: frames come again")
         if outcome.picture is None:
             return outcome
-        digest, shape = outcome.picture.digest, outcome.picture.pixels.shape
-        if self._shape and shape[:2] != self._shape[:2]:
-            (h, w), (before_h, before_w) = shape[:2], self._shape[:2]
+        digest, shape = outcome.picture.digest, outcome.picture.full
+        if self._shape and shape != self._shape:
+            (h, w), (before_h, before_w) = shape, self._shape
             self._control.tell(f"{label}: {w} × {h} pixels, after frames of {before_w} × {before_h}")
         self._repeats = self._repeats + 1 if digest == self._digest else 0
         self._digest, self._shape = digest, shape

@@ -76,7 +76,7 @@ def calibrate(
             progress("calibrating", done, total)
             done += 1
             scanned = inspector.scan_tiles(each.placement, each.tiles, shape, scorer)
-            if not (np.isfinite(scanned.score) and np.isfinite(scanned.anomaly_map).any()):
+            if not (np.isfinite(scanned.score) and np.isfinite(scanned.map.values).any()):
                 raise TrainingError(
                     f"{each.name}: the graph gave a score or map that is not a number. Train again with other settings."
                 )
@@ -101,7 +101,8 @@ def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle
     registered_to = bundle.registered_to()
     for sample in samples:
         try:
-            read = image.accept(image.read_again(sample.path, digests[sample.path]), bundle.manifest.input)
+            rule = bundle.manifest.input
+            read = image.accept(image.read_again(sample.path, digests[sample.path], rule.reduced), rule)
             yield prepare(sample, read, bundle.recipe.geometry, registered_to)
         except ImageError as error:
             warn(f"left out: {error}")

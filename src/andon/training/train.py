@@ -112,7 +112,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     began, overall, tell = time.perf_counter(), run.progress, run.tell
     assert isinstance(overall, Overall)
     data, learnt = _found(recipe, model, tell, warn)
-    sides = _divided(data, recipe, store, overall, tell, warn)
+    sides = _divided(data, recipe, store, model.defects == "none", overall, tell, warn)
     recipe, survey = sides.recipe, sides.survey
     if model.defects == "none":
         judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
@@ -247,12 +247,17 @@ class _Sides(NamedTuple):
     skipped: int  # images that cannot be used
 
 
-def _divided(data: Dataset, recipe: Recipe, store: Store, progress: Progress, tell: Tell, warn: Tell) -> _Sides:
-    """Look the good images over, divide them, and register them where the recipe asks for it."""
+def _divided(
+    data: Dataset, recipe: Recipe, store: Store, reduce: bool, progress: Progress, tell: Tell, warn: Tell
+) -> _Sides:
+    """Look the good images over, divide them, and register them where the recipe asks for it.
+
+    `reduce`: as `look_over`.
+    """
     given = reference.given(recipe)
     if recipe.geometry.registration is None:
         recipe = shaped(recipe, data.to_learn())
-    survey = look_over(data.to_learn(), recipe, store, progress)
+    survey = look_over(data.to_learn(), recipe, store, progress, reduce=reduce)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     if survey.rule.maximum:
