@@ -219,7 +219,7 @@ def test_a_graph_that_is_not_ours_is_refused() -> None:
 def test_gray_and_sixteen_bit_parts_go_all_the_way(tmp_path: Path, channels: int, depth: int) -> None:
     for seed in range(12):
         save(tmp_path / "good" / f"{seed}.png", part(seed, 64, channels, depth))
-    training.train(tmp_path / "good", tmp_path / "b.andon", size=64, settings={"bank": 100})
+    training.train(tmp_path / "good", tmp_path / "b.andon", size=64, settings={"bank": 100, "scales": 1})
     inspector = Inspector.load(tmp_path / "b.andon")
     assert (inspector.manifest.input.channels, inspector.manifest.input.depth) == (channels, depth)
     defective = save(tmp_path / "defective.png", scratched(50, 64, channels, depth)[0])

@@ -22,7 +22,7 @@ from andon.training import calibrating
 from andon.training import train as training
 from conftest import part, save
 
-FAST: dict[str, Any] = {"settings": {"bank": 100}}
+FAST: dict[str, Any] = {"preset": "fast", "settings": {"bank": 100}}
 
 
 def twelve(seed: int) -> Pixels:

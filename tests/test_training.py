@@ -23,7 +23,7 @@ from andon.training import calibrating, gate, workplace
 from andon.training import train as training
 from conftest import noise, part, save, scratched
 
-FAST: dict[str, Any] = {"size": 64, "settings": {"bank": 100}}
+FAST: dict[str, Any] = {"size": 64, "settings": {"bank": 100, "scales": 1}}
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_data_set_gives_its_training_images(parts: Path, bundle_file: Path) ->
 def test_a_recipe_and_the_same_decisions_give_the_same_bundle(good: Path, tmp_path: Path) -> None:
     file = tmp_path / "part.toml"
     file.write_text(
-        'product = "good"\n[data]\nimages = "good"\n[geometry]\nsize = 64\n[detector]\nsettings = {bank = 100}\n'
+        'product = "good"\n[data]\nimages = "good"\n[geometry]\nsize = 64\n[detector]\nsettings = {bank = 100, scales = 1}\n'
     )
     by_recipe = training.train(file, tmp_path / "a.andon")
     by_hand = training.train(good, tmp_path / "b.andon", **FAST)
@@ -105,9 +105,9 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
     decoded: list[str] = []
     original = image.decode
 
-    def decode(data: bytes, header: Any, name: str) -> Any:
+    def decode(data: bytes, header: Any, name: str, reduced: int) -> Any:
         decoded.append(name)
-        return original(data, header, name)
+        return original(data, header, name, reduced)
 
     monkeypatch.setattr(image, "decode", decode)
     if not room:
