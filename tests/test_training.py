@@ -51,7 +51,8 @@ def test_a_data_set_gives_its_training_images(parts: Path, bundle_file: Path) ->
 def test_a_recipe_and_the_same_decisions_give_the_same_bundle(good: Path, tmp_path: Path) -> None:
     file = tmp_path / "part.toml"
     file.write_text(
-        'product = "good"\n[data]\nimages = "good"\n[geometry]\nsize = 64\n[detector]\nsettings = {bank = 100, scales = 1}\n'
+        'product = "good"\n[data]\nimages = "good"\n[geometry]\nsize = 64\n'
+        "[detector]\nsettings = {bank = 100, scales = 1}\n"
     )
     by_recipe = training.train(file, tmp_path / "a.andon")
     by_hand = training.train(good, tmp_path / "b.andon", **FAST)
