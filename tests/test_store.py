@@ -11,6 +11,7 @@ import pytest
 from andon import inspector
 from andon.data import dataset, survey
 from andon.data.store import Store
+from andon.data.whole import Pictures
 from andon.errors import AndonError, TrainingError
 from andon.inspection import Pixels, Scores
 from andon.pictures import image
@@ -95,3 +96,11 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
         scanned = inspector.scan(image.read(sample.path).pixels, recipe.geometry, Mean(), "part")
         assert stored.score == scanned.score
         np.testing.assert_array_equal(stored.anomaly_map, scanned.anomaly_map)
+
+
+def test_a_whole_picture_in_the_store_is_not_in_memory_too() -> None:
+    pictures, read = Pictures(Store()), image.read(part(1))
+    pictures.keep(Path("a.png"), read)
+    bare, _ = pictures._kept[Path("a.png")]
+    assert bare.pixels.size == 0 and bare.pixels.base is None
+    np.testing.assert_array_equal(pictures.read(Path("a.png")).pixels, read.pixels)

@@ -1,6 +1,7 @@
 """Whole pictures of a training, before they are cut: kept while they are needed, their shape and their light."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -40,28 +41,25 @@ class Pictures:
     def keep(self, path: Path, read: Image) -> None:
         """Keep a picture, if there is room."""
         if path not in self._kept and 2 * (self._store.size + read.pixels.nbytes) <= self._store.megabytes * 1_000_000:
-            self._kept[path] = read._replace(pixels=read.pixels[:0]), self._store.put(read.pixels)
+            # Not a slice, which would hold the pixels in memory.
+            nothing = np.empty_like(read.pixels, shape=(0, 0, 0))
+            self._kept[path] = read._replace(pixels=nothing), self._store.put(read.pixels)
 
 
 def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
     """The recipe with the shape of the detector's input spelled out, by the sizes of up to `SIZED` good images."""
-    frames: list[tuple[int, int]] = []
-    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), SIZED)).astype(int)):
-        try:
-            frames.append(image.shape(good[i].path))
-        except ImageError:
-            continue  # the survey says so
+    frames = list(_frames(_spread(good, SIZED)))
     return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
 
 
 def light_of(good: Sequence[Sample], kind: Kind, maximum: int | None, pictures: Pictures) -> Light | None:
     """Learn the light of up to `LIT` good images; None where none can be used, which the survey says."""
     grids: list[Array] = []
-    for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), LIT)).astype(int)):
+    for sample in _spread(good, LIT):
         try:
-            read = pictures.read(good[i].path)
+            read = pictures.read(sample.path)
             grids.append(light.grid(image.scaled(read, maximum).pixels))
-            pictures.keep(good[i].path, read)
+            pictures.keep(sample.path, read)
         except ImageError:
             continue
     return Light.learn(kind, grids) if grids else None
@@ -71,12 +69,19 @@ def reduction(good: Sequence[Sample], recipe: Recipe) -> int:
     """By how much JPEG is reduced as it is decoded; 1 where light is divided out, or pictures may differ in size."""
     if recipe.input.size == "any" or recipe.input.light != "as is":
         return 1
-    frames: set[tuple[int, int]] = set()
-    for sample in good:
-        try:
-            frames.add(image.shape(sample.path))
-        except ImageError:
-            continue  # the survey says so
-        if len(frames) > 1:
-            return 1
-    return tiling.reduction(frames.pop(), recipe.geometry) if frames else 1
+    frames = _frames(good)
+    first = next(frames, None)
+    found = tiling.reduction(first, recipe.geometry) if first else 1
+    return found if found > 1 and all(frame == first for frame in frames) else 1
+
+
+def _spread(good: Sequence[Sample], most: int) -> list[Sample]:
+    """At most so many of the images, evenly spread."""
+    return [good[i] for i in np.unique(np.linspace(0, len(good) - 1, min(len(good), most)).astype(int))]
+
+
+def _frames(samples: Iterable[Sample]) -> Iterator[tuple[int, int]]:
+    """Yield height and width of the images that can be read; the survey says which cannot."""
+    for sample in samples:
+        with suppress(ImageError):
+            yield image.shape(sample.path)

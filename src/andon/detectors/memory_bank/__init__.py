@@ -31,6 +31,7 @@ import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 from pydantic import BaseModel, Field, field_validator
 from spox import Tensor, Var, argument, build
 
@@ -131,10 +132,7 @@ class MemoryBank(NumpyDetector):
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate from one timed batch and a timed block of the coreset."""
         self._take(tiles)
-        batch, pixels = next(iter(tiles)), self._input()
-        describe = runtime.session(
-            build({"tiles": pixels}, {f"map{i}": x for i, x in enumerate(self._describe(pixels))})
-        )
+        batch, describe = next(iter(tiles)), self._describing()
         describe.run(None, {"tiles": batch[:1]})
         start = time.perf_counter()
         describe.run(None, {"tiles": batch})
@@ -330,6 +328,11 @@ class MemoryBank(NumpyDetector):
     def _input(self) -> Var:
         return input_tiles(self._shape, self._channels, self._depth)
 
+    def _describing(self) -> InferenceSession:
+        """Load the graph from tiles to the averaged feature maps, in the order of `_maps`."""
+        tiles = self._input()
+        return runtime.session(build({"tiles": tiles}, {f"map{i}": x for i, x in enumerate(self._describe(tiles))}))
+
     def _describe(self, tiles: Var) -> list[Var]:
         """Add to a graph the way from tiles to the averaged feature maps (n, c, h, w)."""
         c = self.config
@@ -345,9 +348,7 @@ class MemoryBank(NumpyDetector):
 
         Turned and flipped copies of the tiles count as tiles, where the recipe allows them.
         """
-        pixels = self._input()
-        names = [f"map{i}" for i in range(len(self._maps))]
-        describe = runtime.session(build({"tiles": pixels}, dict(zip(names, self._describe(pixels), strict=True))))
+        describe = self._describing()
         sizes = list(zip(self._maps, self._rows(tiles, copies(augment, tiles.shape)), strict=True))
         samples = [np.empty((rows, each.stage.channels), np.float32) for each, rows in sizes]
         owners = [np.empty(rows, np.intp) for _, rows in sizes]
@@ -356,7 +357,7 @@ class MemoryBank(NumpyDetector):
         for batch in tiles:
             own = groups[done : done + len(batch)]
             turned = (turn(batch) for turn in copies(augment, tiles.shape))
-            for j, x in ((j, x) for each in turned for j, x in enumerate(describe.run(names, {"tiles": each}))):
+            for j, x in ((j, x) for each in turned for j, x in enumerate(describe.run(None, {"tiles": each}))):
                 new = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
                 # Patch i takes place r of the sample, r uniform in [0, i]; where r is beyond it, it is passed over.
                 order = np.arange(seen[j], seen[j] + len(new))
