@@ -114,7 +114,7 @@ def test_a_folder_gives_its_pictures_by_time(tmp_path: Path) -> None:
 
 
 class Script(threading.Event):
-    """The wish to stop, for a folder with a clock of its own: each pause runs one step, and takes 0.1 s."""
+    """An event that asks to stop, and a clock: each pause runs one step and takes 0.1 s."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: list[Callable[[], object]]) -> None:
         super().__init__()

@@ -78,7 +78,9 @@ def test_bad_images_are_left_out_and_named(good: Path, tmp_path: Path) -> None:
     assert any("expected to take" in sentence for sentence in told)
 
 
-def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all pictures that are decoded, each as often as it is."""
     decoded: list[str] = []
     original = image.decode
 
@@ -87,6 +89,10 @@ def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, monkey
         return original(data, header, name, reduced)
 
     monkeypatch.setattr(image, "decode", decode)
+    return decoded
+
+
+def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, decoded: list[str]) -> None:
     training.train(good, tmp_path / "a.andon", **FAST)
     assert len(decoded) == len(set(decoded)) == len(list(good.iterdir()))
 
@@ -94,7 +100,7 @@ def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, monkey
 @pytest.mark.parametrize("kind", ["registered", "16 bits", "light"])
 @pytest.mark.parametrize("room", [True, False])
 def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
-    kind: str, room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, room: bool, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(20):
         save(tmp_path / "good" / f"{seed}.png", part(seed) if kind != "16 bits" else part(seed, depth=16) // 16)
@@ -103,14 +109,6 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
         recipe = recipe.registering(Register(max_rotation=5))
     if kind == "light":
         recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"light": "gain"})})
-    decoded: list[str] = []
-    original = image.decode
-
-    def decode(data: bytes, header: Any, name: str, reduced: int) -> Any:
-        decoded.append(name)
-        return original(data, header, name, reduced)
-
-    monkeypatch.setattr(image, "decode", decode)
     if not room:
         monkeypatch.setattr(whole.Pictures, "keep", lambda *_: None)
     training.train(recipe, tmp_path / "a.andon")

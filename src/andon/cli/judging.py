@@ -6,11 +6,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from andon.cli.options import AsJson, BundleFile, EngineName, Good, Groups, Quiet, Threads, progress_bars
+from andon.cli.options import AsJson, BundleFile, EngineName, FailOn, Good, Groups, Quiet, Threads, progress_bars
 from andon.errors import DatasetError, counted
 
 if TYPE_CHECKING:
@@ -27,14 +27,7 @@ def inspect(
             help="Folder for records.jsonl and records.csv (appended to) and a picture with heat map for every image."
         ),
     ] = None,
-    fail_on: Annotated[
-        Literal["review", "reject"] | None,
-        typer.Option(
-            help="Exit with code 1 when any image gets this verdict or a worse one; INVALID and images that could not "
-            "be inspected count as worse.",
-            show_default=False,
-        ),
-    ] = None,
+    fail_on: FailOn = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     engine: EngineName = "onnxruntime",

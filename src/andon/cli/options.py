@@ -31,6 +31,14 @@ Good = Annotated[
         show_default=False,
     ),
 ]
+FailOn = Annotated[
+    Literal["review", "reject"] | None,
+    typer.Option(
+        help="Exit with code 1 when any image gets this verdict or a worse one; INVALID and images that could not be "
+        "inspected count as worse.",
+        show_default=False,
+    ),
+]
 EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="Inference engine.")]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: as many as there are cores.")]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from andon.cli.judging import failed, line
-from andon.cli.options import AsJson, BundleFile, EngineName, Quiet, Threads, progress_bars
+from andon.cli.options import AsJson, BundleFile, EngineName, FailOn, Quiet, Threads, progress_bars
 from andon.errors import AndonError
 
 if TYPE_CHECKING:
@@ -48,13 +48,7 @@ def watch(
     stall: Annotated[
         float, typer.Option(min=0.0, help="Say so when no frame came for so many seconds; 0: never.")
     ] = 0.0,
-    fail_on: Annotated[
-        Literal["review", "reject"] | None,
-        typer.Option(
-            help="End with code 1 when any frame got this verdict or a worse one; INVALID counts as worse.",
-            show_default=False,
-        ),
-    ] = None,
+    fail_on: FailOn = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     engine: EngineName = "onnxruntime",

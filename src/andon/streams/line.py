@@ -234,7 +234,7 @@ def pictures(
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes of pictures that are all there, in order; one worker inspects them in the caller's thread.
 
-    Errors: whatever is a fault of no picture.
+    Errors: every exception that no single picture caused.
     """
     line, frames = Line(inspector, workers, draw), (Frame(each, number=n) for n, each in enumerate(sources, 1))
     with (
