@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from andon.detector import Run
-from andon.detectors.memory_bank import MemoryBank, Settings
+from andon.detector import QUIET, Run
+from andon.detectors.memory_bank import MemoryBank, Settings, coreset
 from andon.detectors.memory_bank.coreset import copies, k_centre, neighbour_distance, whitening
 from andon.engines import runtime
 from andon.errors import TrainingError
@@ -50,10 +50,11 @@ def test_k_centre_takes_the_farthest_each_time() -> None:
         assert nearest[chosen[step]] == pytest.approx(nearest.max(), rel=1e-4)
 
 
-def test_neighbour_distance_leaves_the_memory_itself_out() -> None:
+def test_neighbour_distance_leaves_the_memory_itself_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreset, "BLOCK", 3)
     good = rows(200, 5)
     square = np.sort(((good[:7, None] - good[None]) ** 2).sum(axis=2), axis=1)
-    np.testing.assert_allclose(neighbour_distance(good[:7], good, 4, block=3), square[:, 1:5].mean(axis=1), rtol=1e-3)
+    np.testing.assert_allclose(neighbour_distance(good[:7], good, 4), square[:, 1:5].mean(axis=1), rtol=1e-3)
     assert neighbour_distance(good[:1], good[:1], 4).tolist() == [0]
 
 
@@ -78,7 +79,7 @@ def test_memory_stays_within_its_bound_and_the_sample_is_uniform() -> None:
     detector = MemoryBank(Settings(candidates=200, bank=20, scales=1), 0)
     assert detector._rows(tiles) == [200, 200]
     detector._take(tiles)
-    (sample, owners), _ = detector._sample(tiles, Augment(), np.random.default_rng(0), lambda *_: None)
+    (sample, owners), _ = detector._sample(tiles, QUIET, np.random.default_rng(0))
     assert sample.shape == (200, 40)
     assert len(set(owners.tolist())) == 30
     extractor = features.Extractor("efficientnet-lite0", [4], threads=1)

@@ -10,10 +10,10 @@ import pytest
 
 from andon import inspector
 from andon.data import dataset, survey
-from andon.data.store import Store
+from andon.data.store import Memo, Store
 from andon.data.whole import Pictures
 from andon.errors import AndonError, TrainingError
-from andon.inspection import Pixels, Scores
+from andon.inspection import Array, Pixels, Scores
 from andon.pictures import image
 from andon.recipe import Recipe
 from conftest import part, save
@@ -46,10 +46,29 @@ def test_a_part_of_a_picture_is_copied() -> None:
 def test_the_budget_is_held() -> None:
     store = Store(megabytes=1)
     store.put(np.zeros(900_000, np.uint8))
-    with pytest.raises(TrainingError, match="more than the 1 MB of temporary storage"):
-        store.put(np.zeros(200_000, np.uint8))
+    with pytest.raises(TrainingError, match="need about 5 MB of temporary storage; this training may use 1 MB"):
+        store.put(np.zeros(200_000, np.uint8), part=0.25)
     store.clear()
     store.put(np.zeros(900_000, np.uint8))
+
+
+@pytest.mark.parametrize("megabytes", [1, 100])
+def test_values_of_a_tile_are_computed_once_while_there_is_room(megabytes: int) -> None:
+    memo, batches = Memo(Store(megabytes)), []
+    tiles = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+
+    def compute(batch: Pixels) -> list[Array]:
+        batches.append(len(batch))
+        values = batch.astype(np.float32).mean(axis=(1, 2, 3))
+        return [values, np.repeat(values, 100_000).reshape(len(batch), -1)]  # 0.4 MB a tile
+
+    for rows in ([0, 1, 2], [3, 4, 5], [5, 0], [2, 1, 3]):
+        mean, wide = memo("mean", tiles[rows], compute)
+        np.testing.assert_array_equal(mean, tiles[rows].mean(axis=(1, 2, 3), dtype=np.float32))
+        np.testing.assert_array_equal(wide[:, -1], mean)
+    assert batches == ([3, 3] if megabytes == 100 else [3, 3, 2, 3])
+    memo("other", tiles[:1], compute)
+    assert batches[-1] == 1
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -65,7 +84,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, os, signal, numpy as np; from pathlib import Path; from andon.data.store import Store\n"
+        "import sys, os, signal, numpy as np; from pathlib import Path; from andon.data.store import Memo, Store\n"
         "store = Store(folder=Path(sys.argv[1])); slot = store.put(np.ones(1_000_000, np.uint8)); store[slot]\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -118,7 +118,9 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
 
 
 def test_tiles_beyond_the_budget_are_an_error(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"need more than the 1 MB of temporary storage.*Raise storage_mb"):
+    with pytest.raises(
+        TrainingError, match=r"need about \d+ MB of temporary storage; this training may use 1 MB\. Raise storage_mb"
+    ):
         training.train(good, tmp_path / "a.andon", storage_mb=1, **{**FAST, "size": 256})
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from andon.errors import TrainingError
-from andon.inspection import Pixels, Scores
+from andon.inspection import Array, Pixels, Scores
 from andon.progress import Progress, silent
 from andon.recipe import Augment
 
@@ -70,6 +70,15 @@ class Tiles(Protocol):
         ...
 
 
+Compute = Callable[[Pixels], Sequence[Array]]
+"""Computes arrays (n, …) from tiles (n, h, w, c), each row from its tile alone."""
+
+
+def anew(name: str, tiles: Pixels, compute: Compute) -> list[Array]:
+    """Compute without a store: the memo of a single fit."""
+    return list(compute(tiles))
+
+
 @dataclass(frozen=True)
 class Run:
     """How a fit is run: what does not change what is learnt from how many steps."""
@@ -81,6 +90,7 @@ class Run:
     device: str = ""  # "cpu", "cuda", …; empty: the best there is
     seconds: float | None = None  # stop after this long, in place of the detector's number of steps
     written: set[Path] = field(default_factory=set)  # files and folders in `folder` that this fit owns; grows
+    memo: Callable[[str, Pixels, Compute], list[Array]] = anew  # computes once what several fits need of a tile
     images: Sequence[Path] = ()  # every file of the data set, the test's too: images from elsewhere are none of them
 
 

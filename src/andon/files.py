@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
 LOCK = ".lock"  # the file in a locked folder
+STORAGE_MB = 16_000  # temporary storage of a training, in megabytes, where no other budget is set
 PROBE = 64 * 1024  # bytes: a full disk still takes an empty file
 
 

@@ -8,6 +8,7 @@ import typer
 
 from andon.cli.options import BundleFile, Good, Groups, Quiet, progress_bars, teller
 from andon.errors import AndonError, unknown
+from andon.files import STORAGE_MB
 
 
 def train(
@@ -34,7 +35,7 @@ def train(
     ] = "",
     storage_mb: Annotated[
         int, typer.Option(min=1, help="Temporary disk space for the tiles of all images, in megabytes.")
-    ] = 16_000,
+    ] = STORAGE_MB,
     quiet: Quiet = False,
 ) -> None:
     """Learn a product from good images and write a calibrated bundle.

@@ -1,5 +1,8 @@
 """The one store of a training's pixels: arrays in one file without a name, read by mapping it into memory."""
 
+import hashlib
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andon.errors import TrainingError
-from andon.files import Scratch
-
-MEGABYTES = 16_000  # the budget where none is given
+from andon.files import STORAGE_MB, Scratch
+from andon.inspection import Array, Pixels
 
 
 class Slot(NamedTuple):
@@ -29,18 +31,27 @@ class Store:
     (256, 256, 3)
     """
 
-    def __init__(self, megabytes: int = MEGABYTES, folder: Path | None = None) -> None:
+    def __init__(self, megabytes: int = STORAGE_MB, folder: Path | None = None) -> None:
         """Open the file in a folder, or in the system's temporary folder. AndonError when it cannot be written to."""
         self.megabytes, self._folder = megabytes, folder
         self.clear()
 
-    def put(self, array: NDArray[Any]) -> Slot:
-        """Add a copy of an array. TrainingError past the budget; AndonError when the disk is full."""
-        if self.size + array.nbytes > self.megabytes * 1_000_000:
+    def room(self, size: int, share: float = 1.0) -> bool:
+        """Whether `size` more bytes stay within this share of the budget."""
+        return self.size + size <= share * self.megabytes * 1_000_000
+
+    def put(self, array: NDArray[Any], part: float = 1.0) -> Slot:
+        """Add a copy of an array.
+
+        `part`: the part of all arrays that is stored already, of which an error estimates the storage needed.
+        Errors: TrainingError past the budget; AndonError when the disk is full.
+        """
+        if not self.room(array.nbytes):
+            needed = math.ceil(1.05 * (self.size + array.nbytes) / max(part, 1e-3) / 1e6)
             raise TrainingError(
-                f"the tiles of the training images need more than the {self.megabytes} MB of temporary storage that "
-                "this training may use. Raise storage_mb (--storage-mb), or make tiles smaller or fewer with "
-                "geometry.size, crop or overlap."
+                f"the tiles of the training images need about {needed} MB of temporary storage; this training may use "
+                f"{self.megabytes} MB. Raise storage_mb (--storage-mb) to {needed}, or make tiles smaller or fewer "
+                "with geometry.size, crop or overlap."
             )
         slot = Slot(self.size, array.shape, array.dtype.str)
         data = array.tobytes()
@@ -60,3 +71,29 @@ class Store:
         if len(self._mapped) < self.size:
             self._mapped = self._file.mapped(np.uint8, (self.size,))
         return np.ndarray(slot.shape, slot.dtype, self._mapped, slot.offset)
+
+
+class Memo:
+    """Values computed from tiles, stored for the other fits of a training while there is room.
+
+    A tile is known by its content, so that fits on different rows share the values.
+    """
+
+    def __init__(self, store: Store) -> None:
+        """Start without values."""
+        self._store = store
+        self._slots: dict[tuple[str, bytes], list[Slot]] = {}
+
+    def __call__(self, name: str, tiles: Pixels, compute: Callable[[Pixels], Sequence[Array]]) -> list[Array]:
+        """Return what `compute` makes of tiles (n, h, w, c): arrays (n, …). `name` tells computations apart."""
+        keys = [(name, hashlib.blake2b(tile.tobytes(), digest_size=16).digest()) for tile in tiles]
+        if not all(key in self._slots for key in keys):
+            computed = list(compute(tiles))
+            for key, *values in zip(keys, *computed, strict=True):
+                if key not in self._slots and self._store.room(sum(value.nbytes for value in values)):
+                    self._slots[key] = [self._store.put(value) for value in values]
+            return computed
+        return [
+            np.stack([self._store[slot] for slot in column])
+            for column in zip(*(self._slots[key] for key in keys), strict=True)
+        ]

@@ -260,7 +260,7 @@ def look_over(
             if placement.registration:
                 found[sample.path] = placement.registration
             placement = replace(placement, roi=regions.setdefault(placement.shape, placement.roi))
-            slots = [store.put(tile) for _, tile in prepared.tiles]
+            slots = [store.put(tile, (done + 1) / len(good)) for _, tile in prepared.tiles]
             kept[sample.path] = _Kept(read.name, prepared.look, store.put(prepared.thumbnail), placement, slots)
         usable.append(sample)
         inputs[read.name] = image.described(read)

@@ -40,7 +40,7 @@ class Pictures:
 
     def keep(self, path: Path, read: Image) -> None:
         """Keep a picture, if there is room."""
-        if path not in self._kept and 2 * (self._store.size + read.pixels.nbytes) <= self._store.megabytes * 1_000_000:
+        if path not in self._kept and self._store.room(read.pixels.nbytes, share=0.5):
             # Not a slice, which would hold the pixels in memory.
             nothing = np.empty_like(read.pixels, shape=(0, 0, 0))
             self._kept[path] = read._replace(pixels=nothing), self._store.put(read.pixels)

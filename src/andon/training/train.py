@@ -14,7 +14,7 @@ from andon.bundle import DIGITS, Bundle, Manifest, check_place, machine, version
 from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
 from andon.data.labelling import listed
-from andon.data.store import MEGABYTES, Store
+from andon.data.store import Memo, Store
 from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered
 from andon.data.whole import shaped
 from andon.detector import REQUIRED, Detector, Run
@@ -80,7 +80,7 @@ def train(
     good: Sequence[str] = (),
     device: str = "",
     seconds: float | None = None,
-    storage_mb: int = MEGABYTES,
+    storage_mb: int = files.STORAGE_MB,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
@@ -130,7 +130,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     tiles = tiles_of(sides.fit)
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
-    run = replace(run, images=[sample.path for sample in data.samples])
+    run = replace(run, images=[sample.path for sample in data.samples], memo=Memo(store))
     forecast = model.forecast(tiles, run)
     refits = len(sides.folds) - 1 if sides.crossed else 0  # each of n folds learns from n - 1 shares of n
     tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")

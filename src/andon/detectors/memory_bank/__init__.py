@@ -31,11 +31,10 @@ import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
-from onnxruntime import InferenceSession
 from pydantic import BaseModel, Field, field_validator
 from spox import Tensor, Var, argument, build
 
-from andon.detector import QUIET, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
+from andon.detector import QUIET, Compute, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
 from andon.detectors.memory_bank import alike
 from andon.detectors.memory_bank.alike import Usual
 from andon.detectors.memory_bank.coreset import BLOCK, Turn, approach, copies, k_centre, neighbour_distance, whitening
@@ -43,8 +42,6 @@ from andon.engines import runtime
 from andon.graphs import features
 from andon.graphs.parts import input_tiles, ints, shared_weights
 from andon.inspection import Array, Pixels, Scores
-from andon.progress import Progress
-from andon.recipe import Augment
 
 CALIBRATED_ON = 150  # training tiles, at most, from which the usual distances are learnt
 FAR = np.float32(1e9)  # more than any squared distance: added to that of memories that do not count
@@ -133,9 +130,9 @@ class MemoryBank(NumpyDetector):
         """Estimate from one timed batch and a timed block of the coreset."""
         self._take(tiles)
         batch, describe = next(iter(tiles)), self._describing()
-        describe.run(None, {"tiles": batch[:1]})
+        describe(batch[:1])
         start = time.perf_counter()
-        describe.run(None, {"tiles": batch})
+        describe(batch)
         # What is usual takes a pass over some tiles of its own, with about as much again for the search.
         passes = len(tiles) + 2 * min(len(tiles), CALIBRATED_ON)
         seconds = (time.perf_counter() - start) / len(batch) * passes
@@ -156,7 +153,7 @@ class MemoryBank(NumpyDetector):
         features.require_multiple(tiles.shape, [each.stage for each in self._maps], c.scales)
         self._take(tiles)
         self._banks: list[_Bank] = []
-        for sample, owners in self._sample(tiles, run.augment, rng, run.progress):  # (rows, channels), (rows,)
+        for sample, owners in self._sample(tiles, run, rng):  # (rows, channels), (rows,)
             mean, whiten = whitening(sample, c.floor)
             good = np.asarray((sample - mean) @ whiten, np.float32)
             chosen = k_centre(good, min(c.bank, len(good)), rng, run.progress)
@@ -167,7 +164,7 @@ class MemoryBank(NumpyDetector):
         self._usual: list[Usual | None] = [None] * len(self._maps)
         grids = {each.scale: self._grid(each) for each in self._maps if self._is_finest(each)}
         self._calibrated = {scale: alike.uncalibrated(grid) for scale, grid in grids.items()}
-        self._calibrate(tiles, run.progress)
+        self._calibrate(tiles, run)
         self._fitted = True
         return self
 
@@ -175,13 +172,13 @@ class MemoryBank(NumpyDetector):
         """Remember what the tiles are."""
         self._shape, self._channels, self._depth = tiles.shape, tiles.channels, tiles.depth
 
-    def _calibrate(self, tiles: Tiles, progress: Progress) -> None:
+    def _calibrate(self, tiles: Tiles, run: Run) -> None:
         """Learn what is usual at each position, and each scale's scores of good tiles."""
         floats = sum(each.stage.channels * h * w for each in self._maps for h, w in [self._grid(each)])
         count = min(len(tiles), CALIBRATED_ON, max(2, self.config.memory_mb * 1_000_000 // (8 * floats)))
         rows = np.linspace(0, len(tiles) - 1, count).round().astype(np.intp)
         groups = np.asarray(tiles.groups, np.intp)[rows]
-        white, near = self._without_own(tiles[rows.tolist()], groups, progress)
+        white, near = self._without_own(tiles, rows, groups, run)
         others = np.all([x.max(axis=(1, 2)) < FAR / 2 for x in near], axis=0)  # not all memories are the tile's own
         white, near, groups = [x[others] for x in white], [x[others] for x in near], groups[others]
         parts = len(np.unique(groups))
@@ -203,23 +200,29 @@ class MemoryBank(NumpyDetector):
             self._calibrated[scale] = alike.calibrate(self._joined(near, scale), gate, channels, self.config.common)
 
     def _without_own(
-        self, tiles: Pixels, groups: NDArray[np.intp], progress: Progress
+        self, tiles: Tiles, rows: NDArray[np.intp], groups: NDArray[np.intp], run: Run
     ) -> tuple[list[Array], list[Array]]:
-        """Return, for each map, whitened features (n, h, w, c) of tiles and distances (n, h, w) to others' memories."""
-        pixels = self._input()
+        """Return, for each map, whitened features (n, h, w, c) and distances (n, h, w) to the memories of other groups.
+
+        Of the tiles in `rows` (n,), which are of `groups` (n,).
+        """
+        describe = self._describing()
+        maps = [argument(Tensor(np.float32, (1, each.stage.channels, *self._grid(each)))) for each in self._maps]
         apart = [argument(Tensor(np.float32, (len(bank.memories),))) for bank in self._banks]
-        found = [self._search(i, x, apart[i]) for i, x in enumerate(self._describe(pixels))]
+        searches = [self._search(i, x, apart[i]) for i, x in enumerate(maps)]
+        inputs = {f"map{i}": x for i, x in enumerate(maps)} | {f"apart{i}": x for i, x in enumerate(apart)}
         outputs = {
-            f"{kind}{i}": x for i, pair in enumerate(found) for kind, x in zip(("white", "near"), pair, strict=True)
+            f"{kind}{i}": x for i, pair in enumerate(searches) for kind, x in zip(("white", "near"), pair, strict=True)
         }
-        session = runtime.session(build({"tiles": pixels, **{f"apart{i}": x for i, x in enumerate(apart)}}, outputs))
+        session = runtime.session(build(inputs, outputs))
         values: list[list[Array]] = [[] for _ in outputs]
-        for done, (tile, group) in enumerate(zip(tiles, groups, strict=True)):
-            progress("distances of good tiles", done, len(tiles))
+        for done, (row, group) in enumerate(zip(rows, groups, strict=True)):
+            run.progress("distances of good tiles", done, len(rows))
             own = {f"apart{i}": FAR * (bank.groups == group) for i, bank in enumerate(self._banks)}
-            for kept, x in zip(values, session.run(list(outputs), {"tiles": tile[None], **own}), strict=True):
-                kept.append(x[0])
-        progress("distances of good tiles", len(tiles), len(tiles))
+            features = {f"map{i}": x for i, x in enumerate(run.memo("features", tiles[[row]], describe))}
+            for column, x in zip(values, session.run(list(outputs), {**features, **own}), strict=True):
+                column.append(x[0])
+        run.progress("distances of good tiles", len(rows), len(rows))
         return [np.stack(x)[..., :-1] for x in values[0::2]], [np.stack(x)[:, 0] for x in values[1::2]]
 
     def score(self, tiles: Pixels) -> Scores:
@@ -328,10 +331,11 @@ class MemoryBank(NumpyDetector):
     def _input(self) -> Var:
         return input_tiles(self._shape, self._channels, self._depth)
 
-    def _describing(self) -> InferenceSession:
-        """Load the graph from tiles to the averaged feature maps, in the order of `_maps`."""
+    def _describing(self) -> Compute:
+        """Load the graph from tiles to the averaged feature maps (n, c, h, w), in the order of `_maps`."""
         tiles = self._input()
-        return runtime.session(build({"tiles": tiles}, {f"map{i}": x for i, x in enumerate(self._describe(tiles))}))
+        session = runtime.session(build({"tiles": tiles}, {f"map{i}": x for i, x in enumerate(self._describe(tiles))}))
+        return lambda batch: session.run(None, {"tiles": batch})
 
     def _describe(self, tiles: Var) -> list[Var]:
         """Add to a graph the way from tiles to the averaged feature maps (n, c, h, w)."""
@@ -341,23 +345,21 @@ class MemoryBank(NumpyDetector):
         ]
         return [_pool(x, c.average) for maps in scales for x in maps]
 
-    def _sample(
-        self, tiles: Tiles, augment: Augment, rng: np.random.Generator, progress: Progress
-    ) -> list[tuple[Array, NDArray[np.intp]]]:
+    def _sample(self, tiles: Tiles, run: Run, rng: np.random.Generator) -> list[tuple[Array, NDArray[np.intp]]]:
         """Draw a uniform sample of the patches of each map, all in one pass (reservoir), with their tiles' groups.
 
         Turned and flipped copies of the tiles count as tiles, where the recipe allows them.
         """
-        describe = self._describing()
-        sizes = list(zip(self._maps, self._rows(tiles, copies(augment, tiles.shape)), strict=True))
+        describe, turns = self._describing(), copies(run.augment, tiles.shape)
+        sizes = list(zip(self._maps, self._rows(tiles, turns), strict=True))
         samples = [np.empty((rows, each.stage.channels), np.float32) for each, rows in sizes]
         owners = [np.empty(rows, np.intp) for _, rows in sizes]
         groups = np.asarray(tiles.groups, np.intp)
         seen, done = [0] * len(samples), 0
         for batch in tiles:
             own = groups[done : done + len(batch)]
-            turned = (turn(batch) for turn in copies(augment, tiles.shape))
-            for j, x in ((j, x) for each in turned for j, x in enumerate(describe.run(None, {"tiles": each}))):
+            maps = (run.memo("features", turn(batch), describe) for turn in turns)
+            for j, x in ((j, x) for each in maps for j, x in enumerate(each)):
                 new = x.transpose(0, 2, 3, 1).reshape(-1, x.shape[1])
                 # Patch i takes place r of the sample, r uniform in [0, i]; where r is beyond it, it is passed over.
                 order = np.arange(seen[j], seen[j] + len(new))
@@ -367,7 +369,7 @@ class MemoryBank(NumpyDetector):
                 owners[j][place[kept]] = own.repeat(len(new) // len(batch))[kept]
                 seen[j] += len(new)
             done += len(batch)
-            progress("features", done, len(tiles))
+            run.progress("features", done, len(tiles))
         if done == 0:
             raise no_tiles()
         return [(x[:count], of[:count]) for x, of, count in zip(samples, owners, seen, strict=True)]

@@ -67,17 +67,19 @@ def approach(nearest: Array, rows: Array, norm: Array, centres: Array) -> None:
         np.minimum(nearest, square.min(axis=1) + norm, out=nearest)
 
 
-def neighbour_distance(memories: Array, good: Array, count: int, block: int = 256) -> Array:
+def neighbour_distance(memories: Array, good: Array, count: int) -> Array:
     """Return the mean squared distance (k,) of each memory to the `count` good patches nearest it, itself left out."""
     count = min(count, len(good) - 1)
     if count == 0:
         return np.zeros(len(memories), np.float32)
-    mean, norm = np.empty(len(memories), np.float32), np.einsum("ij,ij->i", good, good)
-    for start in range(0, len(memories), block):
-        some = memories[start : start + block]
-        square = norm - 2 * some @ good.T + np.einsum("ij,ij->i", some, some)[:, None]  # (block, rows)
-        nearest = np.sort(np.partition(square, count, axis=1)[:, : count + 1], axis=1)
-        mean[start : start + block] = np.maximum(nearest[:, 1:], 0).mean(axis=1)
+    mean, norm, columns = np.empty(len(memories), np.float32), np.einsum("ij,ij->i", good, good), -2 * good.T
+    for start in range(0, len(memories), BLOCK):
+        some = memories[start : start + BLOCK]
+        square = some @ columns  # (block, rows), less the squared length of each memory
+        square += norm
+        square.partition(count, axis=1)
+        nearest = np.sort(square[:, : count + 1], axis=1)[:, 1:] + np.einsum("ij,ij->i", some, some)[:, None]
+        mean[start : start + BLOCK] = np.maximum(nearest, 0).mean(axis=1)
     return mean
 
 
