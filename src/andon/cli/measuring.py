@@ -1,5 +1,6 @@
 """Commands that measure many trainings, or several bundles, side by side."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from andon.cli.options import BundleFile, Good, Groups, Quiet, Threads, progress_bars, teller
-from andon.errors import AndonError
+from andon.errors import AndonError, counted
 
 
 class PlanFirst(TyperGroup):
@@ -129,6 +130,52 @@ def cost(
         print(f"could not be measured: {failure}", file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def tune(
+    bundle: BundleFile,
+    budget: Annotated[
+        str,
+        typer.Option(help="Most time for one tile, such as 20ms: the best is then the highest throughput within it."),
+    ] = "",
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Duration of each measurement, two a row.")] = 3.0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure engines and numbers of threads on this machine, and keep the best beside the bundle.
+
+    Commands use it with `--engine auto`. Without a budget the best has the lowest median. Each row is a process of its
+    own; close other programs first. Exit code 1 when no engine keeps the budget.
+    """
+    from andon import files
+    from andon.bundle import Bundle
+    from andon.engines import tuning
+
+    budget_ms = _milliseconds(budget) if budget else None
+    graph = Bundle.load(bundle).graph
+    files.prepare(tuning.place(bundle))
+    with progress_bars(quiet) as progress:
+        tuned = tuning.measure(graph, seconds, progress)
+    best = tuned.best(budget_ms)
+    print(tuning.table(tuned.settings, best))
+    for failure in tuned.failures:
+        print(f"not measured: {failure}", file=sys.stderr)
+    path = tuning.keep(bundle, graph, best)
+    teller(quiet)(f"kept in {path}: {best.engine}, {counted(best.threads, 'thread')}; use it with --engine auto")
+    if budget_ms is not None and best.p99_ms > budget_ms:
+        print(
+            f"no engine keeps {budget_ms:g} ms: the p99 of the best is {best.p99_ms:.1f} ms. Use the preset fast, or a "
+            "smaller geometry.size.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+def _milliseconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip())
+    value = float(found[1]) * (1000 if found[2] == "s" else 1) if found else 0.0
+    if not value:
+        raise AndonError(f"--budget {text}: expected a time above 0 with its unit, such as 20ms or 0.5s.")
+    return value
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the CSV file and the plots.")]
