@@ -30,7 +30,15 @@ GROUPS = {
         judging.show,
         judging.detectors,
     ),
-    "Measure": (judging.evaluate, measuring.compare, proving.plan, proving.sample, proving.accept, proving.msa),
+    "Measure": (
+        judging.evaluate,
+        measuring.compare,
+        measuring.tune,
+        proving.plan,
+        proving.sample,
+        proving.accept,
+        proving.msa,
+    ),
     "Laboratory": (measuring.cost,),
 }
 

@@ -1,5 +1,6 @@
 """Commands that compare trainings and bundles, and measure costs."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from andon.cli.options import BundleFile, Good, Groups, Quiet, Threads, printer, progress_bars
-from andon.errors import AndonError
+from andon.errors import AndonError, counted
 
 
 class PlanFirst(TyperGroup):
@@ -132,6 +133,54 @@ def cost(
         print(f"could not be measured: {failure}", file=sys.stderr)
     if failures:
         raise typer.Exit(1)
+
+
+def tune(
+    bundle: BundleFile,
+    budget: Annotated[
+        str,
+        typer.Option(help="Greatest p99 time of one tile, such as 20ms; within it, the highest throughput is best."),
+    ] = "",
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Duration of each of the two measurements of a row.")
+    ] = 3.0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure engines and numbers of threads on this machine, and write the best beside the bundle.
+
+    Commands use it with `--engine auto`. Without a budget, the best has the lowest median time. Each row is measured
+    in a separate process; close other programs first. Exit code 1: no engine is within the budget.
+    """
+    from andon import files
+    from andon.bundle import Bundle
+    from andon.engines import tuning
+
+    budget_ms = _milliseconds(budget) if budget else None
+    graph = Bundle.load(bundle).graph
+    files.prepare(tuning.place(bundle))
+    with progress_bars(quiet) as progress:
+        tuned = tuning.measure(graph, seconds, progress)
+    best = tuned.best(budget_ms)
+    print(tuning.table(tuned.settings, best))
+    for failure in tuned.failures:
+        print(f"could not be measured: {failure}", file=sys.stderr)
+    path = tuning.keep(bundle, graph, best)
+    printer(quiet)(f"kept in {path}: {best.engine}, {counted(best.threads, 'thread')}; use it with --engine auto")
+    if budget_ms is not None and best.p99_ms > budget_ms:
+        print(
+            f"no engine is within {budget_ms:g} ms: the p99 of the best is {best.p99_ms:.1f} ms. Use the preset fast, "
+            "or a smaller geometry.size.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+def _milliseconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip())
+    value = float(match[1]) * (1000 if match[2] == "s" else 1) if match else 0.0
+    if not value:
+        raise AndonError(f"--budget {text}: expected a time above 0 with its unit, such as 20ms or 0.5s. Correct it.")
+    return value
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the CSV file and the plots.")]

@@ -39,7 +39,10 @@ FailOn = Annotated[
         show_default=False,
     ),
 ]
-EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="Inference engine.")]
+EngineName = Annotated[
+    Literal["onnxruntime", "openvino", "auto"],
+    typer.Option(help="Inference engine; auto: the fastest on this machine, as `andon tune` measured it."),
+]
 Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: one for each core.")]
 
 
