@@ -1,0 +1,102 @@
+"""Files by the digest of their contents: pictures and maps that records name."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from andon import files
+from andon.errors import AndonError, StorageError
+from andon.station.events import StationError
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Archive:
+    """A folder of files named by SHA-256 of their contents: `ab/cd/abcd….png`. No path comes from outside.
+
+    Args:
+        folder: made where there is none.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            files.make_folder(self.folder)
+        except AndonError as error:
+            raise StorageError(str(error)) from None
+
+    def put(self, data: bytes, suffix: str = "") -> str:
+        """Keep data and return its digest: whole, durable, or not at all. StorageError when it cannot be kept."""
+        if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
+            raise StationError(f"suffix '{suffix}': expected none, or a point and 1 to 8 of a-z and 0-9, such as .png.")
+        digest = files.digest(data)
+        if self._find(digest) is None:
+            place = self._folder(digest) / f"{digest}{suffix}"
+            try:
+                files.make_folder(place.parent)
+                files.write(place, data)
+                for folder in (place.parent, place.parent.parent, self.folder):
+                    _sync(folder)  # the name of a new file is durable when its folder is
+            except (AndonError, OSError) as error:
+                raise StorageError(f"{self.folder}: the picture cannot be kept: {error}") from error
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """The file of a digest. StationError when there is none."""
+        found = self._find(digest)
+        if found is None:
+            raise StationError(f"{self.folder}: no picture {digest[:80]!r}; it aged out or was not kept.")
+        return found
+
+    def open(self, digest: str) -> bytes:
+        """The contents of a digest. StationError when there is none, or when it was damaged."""
+        place = self.path(digest)
+        try:
+            data = place.read_bytes()
+        except FileNotFoundError:
+            return self.path(digest).read_bytes()
+        except OSError as error:
+            raise StorageError(f"{place}: cannot be read: {files.reason(error)}. Allow reading.") from error
+        if files.digest(data) != digest:
+            raise StationError(f"{place}: its contents are not what its name says. Restore it from a backup.")
+        return data
+
+    def remove(self, digest: str) -> int:
+        """Remove a file if it is there; return its size in bytes."""
+        place = self._find(digest)
+        if place is None:
+            return 0
+        try:
+            size = place.stat().st_size
+            place.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{place}: cannot be removed: {files.reason(error)}. Allow writing there.") from error
+        return size
+
+    def walk(self) -> Iterator[Path]:
+        """All files, folder by folder; others that lie there, such as half-written ones of a killed process, too."""
+        for outer in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
+            for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
+                with suppress(FileNotFoundError):
+                    yield from list(inner.iterdir())
+
+    def _folder(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest[2:4]
+
+    def _find(self, digest: str) -> Path | None:
+        if not DIGEST.fullmatch(digest):
+            raise StationError(f"picture {digest[:80]!r}: expected SHA-256 as 64 hexadecimal digits, in lower case.")
+        try:
+            return next(self._folder(digest).glob(f"{digest}*"), None)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be read: {files.reason(error)}. Allow reading.") from error
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,158 @@
+"""What a station records: an entry as it is handed in, and a row as it lies in the chain."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, get_args
+
+from andon import files
+from andon.station.events import StationError
+
+Kind = Literal["inspection", "decision", "event", "challenge", "change"]
+"""decision: of an operator; event: state or alarm; change: release, activation, recalibration, configuration."""
+
+KINDS = get_args(Kind)
+LONGEST_NAME = 100
+LONGEST_TEXT = 500
+LARGEST_BODY = 1 << 20
+
+
+class Picture(NamedTuple):
+    """A file of the archive that belongs to an entry."""
+
+    digest: str
+    size: int
+    """Bytes."""
+    worth: int
+    """0: of a pass; 1: of a review; 2: of a reject. What is worth less goes first when space is short."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    kind: Kind
+    job: int | None = None
+    product: str | None = None
+    part: str | None = None
+    lot: str | None = None
+    verdict: str | None = None
+    score: float | None = None
+    p_value: float | None = None
+    body: dict[str, Any] = field(default_factory=dict)
+    """All else, as plain data for JSON."""
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record. `digest` is SHA-256 of `canonical()`, which holds the digest of the record before it."""
+
+    station: str
+    sequence: int
+    time: str
+    """UTC; never earlier than that of the record before it."""
+    clock: str
+    """What the clock showed: earlier than `time` after it went back."""
+    kind: str
+    job: int | None
+    product: str | None
+    part: str | None
+    lot: str | None
+    verdict: str | None
+    score: float | None
+    p_value: float | None
+    text: str
+    """The body as canonical JSON."""
+    previous: str
+    digest: str = ""
+
+    @cached_property
+    def body(self) -> dict[str, Any]:
+        return dict(json.loads(self.text))
+
+    @property
+    def key(self) -> str:
+        """The same for every delivery of this record, and for no other record, also after a restored backup."""
+        return f"{self.station}:{self.sequence}:{self.digest[:16]}"
+
+    def canonical(self) -> str:
+        """All but the own digest as canonical JSON; `body` sorts first, and lies there as it was written."""
+        rest = {key: value for key, value in self.values().items() if key not in ("body", "digest")}
+        return f'{{"body":{self.text},{files.canonical_json(rest)[1:]}'
+
+    def values(self) -> dict[str, Any]:
+        """The columns of the table; the body as text."""
+        values = {**vars(self), "body": self.text}
+        return {key: value for key, value in values.items() if key != "text" and not isinstance(value, dict)}
+
+    def record(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.values(), "body": self.body}
+
+
+def draft(entry: Entry) -> dict[str, Any]:
+    """The columns that an entry fills. StationError when it cannot be kept as it is."""
+    if entry.kind not in KINDS:
+        raise StationError(f"record of kind '{entry.kind}': expected {', '.join(KINDS)}. Use one of them.")
+    texts = {name: getattr(entry, name) for name in ("product", "part", "lot", "verdict")}
+    for name, value in texts.items():
+        if value is not None:
+            check_text(name, value, LONGEST_TEXT)
+    if entry.job is not None and not (type(entry.job) is int and 0 <= entry.job < 1 << 63):
+        raise StationError(f"job {entry.job!r}: expected a whole number from 0 below 2^63. Reserve job ids.")
+    try:
+        numbers = {name: _number(getattr(entry, name)) for name in ("score", "p_value")}
+        text = files.canonical_json(dict(entry.body))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StationError(f"record of kind {entry.kind}: not plain data: {error}. Expected what JSON holds.") from None
+    if len(text) > LARGEST_BODY:
+        raise StationError(
+            f"record of kind {entry.kind}: {len(text)} bytes, expected at most {LARGEST_BODY}. Put large data into the "
+            "archive and its digest into the record."
+        )
+    return {"kind": entry.kind, "job": entry.job, **texts, **numbers, "text": text}
+
+
+def check_text(name: str, value: object, longest: int) -> None:
+    """Refuse a name that one of the databases could not hold or find."""
+    whole = isinstance(value, str) and 0 < len(value) <= longest and "\0" not in value
+    try:
+        whole = whole and bool(str(value).encode())
+    except UnicodeEncodeError:
+        whole = False
+    if not whole:
+        raise StationError(
+            f"{name} {str(value)[:40]!r}: expected 1 to {longest} characters of valid Unicode without NUL. Rename it."
+        )
+
+
+def stamp(seconds: float) -> str:
+    """A reading of the clock in seconds since 1970 as text."""
+    if not math.isfinite(seconds):
+        raise StationError(f"time {seconds}: expected seconds since 1970 as a finite number. Pass a working clock.")
+    return stamp_of(datetime.fromtimestamp(seconds, UTC))
+
+
+def stamp_of(moment: datetime) -> str:
+    """A moment as the text that records hold."""
+    if moment.tzinfo is None:
+        raise StationError(f"time {moment}: expected a time zone, such as {moment}+00:00. Add it.")
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def chained(head: tuple[int, str, str], station: str, clock: str, drafts: list[dict[str, Any]]) -> list[Row]:
+    """Drafts as rows that follow `head`: its sequence, digest and time."""
+    rows: list[Row] = []
+    sequence, digest, time = head
+    for columns in drafts:
+        sequence += 1
+        row = Row(station=station, sequence=sequence, time=max(time, clock), clock=clock, previous=digest, **columns)
+        digest = files.digest(row.canonical().encode())
+        rows.append(Row(**{**asdict(row), "digest": digest}))
+    return rows
+
+
+def _number(value: object) -> float | None:
+    number = None if value is None else float(value)  # type: ignore[arg-type]  # a TypeError is told by the caller
+    return number if number is not None and math.isfinite(number) else None

@@ -1,0 +1,164 @@
+"""Reading the record of a station, also beside the station that writes it."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from andon import files
+from andon.station import schema
+from andon.station.entries import LONGEST_NAME, Kind, Row, check_text, stamp_of
+from andon.station.events import StationError
+
+PAGE = 1000  # rows that are read at a time when all are wanted
+MOST = 10_000  # rows of one page of the history
+
+columns = (*(c for c in schema.records.c if c.name != "body"), schema.records.c.body.label("text"))
+
+
+class Break(NamedTuple):
+    """A place where the chain does not hold."""
+
+    sequence: int
+    what: str
+
+
+class Reader:
+    """The records of one station in a database that may hold several.
+
+    Args:
+        url: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file.
+        station: whose records.
+    """
+
+    def __init__(self, url: str, station: str) -> None:
+        check_text("station", station, LONGEST_NAME)
+        self.station = station
+        self.engine = schema.connect(url)
+        self.place = schema.place(self.engine.url)
+        self._open()
+
+    def _open(self) -> None:
+        schema.check(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def history(
+        self,
+        product: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        verdict: str | None = None,
+        lot: str | None = None,
+        part: str | None = None,
+        score: tuple[float, float] | None = None,
+        kind: Kind | None = None,
+        job: int | None = None,
+        after: int | None = None,
+        limit: int = 50,
+    ) -> list[Row]:
+        """One page, the newest first. `after`: the sequence number of the last row of the page before."""
+        if not 1 <= limit <= MOST:
+            raise StationError(f"{limit} records a page: expected 1 to {MOST}. Ask for fewer and use `after`.")
+        table = schema.records.c
+        equal = {"product": product, "verdict": verdict, "lot": lot, "part": part, "kind": kind, "job": job}
+        conditions = [table[name] == value for name, value in equal.items() if value is not None]
+        if score is not None:
+            conditions.append(table.score.between(*score))
+        if after is not None:
+            conditions.append(table.sequence < after)
+        with schema.errors(self.engine), self.engine.begin() as connection:
+            if since is not None:
+                conditions.append(table.sequence >= self._first(connection, table.time >= stamp_of(since)))
+            if until is not None:
+                conditions.append(table.sequence < self._first(connection, table.time > stamp_of(until)))
+            query = sa.select(*columns).where(table.station == self.station, *conditions)
+            return _rows(connection.execute(query.order_by(table.sequence.desc()).limit(limit)))
+
+    def _first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
+        """The sequence number of the first record in time; one that comes after all when there is none."""
+        table = schema.records.c
+        query = sa.select(table.sequence).where(table.station == self.station, condition)
+        found = connection.execute(query.order_by(table.time, table.sequence).limit(1)).scalar()
+        return (1 << 62) if found is None else int(found)
+
+    def record(self, sequence: int) -> Row | None:
+        table = schema.records.c
+        query = sa.select(*columns).where(table.station == self.station, table.sequence == sequence)
+        with schema.errors(self.engine), self.engine.begin() as connection:
+            return next(iter(_rows(connection.execute(query))), None)
+
+    def story(self, part: str) -> list[Row]:
+        """All records of a part, on every station of this database, the oldest first."""
+        table = schema.records.c
+        query = sa.select(*columns).where(table.part == part).order_by(table.time, table.station, table.sequence)
+        with schema.errors(self.engine), self.engine.begin() as connection:
+            return _rows(connection.execute(query.limit(MOST)))
+
+    def stations(self) -> list[str]:
+        """The names of the stations in this database."""
+        with schema.errors(self.engine), self.engine.begin() as connection:
+            return list(
+                connection.execute(sa.select(schema.stations.c.name).order_by(schema.stations.c.name)).scalars()
+            )
+
+    def walk(self, first: int = 1) -> Iterator[Row]:
+        """All records in the order of the chain, a page at a time."""
+        table = schema.records.c
+        while True:
+            query = sa.select(*columns).where(table.station == self.station, table.sequence >= first)
+            with schema.errors(self.engine), self.engine.begin() as connection:
+                rows = _rows(connection.execute(query.order_by(table.sequence).limit(PAGE)))
+            yield from rows
+            if len(rows) < PAGE:
+                return
+            first = rows[-1].sequence + 1
+
+    def head(self) -> tuple[int, str]:
+        """Sequence number and digest of the last record as the station noted them; 0 and empty before the first."""
+        table = schema.stations.c
+        query = sa.select(table.sequence, table.digest).where(table.name == self.station)
+        with schema.errors(self.engine), self.engine.begin() as connection:
+            found = connection.execute(query).one_or_none()
+        if found is None:
+            raise StationError(
+                f"{self.place}: no station '{self.station}'. Known: {', '.join(self.stations()) or 'none'}."
+            )
+        return int(found.sequence), str(found.digest)
+
+    def verify(self) -> list[Break]:
+        """Walk the chain and name each place where it does not hold. Records that come meanwhile are left out."""
+        last, noted = self.head()
+        breaks: list[Break] = []
+        sequence, digest, time = 0, "", ""
+        for row in self.walk():
+            if row.sequence > last:
+                break
+            if row.sequence != sequence + 1:
+                breaks.append(Break(sequence + 1, f"records {sequence + 1} to {row.sequence - 1} are missing"))
+            elif row.previous != digest:
+                breaks.append(Break(row.sequence, "does not name the digest of the record before it"))
+            if files.digest(row.canonical().encode()) != row.digest:
+                breaks.append(Break(row.sequence, "was changed: its digest differs from its contents"))
+            if row.time < time:
+                breaks.append(
+                    Break(row.sequence, f"its time {row.time} is before that of the record before it, {time}")
+                )
+            sequence, digest, time = row.sequence, row.digest, row.time
+        if sequence < last:
+            breaks.append(Break(sequence + 1, f"records {sequence + 1} to {last} are missing"))
+        elif digest != noted:
+            breaks.append(Break(last, "is not the record that the station noted as its last"))
+        return breaks
+
+
+def _rows(found: sa.CursorResult[Any]) -> list[Row]:
+    return [Row(**each) for each in found.mappings()]
