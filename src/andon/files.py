@@ -56,7 +56,10 @@ def strict_json(value: Any, indent: int | None = None, ascii_only: bool = True) 
 
 def canonical_json(value: Any) -> str:
     """Plain data as the one JSON text that it has: sorted keys, no spaces, ASCII. What digests are computed of."""
-    return json.dumps(finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # not finite
+        return json.dumps(finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def is_file(path: str | Path) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +24,7 @@ class Archive:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._lock = threading.Lock()
         try:
             files.make_folder(self.folder)
         except AndonError as error:
@@ -32,7 +35,12 @@ class Archive:
         if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
             raise StationError(f"suffix '{suffix}': expected none, or a point and 1 to 8 of a-z and 0-9, such as .png.")
         digest = files.digest(data)
-        if self._find(digest) is None:
+        with self._lock:
+            known = self._find(digest)
+            if known:
+                with suppress(OSError):
+                    os.utime(known)  # `remove` leaves what was put again
+        if known is None:
             place = self._folder(digest) / f"{digest}{suffix}"
             try:
                 files.make_folder(place.parent)
@@ -63,17 +71,22 @@ class Archive:
             raise StationError(f"{place}: its contents are not what its name says. Restore it from a backup.")
         return data
 
-    def remove(self, digest: str) -> int:
-        """Remove a file if it is there; return its size in bytes."""
-        place = self._find(digest)
-        if place is None:
-            return 0
-        try:
-            size = place.stat().st_size
-            place.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"{place}: cannot be removed: {files.reason(error)}. Allow writing there.") from error
-        return size
+    def remove(self, digest: str, unused_s: float = 0) -> bool:
+        """Remove a file, unless it was put within the last `unused_s` seconds. Return whether it is gone."""
+        with self._lock:
+            place = self._find(digest)
+            try:
+                if place and time.time() - place.stat().st_mtime < unused_s:
+                    return False
+                if place:
+                    place.unlink()
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                raise StorageError(
+                    f"{place}: cannot be removed: {files.reason(error)}. Allow writing there."
+                ) from error
+        return True
 
     def walk(self) -> Iterator[Path]:
         """All files, folder by folder; others that lie there, such as half-written ones of a killed process, too."""

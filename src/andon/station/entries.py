@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -149,7 +149,7 @@ def chained(head: tuple[int, str, str], station: str, clock: str, drafts: list[d
         sequence += 1
         row = Row(station=station, sequence=sequence, time=max(time, clock), clock=clock, previous=digest, **columns)
         digest = files.digest(row.canonical().encode())
-        rows.append(Row(**{**asdict(row), "digest": digest}))
+        rows.append(replace(row, digest=digest))
     return rows
 
 

@@ -1,8 +1,9 @@
 """Reading the record of a station, also beside the station that writes it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 
@@ -13,6 +14,7 @@ from andon.station.events import StationError
 
 PAGE = 1000  # rows that are read at a time when all are wanted
 MOST = 10_000  # rows of one page of the history
+FEW = 1000  # records that are looked at one by one
 
 columns = (*(c for c in schema.records.c if c.name != "body"), schema.records.c.body.label("text"))
 
@@ -32,10 +34,12 @@ class Reader:
         station: whose records.
     """
 
+    writes = False
+
     def __init__(self, url: str, station: str) -> None:
         check_text("station", station, LONGEST_NAME)
         self.station = station
-        self.engine = schema.connect(url)
+        self.engine = schema.connect(url, self.writes)
         self.place = schema.place(self.engine.url)
         self._open()
 
@@ -45,11 +49,22 @@ class Reader:
     def close(self) -> None:
         self.engine.dispose()
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that reads. After an error its connection is not used again: it may hold half an answer."""
+        with schema.errors(self.engine), self.engine.connect() as connection:
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                connection.invalidate()
+                raise
 
     def history(
         self,
@@ -69,19 +84,37 @@ class Reader:
         if not 1 <= limit <= MOST:
             raise StationError(f"{limit} records a page: expected 1 to {MOST}. Ask for fewer and use `after`.")
         table = schema.records.c
-        equal = {"product": product, "verdict": verdict, "lot": lot, "part": part, "kind": kind, "job": job}
-        conditions = [table[name] == value for name, value in equal.items() if value is not None]
-        if score is not None:
-            conditions.append(table.score.between(*score))
+        equal = {"part": part, "job": job, "lot": lot, "verdict": verdict, "product": product}
+        filters: list[sa.ColumnElement[bool]] = [table[n] == value for n, value in equal.items() if value is not None]
+        conditions: list[sa.ColumnElement[bool] | sa.TextClause] = [table.station == self.station, *filters]
+        if kind is not None:
+            conditions.append(table.kind == kind)
+        if kind not in (None, "inspection"):
+            conditions.append(schema.OTHERS)  # tells the database that the index by kind may be used
         if after is not None:
             conditions.append(table.sequence < after)
-        with schema.errors(self.engine), self.engine.begin() as connection:
+        with self.reading() as connection:
             if since is not None:
                 conditions.append(table.sequence >= self._first(connection, table.time >= stamp_of(since)))
             if until is not None:
                 conditions.append(table.sequence < self._first(connection, table.time > stamp_of(until)))
-            query = sa.select(*columns).where(table.station == self.station, *conditions)
-            return _rows(connection.execute(query.order_by(table.sequence.desc()).limit(limit)))
+            if score is not None:
+                filters.append(table.score.between(*score))
+                conditions.append((table.score + 0).between(*score))  # + 0: not by the index, which would sort all
+            if score is not None or len(filters) > 1:
+                conditions += self._narrow(connection, filters)
+            query = sa.select(*columns).where(*conditions).order_by(table.sequence.desc())
+            return _rows(connection.execute(query.limit(limit)))
+
+    def _narrow(self, connection: sa.Connection, filters: list[sa.ColumnElement[bool]]) -> list[sa.ColumnElement[bool]]:
+        """The records of the first filter that few meet: databases guess badly which of several to begin with."""
+        sequence = schema.records.c.sequence
+        for each in filters:
+            those = sa.select(sequence).where(schema.records.c.station == self.station, each)
+            few = those.limit(FEW + 1).subquery()
+            if connection.execute(sa.select(sa.func.count()).select_from(few)).scalar_one() <= FEW:
+                return [sequence.in_(sa.select(those.limit(FEW).cte().c.sequence))]
+        return []
 
     def _first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
         """The sequence number of the first record in time; one that comes after all when there is none."""
@@ -93,19 +126,19 @@ class Reader:
     def record(self, sequence: int) -> Row | None:
         table = schema.records.c
         query = sa.select(*columns).where(table.station == self.station, table.sequence == sequence)
-        with schema.errors(self.engine), self.engine.begin() as connection:
+        with self.reading() as connection:
             return next(iter(_rows(connection.execute(query))), None)
 
     def story(self, part: str) -> list[Row]:
         """All records of a part, on every station of this database, the oldest first."""
         table = schema.records.c
         query = sa.select(*columns).where(table.part == part).order_by(table.time, table.station, table.sequence)
-        with schema.errors(self.engine), self.engine.begin() as connection:
+        with self.reading() as connection:
             return _rows(connection.execute(query.limit(MOST)))
 
     def stations(self) -> list[str]:
         """The names of the stations in this database."""
-        with schema.errors(self.engine), self.engine.begin() as connection:
+        with self.reading() as connection:
             return list(
                 connection.execute(sa.select(schema.stations.c.name).order_by(schema.stations.c.name)).scalars()
             )
@@ -115,7 +148,7 @@ class Reader:
         table = schema.records.c
         while True:
             query = sa.select(*columns).where(table.station == self.station, table.sequence >= first)
-            with schema.errors(self.engine), self.engine.begin() as connection:
+            with self.reading() as connection:
                 rows = _rows(connection.execute(query.order_by(table.sequence).limit(PAGE)))
             yield from rows
             if len(rows) < PAGE:
@@ -126,7 +159,7 @@ class Reader:
         """Sequence number and digest of the last record as the station noted them; 0 and empty before the first."""
         table = schema.stations.c
         query = sa.select(table.sequence, table.digest).where(table.name == self.station)
-        with schema.errors(self.engine), self.engine.begin() as connection:
+        with self.reading() as connection:
             found = connection.execute(query).one_or_none()
         if found is None:
             raise StationError(

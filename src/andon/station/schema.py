@@ -27,6 +27,9 @@ PATIENCE_S = 10
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
+OTHERS = sa.text("kind <> 'inspection'")
+"""The records that are no inspections: few, and alone worth an index by kind."""
+
 metadata = sa.MetaData()
 
 stations = sa.Table(
@@ -59,11 +62,11 @@ records = sa.Table(
     sa.Column("body", TEXT, nullable=False),  # canonical JSON
     sa.Column("previous", TEXT, nullable=False),  # digest of the record before it; of the first: empty
     sa.Column("digest", TEXT, nullable=False),
-    *(
-        sa.Index(f"records_{column}", "station", column, "sequence")
-        for column in ("kind", "product", "lot", "verdict", "part", "job", "time")
-    ),
-    sa.Index("records_score", "station", "score"),
+    *(sa.Index(f"records_{name}", "station", name, "sequence") for name in ("lot", "part", "job", "time", "score")),
+    # The filters that many records meet are held together: an index tells which record meets several of them.
+    sa.Index("records_product", "station", "product", "sequence", "verdict", "score"),
+    sa.Index("records_verdict", "station", "verdict", "sequence", "product", "score"),
+    sa.Index("records_kind", "station", "kind", "sequence", sqlite_where=OTHERS, postgresql_where=OTHERS),
     sa.Index("records_story", "part", "time"),
 )
 outbox = sa.Table(
@@ -81,11 +84,11 @@ pictures = sa.Table(
     sa.Column("worth", sa.Integer, nullable=False),  # 0: a pass; 1: review; 2: reject
     sa.Column("time", TEXT, nullable=False),  # of the last record of it
     sa.Column("size", sa.BigInteger, nullable=False),  # bytes
-    sa.Index("pictures_worth", "station", "worth", "time"),
+    sa.Index("pictures_worth", "station", "worth", "time", "size"),
 )
 
 
-def connect(url: str) -> sa.Engine:
+def connect(url: str, writes: bool) -> sa.Engine:
     """An engine for a database: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file."""
     try:
         parsed = sa.make_url(url if "://" in url else f"sqlite:///{url}")
@@ -94,9 +97,11 @@ def connect(url: str) -> sa.Engine:
     family = parsed.get_backend_name()
     if family == "sqlite" and parsed.database and parsed.database != ":memory:" and not parsed.query:
         engine = sa.create_engine(
-            parsed.set(drivername="sqlite+pysqlite"), connect_args={"timeout": PATIENCE_S, "isolation_level": None}
+            parsed.set(drivername="sqlite+pysqlite"),
+            connect_args={"timeout": PATIENCE_S, "isolation_level": None},
+            pool_timeout=PATIENCE_S,
         )
-        event.listen(engine, "connect", _pragmas)
+        event.listen(engine, "connect", _durable if writes else _read_only)
         event.listen(engine, "begin", _begin)
         return engine
     if family == "postgresql":
@@ -104,6 +109,7 @@ def connect(url: str) -> sa.Engine:
             parsed.set(drivername="postgresql+pg8000"),
             connect_args={"timeout": PATIENCE_S, "tcp_keepalive": True},
             pool_pre_ping=True,
+            pool_timeout=PATIENCE_S,
         )
         engine.dialect.use_insertmanyvalues_wo_returning = True  # many rows in one round trip
         event.listen(engine, "connect", _session)
@@ -128,10 +134,14 @@ def _unusable(found: str) -> str:
     )
 
 
-def _pragmas(connection: sqlite3.Connection, _: object) -> None:
+def _durable(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_size_limit = 67108864")
+
+
+def _read_only(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA query_only = ON")
 
 
 def _begin(connection: sa.Connection) -> None:
@@ -141,7 +151,11 @@ def _begin(connection: sa.Connection) -> None:
 
 def _session(connection: Any, _: object) -> None:
     """Durable commits; a client that vanished with its host lets go of its locks in half a minute."""
+    connection.autocommit = True
     cursor = connection.cursor()
+    cursor.execute("SHOW fsync")
+    if cursor.fetchone()[0] != "on":
+        raise StationError("the database has fsync = off: a power cut would lose records. Expected on. Switch it on.")
     for setting in (
         "synchronous_commit = on",
         "tcp_keepalives_idle = 15",
@@ -149,8 +163,8 @@ def _session(connection: Any, _: object) -> None:
         "tcp_keepalives_count = 3",
     ):
         cursor.execute(f"SET {setting}")
-    connection.commit()
     cursor.close()
+    connection.autocommit = False
 
 
 def migrate(engine: sa.Engine) -> None:

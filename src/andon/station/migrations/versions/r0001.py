@@ -54,12 +54,22 @@ def upgrade() -> None:
         sa.Column("time", TEXT, nullable=False),
         sa.Column("size", sa.BigInteger, nullable=False),
     )
-    for column in ("kind", "product", "lot", "verdict", "part", "job"):
-        op.create_index(f"records_{column}", "records", ["station", column, "sequence"])
-    op.create_index("records_time", "records", ["station", "time", "sequence"])
-    op.create_index("records_score", "records", ["station", "score"])
+    for columns in (
+        ("lot", "sequence"),
+        ("part", "sequence"),
+        ("job", "sequence"),
+        ("time", "sequence"),
+        ("score", "sequence"),
+        ("product", "sequence", "verdict", "score"),
+        ("verdict", "sequence", "product", "score"),
+    ):
+        op.create_index(f"records_{columns[0]}", "records", ["station", *columns])
+    others = sa.text("kind <> 'inspection'")
+    op.create_index(
+        "records_kind", "records", ["station", "kind", "sequence"], sqlite_where=others, postgresql_where=others
+    )
     op.create_index("records_story", "records", ["part", "time"])
-    op.create_index("pictures_worth", "pictures", ["station", "worth", "time"])
+    op.create_index("pictures_worth", "pictures", ["station", "worth", "time", "size"])
     if op.get_bind().dialect.name == "sqlite":
         refuse = f"BEGIN SELECT RAISE(ABORT, '{PAST}'); END"
         op.execute(f"CREATE TRIGGER records_update BEFORE UPDATE ON records {refuse}")
