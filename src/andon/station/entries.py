@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
+import andon
 from andon import files
 from andon.station.events import StationError
 
@@ -89,6 +90,68 @@ class Row:
     def record(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**self.values(), "body": self.body}
+
+
+def inspected(
+    job: int,
+    product: str,
+    part: str,
+    lot: str | None,
+    outcome: str,
+    record: dict[str, Any],
+    engine: str,
+    stages_ms: dict[str, float],
+    pictures: tuple[Picture, ...] = (),
+) -> Entry:
+    """The record of an inspection, with all that traces it.
+
+    Args:
+        job, product, part, lot: what was inspected.
+        outcome: how the job ended; it differs from the verdict in `record` when that came late.
+        record: `Inspection.record()`; without one, at least `error`, and `digest` and `bundle` where they are known.
+        engine: name and version of what ran the graph.
+        stages_ms: the time that each stage took.
+        pictures: what the archive keeps of it.
+    """
+    return Entry(
+        "inspection",
+        job=job,
+        product=product,
+        part=part,
+        lot=lot,
+        verdict=outcome,
+        score=record.get("score"),
+        p_value=record.get("p_value"),
+        body={**record, "software": f"andon {andon.__version__}", "engine": engine, "stages_ms": stages_ms},
+        pictures=pictures,
+    )
+
+
+def decided(row: "Row", verdict: str, who: str, reason: str = "") -> Entry:
+    """What an operator says of an inspection: the same verdict confirms it, another overrides it, with a reason."""
+    check_text("operator", who, LONGEST_TEXT)
+    overridden = verdict != row.verdict
+    if row.kind != "inspection" or (overridden and not reason.strip()):
+        raise StationError(
+            f"decision {verdict} on record {row.sequence}, a record of kind {row.kind} with verdict {row.verdict}: "
+            "expected an inspection, and a reason for another verdict. Give it."
+        )
+    return Entry(
+        "decision",
+        job=row.job,
+        product=row.product,
+        part=row.part,
+        lot=row.lot,
+        verdict=verdict,
+        body={
+            "decision": "override" if overridden else "confirm",
+            "who": who,
+            "reason": reason,
+            "of": row.sequence,
+            "verdict before": row.verdict,
+            "digest": row.body.get("digest"),
+        },
+    )
 
 
 def draft(entry: Entry) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 
 from andon import files
+from andon.errors import counted
 from andon.station import schema
 from andon.station.entries import LONGEST_NAME, Kind, Row, check_text, stamp_of
 from andon.station.events import StationError
@@ -79,6 +80,7 @@ class Reader:
         job: int | None = None,
         after: int | None = None,
         limit: int = 50,
+        oldest_first: bool = False,
     ) -> list[Row]:
         """One page, the newest first. `after`: the sequence number of the last row of the page before."""
         if not 1 <= limit <= MOST:
@@ -92,7 +94,7 @@ class Reader:
         if kind not in (None, "inspection"):
             conditions.append(schema.OTHERS)  # tells the database that the index by kind may be used
         if after is not None:
-            conditions.append(table.sequence < after)
+            conditions.append(table.sequence > after if oldest_first else table.sequence < after)
         with self.reading() as connection:
             if since is not None:
                 conditions.append(table.sequence >= self._first(connection, table.time >= stamp_of(since)))
@@ -103,7 +105,8 @@ class Reader:
                 conditions.append((table.score + 0).between(*score))  # + 0: not by the index, which would sort all
             if score is not None or len(filters) > 1:
                 conditions += self._narrow(connection, filters)
-            query = sa.select(*columns).where(*conditions).order_by(table.sequence.desc())
+            order = table.sequence.asc() if oldest_first else table.sequence.desc()
+            query = sa.select(*columns).where(*conditions).order_by(order)
             return _rows(connection.execute(query.limit(limit)))
 
     def _narrow(self, connection: sa.Connection, filters: list[sa.ColumnElement[bool]]) -> list[sa.ColumnElement[bool]]:
@@ -136,24 +139,25 @@ class Reader:
         with self.reading() as connection:
             return _rows(connection.execute(query.limit(MOST)))
 
-    def stations(self) -> list[str]:
-        """The names of the stations in this database."""
-        with self.reading() as connection:
-            return list(
-                connection.execute(sa.select(schema.stations.c.name).order_by(schema.stations.c.name)).scalars()
-            )
-
-    def walk(self, first: int = 1) -> Iterator[Row]:
-        """All records in the order of the chain, a page at a time."""
-        table = schema.records.c
+    def pictures(self) -> Iterator[str]:
+        """The digests of all pictures that are kept, those of other stations left out."""
+        table, last = schema.pictures.c, ""
+        query = sa.select(table.digest).where(table.station == self.station).order_by(table.digest).limit(PAGE)
         while True:
-            query = sa.select(*columns).where(table.station == self.station, table.sequence >= first)
             with self.reading() as connection:
-                rows = _rows(connection.execute(query.order_by(table.sequence).limit(PAGE)))
-            yield from rows
-            if len(rows) < PAGE:
+                found = connection.execute(query.where(table.digest > last)).scalars().all()
+            yield from found
+            if len(found) < PAGE:
                 return
-            first = rows[-1].sequence + 1
+            last = found[-1]
+
+    def walk(self, **filters: Any) -> Iterator[Row]:
+        """All records in the order of the chain, or those that meet the filters of `history`, a page at a time."""
+        after, count = 0, PAGE
+        while count == PAGE:
+            rows = self.history(**filters, after=after, limit=PAGE, oldest_first=True)
+            yield from rows
+            count, after = len(rows), rows[-1].sequence if rows else after
 
     def head(self) -> tuple[int, str]:
         """Sequence number and digest of the last record as the station noted them; 0 and empty before the first."""
@@ -163,7 +167,7 @@ class Reader:
             found = connection.execute(query).one_or_none()
         if found is None:
             raise StationError(
-                f"{self.place}: no station '{self.station}'. Known: {', '.join(self.stations()) or 'none'}."
+                f"{self.place}: holds no records of station '{self.station}'. `andon audit verify` lists its stations."
             )
         return int(found.sequence), str(found.digest)
 
@@ -191,6 +195,29 @@ class Reader:
         elif digest != noted:
             breaks.append(Break(last, "is not the record that the station noted as its last"))
         return breaks
+
+
+def names(url: str) -> list[str]:
+    """The stations in a database."""
+    engine = schema.connect(url, writes=False)
+    schema.check(engine)
+    with schema.errors(engine), engine.begin() as connection:
+        found = connection.execute(sa.select(schema.stations.c.name).order_by(schema.stations.c.name)).scalars().all()
+    engine.dispose()
+    return list(found)
+
+
+def opened(url: str, station: str | None) -> Reader:
+    """The records of a station by its name, or of the only one in a database."""
+    if station is None:
+        found = names(url)
+        if len(found) != 1:
+            raise StationError(
+                f"{counted(len(found), 'station')} in the database ({', '.join(found) or 'none'}), expected one. Name "
+                "the station with --station."
+            )
+        station = found[0]
+    return Reader(url, station)
 
 
 def _rows(found: sa.CursorResult[Any]) -> list[Row]:
