@@ -42,7 +42,11 @@ class Reader:
         self.station = station
         self.engine = schema.connect(url, self.writes)
         self.place = schema.place(self.engine.url)
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         schema.check(self.engine)
@@ -199,12 +203,13 @@ class Reader:
 
 def names(url: str) -> list[str]:
     """The stations in a database."""
-    engine = schema.connect(url, writes=False)
-    schema.check(engine)
-    with schema.errors(engine), engine.begin() as connection:
-        found = connection.execute(sa.select(schema.stations.c.name).order_by(schema.stations.c.name)).scalars().all()
-    engine.dispose()
-    return list(found)
+    engine, name = schema.connect(url, writes=False), schema.stations.c.name
+    try:
+        schema.check(engine)
+        with schema.errors(engine), engine.begin() as connection:
+            return list(connection.execute(sa.select(name).order_by(name)).scalars())
+    finally:
+        engine.dispose()
 
 
 def opened(url: str, station: str | None) -> Reader:

@@ -47,14 +47,10 @@ class Writer(Reader):
         super().__init__(url, station)
 
     def _open(self) -> None:
-        try:
-            self._open_file()
-            schema.migrate(self.engine)
-            with self._writing():
-                pass
-        except BaseException:
-            self.close()
-            raise
+        self._open_file()
+        schema.migrate(self.engine)
+        with self._writing():
+            pass
 
     def __enter__(self) -> Self:
         return self
