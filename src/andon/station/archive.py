@@ -43,12 +43,16 @@ class Archive:
         if known is None:
             place = self._folder(digest) / f"{digest}{suffix}"
             try:
-                files.make_folder(place.parent)
+                place.parent.mkdir(parents=True, exist_ok=True)
                 files.write(place, data)
                 for folder in (place.parent, place.parent.parent, self.folder):
                     _sync(folder)  # the name of a new file is durable when its folder is
             except (AndonError, OSError) as error:
-                raise StorageError(f"{self.folder}: the picture cannot be kept: {error}") from error
+                cause = error if isinstance(error, OSError) else error.__cause__
+                why = files.reason(cause) if isinstance(cause, OSError) else str(error)
+                raise StorageError(
+                    f"{self.folder}: the picture cannot be kept: {why}. Free space and allow writing there."
+                ) from error
         return digest
 
     def path(self, digest: str) -> Path:

@@ -242,7 +242,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
 
 def _away(engine: sa.Engine, found: str) -> str:
     file = file_of(engine)
-    todo = f"Free space and allow writing in {file.absolute().parent}" if file else "Start the database, allow access"
-    return (
-        f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}; nothing is lost by trying again."
-    )
+    todo = f"Free space, allow writing in {file.absolute().parent}" if file else "Start the database, allow access"
+    if "not a database" in found or "malformed" in found:
+        todo = "Restore it from a backup"
+    return f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}, then try again."
