@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from andon.errors import AndonError, StorageError
 from andon.station.archive import Archive
+from andon.station.backup import backup
 from andon.station.entries import Entry
 from andon.station.events import StationError
 from andon.station.ledger import Ledger
@@ -315,3 +316,14 @@ def test_a_database_that_is_not_there_is_told_without_the_password(postgres: Clu
     with pytest.raises(StorageError, match="cannot be reached") as told:
         Ledger(url, "s")
     assert "s3cret" not in str(told.value)
+
+
+def test_a_backup_on_a_full_disk_leaves_nothing(disk: Disk, tmp_path: Path) -> None:
+    with Ledger(str(tmp_path / "r.db"), "s") as ledger:
+        ledger.append([Entry("event", body={"text": "x" * 10_000}) for _ in range(100)])
+        filler = disk.fill()
+        with pytest.raises(StorageError, match="Free space"):
+            backup(str(tmp_path / "r.db"), disk.folder / "backup")
+        assert list(disk.folder.iterdir()) == [filler]
+        filler.unlink()
+        assert backup(str(tmp_path / "r.db"), disk.folder / "backup").records == {"s": 100}

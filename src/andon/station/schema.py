@@ -169,6 +169,9 @@ def _session(connection: Any, _: object) -> None:
 
 def migrate(engine: sa.Engine) -> None:
     """Make the tables, or bring those of an older andon up to date: all changes or none."""
+    file = file_of(engine)
+    if file:
+        files.make_folder(file.parent)
     with errors(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_number("migration"))))
