@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from andon.errors import AndonError, StorageError
+from andon.station import schema
 from andon.station.archive import Archive
 from andon.station.backup import backup
 from andon.station.entries import Entry
@@ -256,6 +258,47 @@ def test_postgres_away_for_a_while_is_told_and_passes(postgres: Cluster) -> None
         assert beside.verify() == []
         with pytest.raises(StationError, match="writes the records"):
             Ledger(url, "s")  # the lock was taken again
+
+
+def test_a_ledger_can_be_closed_while_postgres_is_away(postgres: Cluster) -> None:
+    url = postgres.database()
+    ledger = Ledger(url, "s")
+    postgres.stop("immediate")
+    try:
+        with pytest.raises(StorageError):
+            ledger.append([event("x")])
+        ledger.close()
+    finally:
+        postgres.start()
+    Ledger(url, "s").close()
+
+
+def test_a_postgres_that_does_not_answer_is_told_and_passes(postgres: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "PATIENCE_S", 1)
+    url = postgres.database()
+    with Ledger(url, "s") as ledger:
+        rows = ledger.append([event("before")])
+        with ledger._writing() as connection:
+            backend = int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            with pytest.raises(StorageError, match=r"cannot be reached: .*timed out"):
+                ledger.append([event("in doubt")])
+            with pytest.raises(StorageError, match="the connection that was lost still holds the records"):
+                ledger.append([event("in doubt")])
+            assert ledger.history() == rows
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                rows += ledger.append([event("in doubt")])
+                break
+            except StorageError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert list(ledger.walk()) == rows
+        assert ledger.verify() == []
 
 
 def test_a_connection_that_is_cut_is_made_anew(postgres: Cluster) -> None:
