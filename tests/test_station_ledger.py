@@ -297,6 +297,21 @@ def test_a_clock_that_shows_no_time_writes_nothing(tmp_path: Path, reading: floa
         assert ledger.history() == []
 
 
+@pytest.mark.parametrize("name", ["a b?c=d.db", "100%.db", "x@y#z.db", "記録.db"])
+def test_any_file_name_will_do_and_it_stays_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Ledger(name, "s") as ledger:
+        rows = ledger.append([event("x")])
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ledger.history() == rows
+        assert ledger.append([event("y")])[0].sequence == 2
+    assert (tmp_path / name).is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_commits_to_sqlite_are_synced(tmp_path: Path) -> None:
     with Ledger(str(tmp_path / "r.db"), "s") as ledger, ledger.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"

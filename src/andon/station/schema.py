@@ -91,13 +91,13 @@ pictures = sa.Table(
 def connect(url: str, writes: bool) -> sa.Engine:
     """An engine for a database: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file."""
     try:
-        parsed = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
     except (exc.ArgumentError, ValueError):
         raise StationError(_unusable(url.split("@")[-1])) from None
     family = parsed.get_backend_name()
     if family == "sqlite" and parsed.database and parsed.database != ":memory:" and not parsed.query:
         engine = sa.create_engine(
-            parsed.set(drivername="sqlite+pysqlite"),
+            parsed.set(drivername="sqlite+pysqlite", database=str(Path(parsed.database).absolute())),
             connect_args={"timeout": PATIENCE_S, "isolation_level": None},
             pool_timeout=PATIENCE_S,
         )
@@ -245,7 +245,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
 
 def _away(engine: sa.Engine, found: str) -> str:
     file = file_of(engine)
-    todo = f"Free space, allow writing in {file.absolute().parent}" if file else "Start the database, allow access"
+    todo = f"Free space, allow writing in {file.parent}" if file else "Start the database, allow access"
     if "not a database" in found or "malformed" in found:
         todo = "Restore it from a backup"
     return f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}, then try again."
