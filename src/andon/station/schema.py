@@ -155,7 +155,9 @@ def _session(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute("SHOW fsync")
     if cursor.fetchone()[0] != "on":
-        raise StationError("the database has fsync = off: a power cut would lose records. Expected on. Switch it on.")
+        raise StationError(
+            "PostgreSQL has fsync = off: a power cut would lose records. Expected on. Set it in postgresql.conf."
+        )
     for setting in (
         "synchronous_commit = on",
         "tcp_keepalives_idle = 15",
@@ -220,8 +222,8 @@ def lock_number(name: str) -> int:
     return int(files.digest(f"andon {name}".encode())[:15], 16)
 
 
-WEATHER = ("08", "25006", "28", "3D", "42501", "53", "55", "57", "58")
-"""Beginnings of PostgreSQL's codes that do not tell of an error in andon."""
+OUTSIDE = ("08", "25006", "28", "3D", "42501", "53", "55", "57", "58")
+"""How PostgreSQL's codes begin when the cause is the server, its disk, the network or a permission."""
 
 
 @contextmanager
@@ -234,7 +236,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
         found = detail
         if isinstance(detail, dict):
             code, found = str(detail.get("C", "")), str(detail.get("M", ""))
-            if not code.startswith(WEATHER):
+            if not code.startswith(OUTSIDE):
                 raise
         elif isinstance(error, exc.IntegrityError | exc.ProgrammingError):
             raise
