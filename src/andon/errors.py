@@ -32,6 +32,10 @@ class TrainingError(AndonError):
     """A training that cannot give a bundle worth having."""
 
 
+class StorageError(AndonError):
+    """Records or pictures cannot be written or read now. The same call works when the cause is gone."""
+
+
 def damaged(name: str, what: str) -> ImageError:
     """The error for a picture file that is not whole."""
     return ImageError(f"{name}: truncated or damaged: {what}. Copy or export it again.")

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import judging, making, measuring, proving, watching
+from andon.cli import audit, judging, making, measuring, proving, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -39,6 +39,7 @@ GROUPS = {
         proving.accept,
         proving.msa,
     ),
+    "Station": (),
     "Laboratory": (measuring.cost,),
 }
 
@@ -77,6 +78,8 @@ features_app = typer.Typer(no_args_is_help=True, help="Feature graphs of ImageNe
 for group, commands in GROUPS.items():
     for command in commands:
         app.command(rich_help_panel=group)(command)
+app.add_typer(audit.audit, name="audit", rich_help_panel="Station")
+app.add_typer(station.station, name="station", rich_help_panel="Station")
 app.add_typer(measuring.bench, name="bench", rich_help_panel="Laboratory")
 app.add_typer(measuring.study, name="study", rich_help_panel="Laboratory")
 app.add_typer(features_app, name="features", rich_help_panel="Laboratory")
