@@ -1,7 +1,7 @@
 """One graph from the camera's picture to the verdict: geometry and decision around the graph of a bundle."""
 
 import math
-from typing import cast
+from functools import reduce
 
 import numpy as np
 import onnx
@@ -69,48 +69,38 @@ def _tile(samples: Var, view: View, to: Resampling, place: Place, bundle: Bundle
     height, width = bundle.recipe.geometry.input
     rows = to.rows.padded(top, height - top - inner_h)
     columns = to.columns.padded(left, width - left - inner_w)
+    if to.method == "none":
+        for axis, along in enumerate((rows, columns) if (inner_h, inner_w) != (height, width) else ()):
+            samples = op.gather(samples, op.const(along.sources[:, 0]), axis=axis)
+        return samples
     if to.method == "linear" and view.pixels.dtype == np.uint8:
         return _fixed(samples, rows, columns)
-    mixed = _columns(_rows(samples, rows), columns)
-    if mixed is samples:
-        return samples
+    mixed = _sum(_products(_sum(_products(samples, columns, 1)), rows, 0))
     if to.factor != 1:
         mixed = op.mul(mixed, op.const(np.float32(to.factor)))
     return op.floor(op.add(mixed, op.const(np.float32(0.5)))) if to.half_up else op.round(mixed)
 
 
-def _rows(pixels: Var, axis: Axis) -> Var:
-    """Resize along the rows of (H, W, c); whatever its type, float32 comes out, unless nothing is to be done."""
-    height, *rest = _shape(pixels)
-    if axis.identity(height):
-        return pixels
-    picked = op.matmul(op.const(axis.weights[:, None]), _picked(pixels, axis))
-    return op.reshape(picked, ints(len(axis.sources), *rest))
+def _products(pixels: Var, along: Axis, axis: int) -> list[Var]:
+    """The terms of the weighted sums along the rows (axis 0) or columns (1) of (H, W, c), float32."""
+    terms = []
+    for sources, weights in zip(along.sources.T, along.weights.T, strict=True):
+        picked = op.cast(op.gather(pixels, op.const(sources), axis=axis), to=np.float32)
+        terms.append(op.mul(picked, op.const(weights.reshape(-1, *(1, 1)[axis:]))))
+    return terms
 
 
-def _columns(pixels: Var, axis: Axis) -> Var:
-    """Resize along the columns of (H, W, c)."""
-    if axis.identity(_shape(pixels)[1]):
-        return pixels
-    return op.transpose(_rows(op.transpose(pixels, perm=[1, 0, 2]), axis), perm=[1, 0, 2])
-
-
-def _picked(pixels: Var, axis: Axis) -> Var:
-    """The rows of (H, W, c) that each row of the result is made of: (m, k, W · c), float32."""
-    height, width, channels = _shape(pixels)
-    if not np.array_equal(axis.sources.ravel(), np.arange(height)):
-        pixels = op.gather(pixels, op.const(axis.sources.ravel()))
-    return op.reshape(op.cast(pixels, to=np.float32), ints(*axis.sources.shape, width * channels))
+def _sum(terms: list[Var]) -> Var:
+    """Their sum, in order: another order, or fused products, would round some pixels otherwise than OpenCV."""
+    return reduce(op.add, terms)
 
 
 def _fixed(pixels: Var, rows: Axis, columns: Axis) -> Var:
-    """Resize 8-bit pixels linearly as OpenCV does: by whole numbers, columns first, cut off after either step."""
+    """Resize 8-bit pixels linearly as OpenCV does: by whole numbers, cut off after either step."""
     rows, columns = (Axis(axis.sources, np.rint(axis.weights * FIXED)) for axis in (rows, columns))
-    wide = op.floor(op.div(_columns(pixels, columns), op.const(np.float32(16))))
-    parts = op.mul(_picked(wide, rows), op.const(rows.weights[..., None] / np.float32(65536)))
-    sums = op.reduce_sum(op.floor(parts), ints(1), keepdims=0)
-    rounded = op.floor(op.div(op.add(sums, op.const(np.float32(2))), op.const(np.float32(4))))
-    return op.reshape(rounded, ints(len(rows.sources), *_shape(wide)[1:]))
+    wide = op.floor(op.div(_sum(_products(pixels, columns, 1)), op.const(np.float32(16))))
+    terms = [op.floor(op.div(term, op.const(np.float32(65536)))) for term in _products(wide, rows, 0)]
+    return op.floor(op.div(op.add(_sum(terms), op.const(np.float32(2))), op.const(np.float32(4))))
 
 
 def _finite(score: Var, raw: Var) -> tuple[Var, Var]:
@@ -141,15 +131,11 @@ def _verdict(score: Var, bundle: Bundle) -> Var:
 def _map(raw: Var, place: Place, joined: Joined) -> Var:
     """The map without padding, not larger than the view; NaN where nothing of the region of interest is shown."""
     x, y, w, h = place.inner
-    if (h, w) != _shape(raw):
+    if (h, w) != raw.unwrap_tensor().shape:
         raw = op.slice(raw, ints(y, x), ints(y + h, x + w), ints(0, 1))
     if (h, w) != joined.raw.shape:
         rows, columns = (linear(n, m) for n, m in zip((h, w), joined.raw.shape, strict=True))
-        raw = op.squeeze(_columns(_rows(op.unsqueeze(raw, ints(2)), rows), columns), ints(2))
+        mixed = _sum(_products(_sum(_products(op.unsqueeze(raw, ints(2)), columns, 1)), rows, 0))
+        raw = op.squeeze(mixed, ints(2))
     seen = np.isfinite(joined.values)
     return raw if seen.all() else op.where(op.const(seen), raw, op.const(np.float32(np.nan)))
-
-
-def _shape(value: Var) -> tuple[int, ...]:
-    """The shape of a value whose sizes are all known."""
-    return cast(tuple[int, ...], value.unwrap_tensor().shape)

@@ -1,9 +1,10 @@
 """How `cv2.resize` resizes in `geometry.tiling`, as weights: a graph can then resize in the same way.
 
-Resizing is a linear map along the rows and one along the columns, then rounding. Along an axis of n pixels that become
-m, pixel d is made of those in [d · n / m, (d + 1) · n / m), by the length that each shares with this range (area), or
-of the two whose middles are next to its own (linear). The weights are those of OpenCV 5, `resize.cpp`. Where one side
-is enlarged and the area shrinks, OpenCV takes two pixels along both.
+Resizing is a weighted sum along the columns, one along the rows, and rounding. Along an axis of n pixels that become m,
+pixel d is made of those in [d · n / m, (d + 1) · n / m), by the length that each shares with this range (area), or of
+the two whose middles are next to its own (linear). Where one side is enlarged and the area shrinks, OpenCV takes two
+pixels along both. The weights are those of OpenCV 5, `resize.cpp`; summed one after another in float32 they give its
+pixels.
 """
 
 import math
@@ -31,10 +32,6 @@ class Axis(NamedTuple):
         width = ((before, after), (0, 0))
         return Axis(np.pad(self.sources, width, "edge"), np.pad(self.weights, width, "edge"))
 
-    def identity(self, length: int) -> bool:
-        """Whether it leaves an axis of a length as it is."""
-        return np.array_equal(self.sources, np.arange(length)[:, None]) and bool((self.weights == 1).all())
-
 
 class Resampling(NamedTuple):
     """How pictures (H, W, c) of one size are resized: rows, columns, times a factor, then rounded."""
@@ -61,7 +58,7 @@ def resampling(shape: tuple[int, int], to: tuple[int, int]) -> Resampling:
 
 def linear(n: int, m: int, shrinks: bool = False) -> Axis:
     """Weights of two neighbours. `shrinks`: those that OpenCV takes where another axis shrinks more."""
-    d, scale = np.arange(m), n / m
+    d, scale = np.arange(m), 1 / (m / n)
     if shrinks:
         at = np.floor(d * scale)
         share = (d + 1 - (at + 1) / scale).astype(np.float32)
