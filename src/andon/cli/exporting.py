@@ -32,5 +32,11 @@ def export(
     found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", size.strip().lower())
     if size and not found:
         raise AndonError(f"--size {size}: expected width and height in pixels, as 1920x1080.")
-    export(Bundle.load(bundle), folder, (int(found[1]), int(found[2])) if found else None)
-    teller(quiet)(f"wrote {folder}")
+    loaded, tell = Bundle.load(bundle), teller(quiet)
+    export(loaded, folder, (int(found[1]), int(found[2])) if found else None)
+    if (by := loaded.manifest.input.reduced) > 1:
+        tell(
+            f"for this bundle, andon decodes JPEG files at 1/{by} of their sides; the graph takes whole pictures. Scores of "
+            "JPEG files differ slightly between the two, those of arrays and other files do not."
+        )
+    tell(f"wrote {folder}")

@@ -2,6 +2,7 @@
 
 import math
 from functools import reduce
+from typing import cast
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ def picture_graph(bundle: Bundle, view: View, place: Place, joined: Joined) -> o
     taken = bundle.manifest.input
     kind = np.uint8 if taken.depth == 8 else np.uint16
     picture = argument(Tensor(kind, (*view.frame, taken.channels)))
-    tile = _tile(_samples(picture, taken.maximum), view, resampling(view.shape, place.inner[3:1:-1]), place, bundle)
+    tile = _tile(_samples(picture, taken.maximum), view, place, bundle.recipe.geometry.input)
     found = inline(onnx.load_model_from_string(bundle.graph))(tiles=op.unsqueeze(op.cast(tile, to=kind), ints(0)))
     score, raw = op.squeeze(found["score"], ints(0)), op.squeeze(found["map"], ints(0))
     score, finite = _finite(score, raw)
@@ -57,7 +58,7 @@ def _samples(picture: Var, maximum: int | None) -> Var:
     return op.gather(op.const(table.astype(np.int32)), wide)
 
 
-def _tile(samples: Var, view: View, to: Resampling, place: Place, bundle: Bundle) -> Var:
+def _tile(samples: Var, view: View, place: Place, shape: tuple[int, int]) -> Var:
     """Crop, paint outside the region of interest, resize and repeat the edge, as `views.align` and `tiling.split`."""
     (x, y), (h, w) = view.origin, view.shape
     if view.shape != view.frame:
@@ -66,27 +67,43 @@ def _tile(samples: Var, view: View, to: Resampling, place: Place, bundle: Bundle
         gray = np.array(np.iinfo(view.pixels.dtype).max // 2, samples.unwrap_tensor().dtype)
         samples = op.where(op.const(view.roi[..., None]), samples, op.const(gray))
     left, top, inner_w, inner_h = place.inner
-    height, width = bundle.recipe.geometry.input
-    rows = to.rows.padded(top, height - top - inner_h)
-    columns = to.columns.padded(left, width - left - inner_w)
-    if to.method == "none":
-        for axis, along in enumerate((rows, columns) if (inner_h, inner_w) != (height, width) else ()):
-            samples = op.gather(samples, op.const(along.sources[:, 0]), axis=axis)
-        return samples
+    tile = _resized(samples, view, resampling(view.shape, (inner_h, inner_w)))
+    for axis, (before, length, inner) in enumerate(zip((top, left), shape, (inner_h, inner_w), strict=True)):
+        if inner != length:
+            tile = op.gather(tile, op.const(np.clip(np.arange(length) - before, 0, inner - 1)), axis=axis)
+    return tile
+
+
+def _resized(pixels: Var, view: View, to: Resampling) -> Var:
+    """Resize (h, w, c) to whole numbers."""
+    if to.method == "mean":
+        (height, width), (tall, wide), channels = view.shape, to.block, view.pixels.shape[2]
+        h, w = height // tall, width // wide
+        rows = op.reshape(op.cast(pixels, to=np.float32), ints(h, tall, width * channels))
+        columns = op.reshape(op.reduce_sum(rows, ints(1), keepdims=0), ints(h, w, wide, channels))
+        means = op.mul(op.reduce_sum(columns, ints(2), keepdims=0), op.const(np.float32(1 / (tall * wide))))
+        return op.floor(op.add(means, op.const(np.float32(0.5)))) if to.half_up else op.round(means)
+    if to.rows is None or to.columns is None:
+        return pixels
     if to.method == "linear" and view.pixels.dtype == np.uint8:
-        return _fixed(samples, rows, columns)
-    mixed = _sum(_products(_sum(_products(samples, columns, 1)), rows, 0))
-    if to.factor != 1:
-        mixed = op.mul(mixed, op.const(np.float32(to.factor)))
-    return op.floor(op.add(mixed, op.const(np.float32(0.5)))) if to.half_up else op.round(mixed)
+        return _fixed(pixels, to.rows, to.columns)
+    return op.round(_mixed(pixels, to.rows, to.columns))
+
+
+def _mixed(pixels: Var, rows: Axis, columns: Axis) -> Var:
+    """Weighted sums of (h, w, c) along the columns, then along the rows."""
+    return _sum(_products(_sum(_products(pixels, columns, 1)), rows, 0))
 
 
 def _products(pixels: Var, along: Axis, axis: int) -> list[Var]:
-    """The terms of the weighted sums along the rows (axis 0) or columns (1) of (H, W, c), float32."""
+    """The terms of the weighted sums along the rows (axis 0) or columns (1) of (h, w, c), float32."""
+    *_, channels = cast(tuple[int, ...], pixels.unwrap_tensor().shape)
     terms = []
     for sources, weights in zip(along.sources.T, along.weights.T, strict=True):
         picked = op.cast(op.gather(pixels, op.const(sources), axis=axis), to=np.float32)
-        terms.append(op.mul(picked, op.const(weights.reshape(-1, *(1, 1)[axis:]))))
+        # Repeated for each channel, which multiplies faster.
+        factors = weights[:, None, None] if axis == 0 else np.repeat(weights[:, None], channels, axis=1)
+        terms.append(op.mul(picked, op.const(factors)))
     return terms
 
 
@@ -135,7 +152,6 @@ def _map(raw: Var, place: Place, joined: Joined) -> Var:
         raw = op.slice(raw, ints(y, x), ints(y + h, x + w), ints(0, 1))
     if (h, w) != joined.raw.shape:
         rows, columns = (linear(n, m) for n, m in zip((h, w), joined.raw.shape, strict=True))
-        mixed = _sum(_products(_sum(_products(op.unsqueeze(raw, ints(2)), columns, 1)), rows, 0))
-        raw = op.squeeze(mixed, ints(2))
+        raw = op.squeeze(_mixed(op.unsqueeze(raw, ints(2)), rows, columns), ints(2))
     seen = np.isfinite(joined.values)
     return raw if seen.all() else op.where(op.const(seen), raw, op.const(np.float32(np.nan)))

@@ -2,9 +2,9 @@
 
 Resizing is a weighted sum along the columns, one along the rows, and rounding. Along an axis of n pixels that become m,
 pixel d is made of those in [d · n / m, (d + 1) · n / m), by the length that each shares with this range (area), or of
-the two whose middles are next to its own (linear). Where one side is enlarged and the area shrinks, OpenCV takes two
-pixels along both. The weights are those of OpenCV 5, `resize.cpp`; summed one after another in float32 they give its
-pixels.
+the two whose middles are next to its own (linear). Where both scales are whole numbers, area is the mean of blocks.
+Where one side is enlarged and the area shrinks, OpenCV takes two pixels along both. The weights are those of OpenCV 5,
+`resize.cpp`; summed one after another in float32 they give its pixels.
 """
 
 import math
@@ -18,7 +18,7 @@ from andon.inspection import Array
 FIXED = 2048  # OpenCV resizes 8-bit pixels linearly by whole numbers, of which so many are a weight of one
 SLIVER = 1e-3  # of a pixel: a shared length up to it counts as none
 
-Method = Literal["none", "area", "linear"]
+Method = Literal["none", "mean", "area", "linear"]
 
 
 class Axis(NamedTuple):
@@ -27,33 +27,32 @@ class Axis(NamedTuple):
     sources: NDArray[np.int64]  # (m, k)
     weights: Array  # (m, k)
 
-    def padded(self, before: int, after: int) -> "Axis":
-        """Repeat the first and the last pixel of the result."""
-        width = ((before, after), (0, 0))
-        return Axis(np.pad(self.sources, width, "edge"), np.pad(self.weights, width, "edge"))
-
 
 class Resampling(NamedTuple):
-    """How pictures (H, W, c) of one size are resized: rows, columns, times a factor, then rounded."""
+    """How pictures (H, W, c) of one size are resized, before they are rounded."""
 
     method: Method
-    rows: Axis
-    columns: Axis
-    factor: float = 1.0
-    half_up: bool = False  # how halves are rounded: up, or to the even number
+    rows: Axis | None = None  # where each pixel has weights of its own
+    columns: Axis | None = None
+    block: tuple[int, int] = (1, 1)  # mean: rows and columns of the pixels that become one
+
+    @property
+    def half_up(self) -> bool:
+        """Whether halves are rounded up; else to the even number."""
+        return self.block == (2, 2)
 
 
 def resampling(shape: tuple[int, int], to: tuple[int, int]) -> Resampling:
     """Say how `geometry.tiling` resizes a picture (H, W) to (h, w)."""
     (height, width), (h, w) = shape, to
     if shape == to:
-        return Resampling("none", _same(h), _same(w))
+        return Resampling("none")
     shrinks = h * w < height * width
     if not shrinks or h > height or w > width:
         return Resampling("linear", linear(height, h, shrinks), linear(width, w, shrinks))
-    whole = not (height % h or width % w)
-    factor = h * w / (height * width) if whole else 1.0
-    return Resampling("area", _area(height, h, whole), _area(width, w, whole), factor, shape == (2 * h, 2 * w))
+    if height % h or width % w:
+        return Resampling("area", _area(height, h), _area(width, w))
+    return Resampling("mean", block=(height // h, width // w))
 
 
 def linear(n: int, m: int, shrinks: bool = False) -> Axis:
@@ -70,16 +69,12 @@ def linear(n: int, m: int, shrinks: bool = False) -> Axis:
     return Axis(sources, np.stack([1 - share, share], axis=1))
 
 
-def _same(n: int) -> Axis:
-    return Axis(np.arange(n)[:, None], np.ones((n, 1), np.float32))
-
-
-def _area(n: int, m: int, whole: bool) -> Axis:
-    """Weights by shared length; where the scale is a whole number they are ones, and the factor divides."""
+def _area(n: int, m: int) -> Axis:
+    """Weights by shared length."""
     scale, found = n / m, []
     for d in range(m):
         low, high = d * scale, d * scale + scale
-        cell = 1.0 if whole else min(scale, n - low)
+        cell = min(scale, n - low)
         last = min(math.floor(high), n - 1)
         first = min(math.ceil(low), last)
         shares = dict.fromkeys(range(first, last), 1 / cell)
