@@ -189,9 +189,9 @@ def _spec(inspector: Inspector, view: View, place: Place, joined: Joined) -> dic
 
 def _check_place(folder: Path) -> None:
     """Refuse a folder that holds anything but an export. AndonError."""
-    if folder.exists() and not folder.is_dir():
-        raise AndonError(f"{folder}: a file is in the place of the folder. Name another folder.")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise AndonError(f"{folder}: a file is in the place of the folder. Name another folder.")
         held = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
         spec = json.loads((folder / SPEC).read_bytes()) if SPEC in held else None
     except (OSError, ValueError) as error:
