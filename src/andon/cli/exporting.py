@@ -36,7 +36,7 @@ def export(
     export(loaded, folder, (int(found[1]), int(found[2])) if found else None)
     if (by := loaded.manifest.input.reduced) > 1:
         tell(
-            f"for this bundle, andon decodes JPEG files at 1/{by} of their sides; the graph takes whole pictures. Scores "
-            "of JPEG files differ slightly between the two, those of arrays and other files do not."
+            f"for this bundle, andon decodes JPEG files at 1/{by} of their sides; the graph takes whole pictures. "
+            "Scores of JPEG files differ slightly between the two, those of arrays and other files do not."
         )
     tell(f"wrote {folder}")
