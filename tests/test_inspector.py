@@ -256,7 +256,7 @@ def test_tiles_at_native_resolution_find_a_defect_that_resizing_loses(tmp_path: 
         106,
         149,
         235,
-    ):  # the middle of the first tile; between tiles: the middle of each overlap, 85 to 128 …
+    ):  # the middle of the first tile; then the middle of each overlap
         pixels = background.copy()
         cv2.circle(pixels, (x, 64), 5, (0, 0, 0), -1)
         found = inspector.inspect(pixels)
