@@ -80,6 +80,8 @@ class Job:
     """Its picture is taken."""
     challenge: bool = False
     """A challenge part: never counted, archived or learnt as production."""
+    latch: bool = True
+    """Its result stays until it is acknowledged. False: whoever asked gets it as the answer to the request."""
 
 
 @dataclass(frozen=True, config=FROZEN)
