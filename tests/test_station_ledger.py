@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import andon
@@ -100,10 +100,12 @@ def test_names_in_any_script_and_any_plain_data_come_back_and_verify(database: s
     with Ledger(database, "線路・Linie Ä / خط") as ledger:
 
         @settings(max_examples=60, deadline=None)
+        @example("part", "lot", -0.0, -0.0)
         @given(ANY_TEXT, ANY_TEXT, st.floats(allow_nan=False, allow_infinity=False), PLAIN)
         def keeps(part: str, lot: str, score: float, data: Any) -> None:
             (row,) = ledger.append([Entry("inspection", part=part, lot=lot, score=score, body={"data": data})])
-            assert ledger.record(row.sequence) == row
+            found = ledger.record(row.sequence)
+            assert found == row and found.canonical() == row.canonical()
             assert ledger.history(part=part, lot=lot, limit=1) == [row]
             assert row in ledger.story(part)
             assert row.digest == digest_by_hand(row)
@@ -264,11 +266,41 @@ def test_pages_of_history_are_those_of_a_plain_list(database: str, monkeypatch: 
         ({"limit": 0}, "0 records a page: expected 1 to 10000"),
         ({"limit": 10_001}, "expected 1 to 10000"),
         ({"since": datetime(2026, 1, 1)}, "expected a time zone"),
+        ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "from year 1 to 9999"),
+        ({"part": "a\0b"}, "without NUL"),
+        ({"lot": "\udcff"}, "valid Unicode"),
+        ({"after": -1}, "after -1: expected a whole number"),
+        ({"job": 1 << 63}, "below 2\\^63"),
     ],
 )
 def test_a_history_that_cannot_be_answered_is_refused(tmp_path: Path, filters: dict[str, Any], words: str) -> None:
     with Ledger(str(tmp_path / "r.db"), "s") as ledger, pytest.raises(StationError, match=words):
         ledger.history(**filters)
+
+
+def test_single_records_that_cannot_be_asked_for_are_refused(database: str) -> None:
+    with Ledger(database, "s") as ledger:
+        with pytest.raises(StationError, match="record -1: expected"):
+            ledger.record(-1)
+        with pytest.raises(StationError, match="without NUL"):
+            ledger.story("\0")
+        assert ledger.record((1 << 63) - 1) is None
+
+
+@pytest.mark.parametrize("reading", [float("nan"), float("inf"), 1e15, -1e15])
+def test_a_clock_that_shows_no_time_writes_nothing(tmp_path: Path, reading: float) -> None:
+    clock = Clock()
+    with Ledger(str(tmp_path / "r.db"), "s", clock) as ledger:
+        clock.now = reading
+        with pytest.raises(StationError, match="Set the clock"):
+            ledger.append([event("x")])
+        assert ledger.history() == []
+
+
+def test_commits_to_sqlite_are_synced(tmp_path: Path) -> None:
+    with Ledger(str(tmp_path / "r.db"), "s") as ledger, ledger.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
 def test_the_story_of_a_part_goes_over_all_stations(database: str) -> None:

@@ -4,7 +4,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +20,11 @@ class Archive:
 
     Args:
         folder: made where there is none.
+        clock: seconds since 1970.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self._clock = Path(folder), clock
         self._lock = threading.Lock()
         try:
             files.make_folder(self.folder)
@@ -39,23 +40,27 @@ class Archive:
             known = self._find(digest)
             if known:
                 with suppress(OSError):
-                    os.utime(known)  # `remove` leaves what was put again
+                    os.utime(known, (self._clock(), self._clock()))  # `remove` leaves what was put again
         if known is None:
             place = self._folder(digest) / f"{digest}{suffix}"
             try:
-                files.make_folder(place.parent)
+                place.parent.mkdir(parents=True, exist_ok=True)
                 files.write(place, data)
                 for folder in (place.parent, place.parent.parent, self.folder):
                     _sync(folder)  # the name of a new file is durable when its folder is
             except (AndonError, OSError) as error:
-                raise StorageError(f"{self.folder}: the picture cannot be kept: {error}") from error
+                cause = error if isinstance(error, OSError) else error.__cause__
+                why = files.reason(cause) if isinstance(cause, OSError) else str(error)
+                raise StorageError(
+                    f"{self.folder}: the picture cannot be kept: {why}. Free space and allow writing there."
+                ) from error
         return digest
 
     def path(self, digest: str) -> Path:
         """The file of a digest. StationError when there is none."""
         found = self._find(digest)
         if found is None:
-            raise StationError(f"{self.folder}: no picture {digest[:80]!r}; it aged out or was not kept.")
+            raise self._absent(digest)
         return found
 
     def open(self, digest: str) -> bytes:
@@ -64,7 +69,7 @@ class Archive:
         try:
             data = place.read_bytes()
         except FileNotFoundError:
-            return self.path(digest).read_bytes()
+            raise self._absent(digest) from None
         except OSError as error:
             raise StorageError(f"{place}: cannot be read: {files.reason(error)}. Allow reading.") from error
         if files.digest(data) != digest:
@@ -76,7 +81,7 @@ class Archive:
         with self._lock:
             place = self._find(digest)
             try:
-                if place and time.time() - place.stat().st_mtime < unused_s:
+                if place and self._clock() - place.stat().st_mtime < unused_s:
                     return False
                 if place:
                     place.unlink()
@@ -94,6 +99,11 @@ class Archive:
             for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
                 with suppress(FileNotFoundError):
                     yield from list(inner.iterdir())
+
+    def _absent(self, digest: str) -> StationError:
+        return StationError(
+            f"{self.folder}: no picture {digest}: it aged out or was not kept. Expected one that is there."
+        )
 
     def _folder(self, digest: str) -> Path:
         return self.folder / digest[:2] / digest[2:4]

@@ -85,7 +85,8 @@ class Row:
     def values(self) -> dict[str, Any]:
         """The columns of the table; the body as text."""
         values = {**vars(self), "body": self.text}
-        return {key: value for key, value in values.items() if key != "text" and not isinstance(value, dict)}
+        del values["text"]
+        return values
 
     def record(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -162,8 +163,8 @@ def draft(entry: Entry) -> dict[str, Any]:
     for name, value in texts.items():
         if value is not None:
             check_text(name, value, LONGEST_TEXT)
-    if entry.job is not None and not (type(entry.job) is int and 0 <= entry.job < 1 << 63):
-        raise StationError(f"job {entry.job!r}: expected a whole number from 0 below 2^63. Reserve job ids.")
+    if entry.job is not None:
+        check_number("job", entry.job)
     try:
         numbers = {name: _number(getattr(entry, name)) for name in ("score", "p_value")}
         text = files.canonical_json(dict(entry.body))
@@ -190,18 +191,30 @@ def check_text(name: str, value: object, longest: int) -> None:
         )
 
 
+def check_number(name: str, value: object) -> None:
+    """Refuse a number that a database could not hold."""
+    if not (type(value) is int and 0 <= value < 1 << 63):
+        raise StationError(f"{name} {str(value)[:40]}: expected a whole number from 0 below 2^63. Correct it.")
+
+
 def stamp(seconds: float) -> str:
     """A reading of the clock in seconds since 1970 as text."""
-    if not math.isfinite(seconds):
-        raise StationError(f"time {seconds}: expected seconds since 1970 as a finite number. Pass a working clock.")
-    return stamp_of(datetime.fromtimestamp(seconds, UTC))
+    try:
+        return stamp_of(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        raise StationError(
+            f"time {seconds}: expected seconds since 1970, before the year 10000. Set the clock."
+        ) from None
 
 
 def stamp_of(moment: datetime) -> str:
     """A moment as the text that records hold."""
     if moment.tzinfo is None:
         raise StationError(f"time {moment}: expected a time zone, such as {moment}+00:00. Add it.")
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    try:
+        return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    except OverflowError:
+        raise StationError(f"time {moment}: expected a moment from year 1 to 9999 in UTC. Correct it.") from None
 
 
 def chained(head: tuple[int, str, str], station: str, clock: str, drafts: list[dict[str, Any]]) -> list[Row]:
@@ -217,5 +230,6 @@ def chained(head: tuple[int, str, str], station: str, clock: str, drafts: list[d
 
 
 def _number(value: object) -> float | None:
-    number = None if value is None else float(value)  # type: ignore[arg-type]  # a TypeError is told by the caller
-    return number if number is not None and math.isfinite(number) else None
+    if value is None or not math.isfinite(number := float(value)):  # type: ignore[arg-type]  # the caller tells
+        return None
+    return number + 0.0  # SQLite knows no negative zero

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from andon import files
 from andon.errors import counted
 from andon.station import schema
-from andon.station.entries import LONGEST_NAME, Kind, Row, check_text, stamp_of
+from andon.station.entries import LONGEST_NAME, LONGEST_TEXT, Kind, Row, check_number, check_text, stamp_of
 from andon.station.events import StationError
 
 PAGE = 1000  # rows that are read at a time when all are wanted
@@ -89,6 +89,12 @@ class Reader:
         """One page, the newest first. `after`: the sequence number of the last row of the page before."""
         if not 1 <= limit <= MOST:
             raise StationError(f"{limit} records a page: expected 1 to {MOST}. Ask for fewer and use `after`.")
+        for name, text in {"product": product, "verdict": verdict, "lot": lot, "part": part}.items():
+            if text is not None:
+                check_text(name, text, LONGEST_TEXT)
+        for name, number in {"job": job, "after": after}.items():
+            if number is not None:
+                check_number(name, number)
         table = schema.records.c
         equal = {"part": part, "job": job, "lot": lot, "verdict": verdict, "product": product}
         filters: list[sa.ColumnElement[bool]] = [table[n] == value for n, value in equal.items() if value is not None]
@@ -131,6 +137,7 @@ class Reader:
         return (1 << 62) if found is None else int(found)
 
     def record(self, sequence: int) -> Row | None:
+        check_number("record", sequence)
         table = schema.records.c
         query = sa.select(*columns).where(table.station == self.station, table.sequence == sequence)
         with self.reading() as connection:
@@ -138,6 +145,7 @@ class Reader:
 
     def story(self, part: str) -> list[Row]:
         """All records of a part, on every station of this database, the oldest first."""
+        check_text("part", part, LONGEST_TEXT)
         table = schema.records.c
         query = sa.select(*columns).where(table.part == part).order_by(table.time, table.station, table.sequence)
         with self.reading() as connection:

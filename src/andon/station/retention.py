@@ -5,7 +5,6 @@ than so many days go; when the archive is larger than so many bytes, the oldest 
 rejects. What went is a record. The records themselves stay.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from andon.station.entries import stamp_of
 from andon.station.events import Outcome, StationError
 from andon.station.ledger import Held, Ledger
 
+LONGEST_DAYS = 100_000
 BATCH = 100
 """Most pictures that one step takes out of the archive."""
 LOOKS = 1000
@@ -62,10 +62,10 @@ class Retention:
         fresh_s: float = 60,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not 0 < days < math.inf or max_bytes < 1 or keep_one_in < 1:
+        if not 0 < days <= LONGEST_DAYS or max_bytes < 1 or keep_one_in < 1:
             raise StationError(
-                f"retention of {days} days, {max_bytes} bytes, one in {keep_one_in}: expected above 0, at least 1 and "
-                "at least 1. Correct the settings."
+                f"retention of {days} days, {max_bytes} bytes, one in {keep_one_in}: expected above 0 to "
+                f"{LONGEST_DAYS}, at least 1 and at least 1. Correct the settings."
             )
         self.ledger, self.archive = ledger, archive
         self.days, self.max_bytes, self.keep_one_in, self.fresh_s = days, max_bytes, keep_one_in, fresh_s

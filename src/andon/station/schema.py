@@ -169,6 +169,9 @@ def _session(connection: Any, _: object) -> None:
 
 def migrate(engine: sa.Engine) -> None:
     """Make the tables, or bring those of an older andon up to date: all changes or none."""
+    file = file_of(engine)
+    if file:
+        files.make_folder(file.parent)
     with errors(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_number("migration"))))
@@ -242,7 +245,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
 
 def _away(engine: sa.Engine, found: str) -> str:
     file = file_of(engine)
-    todo = f"Free space and allow writing in {file.absolute().parent}" if file else "Start the database, allow access"
-    return (
-        f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}; nothing is lost by trying again."
-    )
+    todo = f"Free space, allow writing in {file.absolute().parent}" if file else "Start the database, allow access"
+    if "not a database" in found or "malformed" in found:
+        todo = "Restore it from a backup"
+    return f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}, then try again."

@@ -103,6 +103,11 @@ class Writer(Reader):
         if self.engine.dialect.name == "postgresql":
             number = schema.lock_number(f"station {self.station}")
             if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(number))).scalar():
+                if found == self._holder:
+                    raise StorageError(
+                        f"{self.place}: the connection that was lost still holds the records of station "
+                        f"'{self.station}'. PostgreSQL ends it within a minute; try again."
+                    )
                 raise StationError(_busy(self.place, self.station, found))
         if self._inode is not None and found != self._holder:
             raise StationError(_busy(self.place, self.station, found))
