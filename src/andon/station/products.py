@@ -1,0 +1,311 @@
+"""Products at a station: their bundles, loaded, checked, exchanged while the line runs; their challenge parts."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from andon import files
+from andon.errors import AndonError
+from andon.station import aside, runs
+from andon.station.archive import Archive
+from andon.station.catalogue import Catalogue, Product, Version, change
+from andon.station.config import PRODUCT
+from andon.station.events import Challenge, Outcome, StationError
+from andon.station.flight import Flight
+from andon.station.workers import Workers
+
+if TYPE_CHECKING:
+    from andon.station.entries import Row
+    from andon.station.station import Station
+
+RETIRE_S = 0.05
+FOLDER = "the folder of bundles"
+"""Who added what lay there at the start."""
+
+
+class Loaded:
+    """A bundle in its processes."""
+
+    def __init__(self, product: str, version: Version, deadline_s: float, workers: Workers) -> None:
+        self.product, self.version, self.deadline_s, self.workers = product, version, deadline_s, workers
+        self.repeats = 0
+        """Parts in a row that have the picture of the part before."""
+        self._last = ("", "")
+        self._lock = threading.Lock()
+
+    def frozen(self, part: str, digest: str | None, after: int) -> bool:
+        """Whether this is the picture of the part before. The same part again is no sign of that."""
+        with self._lock:
+            before, self._last = self._last, (part, digest or "")
+            same = after > 0 and before[1] == digest and before[0] != part
+            self.repeats = self.repeats + 1 if same else self.repeats if before[1] == digest else 0
+            return same
+
+
+class Products:
+    """All products of a station.
+
+    Args:
+        station: whose.
+    """
+
+    def __init__(self, station: "Station") -> None:
+        self._station, self.config = station, station.config
+        self.archive = Archive(self.config.data / "bundles")
+        self.aside = aside.Aside(self.config.http.draw_timeout_s)
+        rows = list(station.ledger.walk(kind="change"))
+        self.catalogue = Catalogue(rows)
+        self.loaded: dict[str, Loaded] = {}
+        """Those that are prepared."""
+        self._next: dict[str, Loaded] = {}
+        """Those that will be, when the state permits."""
+        self.faults: dict[str, str] = {}
+        """Why an active bundle is not loaded."""
+        self._runs: dict[str, runs.Runs] = {}
+        for name, product in self.catalogue.products.items():
+            self._define(name, product)
+        self._changes = threading.RLock()  # one change at a time
+        self._thread = threading.Thread(target=self._load_all, name="loading", daemon=True)
+        self._closing = False
+
+    # Beginning and end
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        if self._thread.ident:
+            self._thread.join()
+        for loaded in (*self.loaded.values(), *self._next.values()):
+            loaded.workers.close()
+        self.aside.close()
+
+    def reset(self) -> None:
+        """Load anew what had failed."""
+        threading.Thread(target=self._load_active, name="loading", daemon=True).start()
+
+    def _load_all(self) -> None:
+        for path in sorted(self.config.bundles.glob("*.andon")):
+            with self._told(path.stem):
+                self._take(path)
+        self._load_active()
+
+    def _load_active(self) -> None:
+        for name, product in self.catalogue.products.items():
+            with self._told(name), self._changes:
+                missing = name not in self.loaded and name not in self._next
+                if product.active and missing and not self._closing:
+                    self._put(name, self._load(product, product.versions[product.active]))
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            self.faults.pop(name, None)
+            yield
+        except AndonError as error:
+            self.faults[name] = str(error)
+            self._station.tell(f"product {name}: {error}")
+
+    def _take(self, path: Path) -> None:
+        """A bundle in the folder that is not known yet becomes a product's active one: whoever put it there decided."""
+        name = _product(path.stem)
+        golden = path.with_name(f"{name}.golden.png")
+        if files.is_file(golden):
+            digest = self.archive.put(golden.read_bytes(), ".png")
+            if name not in self.catalogue.products or self.catalogue.product(name).golden != digest:
+                self._keep("golden", FOLDER, name, picture=digest)
+        file = self.archive.put(path.read_bytes(), ".andon")
+        if file in {v.file for v in self.catalogue.products.get(name, Product(name)).versions.values()}:
+            return
+        version = self.add(name, file, FOLDER)
+        if not version.released:
+            self.release(name, version.digest, FOLDER)
+        self.activate(name, version.digest, FOLDER)
+
+    # Changes
+
+    def add(self, name: str, file: str, who: str) -> Version:
+        """Take in a bundle whose file is in `archive`. AndonError when it is none, or not whole."""
+        with self._changes:
+            found = self.aside.call(aside.describe, str(self.archive.path(file)))
+            known = self.catalogue.products.get(_product(name), Product(name)).versions
+            if found["digest"] not in known:
+                self._keep("add", who, name, file=file, **found)
+            return self.catalogue.product(name).versions[found["digest"]]
+
+    def release(self, name: str, digest: str, who: str) -> Version:
+        """Permit a bundle to inspect."""
+        with self._changes:
+            version = self.catalogue.product(name).version(digest)
+            if not version.released:
+                self._keep("release", who, name, digest=version.digest)
+            return self.catalogue.product(name).versions[version.digest]
+
+    def activate(self, name: str, digest: str, who: str) -> Product:
+        """Let a released bundle inspect, after it has passed the golden picture. No job is lost meanwhile."""
+        with self._changes:
+            return self._switch("activate", name, self.catalogue.product(name).version(digest), who)
+
+    def roll_back(self, name: str, who: str) -> Product:
+        """Let the bundle inspect that was active before."""
+        with self._changes:
+            product = self.catalogue.product(name)
+            if not product.past:
+                raise StationError(f"product '{name}': no bundle was active before this one. Activate another.")
+            return self._switch("roll back", name, product.versions[product.past[-1]], who)
+
+    def golden(self, name: str, data: bytes, who: str) -> Product:
+        """Set the picture of a good part that each bundle of a product must pass."""
+        with self._changes:
+            self.catalogue.product(name)
+            self._keep("golden", who, name, picture=self.archive.put(data, ".png"))
+            return self.catalogue.product(name)
+
+    def define(self, name: str, parts: dict[str, Any], who: str) -> Product:
+        """Set the challenge parts of a product."""
+        with self._changes:
+            self.catalogue.product(name)
+            found = runs.Parts.of(parts)
+            self._keep("challenge", who, name, parts=found.model_dump(mode="json"))
+            self._define(name, self.catalogue.product(name))
+            self._tell_machine(name)
+            return self.catalogue.product(name)
+
+    def _switch(self, what: str, name: str, version: Version, who: str) -> Product:
+        product = self.catalogue.product(name)
+        if not version.released:
+            raise StationError(f"product '{name}': its bundle {version.digest[:12]} is not released. Release it first.")
+        if who != FOLDER and product.golden is None:
+            raise StationError(
+                f"product '{name}' has no golden picture, which each bundle must pass before it is active. Set one."
+            )
+        if product.active == version.digest and name in self.loaded:
+            return product
+        loaded = self._load(product, version)
+        try:
+            if self._station.machine.state not in ("Initialized", "Ready") and name in self.loaded:
+                raise StationError(
+                    f"product '{name}' in {self._station.machine.state}: bundles change in Initialized or Ready. "
+                    "Stop, or wait for the picture."
+                )
+            self._keep(what, who, name, digest=version.digest)
+        except BaseException:
+            loaded.workers.close()
+            raise
+        self._put(name, loaded)
+        return self.catalogue.product(name)
+
+    def _load(self, product: Product, version: Version) -> Loaded:
+        """Start the processes of a bundle and check it on the golden picture."""
+        own, deadline = self.config.workers, self.config.deadline_s(product.name, version.about.get("deadline_ms"))
+        station = self._station
+        workers = Workers(
+            self.archive.path(version.file),
+            processes=own.processes,
+            threads=own.threads,
+            restarts=own.restarts,
+            on_pass=lambda: station.do(station.machine.passed),
+        )
+        try:
+            if product.golden:
+                answer = workers.golden(self.archive.open(product.golden))
+                if answer.verdict != Outcome.PASS:
+                    raise StationError(
+                        f"product '{product.name}': bundle {version.digest[:12]} gives the golden picture {answer.verdict} "
+                        f"(score {answer.score:.4g}), expected PASS. Keep the active bundle, or set another picture."
+                    )
+        except BaseException:
+            workers.close()
+            raise
+        return Loaded(product.name, version, deadline, workers)
+
+    def _put(self, name: str, loaded: Loaded) -> None:
+        """Let the next trigger go to another bundle; the jobs of the one before end where they began."""
+        with self._station.lock:
+            self._next[name] = loaded
+            self._prepare(name)
+
+    def _prepare(self, name: str) -> None:
+        """Prepare in the machine what is loaded, when its state permits that."""
+        station = self._station
+        if name not in self._next or station.machine.state not in ("Initialized", "Ready"):
+            return
+        loaded, before = self._next.pop(name), self.loaded.get(name)
+        self.loaded = {**self.loaded, name: loaded}
+        digest, deadline_s, challenges = loaded.version.digest, loaded.deadline_s, name in self._runs
+        station.do(lambda now: station.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
+        if challenges:
+            self._runs[name].due()
+        if before:
+            threading.Thread(target=self._retire, args=(before,), name="retiring", daemon=True).start()
+
+    def _retire(self, loaded: Loaded) -> None:
+        while self._station.uses(loaded):
+            time.sleep(RETIRE_S)
+        loaded.workers.close()
+
+    def _keep(self, what: str, who: str, name: str, **facts: Any) -> None:
+        (row,) = self._station.keep(change(what, who, name, **facts))
+        self.catalogue.apply(row)
+
+    # Challenge parts
+
+    def expected(self, name: str, part: str) -> None:
+        """StationError unless this is a challenge part of the product."""
+        if self.runs(name).expected(part) is None:
+            raise StationError(f"product '{name}' has no challenge part '{part[:80]}'. Define it first.")
+
+    def runs(self, name: str) -> runs.Runs:
+        """StationError when the product has no challenge parts."""
+        self.catalogue.product(name)
+        if name not in self._runs:
+            raise StationError(f"product '{name}' has no challenge parts. Define them first.")
+        return self._runs[name]
+
+    def due(self, name: str) -> None:
+        """A shift begins: the challenge parts of a product are due."""
+        self.runs(name).due()
+        self._tell_machine(name)
+
+    def presented(self, flight: Flight, row: "Row") -> None:
+        """A challenge part was inspected."""
+        found = self._runs.get(flight.job.product)
+        if found and flight.ended:
+            found.add(runs.answer(flight.job.part, flight.ended, row.body), time.time())
+            self._tell_machine(flight.job.product)
+
+    def _define(self, name: str, product: Product) -> None:
+        if product.parts and product.parts.parts:
+            self._runs[name] = runs.Runs(product.parts)
+        else:
+            self._runs.pop(name, None)
+
+    def _tell_machine(self, name: str) -> None:
+        with self._station.lock:
+            known = self._station.machine.memory.products.get(name)
+            stands = self._runs[name].stands(time.time()) if name in self._runs else Challenge.NONE
+            if known and known.challenge != stands:
+                self._station.do(lambda now: self._station.machine.challenge(name, stands, now))
+
+    def look(self) -> None:
+        """Prepare what could not be prepared, and see which challenge parts are due."""
+        for name in list(self._next):
+            with self._station.lock:
+                self._prepare(name)
+        for name in self._runs:
+            self._tell_machine(name)
+
+
+def _product(name: str) -> str:
+    import re
+
+    if not re.fullmatch(PRODUCT, name):
+        raise StationError(
+            f"product '{name[:80]}': expected 1 to 64 of letters, digits, - and _, not beginning with - or _. Rename it."
+        )
+    return name
