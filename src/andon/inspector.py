@@ -21,6 +21,7 @@ from andon.geometry.tiling import Joined, Place
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
+from andon.pictures.appearance import Appearance
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
 from andon.streams import line, naming
@@ -49,6 +50,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]  # what is odd about it, or why it has no view
     view: View | None = None  # None: nothing can be said of the part, so it is INVALID
     registration: Registration | None = None
+    appearance: Appearance | None = None  # None: the bundle is of before good pictures' appearance was kept
 
 
 def scan(
@@ -204,16 +206,18 @@ class Inspector:
         Errors: ImageError when the image does not hold the crop or any of the region of interest.
         """
         usual = self.calibration.appearance
-        odd = usual.oddities(appearance.of(read.pixels)) if usual else []
+        look = appearance.of(read.pixels) if usual else None
+        odd = usual.oddities(look) if usual and look else []
         (known,) = self.manifest.learnt_from([read.digest])
         learnt = ("the bundle learnt from this image, so its score is too low",) if known else ()
         if odd and self.recipe.input.unusual == "invalid":
-            return Prepared(read, (*read.notes, *learnt, *odd))
+            return Prepared(read, (*read.notes, *learnt, *odd), appearance=look)
         try:
             view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference, read.full)
         except NotFound as missing:
-            return Prepared(read, (*read.notes, str(missing), *learnt, *odd), registration=missing.registration)
-        return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration)
+            notes = (*read.notes, str(missing), *learnt, *odd)
+            return Prepared(read, notes, None, missing.registration, look)
+        return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration, look)
 
     def score(self, prepared: Prepared) -> Scan | None:
         """Run the graph on the tiles of a view: the stage that needs the engine. None for an image without a view."""
