@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import audit, judging, making, measuring, proving, station, watching
+from andon.cli import audit, judging, making, measuring, proving, serve, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -31,7 +31,7 @@ GROUPS = {
         judging.detectors,
     ),
     "Measure": (judging.evaluate, measuring.compare, proving.plan, proving.sample, proving.accept, proving.msa),
-    "Station": (),
+    "Station": (serve.serve,),
     "Laboratory": (measuring.cost,),
 }
 

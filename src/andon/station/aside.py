@@ -64,6 +64,7 @@ def describe(path: str) -> dict[str, Any]:
         "trained": bundle.manifest.created,
         "input": bundle.manifest.input.model_dump(mode="json"),
         "thresholds": bundle.calibration.thresholds(decision)._asdict(),
+        "typical": bundle.calibration.typical,
         "promises": bundle.calibration.describe(decision),
         "history": bundle.manifest.history,
         "deadline_ms": bundle.recipe.deadline_ms,
@@ -77,3 +78,15 @@ def picture(path: str) -> bytes:
     from andon.pictures import image
 
     return render.encode(render.display(image.read(Path(path)).pixels), "png")
+
+
+def heat_map(path: str, map_path: str, typical: float, threshold: float) -> bytes:
+    """A picture with its heat map, on the scale of its bundle, as PNG."""
+    from andon import render
+    from andon.pictures import image
+    from andon.station.answers import Map
+
+    pixels = image.read(Path(path)).pixels
+    found = Map.from_bytes(Path(map_path).read_bytes()).whole()
+    scale = render.Scale.of(typical, threshold)
+    return render.encode(render.overlay(pixels, found, scale), "png")

@@ -79,7 +79,7 @@ class Config(_Section):
     """Folder for records, pictures, bundles and keys."""
     records: str = ""
     """Database of the records; empty: a file in `data`. One with a password belongs into ANDON_RECORDS, or a file."""
-    records_file: Path | None = Field(None, strict=False)
+    records_file: Path | None = Field(default=None, strict=False)
     """File that holds the database's URL."""
     deadline_ms: Positive = 2000
     """Milliseconds from trigger to verdict, where neither the recipe nor the product says another."""

@@ -3,13 +3,11 @@
 import queue
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from andon.station.entries import Entry, Picture, Row
 from andon.station.events import Event, Job, Outcome
-
-if TYPE_CHECKING:
-    from andon.station.products import Loaded
+from andon.station.loaded import Loaded
 
 FEED = 1000
 """Most events that wait for a view."""
@@ -30,7 +28,7 @@ class Flight:
 
     job: Job
     lot: str | None = None
-    loaded: "Loaded | None" = None
+    loaded: Loaded | None = None
     """The bundle that inspects it, as it was at the trigger."""
     future: "Future[Finished]" = field(default_factory=Future)
     data: bytes = b""
@@ -43,7 +41,14 @@ class Flight:
     ended: Outcome | None = None
     """How the machine ended it."""
 
-    def entry(self, verdict: Outcome, body: dict[str, Any], pictures: tuple[Picture, ...]) -> Entry:
+    def entry(
+        self,
+        verdict: Outcome,
+        score: float | None,
+        p_value: float | None,
+        body: dict[str, Any],
+        pictures: tuple[Picture, ...],
+    ) -> Entry:
         """Its record."""
         job = self.job
         return Entry(
@@ -53,8 +58,8 @@ class Flight:
             part=job.part,
             lot=self.lot,
             verdict=verdict.value,
-            score=body.get("score"),
-            p_value=body.get("p_value"),
+            score=score,
+            p_value=p_value,
             body={"bundle": job.digest, "digest": self.digest, **body},
             pictures=pictures,
         )

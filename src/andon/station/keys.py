@@ -111,7 +111,7 @@ class Keys:
             _ = [(key.rank, key.digest.encode("ascii")) for key in keys]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StationError(
-                f"{self.path}: damaged: {error!r}. Restore it from a backup, or remove it: a new first key is made then."
+                f"{self.path}: damaged: {error!r}. Restore it from a backup, or remove it: a first key is made anew."
             ) from None
         return {key.id: key for key in keys}
 

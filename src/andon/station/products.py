@@ -1,68 +1,48 @@
 """Products at a station: their bundles, loaded, checked, exchanged while the line runs; their challenge parts."""
 
 import re
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from andon import files
-from andon.errors import AndonError
+from andon.errors import AndonError, StorageError
 from andon.station import aside, runs
 from andon.station.archive import Archive
 from andon.station.catalogue import Catalogue, Product, Version, change
 from andon.station.config import PRODUCT
+from andon.station.entries import Row
 from andon.station.events import Challenge, Outcome, StationError
 from andon.station.flight import Flight
+from andon.station.jobs import Jobs
+from andon.station.loaded import Loaded
 from andon.station.workers import Workers
-
-if TYPE_CHECKING:
-    from andon.station.entries import Row
-    from andon.station.station import Station
 
 RETIRE_S = 0.05
 FOLDER = "the folder of bundles"
 """Who added what lay there at the start."""
 
 
-class Loaded:
-    """A bundle in its processes."""
-
-    def __init__(self, product: str, version: Version, deadline_s: float, workers: Workers) -> None:
-        self.product, self.version, self.deadline_s, self.workers = product, version, deadline_s, workers
-        self.repeats = 0
-        """Parts in a row that have the picture of the part before."""
-        self._last = ("", "")
-        self._lock = threading.Lock()
-
-    def frozen(self, part: str, digest: str | None, after: int) -> bool:
-        """Whether this is the picture of the part before. The same part again is no sign of that."""
-        with self._lock:
-            before, self._last = self._last, (part, digest or "")
-            same = after > 0 and before[1] == digest and before[0] != part
-            self.repeats = self.repeats + 1 if same else self.repeats if before[1] == digest else 0
-            return same
-
-
 class Products:
     """All products of a station.
 
     Args:
-        station: whose.
+        jobs: of the station.
     """
 
-    def __init__(self, station: "Station") -> None:
-        self._station, self.config = station, station.config
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs, self.config = jobs, jobs.config
         self.archive = Archive(self.config.data / "bundles")
         self.aside = aside.Aside(self.config.http.draw_timeout_s)
-        rows = list(station.ledger.walk(kind="change"))
+        rows = list(jobs.ledger.walk(kind="change"))
         self.catalogue = Catalogue(rows)
-        self.loaded: dict[str, Loaded] = {}
-        """Those that are prepared."""
         self._next: dict[str, Loaded] = {}
-        """Those that will be, when the state permits."""
+        """Bundles that will be prepared when the state permits it."""
         self.faults: dict[str, str] = {}
         """Why an active bundle is not loaded."""
         self._runs: dict[str, runs.Runs] = {}
@@ -81,13 +61,16 @@ class Products:
         self._closing = True
         if self._thread.ident:
             self._thread.join()
-        for loaded in (*self.loaded.values(), *self._next.values()):
+        for loaded in (*self._jobs.loaded.values(), *self._next.values()):
             loaded.workers.close()
         self.aside.close()
 
-    def reset(self) -> None:
-        """Load anew what had failed."""
-        threading.Thread(target=self._load_active, name="loading", daemon=True).start()
+    def revive(self) -> None:
+        """Start processes anew where they have died. AndonError when that is not possible."""
+        with self._changes:
+            for name, loaded in list(self._jobs.loaded.items()):
+                if loaded.workers.dead and name not in self._next:
+                    self._put(name, self._load(self.catalogue.product(name), loaded.version))
 
     def _load_all(self) -> None:
         for path in sorted(self.config.bundles.glob("*.andon")):
@@ -98,7 +81,7 @@ class Products:
     def _load_active(self) -> None:
         for name, product in self.catalogue.products.items():
             with self._told(name), self._changes:
-                missing = name not in self.loaded and name not in self._next
+                missing = name not in self._jobs.loaded and name not in self._next
                 if product.active and missing and not self._closing:
                     self._put(name, self._load(product, product.versions[product.active]))
 
@@ -109,7 +92,7 @@ class Products:
             yield
         except AndonError as error:
             self.faults[name] = str(error)
-            self._station.tell(f"product {name}: {error}")
+            self._jobs.tell(f"product {name}: {error}")
 
     def _take(self, path: Path) -> None:
         """A bundle in the folder that is not known yet becomes a product's active one: whoever put it there decided."""
@@ -119,13 +102,26 @@ class Products:
             digest = self.archive.put(golden.read_bytes(), ".png")
             if name not in self.catalogue.products or self.catalogue.product(name).golden != digest:
                 self._keep("golden", FOLDER, name, picture=digest)
-        file = self.archive.put(path.read_bytes(), ".andon")
+        with self.incoming() as copy:
+            shutil.copyfile(path, copy)
+            file = self.archive.move(copy, ".andon")
         if file in {v.file for v in self.catalogue.products.get(name, Product(name)).versions.values()}:
             return
         version = self.add(name, file, FOLDER)
         if not version.released:
             self.release(name, version.digest, FOLDER)
         self.activate(name, version.digest, FOLDER)
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A place for a file that is to be kept in `archive`; what is left there goes."""
+        place = self.archive.folder / f"{secrets.token_hex(8)}.part"
+        try:
+            yield place
+        except OSError as error:
+            raise StorageError(f"{place.parent}: a bundle cannot be kept: {files.reason(error)}.") from error
+        finally:
+            place.unlink(missing_ok=True)
 
     # Changes
 
@@ -184,13 +180,13 @@ class Products:
             raise StationError(
                 f"product '{name}' has no golden picture, which each bundle must pass before it is active. Set one."
             )
-        if product.active == version.digest and name in self.loaded:
+        if product.active == version.digest and name in self._jobs.loaded:
             return product
         loaded = self._load(product, version)
         try:
-            if self._station.machine.state not in ("Initialized", "Ready") and name in self.loaded:
+            if self._jobs.machine.state not in ("Initialized", "Ready") and name in self._jobs.loaded:
                 raise StationError(
-                    f"product '{name}' in {self._station.machine.state}: bundles change in Initialized or Ready. "
+                    f"product '{name}' in {self._jobs.machine.state}: bundles change in Initialized or Ready. "
                     "Stop, or wait for the picture."
                 )
             self._keep(what, who, name, digest=version.digest)
@@ -203,22 +199,21 @@ class Products:
     def _load(self, product: Product, version: Version) -> Loaded:
         """Start the processes of a bundle and check it on the golden picture."""
         own, deadline = self.config.workers, self.config.deadline_s(product.name, version.about.get("deadline_ms"))
-        station = self._station
+        jobs = self._jobs
         workers = Workers(
             self.archive.path(version.file),
-            processes=own.processes,
-            threads=own.threads,
-            restarts=own.restarts,
-            on_pass=lambda: station.do(station.machine.passed),
+            own.processes,
+            own.threads,
+            own.restarts,
+            waiting=self.config.depth,
+            max_bytes=self.config.http.max_request_mb << 20,
+            on_pass=lambda: jobs.do(jobs.machine.passed),
+            on_dead=jobs.worker_dead,
+            tell=lambda sentence: jobs.tell(f"product {product.name}: {sentence}"),
         )
         try:
             if product.golden:
-                answer = workers.golden(self.archive.open(product.golden))
-                if answer.verdict != Outcome.PASS:
-                    raise StationError(
-                        f"product '{product.name}': bundle {version.digest[:12]} gives the golden picture {answer.verdict} "
-                        f"(score {answer.score:.4g}), expected PASS. Keep the active bundle, or set another picture."
-                    )
+                workers.golden(self.archive.open(product.golden))
         except BaseException:
             workers.close()
             raise
@@ -226,31 +221,31 @@ class Products:
 
     def _put(self, name: str, loaded: Loaded) -> None:
         """Let the next trigger go to another bundle; the jobs of the one before end where they began."""
-        with self._station.lock:
+        with self._jobs.lock:
             self._next[name] = loaded
             self._prepare(name)
 
     def _prepare(self, name: str) -> None:
         """Prepare in the machine what is loaded, when its state permits that."""
-        station = self._station
-        if name not in self._next or station.machine.state not in ("Initialized", "Ready"):
+        jobs = self._jobs
+        if name not in self._next or jobs.machine.state not in ("Initialized", "Ready"):
             return
-        loaded, before = self._next.pop(name), self.loaded.get(name)
-        self.loaded = {**self.loaded, name: loaded}
+        loaded, before = self._next.pop(name), self._jobs.loaded.get(name)
+        self._jobs.loaded = {**self._jobs.loaded, name: loaded}
         digest, deadline_s, challenges = loaded.version.digest, loaded.deadline_s, name in self._runs
-        station.do(lambda now: station.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
+        jobs.do(lambda now: jobs.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
         if challenges:
             self._runs[name].due()
         if before:
             threading.Thread(target=self._retire, args=(before,), name="retiring", daemon=True).start()
 
     def _retire(self, loaded: Loaded) -> None:
-        while self._station.uses(loaded):
+        while self._jobs.uses(loaded):
             time.sleep(RETIRE_S)
         loaded.workers.close()
 
     def _keep(self, what: str, who: str, name: str, **facts: Any) -> None:
-        (row,) = self._station.keep(change(what, who, name, **facts))
+        (row,) = self._jobs.keep(change(what, who, name, **facts))
         self.catalogue.apply(row)
 
     # Challenge parts
@@ -267,12 +262,27 @@ class Products:
             raise StationError(f"product '{name}' has no challenge parts. Define them first.")
         return self._runs[name]
 
+    def standing(self, name: str) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return self.runs(name).shown(time.time())
+
+    def judgement(self, name: str, part: str, outcome: Outcome, row: Row) -> dict[str, Any]:
+        """What a challenge part got, whether that was right, and where the product stands now."""
+        found, said = self.runs(name), runs.answer(part, outcome, row.body)
+        return {
+            "part": part,
+            "verdict": outcome,
+            "margin": said.margin,
+            "right": found.right(said),
+            "stands": found.stands(time.time()),
+        }
+
     def due(self, name: str) -> None:
         """A shift begins: the challenge parts of a product are due."""
         self.runs(name).due()
         self._tell_machine(name)
 
-    def presented(self, flight: Flight, row: "Row") -> None:
+    def presented(self, flight: Flight, row: Row) -> None:
         """A challenge part was inspected."""
         found = self._runs.get(flight.job.product)
         if found and flight.ended:
@@ -286,26 +296,26 @@ class Products:
             self._runs.pop(name, None)
 
     def _tell_machine(self, name: str) -> None:
-        with self._station.lock:
-            known = self._station.machine.memory.products.get(name)
+        with self._jobs.lock:
+            known = self._jobs.machine.memory.products.get(name)
             stands = self._runs[name].stands(time.time()) if name in self._runs else Challenge.NONE
             if known and known.challenge != stands:
-                self._station.do(lambda now: self._station.machine.challenge(name, stands, now))
+                self._jobs.do(lambda now: self._jobs.machine.challenge(name, stands, now))
+
+    def settle(self) -> None:
+        """Prepare what could not be prepared before."""
+        for name in list(self._next):
+            self._prepare(name)
 
     def look(self) -> None:
-        """Prepare what could not be prepared, and see which challenge parts are due."""
-        for name in list(self._next):
-            with self._station.lock:
-                self._prepare(name)
+        """See which challenge parts are due."""
         for name in self._runs:
             self._tell_machine(name)
 
 
 def _product(name: str) -> str:
-    import re
-
     if not re.fullmatch(PRODUCT, name):
         raise StationError(
-            f"product '{name[:80]}': expected 1 to 64 of letters, digits, - and _, not beginning with - or _. Rename it."
+            f"product '{name[:80]}': expected 1 to 64 of letters, digits, - and _, beginning with a letter or digit."
         )
     return name

@@ -77,23 +77,22 @@ class Runs:
     def expected(self, name: str) -> challenge.Part | None:
         return next((part for part in self.parts.list() if part.name == name), None)
 
-    def add(self, answer: Answer, now: float) -> bool:
-        """Take what the station said of a part; return whether it was right.
-
-        A part that this run has seen already begins a new run.
-        """
+    def right(self, answer: Answer) -> bool:
+        """Whether a part was judged as expected, and marked where its defect lies."""
         part = self.expected(answer.part)
-        if part is None:
-            return False
+        return part is not None and not challenge.wrong([part], Run(0, (answer,)))
+
+    def add(self, answer: Answer, now: float) -> None:
+        """Take what the station said of a part. A part that this run has seen already begins a new run."""
+        if self.expected(answer.part) is None:
+            return
         seen = self.open.answers if self.open else ()
         if any(earlier.part == answer.part for earlier in seen):
             self.open, seen = None, ()
         began = self.open.at if self.open else now
         self.open = Run(began, (*seen, answer))
-        right = not challenge.wrong([part], Run(now, (answer,)))
-        if not right or len(self.open.answers) == len(self.parts.parts):
+        if not self.right(answer) or len(self.open.answers) == len(self.parts.parts):
             self.last, self.open = self.open, None
-        return right
 
     def stands(self, now: float) -> Challenge:
         return challenge.stands(self.parts.list(), self.last, now, self.parts.every_h * 3600)
