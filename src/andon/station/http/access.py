@@ -12,7 +12,7 @@ from andon.station.keys import Key, Role
 from andon.station.station import Station
 
 WRONG_KEYS_PER_S = 0.2
-"""Wrong keys from one address, on average."""
+"""Requests without a valid key from one address, on average."""
 WRONG_KEYS = 10
 """At once."""
 ADDRESSES = 10_000
@@ -25,13 +25,14 @@ class Bucket:
         self._per_s, self._most = per_s, most
         self._left, self._at = most, time.monotonic()
 
-    def take(self, count: float = 1) -> bool:
+    def take(self) -> bool:
+        """Whether one more is permitted now."""
         now = time.monotonic()
         self._left = min(self._most, self._left + (now - self._at) * self._per_s)
         self._at = now
-        if self._left < count:
+        if self._left < 1:
             return False
-        self._left -= count
+        self._left -= 1
         return True
 
 
@@ -45,14 +46,12 @@ class Access:
 
     def key(self, address: str, text: str | None) -> Key:
         """The key of a request. Problem when there is none, or when it comes too often."""
-        wrong = self._wrong.get(address)
-        if wrong and not wrong.take(0):
-            raise Problem(429, "Too many wrong keys came from this address. Wait.")
         key = self._station.keys.find(text) if text else None
         if key is None:
             if len(self._wrong) >= ADDRESSES:
                 self._wrong.clear()
-            self._wrong.setdefault(address, Bucket(WRONG_KEYS_PER_S, WRONG_KEYS)).take()
+            if not self._wrong.setdefault(address, Bucket(WRONG_KEYS_PER_S, WRONG_KEYS)).take():
+                raise Problem(429, "Too many requests without a valid key came from this address. Wait.")
             found = "an unknown or revoked key" if text else "no key"
             raise Problem(401, f"The request has {found}; expected 'Authorization: Bearer andon_…' with a valid one.")
         rate = self._station.config.http.requests_per_s

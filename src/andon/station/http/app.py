@@ -1,6 +1,7 @@
 """The application: routes, limits, problems; and the server that runs it."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -90,6 +91,9 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Stop at a signal. Uvicorn would raise it again, and end the process before the station is closed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {each: signal.signal(each, self.handle_exit) for each in SIGNALS}
         try:
             yield

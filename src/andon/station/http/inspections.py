@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -92,24 +93,27 @@ async def inspect(
 async def batch(request: Request, station: The, key: Operator, product: Name) -> Json:
     """Inspect several pictures; the name of each file is the id of its part. Each is a job of its own."""
     known(station, product)
-    form = await _form(request, BATCH)
-    pictures = [each for each in form.getlist("pictures") if isinstance(each, UploadFile)]
-    if not pictures or not all(each.filename for each in pictures):
+    async with _form(request, BATCH) as form:
+        pictures = [
+            (str(each.filename or ""), await each.read())
+            for each in form.getlist("pictures")
+            if isinstance(each, UploadFile)
+        ]
+        lot = _text(form, "lot")
+    if not pictures or not all(name for name, _ in pictures):
         raise Problem(422, f"A form with {len(pictures)} 'pictures'; expected at least one, each with a file name.")
-    lot = _text(form, "lot")
     turn = asyncio.Semaphore(max(1, min(station.config.workers.processes + 1, station.config.depth - 1)))
 
-    async def one(upload: UploadFile) -> dict[str, Any]:
+    async def one(part: str, data: bytes) -> dict[str, Any]:
         async with turn:
-            data = await upload.read()
             try:
-                found = await judged(station, lambda: station.inspect(product, str(upload.filename), lot, data))
+                found = await judged(station, lambda: station.inspect(product, part, lot, data))
             except (Problem, AndonError) as error:
                 problem = error if isinstance(error, Problem) else problems.of(error)
-                return {"part": upload.filename, "problem": {"status": problem.status, "detail": problem.detail}}
+                return {"part": part, "problem": {"status": problem.status, "detail": problem.detail}}
             return shown(found)
 
-    return Json({"results": await asyncio.gather(*(one(each) for each in pictures))})
+    return Json({"results": await asyncio.gather(*(one(*each) for each in pictures))})
 
 
 async def judged(station: Station, begin: "Callable[[], Future[Finished]]") -> Finished:
@@ -151,12 +155,12 @@ async def picture(request: Request) -> tuple[bytes, dict[str, str]]:
     kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     texts: dict[str, str] = {}
     if kind == "multipart/form-data":
-        form = await _form(request, 1)
-        upload = form.get("picture")
-        if not isinstance(upload, UploadFile):
-            raise Problem(422, "The form has no file 'picture'; expected one.")
-        data = await upload.read()
-        texts = {name: text for name in ("part", "lot") if (text := _text(form, name)) is not None}
+        async with _form(request, 1) as form:
+            upload = form.get("picture")
+            if not isinstance(upload, UploadFile):
+                raise Problem(422, "The form has no file 'picture'; expected one.")
+            data = await upload.read()
+            texts = {name: text for name in ("part", "lot") if (text := _text(form, name)) is not None}
     elif kind.startswith("image/") or kind == "application/octet-stream":
         data = await request.body()
     else:
@@ -168,10 +172,10 @@ async def picture(request: Request) -> tuple[bytes, dict[str, str]]:
     return data, texts
 
 
-async def _form(request: Request, most: int) -> FormData:
+def _form(request: Request, most: int) -> AbstractAsyncContextManager[FormData]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise Problem(415, "The body is no form; expected multipart/form-data.")
-    return await request.form(max_files=most, max_fields=10)
+    return request.form(max_files=most, max_fields=10)
 
 
 def _text(form: FormData, name: str) -> str | None:
