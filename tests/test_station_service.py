@@ -15,11 +15,11 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from conftest import part, save, scratched
-from service import Service, config, served, until
 
 from andon.files import digest
 from andon.station.events import Outcome
+from conftest import part, save, scratched
+from service import Service, config, served, until
 
 SMALL = {"body_timeout_s": 1.0, "max_request_mb": 1, "requests_per_s": 1000.0}
 
@@ -235,7 +235,6 @@ def test_keys_and_roles(service: Service, nobody: httpx.Client) -> None:
     statuses = [nobody.get("/v1/station", headers=wrong).status_code for _ in range(20)]
     assert statuses[0] == 401 and statuses[-1] == 429
     assert service.operator.get("/v1/station").status_code == 200
-    service.station_access_reset()
 
 
 def test_a_full_station_refuses_and_counts_until_results_are_acknowledged(service: Service) -> None:

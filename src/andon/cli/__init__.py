@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import audit, judging, making, measuring, proving, serve, station, watching
+from andon.cli import audit, challenge, judging, making, measuring, proving, serve, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -70,6 +70,7 @@ features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs b
 for group, commands in GROUPS.items():
     for command in commands:
         app.command(rich_help_panel=group)(command)
+app.add_typer(challenge.challenge, name="challenge", rich_help_panel="Station")
 app.add_typer(audit.audit, name="audit", rich_help_panel="Station")
 app.add_typer(station.station, name="station", rich_help_panel="Station")
 app.add_typer(measuring.bench, name="bench", rich_help_panel="Laboratory")

@@ -266,11 +266,11 @@ class Products:
         """Plain data for JSON."""
         return self.runs(name).shown(time.time())
 
-    def judgement(self, name: str, part: str, outcome: Outcome, row: Row) -> dict[str, Any]:
+    def judgement(self, name: str, outcome: Outcome, row: Row) -> dict[str, Any]:
         """What a challenge part got, whether that was right, and where the product stands now."""
-        found, said = self.runs(name), runs.answer(part, outcome, row.body)
+        found, said = self.runs(name), runs.answer(outcome, row)
         return {
-            "part": part,
+            "part": row.part,
             "verdict": outcome,
             "margin": said.margin,
             "right": found.right(said),
@@ -286,7 +286,7 @@ class Products:
         """A challenge part was inspected."""
         found = self._runs.get(flight.job.product)
         if found and flight.ended:
-            found.add(runs.answer(flight.job.part, flight.ended, row.body), time.time())
+            found.add(runs.answer(flight.ended, row), time.time())
             self._tell_machine(flight.job.product)
 
     def _define(self, name: str, product: Product) -> None:

@@ -1,5 +1,6 @@
 """Runs of challenge parts: which parts a product has, what was presented since, and where that leaves it."""
 
+import math
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Annotated, Any, Self
@@ -9,6 +10,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from andon.recipe import validate
 from andon.station import challenge
 from andon.station.challenge import Answer, Box, Run
+from andon.station.entries import Row
 from andon.station.events import Challenge, Outcome
 
 
@@ -114,14 +116,13 @@ class Runs:
         }
 
 
-def answer(part: str, outcome: Outcome, body: dict[str, Any]) -> Answer:
+def answer(outcome: Outcome, row: Row) -> Answer:
     """What a record says of a challenge part."""
-    limits = body.get("thresholds") or {}
+    limits = row.body.get("thresholds") or {}
     limit = limits.get("reject") if limits.get("reject") is not None else limits.get("review")
-    score = body.get("score")
-    margin = float("nan") if score is None or limit is None else float(score) - float(limit)
-    boxes: tuple[Box, ...] = tuple(tuple(map(float, region["box"])) for region in body.get("regions", ()))  # type: ignore[misc]
-    return Answer(part, outcome, margin, boxes)
+    margin = math.nan if row.score is None or limit is None else row.score - float(limit)
+    boxes: tuple[Box, ...] = tuple(tuple(map(float, region["box"])) for region in row.body.get("regions", ()))  # type: ignore[misc]
+    return Answer(str(row.part), outcome, margin, boxes)
 
 
 def _shown(run: Run | None) -> dict[str, Any] | None:

@@ -127,7 +127,7 @@ async def present(request: Request, station: The, key: Operator, product: Name, 
     known(station, product)
     data, _ = await picture(request)
     found = await judged(station, lambda: station.challenge_part(product, part, data))
-    return Json({**station.products.judgement(product, part, found.outcome, found.row), "record": found.row.sequence})
+    return Json({**station.products.judgement(product, found.outcome, found.row), "record": found.row.sequence})
 
 
 @challenges.get("/v1/products/{product}/challenge/parts/{part}")
@@ -135,7 +135,7 @@ def margins(station: The, key: Operator, product: Name, part: PartName) -> Json:
     """The margin (score − threshold) of a part in its last 200 presentations, the newest first. Watch it shrink."""
     known(station, product)
     rows = station.ledger.history(product=product, part=part, kind="challenge", limit=200)
-    answers = [(row, answer(part, Outcome(str(row.verdict)), row.body)) for row in rows]
+    answers = [(row, answer(Outcome(str(row.verdict)), row)) for row in rows]
     return Json([{"time": row.time, "verdict": row.verdict, "margin": each.margin} for row, each in answers])
 
 
