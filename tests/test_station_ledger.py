@@ -199,6 +199,18 @@ def test_the_chain_tells_what_was_changed(database: str, statements: list[str], 
     assert all(any(e.sequence == number and words in e.what for e in found) for number, words in expected.items())
 
 
+@pytest.mark.parametrize(
+    "change", ["part = x'00ff'", "score = 9e999", "p_value = 9e999", "body = x'7b7d'", "job = 'seven'"]
+)
+def test_other_types_in_columns_of_sqlite_are_told(tmp_path: Path, change: str) -> None:
+    url = str(tmp_path / "r.db")
+    with Ledger(url, "s") as ledger:
+        ledger.append([event("1"), event("2"), event("3")])
+    spoil(url, f"UPDATE records SET {change} WHERE sequence = 2")
+    with Reader(url, "s") as chain:
+        assert [(each.sequence, each.what[:11]) for each in chain.verify()] == [(2, "was changed")]
+
+
 def test_a_record_that_is_forged_with_its_digest_breaks_the_next(database: str) -> None:
     with Ledger(database, "s") as ledger:
         rows = ledger.append([Entry("inspection", verdict="REJECT") for _ in range(3)])
@@ -269,6 +281,7 @@ def test_pages_of_history_are_those_of_a_plain_list(database: str, monkeypatch: 
         ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "from year 1 to 9999"),
         ({"part": "a\0b"}, "without NUL"),
         ({"lot": "\udcff"}, "valid Unicode"),
+        ({"kind": "\0"}, "without NUL"),
         ({"after": -1}, "after -1: expected a whole number"),
         ({"job": 1 << 63}, "below 2\\^63"),
     ],
@@ -287,6 +300,17 @@ def test_single_records_that_cannot_be_asked_for_are_refused(database: str) -> N
         assert ledger.record((1 << 63) - 1) is None
 
 
+def test_a_story_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MOST", 3)
+    with Ledger(str(tmp_path / "r.db"), "s") as ledger:
+        for number in range(3):
+            ledger.append([Entry("event", part="always the same")])
+            assert len(ledger.story("always the same")) == number + 1
+        ledger.append([Entry("event", part="always the same")])
+        with pytest.raises(StationError, match="more than 3 records, expected an id that belongs to one part"):
+            ledger.story("always the same")
+
+
 @pytest.mark.parametrize("reading", [float("nan"), float("inf"), 1e15, -1e15])
 def test_a_clock_that_shows_no_time_writes_nothing(tmp_path: Path, reading: float) -> None:
     clock = Clock()
@@ -295,6 +319,21 @@ def test_a_clock_that_shows_no_time_writes_nothing(tmp_path: Path, reading: floa
         with pytest.raises(StationError, match="Set the clock"):
             ledger.append([event("x")])
         assert ledger.history() == []
+
+
+@pytest.mark.parametrize("name", ["a b?c=d.db", "100%.db", "x@y#z.db", "記録.db"])
+def test_any_file_name_will_do_and_it_stays_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Ledger(name, "s") as ledger:
+        rows = ledger.append([event("x")])
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ledger.history() == rows
+        assert ledger.append([event("y")])[0].sequence == 2
+    assert (tmp_path / name).is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_commits_to_sqlite_are_synced(tmp_path: Path) -> None:

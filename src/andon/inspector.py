@@ -188,7 +188,8 @@ class Inspector:
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image:
         """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
-        return image.accept(image.read(source, name, self.manifest.input.reduced), self.manifest.input)
+        taken = self.manifest.input
+        return image.accept(image.read(source, name, taken.reduced, taken.size), taken)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.

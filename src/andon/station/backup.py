@@ -76,7 +76,7 @@ def backup(url: str, out: Path, archive: Path | None = None, also: Sequence[Path
                 "files": _digests(part),
             }
             files.write(part / MANIFEST, files.strict_json(manifest, indent=1).encode())
-            os.sync()
+            _sync()
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -96,7 +96,7 @@ def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
         with _connection(str(copy), writes=True):
             pass  # brings the copy of an older backup up to date
         copied = _look(copy, folder / PICTURES if archive else None, archive)
-        os.sync()
+        _sync()
         with _connection(str(copy), writes=False) as source, _connection(url, writes=True) as target:
             known = set(target.execute(sa.select(schema.stations.c.name)).scalars()) & copied.records.keys()
             if known:
@@ -193,6 +193,11 @@ def _copy_picture(archive: Archive, digest: str, target: Path) -> bool:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(data)
     return True
+
+
+def _sync() -> None:
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()
 
 
 def _copy(path: Path, to: Path) -> None:

@@ -77,6 +77,14 @@ class Row:
         """The same for every delivery of this record, and for no other record, also after a restored backup."""
         return f"{self.station}:{self.sequence}:{self.digest[:16]}"
 
+    def intact(self) -> bool:
+        """Whether the digest is that of the contents."""
+        try:
+            finite = all(number is None or math.isfinite(number) for number in (self.score, self.p_value))
+            return finite and files.digest(self.canonical().encode()) == self.digest
+        except (TypeError, ValueError):
+            return False  # somebody wrote another type: SQLite lets it into any column
+
     def canonical(self) -> str:
         """All but the own digest as canonical JSON; `body` sorts first, and lies there as it was written."""
         rest = {key: value for key, value in self.values().items() if key not in ("body", "digest")}

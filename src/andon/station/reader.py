@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 
-from andon import files
 from andon.errors import counted
 from andon.station import schema
 from andon.station.entries import LONGEST_NAME, LONGEST_TEXT, Kind, Row, check_number, check_text, stamp_of
@@ -89,7 +88,8 @@ class Reader:
         """One page, the newest first. `after`: the sequence number of the last row of the page before."""
         if not 1 <= limit <= MOST:
             raise StationError(f"{limit} records a page: expected 1 to {MOST}. Ask for fewer and use `after`.")
-        for name, text in {"product": product, "verdict": verdict, "lot": lot, "part": part}.items():
+        texts = {"product": product, "verdict": verdict, "lot": lot, "part": part, "kind": kind}
+        for name, text in texts.items():
             if text is not None:
                 check_text(name, text, LONGEST_TEXT)
         for name, number in {"job": job, "after": after}.items():
@@ -126,7 +126,8 @@ class Reader:
             those = sa.select(sequence).where(schema.records.c.station == self.station, each)
             few = those.limit(FEW + 1).subquery()
             if connection.execute(sa.select(sa.func.count()).select_from(few)).scalar_one() <= FEW:
-                return [sequence.in_(sa.select(those.limit(FEW).cte().c.sequence))]
+                # The limit, which cuts nothing off, keeps the database from taking the two queries for one.
+                return [sequence.in_(sa.select(those.limit(FEW + MOST).cte().c.sequence))]
         return []
 
     def _first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
@@ -144,12 +145,18 @@ class Reader:
             return next(iter(_rows(connection.execute(query))), None)
 
     def story(self, part: str) -> list[Row]:
-        """All records of a part, on every station of this database, the oldest first."""
+        """All records of a part, on every station of this database, the oldest first; at most 10,000."""
         check_text("part", part, LONGEST_TEXT)
         table = schema.records.c
         query = sa.select(*columns).where(table.part == part).order_by(table.time, table.station, table.sequence)
         with self.reading() as connection:
-            return _rows(connection.execute(query.limit(MOST)))
+            rows = _rows(connection.execute(query.limit(MOST + 1)))
+        if len(rows) > MOST:
+            raise StationError(
+                f"part '{part}': more than {MOST} records, expected an id that belongs to one part. Page through "
+                "them with `history`, or export them."
+            )
+        return rows
 
     def pictures(self) -> Iterator[str]:
         """The digests of all pictures that are kept, those of other stations left out."""
@@ -195,7 +202,7 @@ class Reader:
                 breaks.append(Break(sequence + 1, f"records {sequence + 1} to {row.sequence - 1} are missing"))
             elif row.previous != digest:
                 breaks.append(Break(row.sequence, "does not name the digest of the record before it"))
-            if files.digest(row.canonical().encode()) != row.digest:
+            if not row.intact():
                 breaks.append(Break(row.sequence, "was changed: its digest differs from its contents"))
             if row.time < time:
                 breaks.append(

@@ -91,13 +91,13 @@ pictures = sa.Table(
 def connect(url: str, writes: bool) -> sa.Engine:
     """An engine for a database: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file."""
     try:
-        parsed = sa.make_url(url if "://" in url else f"sqlite:///{url}")
+        parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
     except (exc.ArgumentError, ValueError):
         raise StationError(_unusable(url.split("@")[-1])) from None
     family = parsed.get_backend_name()
     if family == "sqlite" and parsed.database and parsed.database != ":memory:" and not parsed.query:
         engine = sa.create_engine(
-            parsed.set(drivername="sqlite+pysqlite"),
+            parsed.set(drivername="sqlite+pysqlite", database=str(Path(parsed.database).absolute())),
             connect_args={"timeout": PATIENCE_S, "isolation_level": None},
             pool_timeout=PATIENCE_S,
         )
@@ -155,7 +155,9 @@ def _session(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute("SHOW fsync")
     if cursor.fetchone()[0] != "on":
-        raise StationError("the database has fsync = off: a power cut would lose records. Expected on. Switch it on.")
+        raise StationError(
+            "PostgreSQL has fsync = off: a power cut would lose records. Expected on. Set it in postgresql.conf."
+        )
     for setting in (
         "synchronous_commit = on",
         "tcp_keepalives_idle = 15",
@@ -220,8 +222,8 @@ def lock_number(name: str) -> int:
     return int(files.digest(f"andon {name}".encode())[:15], 16)
 
 
-WEATHER = ("08", "25006", "28", "3D", "42501", "53", "55", "57", "58")
-"""Beginnings of PostgreSQL's codes that do not tell of an error in andon."""
+OUTSIDE = ("08", "25006", "28", "3D", "42501", "53", "55", "57", "58")
+"""How PostgreSQL's codes begin when the cause is the server, its disk, the network or a permission."""
 
 
 @contextmanager
@@ -234,7 +236,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
         found = detail
         if isinstance(detail, dict):
             code, found = str(detail.get("C", "")), str(detail.get("M", ""))
-            if not code.startswith(WEATHER):
+            if not code.startswith(OUTSIDE):
                 raise
         elif isinstance(error, exc.IntegrityError | exc.ProgrammingError):
             raise
@@ -245,7 +247,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
 
 def _away(engine: sa.Engine, found: str) -> str:
     file = file_of(engine)
-    todo = f"Free space, allow writing in {file.absolute().parent}" if file else "Start the database, allow access"
+    todo = f"Free space, allow writing in {file.parent}" if file else "Start the database, allow access"
     if "not a database" in found or "malformed" in found:
         todo = "Restore it from a backup"
     return f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}, then try again."

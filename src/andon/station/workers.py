@@ -11,55 +11,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from andon.engines.runtime import Engine
 from andon.errors import counted
-from andon.files import digest
 from andon.station.answers import Answer, Map
 from andon.station.events import Outcome, StationError
 from andon.station.process import Died, NotBegun, Process, shield
+from andon.station.task import Task
 from andon.streams.line import workers_of
 
 TICK = 0.02  # seconds between two looks for what is overdue
 CHECK = 10.0  # seconds within which a known tile must come through the graph
 LONGEST_PAUSE = 5.0  # seconds before a process is started again
-
-
-@dataclass(eq=False)
-class _Task:
-    """A picture on its way to an answer."""
-
-    job: int
-    data: bytes
-    until: float  # its deadline, by time.monotonic
-    began: float = field(default_factory=time.monotonic)
-    answer: "Future[Answer]" = field(default_factory=Future)
-
-    @property
-    def name(self) -> str:
-        return f"job {self.job}"
-
-    def open(self) -> bool:
-        """Whether somebody still waits for the answer; from then on it cannot be cancelled."""
-        return self.answer.running() or self.answer.set_running_or_notify_cancel()
-
-    def end(self, verdict: Outcome, error: str, about: dict[str, Any]) -> None:
-        """Answer without an inspection."""
-        record = {"source": self.name, "digest": digest(self.data), "verdict": verdict.value, "error": error}
-        if self.open():
-            self.finish(verdict, {**record, **about, "stages": {}}, None, 1000 * (time.monotonic() - self.began))
-
-    def finish(self, verdict: Outcome, record: dict[str, Any], kept: Map | None, waited: float) -> None:
-        """Answer; past the deadline nothing is passed."""
-        now = time.monotonic()
-        if now > self.until and verdict != Outcome.ERROR:
-            verdict = Outcome.LATE
-        stages = {"wait": round(waited, 3), **record["stages"], "total": round(1000 * (now - self.began), 3)}
-        record = {**record, "verdict": verdict.value, "stages": stages}
-        self.answer.set_result(Answer(self.job, verdict, record, kept))
 
 
 class Workers:
@@ -110,17 +75,12 @@ class Workers:
             "engine": engine,
             "threads": threads or max(1, cores // processes),
         }
-        self._restarts, self._window, self._grace, self._idle, self._start = (
-            restarts,
-            window_s,
-            grace_s,
-            idle_s,
-            start_s,
-        )
+        self._restarts, self._window, self._grace = restarts, window_s, grace_s
+        self._idle, self._start = idle_s, start_s
         self._most_waiting, self._most_bytes = waiting, max_bytes
         self._on_pass, self._on_dead, self._tell = on_pass, on_dead, tell
         self._change = threading.Condition()  # guards all that follows
-        self._waiting: deque[_Task] = deque()
+        self._waiting: deque[Task] = deque()
         self._deaths: deque[float] = deque()
         self._about: dict[str, Any] = {}
         self._closing, self._constructed, self._dead = False, False, ""
@@ -170,7 +130,7 @@ class Workers:
             raise StationError(f"job {job}: a {type(data).__name__}; expected the bytes of a picture's file.")
         if not math.isfinite(deadline_s):
             raise StationError(f"job {job}: a deadline in {deadline_s} s; expected a number of seconds.")
-        task = _Task(job, data, time.monotonic() + deadline_s)
+        task = Task(job, data, time.monotonic() + deadline_s)
         with self._change:
             if self._closing:
                 raise StationError(f"job {job}: the workers of this bundle are closed. Use those that replaced them.")
@@ -182,7 +142,7 @@ class Workers:
             task.end(*refused, self._about)
         return task.answer
 
-    def _refusal(self, task: _Task, full: bool) -> tuple[Outcome, str] | None:
+    def _refusal(self, task: Task, full: bool) -> tuple[Outcome, str] | None:
         if self._dead:
             return Outcome.ERROR, self._dead
         if len(task.data) > self._most_bytes:
@@ -226,7 +186,7 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close(finish=error[0] is None)
 
-    def _empty(self) -> list[_Task]:
+    def _empty(self) -> list[Task]:
         left = list(self._waiting)
         self._waiting.clear()
         return left
@@ -261,7 +221,7 @@ class Workers:
             self._change.notify_all()
         self._on_pass()
 
-    def _take(self, lane: "_Lane") -> _Task | None:
+    def _take(self, lane: "_Lane") -> Task | None:
         """The next picture; None: none came for a while. Died when the process has ended meanwhile."""
 
         def ready() -> bool:
@@ -273,12 +233,12 @@ class Workers:
                 raise Died(lane.process.ending())
             return self._waiting.popleft() if self._waiting else None
 
-    def _give_back(self, task: _Task) -> None:
+    def _give_back(self, task: Task) -> None:
         """Let another process inspect what this one has not begun."""
         with self._change:
-            if not self._dead:
+            if not (over := bool(self._dead)):
                 self._waiting.appendleft(task)
-        if self._dead:
+        if over:
             task.end(Outcome.ERROR, self._dead, self._about)
 
     def _bury(self, lane: "_Lane", reason: str) -> bool:
@@ -354,7 +314,7 @@ class _Lane(threading.Thread):
         except (Died, OSError) as death:
             return workers._bury(self, str(death))
 
-    def _serve(self, task: _Task | None) -> None:
+    def _serve(self, task: Task | None) -> None:
         """Inspect a picture; without one, a known tile."""
         workers = self._workers
         if task:
@@ -365,7 +325,7 @@ class _Lane(threading.Thread):
                 raise Died(reply["fault"])
             workers._on_pass()
 
-    def _inspect(self, task: _Task) -> None:
+    def _inspect(self, task: Task) -> None:
         workers, waited = self._workers, 1000 * (time.monotonic() - task.began)
         if not task.open():
             return
@@ -378,7 +338,7 @@ class _Lane(threading.Thread):
         except NotBegun:
             workers._give_back(task)
             raise
-        except (Died, ValueError, KeyError) as error:
+        except Exception as error:
             task.end(Outcome.ERROR, f"the process that inspected it has ended: {error}", workers._about)
             raise Died(str(error)) from None
         task.finish(verdict, {**reply, **workers._about}, kept, waited)
