@@ -90,9 +90,9 @@ class Products:
         try:
             self.faults.pop(name, None)
             yield
-        except AndonError as error:
+        except Exception as error:  # also a bug: the other products go on
             self.faults[name] = str(error)
-            self._jobs.tell(f"product {name}: {error}")
+            self._jobs.tell(f"product {name}: {error if isinstance(error, AndonError) else repr(error)}")
 
     def _take(self, path: Path) -> None:
         """A bundle in the folder that is not known yet becomes a product's active one: whoever put it there decided."""
