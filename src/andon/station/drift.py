@@ -85,7 +85,7 @@ class Chart:
     ) -> None:
         self.measure, self.reference = measure, list(reference)
         self._alarm, self._horizon, self._weight, self._seed = alarm, horizon, weight, seed
-        self._learn = 0 if reference else learn  # values that become the reference
+        self._learn = learn  # values of production that become the reference
         self._total = 0
         self._centre, self._deviation = _spread(self.reference)
         self.point: Point | None = None
@@ -164,10 +164,11 @@ class Drift:
                 f"references of drift: {', '.join(unusable)}; expected numbers of {', '.join(MEASURES)}."
             )
         alarm = parts_per_alarm * len(MEASURES)
+        self._fixed = ("score",) if len(scores) else ()
         self._charts = {
-            name: Chart(name, known.get(name, ()), alarm, learn, horizon, weight, seed) for name in MEASURES
+            name: Chart(name, known.get(name, ()), alarm, 0 if name in self._fixed else learn, horizon, weight, seed)
+            for name in MEASURES
         }
-        self._calibrated = bool(len(scores))
         self.change: Change | None = None
 
     @classmethod
@@ -202,7 +203,7 @@ class Drift:
         return {
             name: list(chart.reference)
             for name, chart in self._charts.items()
-            if chart.reference and not (name == "score" and self._calibrated)
+            if chart.reference and name not in self._fixed
         }
 
 
