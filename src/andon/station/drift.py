@@ -94,7 +94,8 @@ class Chart:
     def _begin(self) -> None:
         """Forget production: memory stays bounded, and the bound on false alarms adds up over the horizons."""
         self._ranks = Ranks(self.reference, f"{self._seed} {self.measure} {self._total}")
-        self._parts, self._bets, self._since = 0, [0.0] * len(KINDS), [0] * len(KINDS)
+        self._parts, self._bets = 0, [0.0] * len(KINDS)
+        self._rises, self._since = [1.0] * len(KINDS), [0] * len(KINDS)  # the best single bet, and when it began
 
     def add(self, value: float) -> Change | None:
         if self._parts == self._horizon:
@@ -106,9 +107,11 @@ class Chart:
         self._total += 1
         p = self._ranks.add(value)
         for i, (_, pays) in enumerate(KINDS):
-            if self._bets[i] < 1:
-                self._since[i] = self._parts
-            self._bets[i] = (self._bets[i] + 1) * pays(p)
+            if self._rises[i] <= 1:
+                self._rises[i], self._since[i] = 1.0, self._parts
+            paid = pays(p)
+            self._rises[i] *= paid
+            self._bets[i] = (self._bets[i] + 1) * paid
         evidence = sum(self._bets) / len(KINDS) / self._alarm
         self._draw(value, evidence)
         if evidence < 1:
@@ -127,7 +130,8 @@ class Chart:
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard deviation; NaN where there are too few."""
     n = len(values)
-    return float(np.mean(values)) if n else math.nan, float(np.std(values, ddof=1)) if n > 1 else math.nan
+    with np.errstate(over="ignore", invalid="ignore"):  # a chart for people; ranks and bets know no overflow
+        return float(np.mean(values)) if n else math.nan, float(np.std(values, ddof=1)) if n > 1 else math.nan
 
 
 class Drift:
