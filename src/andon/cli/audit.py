@@ -40,7 +40,7 @@ def check_extra() -> None:
     missing = [name for name in ("sqlalchemy", "alembic", "pg8000") if not find_spec(name)]
     if missing:
         raise AndonError(
-            f"{', '.join(missing)} not installed; a station needs these packages. Install them: pip install 'andon[station]'."
+            f"{', '.join(missing)} not installed; a station needs it. Install it: pip install 'andon[station]'."
         )
 
 
