@@ -322,7 +322,7 @@ def test_the_help_teaches(capsys: Any) -> None:
         assert len(out) > 150
 
 
-def test_the_help_lists_every_command_in_one_group(capsys: Any) -> None:
+def test_the_help_lists_every_command_in_its_group(capsys: Any) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
     sections = {text.split(":\n")[0]: text.split(":\n")[1] for text in out.split("\n\n") if ":\n" in text}

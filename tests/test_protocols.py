@@ -293,7 +293,7 @@ def test_compressed_files_unpack_to_what_their_header_says_and_no_more(tmp_path:
     head, whole = bytes([0, 0, 8, 3]), gzip.decompress(path.read_bytes())
     for data, message in (
         (gzip.compress(whole + bytes(20_000_000)), "but the file contains more"),  # a bomb behind the pictures
-        (gzip.compress(head + struct.pack(">3I", 60000, 28, 28) + bytes(100)), "which .* compressed bytes cannot contain"),
+        (gzip.compress(head + struct.pack(">3I", 60000, 28, 28) + bytes(100)), "compressed bytes cannot contain"),
         (gzip.compress(head + struct.pack(">3I", 31, 16, 16) + whole[16:]), "contains 7680; expected 7936"),
         (path.read_bytes()[:-40], "cannot be read"),
         (whole, "cannot be read: Not a gzipped file"),

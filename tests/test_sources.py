@@ -375,7 +375,8 @@ def test_texts_name_sources(tmp_path: Path) -> None:
     }
     assert {text: type(naming.named(text)) for text in kinds} == kinds
     assert isinstance(naming.of([part(1)]), Iterated)
-    for text, words in ((str(tmp_path / "a.png"), "one picture"), (__file__, "not a video file"), ("x", "no such file")):
+    image = str(tmp_path / "a.png")
+    for text, words in ((image, "one picture"), (__file__, "not a video file"), ("x", "no such file")):
         with pytest.raises(AndonError, match=words):
             naming.named(text)
 

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import audit, judging, making, measuring, proving, station, watching
+from andon.cli import audit, exporting, judging, making, measuring, proving, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -28,6 +28,7 @@ GROUPS = {
         judging.inspect,
         watching.watch,
         judging.show,
+        exporting.export,
         judging.detectors,
     ),
     "Measure": (
