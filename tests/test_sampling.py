@@ -184,9 +184,7 @@ def test_the_way_from_a_running_line_to_its_slip(bundle_file: Path, parts: Path,
     assert "Horvitz" in page and "Ada" in page and "<script" not in page
 
 
-def test_a_changed_or_deleted_picture_is_not_shown(
-    bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_changed_or_deleted_picture_is_not_shown(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for j, path in enumerate(sorted((parts / "test").rglob("*.png"))):

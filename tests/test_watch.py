@@ -184,9 +184,7 @@ def test_records_that_cannot_be_written_stop_the_line(
         ("/dev/no such camera", "no camera at"),
     ],
 )
-def test_a_missing_source_is_an_error_of_the_call(
-    bundle_file: Path, source: str, words: str, capsys: Any
-) -> None:
+def test_a_missing_source_is_an_error_of_the_call(bundle_file: Path, source: str, words: str, capsys: Any) -> None:
     code, _, err = run(capsys, "watch", bundle_file, source)
     assert code == 2 and words in err
 
