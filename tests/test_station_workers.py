@@ -233,6 +233,7 @@ def test_pictures_beyond_the_queue_are_refused_at_once(bundle_file: Path, good: 
 def test_several_processes_inspect_side_by_side_and_answers_keep_their_jobs(bundle_file: Path) -> None:
     with Workers(bundle_file, processes=2) as workers:
         assert len(set(workers.pids)) == 2
+        assert {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in workers.pids} == {"1000\n"}
         good, bad = png(part(300)), png(scratched(301)[0])
         promises = {job: workers.inspect(job, bad if job % 3 == 0 else good, SOON) for job in range(24)}
         for job, promise in promises.items():
