@@ -8,16 +8,18 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from andon.inspection import Pixels
+from andon.inspection import Pixels, Scores
 from andon.inspector import Inspector
 from andon.pictures import image
 from andon.station.events import Outcome, StationError
+from andon.station.work import Worker
 from andon.station.workers import Workers
 from conftest import part, scratched
 
@@ -261,6 +263,35 @@ def test_the_heartbeat_is_a_pass_through_the_graph(bundle_file: Path, good: byte
         until(lambda: len(beats) == before + 1)
 
 
+def test_a_graph_that_answers_otherwise_than_at_its_start_is_a_fault(bundle_file: Path) -> None:
+    worker = Worker(str(bundle_file), "onnxruntime", 1)
+    worker.check()
+    first = worker.inspector.scorer.score
+
+    class Failing:
+        """A processor that computes wrongly, by little or by all."""
+
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def score(self, tiles: Pixels) -> Scores:
+            return Scores(first(tiles).image * np.float32(self.factor), first(tiles).pixel)
+
+    for factor in (1.01, float("nan")):
+        worker.inspector = replace(worker.inspector, scorer=Failing(factor))
+        with pytest.raises(ArithmeticError, match="another answer to the same tile"):
+            worker.check()
+
+
+def test_no_module_is_taken_from_the_current_folder(
+    bundle_file: Path, good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this is not NumPy')")
+    monkeypatch.chdir(tmp_path)
+    with Workers(bundle_file) as workers:
+        assert workers.inspect(1, good, SOON).result(SOON).verdict == Outcome.PASS
+
+
 def test_a_golden_picture_is_checked(workers: Workers, good: bytes) -> None:
     bad = png(scratched(301)[0])
     assert workers.golden(good).verdict == Outcome.PASS
@@ -324,7 +355,8 @@ def test_closing_at_once_answers_everything(bundle_file: Path, good: bytes) -> N
 PARENT = """
     import sys
     from pathlib import Path
-    from andon.station.workers import Workers
+    from andon.station.work import Worker
+from andon.station.workers import Workers
 
     data = Path(sys.argv[2]).read_bytes()
     try:
