@@ -1,6 +1,8 @@
 """Inspection in supervised processes: what a picture, a signal or a hang does to them costs one part."""
 
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -177,6 +179,36 @@ def test_a_hang_while_the_picture_is_handed_over_loses_no_other_picture(bundle_f
         answer = workers.inspect(1, large, 0.2).result(SOON)
         assert (answer.verdict, answer.error) == (Outcome.LATE, "no process was free before its deadline")
         assert workers.inspect(2, png(part(300)), SOON).result(SOON).verdict == Outcome.PASS
+
+
+def limited(pid: int, mebibytes: int) -> None:
+    """Let a process have so much more memory than it has now."""
+    (now,) = re.findall(r"VmData:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    most = (int(now) << 10) + (mebibytes << 20)
+    resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
+
+
+def test_memory_that_runs_out_costs_at_most_one_part(bundle_file: Path, good: bytes) -> None:
+    large = bytes(40 << 20)
+    with Workers(bundle_file) as workers:
+        (pid,) = workers.pids
+        limited(pid, 10)
+        answer = workers.inspect(1, large, SOON).result(SOON)  # another process takes what this one could not hold
+        assert answer.verdict == Outcome.INVALID
+        assert gone(pid) and workers.inspect(2, good, SOON).result(SOON).verdict == Outcome.PASS
+
+
+def test_a_picture_that_no_process_can_hold_is_an_error_and_does_not_end_them_all(
+    bundle_file: Path, good: bytes
+) -> None:
+    large = bytes(40 << 20)
+    with Workers(bundle_file, processes=2, restarts=3) as workers:
+        for pid in workers.pids:
+            limited(pid, 10)
+        answer = workers.inspect(1, large, SOON).result(SOON)
+        assert answer.verdict in (Outcome.ERROR, Outcome.INVALID)  # by whether the first restarts before it is taken
+        assert workers.inspect(2, good, SOON).result(SOON).verdict == Outcome.PASS
+        assert not workers.dead
 
 
 def test_a_picture_that_waits_past_its_deadline_is_late(bundle_file: Path, good: bytes) -> None:

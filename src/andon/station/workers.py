@@ -238,13 +238,14 @@ class Workers:
                 raise Died(lane.process.ending())
             return self._waiting.popleft() if self._waiting else None
 
-    def _give_back(self, task: Task) -> None:
-        """Let another process inspect what this one has not begun."""
+    def _give_back(self, task: Task, reason: str) -> None:
+        """Let another process inspect what this one has not begun; but once, or one picture could end them all."""
         with self._lock:
-            if not (over := bool(self._dead)):
+            over, task.returned = self._dead or (reason if task.returned else ""), True
+            if not over:
                 self._waiting.appendleft(task)
         if over:
-            task.end(Outcome.ERROR, self._dead, self._about)
+            task.end(Outcome.ERROR, over, self._about)
 
     def _bury(self, lane: "_Lane", reason: str) -> bool:
         """Note that a process has ended; say whether to start another, after a pause that grows."""
@@ -340,8 +341,8 @@ class _Lane(threading.Thread):
                 task.end(Outcome.ERROR, f"a fault in the inspection: {reply['fault']}", workers._about)
                 return
             kept, verdict = Map.from_bytes(data) if data else None, Outcome(reply["verdict"])
-        except NotBegun:
-            workers._give_back(task)
+        except NotBegun as death:
+            workers._give_back(task, f"two processes have ended before they had it: {death}")
             raise
         except Exception as error:
             task.end(Outcome.ERROR, f"the process that inspected it has ended: {error}", workers._about)
