@@ -7,6 +7,7 @@ trigger → job → picture → worker process → record, durable → deadline 
 
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -177,7 +178,7 @@ class Jobs(ABC):
         with self.lock:
             if flight.ended is None:
                 flight.entered = True
-                self.keeper.put(entry, lambda row: self._durable(flight, row))
+                self.keeper.put(entry, lambda row: self.guarded(self._durable, flight, row))
 
     def _durable(self, flight: Flight, row: Row) -> None:
         """The record of a verdict is durable: the deadline is checked again."""
@@ -323,11 +324,13 @@ class Jobs(ABC):
         return time.monotonic()
 
     def _later(self, call: Callable[..., None], *arguments: Any) -> None:
-        self._pool.submit(self._guarded, call, *arguments)
+        self._pool.submit(self.guarded, call, *arguments)
 
-    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call in a thread that must go on. A job that an error in andon stops here ends LATE."""
         try:
             call(*arguments)
-        except Exception as error:
-            self.tell(f"error in andon: {error!r}")
-            raise
+        except StorageError as error:
+            self._storage(error)
+        except Exception:
+            self.tell(f"an error in andon:\n{traceback.format_exc()}")
