@@ -84,6 +84,10 @@ class Station(Jobs):
             start = machine.part if machine.state == "ContinuousExecution" else machine.start_single
             return self._begin(lambda: start(product, part, self._now(), latch), lot)
 
+    def miss(self) -> None:
+        """A view refused a trigger before it came here: it is counted as missed."""
+        self.do(self.machine.miss)
+
     def picture(self, job: int, data: bytes) -> "Future[Finished]":
         """The picture of a job. The future is done when the record is durable and the job has ended."""
         digest = files.digest(data)

@@ -56,6 +56,8 @@ class Live:
         if not 0 < first <= longest:
             raise AndonError(f"first = {first}, longest = {longest} seconds; expected 0 < first <= longest.")
         self._camera, self._name, self._first, self._longest = camera, name, first, longest
+        self.lost = False
+        """The camera is gone; it is opened again and again."""
 
     def frames(self, control: Control) -> Iterator[Frame]:
         """Yield until it is told to stop. CameraLost when the camera cannot be opened at the start."""
@@ -66,6 +68,7 @@ class Live:
                 try:
                     shot = self._camera.grab(self.WAIT)
                 except CameraLost as error:
+                    self.lost = True
                     control.tell(f"{self._name}: {error}")
                     if not self._reconnect(control):
                         return
@@ -95,6 +98,7 @@ class Live:
                     control.tell(f"{self._name}: still gone: {error}")
                 pause = min(2 * pause, self._longest)
             else:
+                self.lost = False
                 control.tell(f"{self._name}: connected again after {time.monotonic() - began:.1f} s")
                 return True
 
