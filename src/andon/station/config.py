@@ -102,8 +102,8 @@ class Config(_Section):
     log: Literal["text", "json"] = "text"
     modbus: Modbus | None = None
     mqtt: Mqtt | None = None
-    webhook: tuple[Webhook, ...] = Field((), strict=False)
-    folder: tuple[Watched, ...] = Field((), strict=False)
+    webhook: tuple[Webhook, ...] = Field(default=(), strict=False)
+    folder: tuple[Watched, ...] = Field(default=(), strict=False)
     opcua: OpcUa | None = None
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from andon.errors import AndonError
 from andon.station.line.cameras import Cameras
+from andon.station.line.webhook import Webhook
 from andon.station.station import Station
 
 
@@ -40,6 +41,13 @@ def _lines(station: Station) -> Iterator[Line]:
         from andon.station.line.modbus import Modbus
 
         yield Modbus(station, cameras, config.modbus)
+    if config.mqtt:
+        _need("paho")
+        from andon.station.line.mqtt import Mqtt
+
+        yield Mqtt(station, config.mqtt)
+    for each in config.webhook:
+        yield Webhook(station, each)
 
 
 def _need(package: str) -> None:

@@ -59,7 +59,7 @@ class Modbus(Served):
         self.port = listening.sockets[0].getsockname()[1]
 
     async def _close(self) -> None:
-        await self._server.shutdown()
+        await self._server.shutdown()  # type: ignore[no-untyped-call]
 
     async def _request(
         self, function: int, first: int, address: int, count: int, values: list[int], new: list[int] | list[bool] | None
