@@ -23,7 +23,9 @@ from andon.station.line.settings import Mqtt as Settings
 from andon.station.station import Station
 from service import config, until
 
-paho = pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed: pip install 'andon[line]'")
+pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed: pip install 'andon[line]'")
+import paho.mqtt.client as paho
+
 from andon.station.line.mqtt import Mqtt
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")

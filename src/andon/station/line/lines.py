@@ -6,6 +6,7 @@ from typing import Protocol
 
 from andon.errors import AndonError
 from andon.station.line.cameras import Cameras
+from andon.station.line.watcher import Watcher
 from andon.station.line.webhook import Webhook
 from andon.station.station import Station
 
@@ -48,6 +49,8 @@ def _lines(station: Station) -> Iterator[Line]:
         yield Mqtt(station, config.mqtt)
     for each in config.webhook:
         yield Webhook(station, each)
+    for folder in config.folder:
+        yield Watcher(station, folder)
 
 
 def _need(package: str) -> None:
