@@ -12,7 +12,7 @@ from andon import files
 from andon.errors import StorageError
 from andon.station.config import Config
 from andon.station.entries import LONGEST_TEXT, Entry, Row, check_text
-from andon.station.events import Job, Outcome
+from andon.station.events import Job, Outcome, Result
 from andon.station.flight import Finished, Flight
 from andon.station.jobs import IDS, Jobs
 from andon.station.keys import Keys
@@ -131,6 +131,11 @@ class Station(Jobs):
         """What the sorter does with the part of the oldest latched result. Reject is the resting state."""
         with self.lock:
             return self.machine.output(self._now())
+
+    def counts(self, result: Result) -> Outcome:
+        """What a result is worth now: a PASS or REVIEW that nobody took before its deadline is LATE."""
+        good = result.outcome in (Outcome.PASS, Outcome.REVIEW)
+        return Outcome.LATE if good and self._now() > result.until else result.outcome
 
     def _presented(self, flight: Flight, row: Row) -> None:
         self.products.presented(flight, row)

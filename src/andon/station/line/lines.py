@@ -42,6 +42,11 @@ def _lines(station: Station) -> Iterator[Line]:
         from andon.station.line.modbus import Modbus
 
         yield Modbus(station, cameras, config.modbus)
+    if config.opcua:
+        _need("asyncua")
+        from andon.station.line.opcua import OpcUa
+
+        yield OpcUa(station, cameras, config.opcua)
     if config.mqtt:
         _need("paho")
         from andon.station.line.mqtt import Mqtt
