@@ -1,5 +1,6 @@
 """Modbus TCP against a simulated PLC: pymodbus' own client, on loopback."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,6 +189,27 @@ def test_results_wait_for_a_plc_that_does_not_acknowledge_and_then_come_in_order
     assert plc.wait(valid=True)["job"] == jobs[1]
     plc.acknowledge()
     assert plc.wait(ready=True)["latched"] == 0
+
+
+def test_bits_can_be_written_one_by_one_and_read_in_the_same_request(plc: Plc) -> None:
+    plc.wait(ready=True)
+    plc.client.write_registers(at.PRODUCT, [CAMERA])
+    assert not plc.client.mask_write_register(address=at.CONTROL, and_mask=0xFFFF, or_mask=at.TRIGGER).isError()
+    assert plc.read()["ack"]
+    answer = plc.client.readwrite_registers(
+        read_address=at.STATUS, read_count=1, address=at.CONTROL, values=[at.ENABLE]
+    )
+    assert answer.registers[0] & at.ACK == 0
+    plc.wait(valid=True)
+
+
+def test_the_map_of_the_documentation_is_the_one_of_the_server() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "line-protocols.md").read_text()
+    rows = re.findall(r"^\| \d \| (\d+) \| (\w+) \|", text, re.M)
+    names = {"ResultsAck": "RESULTS_ACK"}
+    assert len(rows) == 11
+    assert all(getattr(at, names.get(name, name.upper())) == int(value) for value, name in rows)
+    assert f"Read registers {at.STATUS} to {at.STATUS + at.STATUSES - 5}" in text
 
 
 def test_acknowledging_nothing_does_nothing(plc: Plc) -> None:

@@ -77,10 +77,10 @@ class Plc:
         node = await self.system.get_child([f"{self._index}:{name}" for name in owner])
         return await node.call_method(f"{self._index}:{method}", *arguments)
 
-    async def start(self, part: str, product: str = "ring") -> tuple[str, int]:
+    async def start(self, part: str, product: str = "ring", method: str = "StartSingleJob") -> tuple[str, int]:
         job, error = await self.call(
             AUTOMATIC,
-            "StartSingleJob",
+            method,
             ua.MeasIdDataType(),
             ua.PartIdDataType(Id=part),
             ua.RecipeIdExternalDataType(Id=product),
@@ -194,6 +194,20 @@ def test_abort_ends_a_job_and_the_next_one_runs(line: tuple[Station, int]) -> No
     run(port, program)
 
 
+def test_parts_of_a_continuous_job_are_jobs_of_their_own(line: tuple[Station, int]) -> None:
+    async def program(plc: Plc) -> None:
+        job, error = await plc.start("", method="StartContinuous")
+        assert error == 0 and (await plc.told("JobStarted", job))
+        await plc.comes(AUTOMATIC, "ContinuousExecution")
+        first, second = (await plc.start("one"))[0], (await plc.start("two"))[0]
+        assert len({job, first, second}) == 3
+        assert await plc.cause(AUTOMATIC, "Stop") == 0
+        assert (await plc.told("ResultReady", first)).PartId.Id == "one"
+        assert (await plc.told("ResultReady", second)).PartId.Id == "two"
+
+    run(line[1], program)
+
+
 def test_halt_and_reset(line: tuple[Station, int]) -> None:
     async def program(plc: Plc) -> None:
         assert await plc.cause(MACHINE, "Halt") == 0
@@ -244,7 +258,7 @@ async def main():
         index = await client.get_namespace_index(sys.argv[2])
         node = await client.nodes.objects.get_child([f"{index}:VisionSystem", f"{index}:ResultManagement"])
         wait = ua.Variant(0, ua.VariantType.Int32)
-        handle, result, error = await node.call_method(f"{index}:GetResultById", ua.ResultIdDataType(sys.argv[3]), wait)
+        handle, result, error = await node.call_method(f"{index}:GetResultById", ua.ResultIdDataType(Id=sys.argv[3]), wait)
         print(json.dumps([result.PartId.Id, result.ResultContent[0].Value, result.InternalRecipeId.Hash.hex(), error]))
 asyncio.run(main())
 """

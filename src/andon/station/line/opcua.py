@@ -6,7 +6,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from asyncua import Server, ua
+from asyncua import ua
+from asyncua.server.server import Server
 
 from andon import files
 from andon.errors import AndonError, StorageError
@@ -57,17 +58,7 @@ class OpcUa(Served):
         await server.init()
         server.set_server_name(f"andon {self._station.config.name}")
         server.set_endpoint(f"opc.tcp://{settings.host}:{settings.port}/andon")
-        if settings.certificate and settings.private_key:
-            server.set_security_policy([ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt])
-            try:
-                await server.load_certificate(str(settings.certificate))
-                await server.load_private_key(str(settings.private_key))
-            except (OSError, ValueError) as error:
-                raise AndonError(
-                    f"opcua: {settings.certificate}, {settings.private_key}: {error}. Expected a certificate and key."
-                ) from None
-        else:
-            server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+        server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
         server.set_identity_tokens([ua.AnonymousIdentityToken])
         self._space = Space(server)
         await self._space.build(self._called)
@@ -79,7 +70,9 @@ class OpcUa(Served):
                 f"opcua: {settings.host}:{settings.port}: cannot be listened on: {files.reason(error)}. "
                 "Set opcua.port to a free one."
             ) from None
-        self.port = server.bserver._server.sockets[0].getsockname()[1]
+        listening = server.bserver and server.bserver._server
+        assert isinstance(listening, asyncio.Server)
+        self.port = listening.sockets[0].getsockname()[1]
         self._pump = asyncio.create_task(self._tell())
 
     async def _close(self) -> None:
@@ -95,12 +88,13 @@ class OpcUa(Served):
         """Call the station in another thread: it may have to load a bundle."""
         calls: dict[str, Callable[..., tuple[Any, ...]]] = {
             "StartSingleJob": self._start,
+            "StartContinuous": self._continue,
             "PrepareRecipe": self._prepare,
             "UnprepareRecipe": self._unprepare,
             "GetResultById": self._result,
         }
-        names = {"SelectModeAutomatic": "select_mode_automatic", "StartContinuous": "start_continuous"}
-        call = calls.get(method) or (lambda *_: self._method(names.get(method, method.lower())))
+        name = {"SelectModeAutomatic": "select_mode_automatic"}.get(method, method.lower())
+        call = calls.get(method) or (lambda *_: self._method(name))
         try:
             found, error = await asyncio.get_running_loop().run_in_executor(None, call, *arguments), DONE
         except StorageError as problem:
@@ -124,9 +118,13 @@ class OpcUa(Served):
 
     def _method(self, name: str) -> tuple[Any, ...]:
         self._station.call(name)
-        if name != "start_continuous":
-            return ()
-        return (self._space.made("JobId", Id=str(self._station.machine.memory.next_job - 1)),)
+        return ()
+
+    def _continue(self, *_: Any) -> tuple[Any, ...]:
+        with self._station.lock:
+            self._station.call("start_continuous")
+            job = self._station.machine.memory.next_job - 1
+        return (self._space.made("JobId", Id=str(job)),)
 
     def _start(self, meas: Any, part: Any, recipe: Any, product: Any, parameters: Any) -> tuple[Any, ...]:
         job = self._cameras.trigger(_id(recipe) or _id(product), _id(part), None, latch=False)

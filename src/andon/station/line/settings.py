@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,16 +86,8 @@ class OpcUa(_Section):
     """OPC UA server."""
 
     host: str = "127.0.0.1"
+    """Address to listen on. There are no keys: whoever reaches it can start jobs and prepare recipes."""
     port: Port = 4840
-    security: Literal["none", "sign and encrypt"] = "none"
-    certificate: Path | None = Field(default=None, strict=False)
-    private_key: Path | None = Field(default=None, strict=False)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.security != "none") != bool(self.certificate and self.private_key):
-            raise ValueError('expected certificate and private_key with security = "sign and encrypt", and only then')
-        return self
 
 
 def secret(variable: str, file: Path | None, least: int) -> str:

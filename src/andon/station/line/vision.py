@@ -6,9 +6,13 @@ The official NodeSet is not used. Browse names are in its namespace; node ids ar
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from asyncua import Node, Server, ua, uamethod
+from asyncua import ua
+from asyncua.common.methods import uamethod
+from asyncua.common.node import Node
 from asyncua.common.structures104 import new_struct, new_struct_field
 from asyncua.server.event_generator import EventGenerator
+from asyncua.server.server import Server
+from asyncua.ua.status_codes import StatusCodes
 
 MACHINE_VISION = "http://opcfoundation.org/UA/MachineVision"
 OWN = "urn:andon:station"
@@ -115,7 +119,9 @@ class Space:
                 await node.add_property(*place, ua.Variant(), datatype=self._type(kind))
             events[name] = node
         self.system = await server.nodes.objects.add_object(*self._named("VisionSystem"))
-        self._events = {name: await server.get_event_generator(node, self.system) for name, node in events.items()}
+        self._events = {
+            name: await server.get_event_generator(node.nodeid, self.system.nodeid) for name, node in events.items()
+        }
         for name, fields in EVENTS.items():
             for field, kind in fields:  # asyncua would take the type of the empty value above
                 own = kind in self._types
@@ -135,13 +141,13 @@ class Space:
 
     async def show(self, owner: str, name: str, number: int, active: bool = True) -> None:
         """The state of one of the two state machines. One that is not active has none."""
-        code = ua.StatusCodes.Good if active else ua.StatusCodes.BadStateNotActive
+        code = StatusCodes.Good if active else StatusCodes.BadStateNotActive
         for part, value in (
             ("CurrentState", ua.Variant(ua.LocalizedText(name), TEXT)),
             ("CurrentState.Number", ua.Variant(number, ua.VariantType.UInt32)),
         ):
             node = self._nodes[f"{owner}.{part}"]
-            await self._server.write_attribute_value(node.nodeid, ua.DataValue(value, ua.StatusCode(code)))
+            await self._server.write_attribute_value(node.nodeid, ua.DataValue(value, ua.StatusCode(ua.UInt32(code))))
 
     async def tell(self, name: str, message: str, severity: int = 100, **fields: Any) -> None:
         """Raise an event."""
@@ -152,7 +158,10 @@ class Space:
         await generator.trigger(message=message)
 
     def _named(self, path: str, name: str = "") -> tuple[ua.NodeId, ua.QualifiedName]:
-        return ua.NodeId(path, self._own), ua.QualifiedName(name or path, self._vision)
+        return self._node_id(path), ua.QualifiedName(name or path, self._vision)
+
+    def _node_id(self, path: str) -> ua.NodeId:
+        return ua.NodeId(ua.String(path), ua.Int16(self._own))
 
     async def _structures(self) -> None:
         describing = [new_struct_field("Description", TEXT, optional=True)]
@@ -169,8 +178,8 @@ class Space:
             for name, kind in EVENTS["ResultReady"]
         ]
         await self._structure("Result", result)
-        classes = await self._server.load_data_type_definitions()
-        self._classes = {kind: classes[f"{kind}DataType"] for kind in self._types}
+        await self._server.load_data_type_definitions()
+        self._classes = {kind: getattr(ua, f"{kind}DataType") for kind in self._types}
 
     async def _structure(self, kind: str, fields: list[ua.StructureField]) -> None:
         node_id, name = self._named(f"{kind}DataType")
@@ -184,11 +193,9 @@ class Space:
     async def _state(self, owner: Node) -> None:
         name = (await owner.read_browse_name()).Name
         path = f"{name}.CurrentState"
-        state = await owner.add_variable(
-            ua.NodeId(path, self._own), ua.QualifiedName("CurrentState", 0), ua.LocalizedText("")
-        )
+        state = await owner.add_variable(self._node_id(path), ua.QualifiedName("CurrentState", 0), ua.LocalizedText(""))
         number = await state.add_property(
-            ua.NodeId(f"{path}.Number", self._own),
+            self._node_id(f"{path}.Number"),
             ua.QualifiedName("Number", 0),
             ua.Variant(0, ua.VariantType.UInt32),
         )
@@ -207,7 +214,7 @@ class Space:
 
     def _type(self, kind: str) -> ua.NodeId:
         """One of its own, or a type of OPC UA itself; Variant: any."""
-        return self._types.get(kind) or ua.NodeId(ua.VariantType[kind].value)
+        return self._types.get(kind) or ua.NodeId(ua.Int32(ua.VariantType[kind].value))
 
     def _argument(self, name: str, kind: str) -> ua.Argument:
         argument = ua.Argument()
