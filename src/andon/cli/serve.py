@@ -40,6 +40,7 @@ def serve(
     from andon.station.config import Config
     from andon.station.http.app import Server
     from andon.station.keys import Role
+    from andon.station.line.lines import Lines
     from andon.station.station import Station
 
     config = Config.load(place)
@@ -51,8 +52,13 @@ def serve(
             _, text = station.keys.make("first" if not len(station.keys) else "recovered", Role.ENGINEER)
             _tell(f"key of an engineer, shown once: {text}")
         station.start()
-        server = Server(station, _tell)
-        server.run()
+        lines = Lines(station)
+        try:
+            lines.start()
+            server = Server(station, _tell)
+            server.run()
+        finally:
+            lines.close()
     except SystemExit:
         raise AndonError(
             f"{address['host']}:{address['port']}: cannot be listened on. Is a service there? Give another --port."

@@ -3,7 +3,7 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -11,7 +11,9 @@ from andon import files
 from andon.recipe import validate
 from andon.station.entries import LONGEST_NAME
 from andon.station.events import StationError
+from andon.station.line.settings import Modbus, Mqtt, OpcUa, Watched, Webhook
 
+S = TypeVar("S", bound=BaseModel)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 PRODUCT = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
@@ -66,6 +68,10 @@ class Keeping(_Section):
 class ProductSettings(_Section):
     deadline_ms: Positive | None = None
     """Overrides that of the recipe."""
+    camera: str = ""
+    """Where pictures come from when a line protocol triggers: as `andon watch` names cameras and folders."""
+    camera_channels: Literal[1, 3] = 3
+    """1: gray pictures of cameras that give three equal channels."""
 
 
 class Config(_Section):
@@ -94,6 +100,11 @@ class Config(_Section):
     pictures: Keeping = Keeping()
     products: dict[Annotated[str, Field(pattern=f"^{PRODUCT}$")], ProductSettings] = {}
     log: Literal["text", "json"] = "text"
+    modbus: Modbus | None = None
+    mqtt: Mqtt | None = None
+    webhook: tuple[Webhook, ...] = Field(default=(), strict=False)
+    folder: tuple[Watched, ...] = Field(default=(), strict=False)
+    opcua: OpcUa | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -101,6 +112,9 @@ class Config(_Section):
             raise ValueError("records and records_file are both given; expected one of them")
         if "@" in self.records and ":" in self.records.split("@")[0].partition("://")[2]:
             raise ValueError(f"records holds a password; put the URL into {RECORDS_VARIABLE} or records_file")
+        hooks = [each.name.upper() for each in self.webhook]
+        if len(set(hooks)) < len(hooks):
+            raise ValueError("two webhooks have the same name; expected different names")
         return self
 
     @classmethod
@@ -122,7 +136,19 @@ class Config(_Section):
         places: dict[str, Any] = {"bundles": folder / self.bundles, "data": folder / self.data}
         if self.records_file:
             places["records_file"] = folder / self.records_file
+        if self.mqtt:
+            places["mqtt"] = _below(self.mqtt, folder)
+        places["webhook"] = tuple(_below(each, folder) for each in self.webhook)
+        places["folder"] = tuple(_below(each, folder) for each in self.folder)
+        places["products"] = {
+            name: each.model_copy(update={"camera": _place(each.camera, folder)})
+            for name, each in self.products.items()
+        }
         return self.model_copy(update=places)
+
+    def targets(self) -> tuple[str, ...]:
+        """Whom records are delivered to, by way of the outbox."""
+        return (*(("mqtt",) if self.mqtt else ()), *(each.target for each in self.webhook))
 
     def database(self) -> str:
         """The URL of the records: from the environment, a file, the settings, or SQLite in `data`."""
@@ -139,3 +165,17 @@ class Config(_Section):
         """Of a product: what its settings say, else its recipe, else the station."""
         own = self.products.get(product, ProductSettings()).deadline_ms
         return (own or recipe_ms or self.deadline_ms) / 1000
+
+
+def _below(section: S, folder: Path) -> S:
+    """A section, with its paths in a folder."""
+    paths = {name: folder / value for name, value in section if isinstance(value, Path)}
+    return section.model_copy(update=paths)
+
+
+def _place(camera: str, folder: Path) -> str:
+    """The name of a camera, with its path in a folder when it has one."""
+    kind, colon, rest = camera.partition(":")
+    if colon and kind == "simulated":
+        return f"simulated:{folder / rest}"
+    return camera if not camera or colon or camera.isdecimal() else str(folder / camera)

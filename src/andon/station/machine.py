@@ -118,6 +118,12 @@ class Machine(Core):
         """A trigger within a continuous job."""
         return self._trigger("trigger", ("ContinuousExecution",), product, part, now, latch)
 
+    def miss(self, now: float) -> list[Event]:
+        """A view refused a trigger before it came here: it is counted."""
+        self._tick(now)
+        self._missed()
+        return self._flush()
+
     def challenge_part(self, product: str, part: str, now: float) -> list[Event]:
         """Trigger a challenge part. It is no production: the station need not be Ready, and the state stays."""
         return self._trigger("challenge", RECIPES, product, part, now)
@@ -232,8 +238,7 @@ class Machine(Core):
                 )
         except StationError:
             if production:
-                self._set(missed=self.memory.missed + 1)
-                self._alarm("MISSED_TRIGGER")
+                self._missed()
             raise
         run = self._run if self.state == "ContinuousExecution" else None
         job = Job(
@@ -255,6 +260,10 @@ class Machine(Core):
         else:
             self._events.append(notice)
         return self._flush()
+
+    def _missed(self) -> None:
+        self._set(missed=self.memory.missed + 1)
+        self._alarm("MISSED_TRIGGER")
 
 
 def _error(code: str) -> None:

@@ -155,6 +155,22 @@ class Products:
                 raise StationError(f"product '{name}': no bundle was active before this one. Activate another.")
             return self._switch("roll back", name, product.versions[product.past[-1]], who)
 
+    def prepare(self, name: str) -> Version:
+        """Make a product ready again that was unprepared, or say that it is: StationError when its bundle is not."""
+        with self._changes:
+            product = self.catalogue.product(name)
+            loaded = self._next.get(name) or self._jobs.loaded.get(name)
+            if loaded is None:
+                raise StationError(f"product '{name}': {self.faults.get(name, 'its bundle is being loaded.')}")
+            if name not in self._jobs.machine.memory.products:
+                self._put(name, loaded)
+            return product.versions[loaded.version.digest]
+
+    def unprepare(self, name: str) -> None:
+        """Take no more parts of a product; its bundle stays loaded."""
+        with self._changes, self._jobs.lock:
+            self._jobs.do(lambda now: self._jobs.machine.unprepare(name, now))
+
     def golden(self, name: str, data: bytes, who: str) -> Product:
         """Set the picture of a good part that each bundle of a product must pass."""
         with self._changes:
@@ -236,7 +252,7 @@ class Products:
         jobs.do(lambda now: jobs.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
         if challenges:
             self._runs[name].due()
-        if before:
+        if before and before is not loaded:
             threading.Thread(target=self._retire, args=(before,), name="retiring", daemon=True).start()
 
     def _retire(self, loaded: Loaded) -> None:

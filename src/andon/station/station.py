@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from andon import files
 from andon.station.config import Config
 from andon.station.entries import LONGEST_TEXT, Entry, Row, check_text
-from andon.station.events import Job, Outcome
+from andon.station.events import Job, Outcome, Result
 from andon.station.flight import Finished, Flight
 from andon.station.jobs import IDS, Jobs
 from andon.station.keys import Keys
@@ -83,6 +83,10 @@ class Station(Jobs):
             start = machine.part if machine.state == "ContinuousExecution" else machine.start_single
             return self._begin(lambda: start(product, part, self._now(), latch), lot)
 
+    def miss(self) -> None:
+        """A view refused a trigger before it came here: it is counted as missed."""
+        self.do(self.machine.miss)
+
     def picture(self, job: int, data: bytes) -> "Future[Finished]":
         """The picture of a job. The future is done when the record is durable and the job has ended."""
         digest = files.digest(data)
@@ -126,6 +130,11 @@ class Station(Jobs):
         """What the sorter does with the part of the oldest latched result. Reject is the resting state."""
         with self.lock:
             return self.machine.output(self._now())
+
+    def counts(self, result: Result) -> Outcome:
+        """What a result is worth now: a PASS or REVIEW that nobody took before its deadline is LATE."""
+        good = result.outcome in (Outcome.PASS, Outcome.REVIEW)
+        return Outcome.LATE if good and self._now() > result.until else result.outcome
 
     def _presented(self, flight: Flight, row: Row) -> None:
         self.products.presented(flight, row)
