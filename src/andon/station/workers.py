@@ -23,6 +23,7 @@ from andon.station.task import Task
 from andon.streams.line import workers_of
 
 TICK = 0.02  # seconds between two looks for what is overdue
+REST = 0.2  # the same, while no process is asked anything
 CHECK = 10.0  # seconds within which a known tile must come through the graph
 LONGEST_PAUSE = 5.0  # seconds before a process is started again
 LONGEST_END = 5.0  # seconds that a lane has to end when its process was killed
@@ -199,7 +200,8 @@ class Workers:
 
     def _watch(self) -> None:
         """Kill what is overdue, answer those that waited past their deadline, wake who has to know."""
-        while not self._watch_ended.wait(TICK):
+        pause = TICK
+        while not self._watch_ended.wait(pause):
             now = time.monotonic()
             with self._lock:
                 late = [task for task in self._waiting if now > task.until]
@@ -208,6 +210,7 @@ class Workers:
                 for lane in self._lanes:
                     if now > lane.overdue:
                         lane.kill("it did not answer in time and was killed")
+                pause = TICK if self._waiting or any(lane.overdue < math.inf for lane in self._lanes) else REST
                 if late or any(lane.process and not lane.process.runs for lane in self._lanes):
                     self._change.notify_all()
             for task in late:
@@ -235,13 +238,14 @@ class Workers:
                 raise Died(lane.process.ending())
             return self._waiting.popleft() if self._waiting else None
 
-    def _give_back(self, task: Task) -> None:
-        """Let another process inspect what this one has not begun."""
+    def _give_back(self, task: Task, reason: str) -> None:
+        """Let another process inspect what this one has not begun; but once, or one picture could end them all."""
         with self._lock:
-            if not (over := bool(self._dead)):
+            over, task.returned = self._dead or (reason if task.returned else ""), True
+            if not over:
                 self._waiting.appendleft(task)
         if over:
-            task.end(Outcome.ERROR, self._dead, self._about)
+            task.end(Outcome.ERROR, over, self._about)
 
     def _bury(self, lane: "_Lane", reason: str) -> bool:
         """Note that a process has ended; say whether to start another, after a pause that grows."""
@@ -337,8 +341,8 @@ class _Lane(threading.Thread):
                 task.end(Outcome.ERROR, f"a fault in the inspection: {reply['fault']}", workers._about)
                 return
             kept, verdict = Map.from_bytes(data) if data else None, Outcome(reply["verdict"])
-        except NotBegun:
-            workers._give_back(task)
+        except NotBegun as death:
+            workers._give_back(task, f"two processes have ended before they had it: {death}")
             raise
         except Exception as error:
             task.end(Outcome.ERROR, f"the process that inspected it has ended: {error}", workers._about)
