@@ -85,6 +85,13 @@ def describe(path: str) -> dict[str, Any]:
     return {"digest": bundle.digest(), "about": files.finite(about)}
 
 
+def calibration(path: str) -> str:
+    """The calibration of a bundle as JSON."""
+    from andon.bundle import Bundle
+
+    return Bundle.load(path).calibration.model_dump_json()
+
+
 def picture(path: str) -> bytes:
     """A picture as PNG of at most 8 bits a channel."""
     from andon import render

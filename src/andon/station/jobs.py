@@ -20,6 +20,7 @@ from andon.errors import AndonError, StorageError
 from andon.station.answers import Answer
 from andon.station.archive import Archive
 from andon.station.config import Config
+from andon.station.drift import Change
 from andon.station.entries import Entry, Picture, Row
 from andon.station.events import Alarm, Event, Job, Memory, Outcome, Result, StationError, Transitioned
 from andon.station.flight import Feed, Finished, Flight
@@ -165,8 +166,20 @@ class Jobs(ABC):
         """A worker has answered."""
         if answer.verdict == Outcome.LATE:  # the clock of this station ends the job, if it has not done so
             return
+        loaded = flight.loaded
+        change = None if flight.job.challenge or loaded is None else loaded.watch(answer.record)
+        if change and loaded:
+            self._drifted(loaded, change)
         body = {name: value for name, value in answer.record.items() if name not in IN_COLUMNS}
         self._enter(flight, answer.verdict, body, answer)
+
+    def _drifted(self, loaded: Loaded, change: Change) -> None:
+        """Scores or pictures have changed: a person must look. Inspection goes on."""
+        product = loaded.product
+        self.tell(f"product {product}: {change}")
+        self._publish(Alarm("DRIFT", f"{product}: {change}", True))
+        facts = {"event": "drift", **change._asdict(), "bundle": loaded.version.digest}
+        self.keeper.put(Entry("event", product=product, body=facts))
 
     def _enter(self, flight: Flight, verdict: Outcome, body: dict[str, Any], answer: Answer | None = None) -> None:
         """Hand the record of a job to the keeper, unless the job has ended meanwhile."""
