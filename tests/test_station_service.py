@@ -1,6 +1,7 @@
 """The service over real HTTP: inspections, records, keys, limits, what goes wrong."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -340,6 +341,33 @@ def test_metrics_and_openapi_tell_what_there_is(service: Service) -> None:
     assert {"201", "401", "409", "413", "503"} <= set(post["responses"])
     assert post["responses"]["503"]["content"].keys() == {"application/problem+json"}
     assert "image/png" in post["requestBody"]["content"]
+
+
+def test_a_lamp_that_dims_is_told_as_drift(service: Service) -> None:
+    loaded = service.station.loaded["ring"]
+    usual = record(service, service.inspect(good(500), "usual"))
+    look, rng = usual["body"]["appearance"], np.random.default_rng(0)
+    for _ in range(520):  # what the station has seen before
+        noise = 1 + 0.02 * rng.standard_normal(3)
+        shares = {"mean": look["mean"] * noise[0], "sharpness": look["sharpness"] * noise[1]}
+        assert loaded.watch({"score": usual["score"] * noise[2], "appearance": shares}) is None
+    loaded.keep()
+    kept = loaded.drift.state()
+    assert (
+        kept["brightness"] and json.loads(next((service.station.config.data / "drift").iterdir()).read_text()) == kept
+    )
+    for number in range(40):
+        dimmed = (part(510 + number) * 0.7).astype(np.uint8)
+        assert service.inspect(png(dimmed), f"dim {number}").status_code == 201
+        if loaded.drift.change:
+            break
+    told = service.operator.get("/v1/station").json()["drift"]
+    assert list(told) == ["ring"]
+    assert service.operator.get("/v1/products/ring/drift").json()["change"]["measure"] == told["ring"].split(":")[0]
+    assert 'andon_drift{product="ring"} 1.0' in service.operator.get("/metrics").text
+    events = service.station.ledger.history
+    until(lambda: [r for r in events(kind="event", product="ring") if r.body["event"] == "drift"], "no record of it")
+    assert service.station.ready
 
 
 def test_rate_and_memory_are_bounded(bundle_file: Path, tmp_path: Path) -> None:

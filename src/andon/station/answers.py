@@ -59,11 +59,15 @@ class Map:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` gave. ValueError for anything else."""
         line, _, values = data.partition(b"\n")
-        head = json.loads(line)
-        pairs = {key: (int(head[key][0]), int(head[key][1])) for key in ("shape", "view", "origin", "frame")}
+        try:
+            head = json.loads(line)
+            pairs = {key: (int(head[key][0]), int(head[key][1])) for key in ("shape", "view", "origin", "frame")}
+            unit, matrix = float(head["unit"]), head["matrix"] and _rows(head["matrix"])
+        except (LookupError, TypeError) as error:
+            raise ValueError(f"no map: {error!r}") from None
         if min(pairs["shape"]) < 1 or len(values) != 2 * math.prod(pairs["shape"]):
             raise ValueError(f"{len(values)} bytes of a map of {pairs['shape']} values")
-        return cls(values, unit=float(head["unit"]), matrix=head["matrix"] and _rows(head["matrix"]), **pairs)
+        return cls(values, unit=unit, matrix=matrix, **pairs)
 
     def whole(self) -> Array:
         """(H, W) in the frame of the picture; NaN: not inspected. For `render.overlay`."""

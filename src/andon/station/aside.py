@@ -4,6 +4,7 @@ A file that crashes a decoder costs one answer; the process is made anew.
 """
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -32,7 +33,7 @@ class Aside:
         """The result of a function of a module, called with plain data. StationError when it ended the process."""
         with self._lock:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _follow)
             try:
                 return self._pool.submit(function, *arguments).result(self.timeout_s)
             except (BrokenProcessPool, TimeoutError) as error:
@@ -50,6 +51,18 @@ class Aside:
             for process in list((pool._processes or {}).values()):
                 process.kill()
             pool.shutdown(cancel_futures=True)
+
+
+def _follow() -> None:
+    """End this process with the station, however that ends."""
+    station = multiprocessing.parent_process()
+    assert station
+
+    def end() -> None:
+        station.join()
+        os._exit(0)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def describe(path: str) -> dict[str, Any]:
@@ -70,6 +83,13 @@ def describe(path: str) -> dict[str, Any]:
         "deadline_ms": bundle.recipe.deadline_ms,
     }
     return {"digest": bundle.digest(), "about": files.finite(about)}
+
+
+def calibration(path: str) -> str:
+    """The calibration of a bundle as JSON."""
+    from andon.bundle import Bundle
+
+    return Bundle.load(path).calibration.model_dump_json()
 
 
 def picture(path: str) -> bytes:

@@ -21,6 +21,7 @@ ALARMS = {
     "CHALLENGE_FAILED": "A challenge part got another verdict than expected.",
     "MISSED_TRIGGER": "A trigger came while the station could not take it.",
     "LATE": "A verdict was not there at its deadline.",
+    "DRIFT": "Scores or pictures of a product have changed.",
 }
 """The code of an alarm, and its meaning. Its number in line protocols is its place here, from 1."""
 

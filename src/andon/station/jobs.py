@@ -7,6 +7,7 @@ trigger → job → picture → worker process → record, durable → deadline 
 
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from andon.errors import AndonError, StorageError
 from andon.station.answers import Answer
 from andon.station.archive import Archive
 from andon.station.config import Config
+from andon.station.drift import Change
 from andon.station.entries import Entry, Picture, Row
 from andon.station.events import Alarm, Event, Job, Memory, Outcome, Result, StationError, Transitioned
 from andon.station.flight import Feed, Finished, Flight
@@ -164,8 +166,20 @@ class Jobs(ABC):
         """A worker has answered."""
         if answer.verdict == Outcome.LATE:  # the clock of this station ends the job, if it has not done so
             return
+        loaded = flight.loaded
+        change = None if flight.job.challenge or loaded is None else loaded.watch(answer.record)
+        if change and loaded:
+            self._drifted(loaded, change)
         body = {name: value for name, value in answer.record.items() if name not in IN_COLUMNS}
         self._enter(flight, answer.verdict, body, answer)
+
+    def _drifted(self, loaded: Loaded, change: Change) -> None:
+        """Scores or pictures have changed: a person must look. Inspection goes on."""
+        product = loaded.product
+        self.tell(f"product {product}: {change}")
+        self._publish(Alarm("DRIFT", f"{product}: {change}", True))
+        facts = {"event": "drift", **change._asdict(), "bundle": loaded.version.digest}
+        self.keeper.put(Entry("event", product=product, body=facts))
 
     def _enter(self, flight: Flight, verdict: Outcome, body: dict[str, Any], answer: Answer | None = None) -> None:
         """Hand the record of a job to the keeper, unless the job has ended meanwhile."""
@@ -177,7 +191,7 @@ class Jobs(ABC):
         with self.lock:
             if flight.ended is None:
                 flight.entered = True
-                self.keeper.put(entry, lambda row: self._durable(flight, row))
+                self.keeper.put(entry, lambda row: self.guarded(self._durable, flight, row))
 
     def _durable(self, flight: Flight, row: Row) -> None:
         """The record of a verdict is durable: the deadline is checked again."""
@@ -323,11 +337,13 @@ class Jobs(ABC):
         return time.monotonic()
 
     def _later(self, call: Callable[..., None], *arguments: Any) -> None:
-        self._pool.submit(self._guarded, call, *arguments)
+        self._pool.submit(self.guarded, call, *arguments)
 
-    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call in a thread that must go on. A job that an error in andon stops here ends LATE."""
         try:
             call(*arguments)
-        except Exception as error:
-            self.tell(f"error in andon: {error!r}")
-            raise
+        except StorageError as error:
+            self._storage(error)
+        except Exception:
+            self.tell(f"an error in andon:\n{traceback.format_exc()}")

@@ -13,6 +13,7 @@ from andon.errors import StorageError
 from andon.station.config import Config
 from andon.station.keeper import Keeper
 from andon.station.ledger import Ledger
+from andon.station.loaded import Loaded
 from andon.station.machine import Machine
 from andon.station.table import STATES
 
@@ -26,6 +27,7 @@ class Observed(Protocol):
     machine: Machine
     ledger: Ledger
     keeper: Keeper
+    loaded: dict[str, Loaded]
 
     @property
     def ready(self) -> bool: ...
@@ -91,5 +93,9 @@ class _Now(Collector):
         for code in memory.errors:
             alarms.add_metric([code], 1)
         yield alarms
+        drift = GaugeMetricFamily("andon_drift", "1: scores or pictures have changed.", labels=["product"])
+        for name, loaded in station.loaded.items():
+            drift.add_metric([name], float(loaded.drift.change is not None))
+        yield drift
         yield GaugeMetricFamily("andon_disk_free_bytes", "Free space where the data lies.", disk.free)
         yield GaugeMetricFamily("andon_disk_bytes", "Size of the disk where the data lies.", disk.total)

@@ -35,7 +35,8 @@ class Process:
     def __init__(self) -> None:
         """Start it. OSError when the system cannot."""
         self._popen = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-m", "andon.station.work"],
+            # -P: no module is taken from the folder that the station was started in
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "andon.station.work"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from andon import files
+from andon.calibration import Calibration
 from andon.errors import AndonError, StorageError
 from andon.station import aside, runs
 from andon.station.archive import Archive
@@ -90,9 +91,9 @@ class Products:
         try:
             self.faults.pop(name, None)
             yield
-        except AndonError as error:
+        except Exception as error:  # also a bug: the other products go on
             self.faults[name] = str(error)
-            self._jobs.tell(f"product {name}: {error}")
+            self._jobs.tell(f"product {name}: {error if isinstance(error, AndonError) else repr(error)}")
 
     def _take(self, path: Path) -> None:
         """A bundle in the folder that is not known yet becomes a product's active one: whoever put it there decided."""
@@ -233,7 +234,10 @@ class Products:
         except BaseException:
             workers.close()
             raise
-        return Loaded(product.name, version, deadline, workers)
+        calibration = Calibration.model_validate_json(
+            self.aside.call(aside.calibration, str(self.archive.path(version.file)))
+        )
+        return Loaded(product.name, version, deadline, workers, calibration, self.config.data / "drift")
 
     def _put(self, name: str, loaded: Loaded) -> None:
         """Let the next trigger go to another bundle; the jobs of the one before end where they began."""
@@ -324,7 +328,9 @@ class Products:
             self._prepare(name)
 
     def look(self) -> None:
-        """See which challenge parts are due."""
+        """Keep what drift has learnt, and see which challenge parts are due."""
+        for loaded in self._jobs.loaded.values():
+            loaded.keep()
         for name in self._runs:
             self._tell_machine(name)
 

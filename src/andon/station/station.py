@@ -9,7 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from andon import files
-from andon.errors import StorageError
 from andon.station.config import Config
 from andon.station.entries import LONGEST_TEXT, Entry, Row, check_text
 from andon.station.events import Job, Outcome, Result
@@ -144,10 +143,7 @@ class Station(Jobs):
 
     def _run(self, call: Callable[[], None], every_s: float) -> None:
         while not self._stop.wait(every_s):
-            try:
-                call()
-            except StorageError as error:
-                self._storage(error)
+            self.guarded(call)
 
     def _tick(self) -> None:
         self.do(self.machine.tick)

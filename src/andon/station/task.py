@@ -19,6 +19,7 @@ class Task:
     until: float  # its deadline, by time.monotonic
     began: float = field(default_factory=time.monotonic)
     answer: "Future[Answer]" = field(default_factory=Future)
+    returned: bool = False  # a process has ended before it had the picture
 
     @property
     def name(self) -> str:

@@ -126,11 +126,15 @@ def _stages(times: list[float]) -> dict[str, float]:
 
 def _listen(file: BinaryIO, tasks: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:
     """Hand on tasks; end the process at the end of its input, whatever it does."""
-    with suppress(EOFError, OSError):
+    ended = 1  # by anything else, such as memory that has run out
+    try:
         while True:
             head, data = receive(file, 1 << 40)  # the station bounds what it sends
             tasks.put((head, data))
-    os._exit(0)
+    except (EOFError, OSError):
+        ended = 0
+    finally:
+        os._exit(ended)
 
 
 def main() -> None:

@@ -23,8 +23,10 @@ from andon.station.task import Task
 from andon.streams.line import workers_of
 
 TICK = 0.02  # seconds between two looks for what is overdue
+REST = 0.2  # the same, while no process is asked anything
 CHECK = 10.0  # seconds within which a known tile must come through the graph
 LONGEST_PAUSE = 5.0  # seconds before a process is started again
+LONGEST_END = 5.0  # seconds that a lane has to end when its process was killed
 
 
 class Workers:
@@ -79,7 +81,8 @@ class Workers:
         self._idle, self._start = idle_s, start_s
         self._most_waiting, self._most_bytes = waiting, max_bytes
         self._on_pass, self._on_dead, self._tell = on_pass, on_dead, tell
-        self._change = threading.Condition()  # guards all that follows
+        self._lock = threading.RLock()  # guards all that follows; entered itself, so that Ctrl-C never leaves it held
+        self._change = threading.Condition(self._lock)
         self._waiting: deque[Task] = deque()
         self._deaths: deque[float] = deque()
         self._about: dict[str, Any] = {}
@@ -90,7 +93,7 @@ class Workers:
         for thread in (*self._lanes, self._watcher):
             thread.start()
         try:
-            with self._change:
+            with self._lock:
                 self._change.wait_for(lambda: self._dead or all(lane.started for lane in self._lanes))
                 self._constructed = True
             if self._dead:
@@ -117,7 +120,7 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """Ids of the processes that run."""
-        with self._change:
+        with self._lock:
             return [lane.process.pid for lane in self._lanes if lane.process and lane.process.runs]
 
     def inspect(self, job: int, data: bytes, deadline_s: float) -> "Future[Answer]":
@@ -131,7 +134,7 @@ class Workers:
         if not math.isfinite(deadline_s):
             raise StationError(f"job {job}: a deadline in {deadline_s} s; expected a number of seconds.")
         task = Task(job, data, time.monotonic() + deadline_s)
-        with self._change:
+        with self._lock:
             if self._closing:
                 raise StationError(f"job {job}: the workers of this bundle are closed. Use those that replaced them.")
             full = len(self._waiting) >= self._most_waiting
@@ -166,7 +169,7 @@ class Workers:
 
     def close(self, finish: bool = True) -> None:
         """Inspect what waits, then end the processes; without `finish`, all that is not answered gets ERROR."""
-        with self._change:
+        with self._lock:
             self._closing, left = True, []
             if not finish:
                 self._dead, left = self._dead or "the workers were closed", self._empty()
@@ -176,7 +179,7 @@ class Workers:
         for task in left:
             task.end(Outcome.ERROR, self._dead, self._about)
         for lane in self._lanes:
-            lane.join()
+            lane.join(None if finish else LONGEST_END)
         self._watch_ended.set()
         self._watcher.join()
 
@@ -197,15 +200,17 @@ class Workers:
 
     def _watch(self) -> None:
         """Kill what is overdue, answer those that waited past their deadline, wake who has to know."""
-        while not self._watch_ended.wait(TICK):
+        pause = TICK
+        while not self._watch_ended.wait(pause):
             now = time.monotonic()
-            with self._change:
+            with self._lock:
                 late = [task for task in self._waiting if now > task.until]
                 for task in late:
                     self._waiting.remove(task)
                 for lane in self._lanes:
                     if now > lane.overdue:
                         lane.kill("it did not answer in time and was killed")
+                pause = TICK if self._waiting or any(lane.overdue < math.inf for lane in self._lanes) else REST
                 if late or any(lane.process and not lane.process.runs for lane in self._lanes):
                     self._change.notify_all()
             for task in late:
@@ -214,7 +219,7 @@ class Workers:
     def _started(self, lane: "_Lane", about: dict[str, Any]) -> None:
         if "refused" in about:
             raise Died(about["refused"])
-        with self._change:
+        with self._lock:
             if self._about and about != self._about:
                 raise Died(f"{self._order['bundle']}: the file has changed since it was activated. Activate it again.")
             self._about, lane.started = about, True
@@ -227,23 +232,24 @@ class Workers:
         def ready() -> bool:
             return self._over() or bool(self._waiting) or not (lane.process and lane.process.runs)
 
-        with self._change:
+        with self._lock:
             self._change.wait_for(ready, self._idle)
             if lane.process and not lane.process.runs:
                 raise Died(lane.process.ending())
             return self._waiting.popleft() if self._waiting else None
 
-    def _give_back(self, task: Task) -> None:
-        """Let another process inspect what this one has not begun."""
-        with self._change:
-            if not (over := bool(self._dead)):
+    def _give_back(self, task: Task, reason: str) -> None:
+        """Let another process inspect what this one has not begun; but once, or one picture could end them all."""
+        with self._lock:
+            over, task.returned = self._dead or (reason if task.returned else ""), True
+            if not over:
                 self._waiting.appendleft(task)
         if over:
-            task.end(Outcome.ERROR, self._dead, self._about)
+            task.end(Outcome.ERROR, over, self._about)
 
     def _bury(self, lane: "_Lane", reason: str) -> bool:
         """Note that a process has ended; say whether to start another, after a pause that grows."""
-        with self._change:
+        with self._lock:
             if self._over():
                 return False
             now = time.monotonic()
@@ -256,12 +262,12 @@ class Workers:
             times = f" ({count} times within {self._window:g} s)" if self._constructed else ""
             self._give_up(f"{reason}{times}" if self._constructed else reason)
             return False
-        with self._change:
+        with self._lock:
             self._change.wait_for(self._over, 0 if count == 1 else min(0.1 * 2**count, LONGEST_PAUSE))
             return not self._over()
 
     def _give_up(self, reason: str) -> None:
-        with self._change:
+        with self._lock:
             if self._dead:
                 return
             self._dead, left = reason, self._empty()
@@ -301,7 +307,7 @@ class _Lane(threading.Thread):
         workers = self._workers
         try:
             process = Process()
-            with workers._change:
+            with workers._lock:
                 self.process = process
             try:
                 about, _ = self._ask(workers._order, b"", workers._start)
@@ -335,8 +341,8 @@ class _Lane(threading.Thread):
                 task.end(Outcome.ERROR, f"a fault in the inspection: {reply['fault']}", workers._about)
                 return
             kept, verdict = Map.from_bytes(data) if data else None, Outcome(reply["verdict"])
-        except NotBegun:
-            workers._give_back(task)
+        except NotBegun as death:
+            workers._give_back(task, f"two processes have ended before they had it: {death}")
             raise
         except Exception as error:
             task.end(Outcome.ERROR, f"the process that inspected it has ended: {error}", workers._about)
@@ -348,10 +354,10 @@ class _Lane(threading.Thread):
     def _ask(self, head: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
         """Hand something to the process, and wait for its answer. Died when it ends, or is killed after so long."""
         assert self.process
-        with self._workers._change:
+        with self._workers._lock:
             self.overdue = time.monotonic() + seconds
         try:
             return self.process.ask(head, data)
         finally:
-            with self._workers._change:
+            with self._workers._lock:
                 self.overdue = math.inf

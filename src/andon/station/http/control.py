@@ -66,6 +66,7 @@ def state(station: The, key: Operator) -> Json:
             "latched": [{"job": r.job.id, "part": r.job.part, "outcome": r.outcome} for r in memory.latched],
             "depth": station.machine.depth,
             "output": station.output(),
+            "drift": {name: str(each.drift.change) for name, each in station.loaded.items() if each.drift.change},
         }
     )
 

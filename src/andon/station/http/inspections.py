@@ -74,7 +74,7 @@ async def inspect(
 @router.post(
     "/v1/products/{product}/batch",
     response_model=models.Batch,
-    responses=problems.responses(400, 404, 409, 415, 503),
+    responses=problems.responses(404, 409, 415, 503),
     openapi_extra={
         "requestBody": {
             "required": True,

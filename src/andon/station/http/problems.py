@@ -103,13 +103,13 @@ def install(app: FastAPI) -> None:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: the errors of a route, and those of all."""
     known = {
-        400: "The request is no request of this route.",
         404: "There is no such thing.",
         409: "The state of the station or product does not permit this.",
         415: "The body is of another type.",
         503: "Too much at once, or the storage is away. Try again after Retry-After.",
     }
     common = {
+        400: "The request cannot be read.",
         401: "There is no valid key.",
         403: "The key's role does not permit this.",
         408: "The body took too long.",

@@ -94,6 +94,17 @@ async def golden(request: Request, station: The, key: Quality, product: Name) ->
     return Json(_shown(station, await run_in_threadpool(station.products.golden, product, data, key.name)))
 
 
+@router.get("/v1/products/{product}/drift")
+def drift(station: The, key: Operator, product: Name) -> Json:
+    """The charts of what is measured of each part since the bundle is active, and the change that was found."""
+    known(station, product)
+    loaded = station.loaded.get(product)
+    if loaded is None:
+        raise Problem(409, f"Product '{product}' is not prepared, so nothing is measured. Activate a bundle.")
+    points = {name: point._asdict() for name, point in loaded.drift.points().items()}
+    return Json({"change": loaded.drift.change and loaded.drift.change._asdict(), "charts": points})
+
+
 @challenges.get("/v1/products/{product}/challenge", response_model=models.Challenge)
 def standing(station: The, key: Operator, product: Name) -> Json:
     """The challenge parts of a product, where they stand, and what the last run that passed shows."""
