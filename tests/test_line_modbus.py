@@ -194,7 +194,9 @@ def test_results_wait_for_a_plc_that_does_not_acknowledge_and_then_come_in_order
 def test_bits_can_be_written_one_by_one_and_read_in_the_same_request(plc: Plc) -> None:
     plc.wait(ready=True)
     plc.client.write_registers(at.PRODUCT, [CAMERA])
-    assert not plc.client.mask_write_register(address=at.CONTROL, and_mask=0xFFFF, or_mask=at.TRIGGER).isError()
+    assert not plc.client.mask_write_register(
+        address=at.CONTROL, and_mask=0xFFFF ^ at.TRIGGER, or_mask=at.TRIGGER
+    ).isError()
     assert plc.read()["ack"]
     answer = plc.client.readwrite_registers(
         read_address=at.STATUS, read_count=1, address=at.CONTROL, values=[at.ENABLE]

@@ -258,8 +258,8 @@ async def main():
         index = await client.get_namespace_index(sys.argv[2])
         node = await client.nodes.objects.get_child([f"{index}:VisionSystem", f"{index}:ResultManagement"])
         wait = ua.Variant(0, ua.VariantType.Int32)
-        key = ua.ResultIdDataType(Id=sys.argv[3])
-        handle, result, error = await node.call_method(f"{index}:GetResultById", key, wait)
+        id = ua.ResultIdDataType(Id=sys.argv[3])
+        handle, result, error = await node.call_method(f"{index}:GetResultById", id, wait)
         print(json.dumps([result.PartId.Id, result.ResultContent[0].Value, result.InternalRecipeId.Hash.hex(), error]))
 asyncio.run(main())
 """

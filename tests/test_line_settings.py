@@ -1,0 +1,46 @@
+"""Settings of the line protocols: those of the documentation, and wrong ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from andon.errors import AndonError
+from andon.station.config import Config
+
+DOCS = Path(__file__).parents[1] / "docs" / "line-protocols.md"
+
+
+def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "station.toml"
+    file.write_text("\n".join(re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.S)))
+    config = Config.load(file)
+    assert config.modbus and config.opcua and config.mqtt
+    assert config.targets() == ("mqtt", "webhook:erp")
+    assert config.mqtt.password_file == tmp_path / "mqtt.password"
+    assert config.webhook[0].secret_file == tmp_path / "erp.secret"
+    assert config.folder[0].results == tmp_path / "results/ring"
+    assert config.products["cap"].camera == str(tmp_path / "incoming")
+    assert config.products["ring"].camera == "genicam:"
+    assert {config.modbus.host, config.opcua.host} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[modbus]\nproducts = []", "modbus.products"),
+        ("[modbus]\nport = 70000\nproducts = ['a']", "modbus.port"),
+        ("[mqtt]\nprefix = 'a/#'", "mqtt.prefix"),
+        ("[mqtt]\nca_file = 'x'", "expected tls = true"),
+        ("[mqtt]\npassword = 'x'", "mqtt.password"),
+        ("[[webhook]]\nname = 'a'\nurl = 'ftp://x/'", "webhook"),
+        ("[[webhook]]\nname = 'a'\nurl = 'http://me:pw@x/'", "webhook"),
+        ("[[webhook]]\nname = 'a'\nurl = 'http://x/'\n[[webhook]]\nname = 'A'\nurl = 'http://y/'", "the same name"),
+        ("[products.a]\ncamera_channels = 2", "camera_channels"),
+    ],
+)
+def test_wrong_settings_are_said(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "station.toml"
+    file.write_text(text)
+    with pytest.raises(AndonError, match=re.escape(said)):
+        Config.load(file)
