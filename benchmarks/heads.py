@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/heads.py bottle screw screw-equalised magnetic_tile ball_screw --seed 0
 
-Products as in `memory_bank_study.py`; `screw-equalised` has the light of its training pictures (medians). Learns the
-banks from at most 150 good pictures, and every head from the whitened features of these pictures. Measures a head
-alone, and added to the score of the banks, each in standard deviations of held-out good pictures.
+Products as in `memory_bank_study.py`, with masks; `screw-equalised` has the light of its training pictures (medians).
+Learns the banks from at most 150 good pictures, and every head from the whitened features of these pictures. Measures a
+head alone, and added with a weight to the score of the banks, each in standard deviations of held-out good pictures.
 
 Heads: distance of the position (diagonal Gaussian of each position); |q|² (one diagonal Gaussian of all patches, whose
 covariance whitening has made the unit matrix); PCA residual (squared length outside the subspace that has 95 or 99 % of
@@ -255,7 +255,7 @@ def figures(product: Product, found: Result) -> tuple[float, float, float]:
     return 100 * metrics.auroc(product.labels, found.test), 100 * pixels, 100 * float(np.mean(hits))
 
 
-def measure(product: Product, seed: int) -> dict[str, tuple[float, float, float]]:
+def measure(product: Product, seed: int, weight: float = 1) -> dict[str, tuple[float, float, float]]:
     """Figures by scales and head."""
     good = [x.astype(np.float32) for x in product.fit.white]
     usual = [alike.usual(x) for x in good]
@@ -280,7 +280,7 @@ def measure(product: Product, seed: int) -> dict[str, tuple[float, float, float]
         rows = {"plain distance": by_maps(product.held.plain, product.test.plain, channels, scales, 0), "banks": banks}
         for name, pair in maps.items():
             rows[name] = alone = by_head(*pair, scales)
-            rows[f"banks + {name}"] = Result(*(np.asarray(a + b) for a, b in zip(banks, alone, strict=True)))
+            rows[f"banks + {name}"] = Result(*(np.asarray(a + weight * b) for a, b in zip(banks, alone, strict=True)))
         for name, head in of_pca.items():
             if "whitened" in name:
                 rows[f"{name}, in the banks"] = by_banks(product, scales, head)
@@ -293,12 +293,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("products", nargs="+", metavar="PRODUCT")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weight", type=float, default=1, help="of a head that is added")
     parser.add_argument("--size", type=int, default=480, help="pixels a side of the full scale; the other has half")
     parser.add_argument("--data", type=Path, default=study.DATA)
     options = parser.parse_args()
     study.DATA = options.data
     torch.set_num_threads(1)
-    tables = {name: measure(gather(name, options.seed, options.size), options.seed) for name in options.products}
+    tables = {
+        name: measure(gather(name, options.seed, options.size), options.seed, options.weight)
+        for name in options.products
+    }
     print(f"| scales | head | {' | '.join(tables)} | mean |\n|{'---|' * (len(tables) + 3)}")
     for name in next(iter(tables.values())):
         cells = np.array([table[name] for table in tables.values()])
