@@ -1,0 +1,110 @@
+"""Learning from the floor: good parts join the next calibration, escapes become test cases of the next bundle."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from andon.files import digest
+from service import Service, config, served
+from test_station_products import decided, upload
+from test_station_service import bad, good
+
+LENIENT = {"review_threshold": 1e6, "reject_threshold": 1e6}
+
+
+def decide(service: Service, answer: httpx.Response, verdict: str) -> httpx.Response:
+    """Confirm the verdict of an inspection, or override it."""
+    confirmed = verdict == answer.json()["verdict"]
+    body = {"decision": "confirm"} if confirmed else {"decision": "override", "verdict": verdict, "reason": "looked"}
+    made = service.operator.post(f"{answer.json()['links']['record']}/decisions", json=body)
+    assert made.status_code == 201, made.text
+    return made
+
+
+def release(service: Service, bundle: str) -> httpx.Response:
+    return service.quality.post(f"/v1/products/ring/bundles/{bundle}/release")
+
+
+def escapes(service: Service) -> dict[str, str]:
+    return {each["part"]: each["picture"] for each in service.operator.get("/v1/products/ring").json()["escapes"]}
+
+
+@pytest.fixture
+def lenient(bundle_file: Path, tmp_path: Path) -> Iterator[Service]:
+    """A station whose bundle passes everything."""
+    decided(bundle_file, tmp_path / "ring.andon", **LENIENT)
+    with served(config(tmp_path, pictures={"keep_one_in": 1})) as service:
+        yield service
+
+
+def test_a_bundle_is_released_only_when_it_catches_all_escapes(
+    lenient: Service, bundle_file: Path, tmp_path: Path
+) -> None:
+    through = lenient.inspect(bad(301), "e1")
+    assert through.json()["verdict"] == "PASS"
+    decide(lenient, through, "REJECT")
+    decide(lenient, lenient.inspect(good(302), "fine"), "PASS")
+    mistaken = lenient.inspect(good(303), "e2")
+    decide(lenient, mistaken, "REJECT")
+    assert escapes(lenient) == {"e1": digest(bad(301)), "e2": digest(good(303))}
+    for each in (through, mistaken):  # the archive of pictures forgets, the test cases stay
+        lenient.station.archive.remove(each.json()["digest"])
+
+    also_lenient = upload(lenient, decided(bundle_file, tmp_path / "other", **LENIENT, pixel_rate=0.2))
+    refused = release(lenient, also_lenient)
+    assert refused.status_code == 409
+    assert "does not catch 2 of 2 escapes: e1 (record " in refused.json()["detail"]
+    assert "e2 (record " in refused.json()["detail"] and "fine" not in refused.json()["detail"]
+    strict = upload(lenient, bundle_file.read_bytes())
+    refused = release(lenient, strict)
+    assert refused.status_code == 409 and "1 of 2 escapes: e2 (record" in refused.json()["detail"]
+    assert "e1" not in refused.json()["detail"]
+    shown = lenient.operator.get("/v1/products/ring").json()["bundles"]
+    assert {each["digest"] for each in shown if each["released"] is None} == {also_lenient, strict}
+
+    decide(lenient, mistaken, "PASS")  # the last word counts
+    assert list(escapes(lenient)) == ["e1"]
+    assert release(lenient, strict).status_code == 200
+    (row,) = lenient.station.ledger.history(kind="change", product="ring", limit=1)
+    assert row.body["change"] == "release"
+    assert row.body["caught"] == [int(through.json()["record"])] and row.body["untested"] == []
+
+
+def test_escapes_are_known_after_a_restart_and_bind_what_is_put_into_the_folder(
+    bundle_file: Path, tmp_path: Path
+) -> None:
+    decided(bundle_file, tmp_path / "ring.andon", **LENIENT)
+    settings = config(tmp_path, pictures={"keep_one_in": 1})
+    with served(settings) as service:
+        decide(service, service.inspect(bad(304), "e1"), "REJECT")
+        before = service.operator.get("/v1/products/ring").json()["active"]
+    decided(bundle_file, tmp_path / "ring.andon", **LENIENT, pixel_rate=0.2)
+    told: list[str] = []
+    with served(settings, told) as service:
+        assert escapes(service) == {"e1": digest(bad(304))}
+        assert service.operator.get("/v1/products/ring").json()["active"] == before
+        assert any("does not catch 1 of 1 escape: e1" in sentence for sentence in told)
+
+
+def test_an_escape_whose_picture_was_not_kept_is_told(bundle_file: Path, tmp_path: Path) -> None:
+    decided(bundle_file, tmp_path / "ring.andon", **LENIENT)
+    with served(config(tmp_path, pictures={"keep_one_in": 10**9})) as service:
+        through = service.inspect(bad(305), "e1")
+        decide(service, through, "REJECT")
+        assert escapes(service) == {"e1": ""}
+        strict = upload(service, bundle_file.read_bytes())
+        assert release(service, strict).status_code == 200
+        (row,) = service.station.ledger.history(kind="change", product="ring", limit=1)
+        assert row.body["caught"] == [] and row.body["untested"] == [int(through.json()["record"])]
+
+
+def test_a_review_that_is_a_defect_is_no_escape(bundle_file: Path, tmp_path: Path) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    with served(config(tmp_path)) as service:
+        caught = service.inspect(bad(306), "caught")
+        assert caught.json()["verdict"] == "REJECT"
+        decide(service, caught, "REJECT")
+        assert escapes(service) == {}
