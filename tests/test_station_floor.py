@@ -1,13 +1,19 @@
 """Learning from the floor: good parts join the next calibration, escapes become test cases of the next bundle."""
 
 import shutil
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from andon import cli
+from andon.bundle import Bundle
 from andon.files import digest
+from andon.station.archive import Archive
+from andon.station.entries import Entry
 from service import Service, config, served
 from test_station_products import decided, upload
 from test_station_service import bad, good
@@ -108,3 +114,66 @@ def test_a_review_that_is_a_defect_is_no_escape(bundle_file: Path, tmp_path: Pat
         assert caught.json()["verdict"] == "REJECT"
         decide(service, caught, "REJECT")
         assert escapes(service) == {}
+
+
+def recalibrate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, out: Path, *options: str) -> int:
+    data = tmp_path / "station"
+    where = ("--records", data / "records.db", "--pictures", data / "pictures")
+    arguments = ("andon", "station", "recalibrate", "ring", bundle, "-o", out, *where, *options)
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    try:
+        cli.main()
+    except SystemExit as done:
+        return int(done.code or 0)
+    return 0
+
+
+def test_parts_confirmed_good_and_no_others_make_the_next_calibration(
+    bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = shutil.copy(bundle_file, tmp_path / "ring.andon")
+    after, data = tmp_path / "after.andon.new", tmp_path / "station"
+    with served(config(tmp_path, pictures={"keep_one_in": 1})) as service:
+        assert recalibrate(monkeypatch, tmp_path, before, after) == 2
+        assert "no picture of a part confirmed good" in capsys.readouterr().err
+        sent = {f"good {seed}": good(seed) for seed in range(400, 424)}
+        answers = {part: service.inspect(picture, part) for part, picture in sent.items()}
+        for answer in answers.values():
+            decide(service, answer, "PASS")
+        for part in ("good 400", "good 401"):  # the last word counts
+            decide(service, answers[part], "REJECT")
+        decide(service, answers["good 401"], "PASS")
+        decide(service, service.inspect(bad(425), "overridden"), "PASS")
+        decide(service, service.inspect(bad(426), "defective"), "REJECT")
+        service.inspect(good(427), "not looked at")
+        decide(service, service.inspect(good(402), "the same picture"), "REJECT")
+        challenged = Entry("challenge", job=9001, product="ring", part="golden", verdict="PASS", score=1.0)
+        spoken = replace(challenged, kind="decision", score=None)
+        service.station.keep(challenged, spoken)
+        service.station.archive.remove(answers["good 403"].json()["digest"])
+    capsys.readouterr()
+    assert recalibrate(monkeypatch, tmp_path, before, after) == 0
+    said = capsys.readouterr().err
+    wanted = [*(sent[part] for part in sent if part not in ("good 400", "good 402", "good 403")), bad(425)]
+    old, new = Bundle.load(before), Bundle.load(after)
+    assert sorted(new.calibration.digests) == sorted(map(digest, wanted))
+    assert "22 pictures of parts confirmed good" in said
+    assert "1 confirmed part: the picture was not kept, or aged out" in said
+    assert "1 confirmed part: the same picture was also found defective" in said
+    assert "of these 22 good images: " in said and "threshold: " in said
+    assert new.digest() != old.digest() and new.graph == old.graph and Bundle.load(before).digest() == old.digest()
+    assert old.digest() in new.manifest.history[-2]
+    assert all(digest(picture) in new.manifest.history[-1] for picture in wanted)
+    assert digest(sent["good 400"]) not in new.manifest.history[-1]
+
+    assert recalibrate(monkeypatch, tmp_path, before, after) == 2
+    assert "a file exists here" in capsys.readouterr().err
+    assert recalibrate(monkeypatch, tmp_path, after, tmp_path / "third") == 2
+    assert "no bundle of product 'ring'" in capsys.readouterr().err
+    assert recalibrate(monkeypatch, tmp_path, before, tmp_path / "third", "--since", "2999-01-01") == 2
+    assert "no picture of a part confirmed good" in capsys.readouterr().err
+    Archive(data / "pictures").path(digest(sent["good 404"])).write_bytes(b"damaged")
+    assert recalibrate(monkeypatch, tmp_path, before, tmp_path / "third") == 2
+    assert "not what its name says" in capsys.readouterr().err and not (tmp_path / "third").exists()
+    assert recalibrate(monkeypatch, tmp_path / "nowhere", before, tmp_path / "third") == 2
+    assert not (tmp_path / "nowhere").exists()
