@@ -149,7 +149,9 @@ def test_parts_confirmed_good_and_no_others_make_the_next_calibration(
         decide(service, service.inspect(good(402), "the same picture"), "REJECT")
         challenged = Entry("challenge", job=9001, product="ring", part="golden", verdict="PASS", score=1.0)
         spoken = replace(challenged, kind="decision", score=None)
-        service.station.keep(challenged, spoken)
+        presented, _ = service.station.keep(challenged, spoken)
+        refused = service.operator.post(f"/v1/records/{presented.sequence}/decisions", json={"decision": "confirm"})
+        assert refused.status_code == 422 and "expected an inspection" in refused.json()["detail"]
         service.station.archive.remove(answers["good 403"].json()["digest"])
     capsys.readouterr()
     assert recalibrate(monkeypatch, tmp_path, before, after) == 0

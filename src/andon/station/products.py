@@ -139,9 +139,12 @@ class Products:
     def release(self, name: str, digest: str, who: str) -> Version:
         """Permit a bundle to inspect, once it has caught all escapes. StationError names those that it lets through."""
         with self._changes:
-            product = self.catalogue.product(name)
-            version = product.version(digest)
+            version = self.catalogue.product(name).version(digest)
             if not version.released:
+                with self._deciding:  # the records know all decisions, also those whose answer came too late
+                    for row in self._jobs.ledger.walk(product=name, kind="decision"):
+                        self.catalogue.apply(row)
+                product = self.catalogue.product(name)
                 facts = self._caught(product, version) if product.escapes else {}
                 self._keep("release", who, name, digest=version.digest, **facts)
             return self.catalogue.product(name).versions[version.digest]
