@@ -107,7 +107,20 @@ def test_an_escape_whose_picture_was_not_kept_is_told(bundle_file: Path, tmp_pat
         assert row.body["caught"] == [] and row.body["untested"] == [int(through.json()["record"])]
 
 
-def test_a_review_that_is_a_defect_is_no_escape(bundle_file: Path, tmp_path: Path) -> None:
+def test_a_decision_that_became_durable_after_its_answer_was_given_up_binds_a_release(
+    lenient: Service, bundle_file: Path, tmp_path: Path
+) -> None:
+    row = lenient.station.ledger.record(lenient.inspect(bad(307), "e1").json()["record"])
+    assert row
+    copied = lenient.station.products.archive.put(bad(307))
+    said = {"decision": "override", "record": row.sequence, "was": "PASS", "who": "somebody", "picture": copied}
+    lenient.station.keep(Entry("decision", row.job, "ring", row.part, verdict="REJECT", body=said))
+    other = upload(lenient, decided(bundle_file, tmp_path / "other", **LENIENT, pixel_rate=0.2))
+    refused = release(lenient, other)
+    assert refused.status_code == 409 and "escape: e1 (record " in refused.json()["detail"]
+
+
+def test_a_reject_that_is_confirmed_is_no_escape(bundle_file: Path, tmp_path: Path) -> None:
     shutil.copy(bundle_file, tmp_path / "ring.andon")
     with served(config(tmp_path)) as service:
         caught = service.inspect(bad(306), "caught")
