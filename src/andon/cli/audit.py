@@ -137,14 +137,15 @@ def export(
 
     if kind is not None and kind not in KINDS:
         raise AndonError(unknown("kind", kind, KINDS))
-    filters = {"since": _moment(since), "until": _moment(until), "product": product, "lot": lot}
+    filters = {"since": moment(since), "until": moment(until), "product": product, "lot": lot}
     with reader.opened(records, station) as chain:
         count = tables.write(chain.walk(**filters, verdict=verdict, kind=kind), out)
     if not quiet:
         print(f"{counted(count, 'record')}: {out}")
 
 
-def _moment(text: str | None) -> datetime | None:
+def moment(text: str | None) -> datetime | None:
+    """An option that names a time, in local time unless it contains a zone."""
     if text is None:
         return None
     try:

@@ -1,19 +1,19 @@
-"""Commands for the administrator of a station: backup and restore."""
+"""Commands for the administrator of a station: backup, restore, and recalibration on its confirmed parts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from andon.cli.audit import Database, PictureFolder, check_extra
-from andon.cli.options import AsJson
-from andon.errors import counted
+from andon.cli.audit import Database, PictureFolder, StationName, check_extra, moment
+from andon.cli.options import AsJson, BundleFile, Quiet, printer, progress_bars
+from andon.errors import AndonError, counted
 
 if TYPE_CHECKING:
     from andon.station.backup import Copied
 
 station = typer.Typer(no_args_is_help=True)
-station.callback(help="Back up and restore a station.")(check_extra)
+station.callback(help="Back up and restore a station; recalibrate on parts confirmed good.")(check_extra)
 
 
 @station.command()
@@ -68,3 +68,69 @@ def _report(copied: "Copied", done: str, as_json: bool) -> None:
         print(done)
     if copied.breaks or copied.missing:
         raise typer.Exit(1)
+
+
+@station.command()
+def recalibrate(
+    product: Annotated[str, typer.Argument(help="Name of the product.", show_default=False)],
+    bundle: BundleFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new bundle to write.", show_default=False)],
+    records: Database,
+    pictures: Annotated[Path, typer.Option(help="The station's archive of pictures.", show_default=False)],
+    name: StationName = None,
+    since: Annotated[
+        str | None, typer.Option(help="Only inspections from then on: 2026-11-26, or with a time: 2026-11-26T06:00.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Recalibrate a bundle of a product on pictures that a person confirmed good, and write a new bundle.
+
+    The station is only read. Upload, release and activate the new bundle to use it. Its history names the bundle before
+    it and the digests of the pictures.
+    """
+    from itertools import islice
+
+    from andon import files
+    from andon.bundle import Bundle, check_place
+    from andon.station import floor, reader
+    from andon.station.archive import Archive
+    from andon.station.catalogue import Catalogue
+    from andon.training import calibrating
+
+    before, tell, warn = Bundle.load(bundle), printer(quiet), printer(False)
+    check_place(out)
+    if out.exists():
+        raise AndonError(f"{out}: a file exists here; expected a new place. Name another, to keep the bundle before.")
+    if not files.is_folder(pictures):
+        raise AndonError(f"{pictures}: no such folder; expected the station's archive of pictures. Check the path.")
+    archive = Archive(pictures)
+    with reader.opened(records, name) as chain:
+        if before.digest() not in Catalogue(chain.walk(kind="change")).product(product).versions:
+            raise AndonError(f"{bundle}: no bundle of product '{product}' at this station. Give one that it knows.")
+        found = floor.confirmed(chain, archive, product, moment(since))
+        whose = chain.station
+    used = dict(islice(found.pictures.items(), floor.MOST))
+    tell(f"{counted(len(used), 'picture')} of parts confirmed good")
+    for count, why in (
+        (found.absent, "the picture was not kept, or aged out"),
+        (found.disputed, "the same picture was also found defective"),
+        (len(found.pictures) - len(used), f"only the {floor.MOST} decided last are used"),
+    ):
+        if count:
+            warn(f"left out: {counted(count, 'confirmed part')}: {why}")
+    if not used:
+        raise AndonError(
+            f"product '{product}': no picture of a part confirmed good. Confirm the verdicts of good parts, and keep "
+            "more pictures of passes (keep_one_in)."
+        )
+    with floor.folder(used, archive) as folder, progress_bars(quiet) as progress:
+        after = calibrating.recalibrate(
+            before, folder, groups=floor.GROUPS, good=(".",), progress=progress, tell=tell, warn=warn
+        )
+    digests = after.calibration.digests
+    history = f"{calibrating.now()} confirmed good at station {whose}, {counted(len(digests), 'picture')}: "
+    after = after.changed(history + ", ".join(digests))
+    for sentence in calibrating.before_and_after(before, after):
+        tell(sentence)
+    after.save(out)
+    tell(f"wrote {out}: bundle {after.digest()[:12]}, from {before.digest()[:12]}")

@@ -1,12 +1,13 @@
 """Products and the versions of their bundles, as the records of changes tell it. Nothing else remembers them."""
 
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from andon.errors import unknown
 from andon.station.entries import Entry, Row
-from andon.station.events import StationError
+from andon.station.events import Outcome, StationError
 from andon.station.runs import Parts
 
 
@@ -28,6 +29,17 @@ class Version:
 
 
 @dataclass(frozen=True)
+class Escape:
+    """A part that passed, and that a person found defective."""
+
+    part: str
+    record: int
+    """Number of its inspection."""
+    picture: str
+    """Digest; empty: it was not kept, so that no bundle can be tried on it."""
+
+
+@dataclass(frozen=True)
 class Product:
     """What is known of a product, whether or not it is prepared."""
 
@@ -41,6 +53,8 @@ class Product:
     """Digest of the picture of a good part that a bundle must pass before it is active."""
     parts: Parts | None = None
     """The challenge parts."""
+    escapes: dict[int, Escape] = field(default_factory=dict)
+    """By the number of the inspection: what a bundle must catch before it is released."""
 
     def version(self, digest: str) -> Version:
         """A version by its digest, or the beginning of it."""
@@ -62,17 +76,24 @@ class Product:
             }
             for each in self.versions.values()
         ]
-        return {"product": self.name, "active": self.active, "golden": self.golden, "bundles": versions}
+        return {
+            "product": self.name,
+            "active": self.active,
+            "golden": self.golden,
+            "bundles": versions,
+            "escapes": [vars(each) for each in self.escapes.values()],
+        }
 
 
 class Catalogue:
     """All products. Each change is an entry for the ledger first, and counts when its record is durable.
 
     Args:
-        rows: records of changes, the oldest first.
+        rows: records of changes, the oldest first, then those of decisions.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
+        self._applying = threading.Lock()
         self.products: dict[str, Product] = {}
         for row in rows:
             self.apply(row)
@@ -84,8 +105,15 @@ class Catalogue:
         return self.products[name]
 
     def apply(self, row: Row) -> None:
-        """Take over one change."""
+        """Take over one change, or one decision."""
+        with self._applying:
+            self._apply(row)
+
+    def _apply(self, row: Row) -> None:
         if row.product is None:
+            return
+        if row.kind == "decision":
+            self._decide(row)
             return
         body, product = row.body, self.products.get(row.product, Product(row.product))
         match body.get("change"):
@@ -108,6 +136,16 @@ class Catalogue:
             case _:
                 return
         self.products = {**self.products, row.product: product}
+
+    def _decide(self, row: Row) -> None:
+        """A PASS that was overridden is an escape, as long as this is the last word on it."""
+        product, body = self.products.get(str(row.product)), row.body
+        if product is None or body.get("was") != Outcome.PASS:
+            return
+        escapes = {record: each for record, each in product.escapes.items() if record != body["record"]}
+        if row.verdict != Outcome.PASS:
+            escapes[body["record"]] = Escape(str(row.part), body["record"], body.get("picture", ""))
+        self.products = {**self.products, product.name: replace(product, escapes=escapes)}
 
 
 def change(what: str, who: str, product: str | None = None, **facts: Any) -> Entry:

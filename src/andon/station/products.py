@@ -6,18 +6,20 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from andon import files
 from andon.calibration import Calibration
-from andon.errors import AndonError, StorageError
-from andon.station import aside, runs
+from andon.errors import AndonError, StorageError, counted, few
+from andon.station import aside, floor, runs
 from andon.station.archive import Archive
 from andon.station.catalogue import Catalogue, Product, Version, change
 from andon.station.config import PRODUCT
-from andon.station.entries import Row
+from andon.station.entries import Entry, Row
 from andon.station.events import Challenge, Outcome, StationError
 from andon.station.flight import Flight
 from andon.station.jobs import Jobs
@@ -40,8 +42,7 @@ class Products:
         self._jobs, self.config = jobs, jobs.config
         self.archive = Archive(self.config.data / "bundles")
         self.aside = aside.Aside(self.config.http.draw_timeout_s)
-        rows = list(jobs.ledger.walk(kind="change"))
-        self.catalogue = Catalogue(rows)
+        self.catalogue = Catalogue(chain(*(jobs.ledger.walk(kind=kind) for kind in ("change", "decision"))))
         self._next: dict[str, Loaded] = {}
         """Bundles that will be prepared when the state permits it."""
         self.faults: dict[str, str] = {}
@@ -50,6 +51,7 @@ class Products:
         for name, product in self.catalogue.products.items():
             self._define(name, product)
         self._changes = threading.RLock()  # one change at a time
+        self._deciding = threading.Lock()
         self._thread = threading.Thread(target=self._load_all, name="loading", daemon=True)
         self._closing = False
 
@@ -136,12 +138,42 @@ class Products:
             return self.catalogue.product(name).versions[found["digest"]]
 
     def release(self, name: str, digest: str, who: str) -> Version:
-        """Permit a bundle to inspect."""
+        """Permit a bundle to inspect, once it has caught all escapes. StationError names those that it lets through."""
         with self._changes:
             version = self.catalogue.product(name).version(digest)
             if not version.released:
-                self._keep("release", who, name, digest=version.digest)
+                with self._deciding:  # the records know all decisions, also those whose answer came too late
+                    for row in self._jobs.ledger.walk(product=name, kind="decision"):
+                        self.catalogue.apply(row)
+                product = self.catalogue.product(name)
+                facts = self._caught(product, version) if product.escapes else {}
+                self._keep("release", who, name, digest=version.digest, **facts)
             return self.catalogue.product(name).versions[version.digest]
+
+    def _caught(self, product: Product, version: Version) -> dict[str, list[int]]:
+        """The records of the escapes that a bundle catches, and of those whose pictures were not kept."""
+        tested = [each for each in product.escapes.values() if each.picture]
+        path, max_bytes = self.archive.path(version.file), self.config.http.max_request_mb << 20
+        if missed := floor.missed(path, tested, self.archive, max_bytes) if tested else []:
+            raise StationError(
+                f"product '{product.name}': bundle {version.digest[:12]} does not catch {len(missed)} of "
+                f"{counted(len(tested), 'escape')}: {few(missed, 20)}. Expected REVIEW or REJECT for each; it is not "
+                "released. Train or calibrate another, or correct the decision on a part that is good."
+            )
+        untested = [each.record for each in product.escapes.values() if not each.picture]
+        return {"caught": [each.record for each in tested], "untested": untested}
+
+    def decide(self, row: Row, entry: Entry) -> Row:
+        """Record what a person says of an inspection. The picture of an escape is kept for as long as the bundles."""
+        with self._deciding:
+            picture = row.body.get("kept", {}).get("picture")
+            if picture and row.verdict == Outcome.PASS and entry.verdict != Outcome.PASS:
+                with suppress(StationError):  # it aged out
+                    picture = self.archive.put(self._jobs.archive.open(picture))
+                    entry = replace(entry, body={**entry.body, "picture": picture})
+            (kept,) = self._jobs.keep(entry)
+            self.catalogue.apply(kept)
+            return kept
 
     def activate(self, name: str, digest: str, who: str) -> Product:
         """Let a released bundle inspect, after it has passed the golden picture. No job is lost meanwhile."""

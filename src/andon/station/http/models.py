@@ -61,6 +61,7 @@ PRODUCT: Example = {
     "prepared": True,
     "fault": None,
     "bundles": [BUNDLE],
+    "escapes": [{"part": "4711", "record": 7, "picture": DIGEST}],
 }
 
 
@@ -136,6 +137,9 @@ class Product(_Shown):
     product: str
     active: str | None
     bundles: list[Bundle]
+    escapes: list[dict[str, Any]]
+    """Parts that passed and were found defective. A bundle must catch them before it is released; those without a
+    picture cannot be tried."""
 
 
 class Challenge(_Shown):

@@ -62,7 +62,7 @@ async def upload(request: Request, station: The, key: Engineer, product: Name) -
 
 @router.post("/v1/products/{product}/bundles/{digest}/release", response_model=models.Bundle)
 def release(station: The, key: Quality, product: Name, digest: Digest) -> Json:
-    """Permit a bundle to inspect."""
+    """Permit a bundle to inspect, once it has caught all escapes of the product whose pictures were kept."""
     known(station, product)
     return Json(vars(station.products.release(product, digest, key.name)))
 

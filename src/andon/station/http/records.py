@@ -123,7 +123,7 @@ def decide(station: The, key: Operator, sequence: Sequence, decision: Decision) 
         raise Problem(422, "A confirmation with a verdict; expected none. Override to change it.")
     body = {**decision.model_dump(), "record": sequence, "was": row.verdict, "who": key.name, "key": key.id}
     verdict = decision.verdict or row.verdict
-    (kept,) = station.keep(Entry("decision", row.job, row.product, row.part, row.lot, verdict, body=body))
+    kept = station.products.decide(row, Entry("decision", row.job, row.product, row.part, row.lot, verdict, body=body))
     return Json(kept.record(), 201, {"Location": f"/v1/records/{kept.sequence}"})
 
 

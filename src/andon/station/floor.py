@@ -1,0 +1,95 @@
+"""What people on the floor say of inspections: good parts to calibrate on, escapes that a bundle must catch."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from andon.errors import StorageError
+from andon.files import reason
+from andon.station.archive import Archive
+from andon.station.catalogue import Escape
+from andon.station.entries import Row, stamp_of
+from andon.station.events import Outcome, StationError
+from andon.station.reader import Reader
+from andon.station.workers import Workers
+
+MOST = 1000
+"""Good pictures of one recalibration: the digests of all stand in the history of the bundle."""
+DEADLINE_S = 30.0
+GROUPS = r"^(\d+)_"
+"""Pictures of one part are one group."""
+
+
+class Confirmed(NamedTuple):
+    """Pictures of parts that a person said are good, and how many were left out."""
+
+    pictures: dict[str, str]
+    """Digest of the picture → part; the newest decision first."""
+    absent: int
+    """Parts whose picture was not kept, or aged out."""
+    disputed: int
+    """Parts whose picture was said to show a defect in another inspection."""
+
+
+def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | None = None) -> Confirmed:
+    """The pictures of a product whose last decision is PASS. An inspection without a score counts for nothing.
+
+    StationError when a picture is damaged. `since`: of the inspection.
+    """
+    good: dict[str, str] = {}
+    bad: set[str | None] = set()
+    absent = 0
+    first = stamp_of(since) if since else ""
+    for decision in reversed(_last(reader.walk(product=product, kind="decision"))):
+        found = reader.history(job=decision.job, kind="inspection", limit=1)
+        if not found or found[0].score is None or found[0].time < first:
+            continue
+        body = found[0].body
+        if decision.verdict != Outcome.PASS:
+            bad.add(body.get("digest"))
+            continue
+        try:
+            archive.path(picture := body.get("kept", {}).get("picture", ""))
+        except StationError:
+            absent += 1
+        else:
+            good.setdefault(picture, str(found[0].part))
+    agreed = {digest: part for digest, part in good.items() if digest not in bad}
+    return Confirmed(agreed, absent, len(good) - len(agreed))
+
+
+def _last(decisions: Iterable[Row]) -> list[Row]:
+    """The last decision on each job, the oldest first."""
+    found: dict[int, Row] = {}
+    for row in decisions:
+        if row.job is not None:
+            found.pop(row.job, None)
+            found[row.job] = row
+    return list(found.values())
+
+
+@contextmanager
+def folder(pictures: dict[str, str], archive: Archive) -> Iterator[Path]:
+    """A temporary folder of copies, each verified; `GROUPS` finds the part in their names. It goes afterwards."""
+    numbers = {part: number for number, part in enumerate(dict.fromkeys(pictures.values()), 1)}
+    with TemporaryDirectory(prefix="andon-") as place:
+        for digest, part in pictures.items():
+            try:
+                (Path(place) / f"{numbers[part]}_{digest}.png").write_bytes(archive.open(digest))
+            except OSError as error:
+                raise StorageError(f"{place}: pictures cannot be copied: {reason(error)}. Free space.") from error
+        yield Path(place)
+
+
+def missed(bundle: Path, escapes: Iterable[Escape], archive: Archive, max_bytes: int) -> list[str]:
+    """The escapes that a bundle would let through again, each with what it got: neither REVIEW nor REJECT."""
+    found = []
+    with Workers(bundle, threads=1, max_bytes=max_bytes) as workers:
+        for each in escapes:
+            answer = workers.inspect(0, archive.open(each.picture), DEADLINE_S).result()
+            if answer.verdict not in (Outcome.REVIEW, Outcome.REJECT):
+                found.append(f"{each.part} (record {each.record}): {answer.verdict}")
+    return found
