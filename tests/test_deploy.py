@@ -11,8 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
 from service import Service, config, served, until
+from test_station_ledger import with_next_version
 from test_station_service import good
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -110,3 +112,19 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit.write_text(text.replace(f"={program}", f"={shutil.which('true')}"))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_newer_andon_brings_the_records_of_a_station_up_to_date_at_its_start(
+    bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    with served(config(tmp_path)) as older:
+        before = older.inspect(good(1), "before").json()
+    with_next_version(tmp_path / "migrations", monkeypatch)
+    with served(config(tmp_path)) as newer:
+        row = newer.operator.get(f"/v1/records/{before['record']}").json()
+        assert (row["part"], row["verdict"]) == ("before", before["verdict"])
+        assert newer.inspect(good(2), "after").status_code == 201
+        with newer.station.ledger.engine.connect() as connection:
+            assert sa.inspect(connection).has_table("more")
+        assert newer.station.ledger.verify() == []
