@@ -36,14 +36,14 @@ def main() -> None:
     pictures, captions = [], []
     for sample in drawn(dataset.load(options.folder), options.count, options.seed):
         read, found = inspector.scan(sample.path)
-        view = views.align(read.pixels, bundle.recipe.geometry, read.name, bundle.registered_to())
+        view = views.align(read.pixels, bundle.recipe.geometry, read.name, bundle.load_reference())
         tile = np.stack([tile for _, tile in tiling.split(view, bundle.recipe.geometry)])
         rebuilt = (rebuild(tile)[0] * 255).round().astype(np.uint8)
         mask = np.zeros(read.pixels.shape[:2], bool) if sample.mask is None else dataset.mask(sample.mask)
         pictures += [
             render.display(tile[0]),
             render.display(rebuilt),
-            render.heat(found.anomaly_map, inspector.scale),
+            render.heat_map(found.anomaly_map, inspector.scale),
             render.display((mask[..., None] * 255).astype(np.uint8)),
         ]
         captions += [f"{sample.defect} {sample.path.stem}", "reconstruction", f"map, score {found.score:.4g}", "mask"]

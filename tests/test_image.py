@@ -427,7 +427,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, ask: Callable[[Path], Non
     (tmp_path / "file").write_bytes(b"x")
     for place, message in (
         (tmp_path / "gone" / "a.png", "there is no folder"),
-        (tmp_path, "it is a folder. Name a file."),
+        (tmp_path, "it is a folder. Give the path of a file."),
         (tmp_path / "file" / "a.png", "there is no folder"),
     ):
         with pytest.raises(AndonError, match=message):

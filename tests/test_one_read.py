@@ -61,7 +61,7 @@ def test_an_image_is_a_source(inspector: Inspector, tmp_path: Path) -> None:
         inspector.inspect(image.Image(part(1).astype(float), "mine"))  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="16-bit"):
         inspector.read(part(1, depth=16))
-    with pytest.raises(AndonError, match="inspect_many was given one Image"):
+    with pytest.raises(AndonError, match="the argument of inspect_many is a single Image"):
         inspector.inspect_many(read)  # type: ignore[arg-type]
 
 

@@ -337,7 +337,7 @@ def test_a_bundle_carries_its_reference(trained: tuple[Path, list[str]], tmp_pat
     shown = CliRunner().invoke(app, ["show", str(path)]).output
     assert f"reference: {name}" in shown
     Bundle(**{**vars(bundle), "reference": b""}).save(tmp_path / "without.andon")
-    with pytest.raises(BundleError, match=r"recipe and reference\.png do not fit together"):
+    with pytest.raises(BundleError, match=r"lacks its reference\.png, although its recipe uses registration"):
         Bundle.load(tmp_path / "without.andon")
     Bundle(**{**vars(bundle), "reference": bundle.reference[:99]}).save(tmp_path / "cut.andon")
     with pytest.raises(BundleError, match="reference cannot be used"):
@@ -415,7 +415,7 @@ def test_a_recipe_names_a_reference_beside_it(tmp_path: Path) -> None:
     assert np.array_equal(image.read(bundle.reference).pixels, drawn())
     assert bundle.recipe.geometry.registration is not None
     assert "registration" in Recipe.parse(bundle.recipe.dump(), "again").dump()
-    elsewhere = bundle.recipe.anywhere()
+    elsewhere = bundle.recipe.without_paths()
     assert elsewhere.geometry.registration is not None
     assert elsewhere.geometry.registration.reference == ""
 
@@ -503,6 +503,6 @@ def test_impossible_settings_are_refused(key: str, value: Any, message: str) -> 
 
 def test_without_the_section_nothing_is_registered(bundle_file: Path) -> None:
     bundle = Bundle.load(bundle_file)
-    assert bundle.registered_to() is None
+    assert bundle.load_reference() is None
     assert "registration" not in bundle.recipe.dump()
     assert Inspector.load(bundle_file).inspect(np.zeros((96, 96, 3), np.uint8)).record()["registration"] is None

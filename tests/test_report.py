@@ -177,7 +177,7 @@ def test_everything_is_written_into_a_new_folder(painted, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "report.html", "scores.csv"]
     assert json.loads((out / "metrics.json").read_text("utf-8"))["image"]["n_good"] == 5
     (tmp_path / "file").write_text("")
-    with pytest.raises(AndonError, match="cannot be made"):
+    with pytest.raises(AndonError, match="cannot be created"):
         report.write(evaluation, tmp_path / "file" / "report")
 
 

@@ -72,12 +72,12 @@ def test_values_of_a_tile_are_computed_once_while_there_is_room(megabytes: int) 
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AndonError, match=r"nowhere: the tiles of the training images cannot be kept there"):
+    with pytest.raises(AndonError, match=r"nowhere: the tiles of the training images cannot be stored there"):
         Store(folder=tmp_path / "nowhere")
     if Path("/dev/full").exists():
         store = Store(folder=tmp_path)
         os.dup2(os.open("/dev/full", os.O_WRONLY), store._file._file.fileno())
-        with pytest.raises(AndonError, match="cannot be kept there: no space left"):
+        with pytest.raises(AndonError, match="cannot be stored there: no space left"):
             slot = store.put(np.zeros(1_000_000, np.uint8))
             _ = store[slot]
 

@@ -106,7 +106,7 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
         save(tmp_path / "good" / f"{seed}.png", part(seed) if kind != "16 bits" else part(seed, depth=16) // 16)
     recipe = training.compose(tmp_path / "good", **FAST)
     if kind == "registered":
-        recipe = recipe.registering(Register(max_rotation=5))
+        recipe = recipe.with_registration(Register(max_rotation=5))
     if kind == "light":
         recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"light": "gain"})})
     if not room:
@@ -216,7 +216,7 @@ def test_the_lock_of_a_killed_training_locks_nobody_out(good: Path, tmp_path: Pa
 
 def test_a_working_folder_that_cannot_be_made_is_an_error(good: Path, tmp_path: Path) -> None:
     (tmp_path / "b.andon.training").write_text("a file")
-    with pytest.raises(AndonError, match=r"training: the folder cannot be made: a file is in its place"):
+    with pytest.raises(AndonError, match=r"training: the folder cannot be created: a file of this name exists"):
         training.train(good, tmp_path / "b.andon", **FAST)
 
 

@@ -323,7 +323,7 @@ def _describe(path: Path, bundle: "Bundle") -> str:
         "",
         *_highest(bundle),
         "Recipe",
-        *(f"  {line}" for line in bundle.recipe.shown().splitlines()),
+        *(f"  {line}" for line in bundle.recipe.summary().splitlines()),
         "",
         "Provenance",
         *(f"  {key}: {value}" for key, value in manifest.data.items()),

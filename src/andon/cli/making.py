@@ -120,12 +120,12 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
-    from andon.bundle import Bundle, check_place
+    from andon.bundle import Bundle, check_writable
     from andon.training import calibrating
 
     loaded = Bundle.load(bundle)
     target, tell = out or bundle, teller(quiet)
-    check_place(target)
+    check_writable(target)
     changes = {
         "review_rate": review_rate,
         "reject_rate": reject_rate,

@@ -324,7 +324,7 @@ def registered(
     if settings.least_quality is None:
         least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})
-        recipe = recipe.registering(settings)
+        recipe = recipe.with_registration(settings)
         below = {path: found for path, found in survey.found.items() if found.quality < least}
         survey = survey._replace(
             samples=[sample for sample in survey.samples if sample.path not in below],

@@ -81,7 +81,7 @@ def html(evaluation: Evaluation, bundle: str = "") -> bytes:
         sheet=pages.data(inspector.bundle.sheet, "jpeg") if inspector.bundle.sheet else "",
         manifest=inspector.manifest,
         inspector=inspector,
-        recipe=inspector.recipe.shown(),
+        recipe=inspector.recipe.summary(),
     )
 
 

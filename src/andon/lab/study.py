@@ -229,7 +229,7 @@ def _tiles(
 
 def _accepted_tiles(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator[list[Pixels]]:
     """Yield the tiles (t, t, c) of each image that the bundle accepts, as inspection cuts them."""
-    registered_to = bundle.registered_to()
+    registered_to = bundle.load_reference()
     for sample in samples:
         try:
             accepted = image.accept(

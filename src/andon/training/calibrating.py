@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from andon import detectors, files, inspector, render
 from andon.binomial import clopper_pearson
 from andon.bundle import Bundle
-from andon.calibration import SHOWN, Calibration, HeldOut, percent
+from andon.calibration import HIGHEST, Calibration, HeldOut, percent
 from andon.data import dataset
 from andon.data.dataset import Sample
 from andon.data.survey import SIDE, Prepared, Tell, prepare
@@ -82,7 +82,7 @@ def calibrate(
                 )
             found.append(inspector.held_out(scanned, each.sample.group, each.sample.path.name, each.digest, fold))
             looks.append(each.look)
-            shown = sorted([*shown, _shown(scanned, each)], key=lambda one: -one.score)[:SHOWN]
+            shown = sorted([*shown, _shown(scanned, each)], key=lambda one: -one.score)[:HIGHEST]
     progress("calibrating", total, total)
     if not found:
         raise DatasetError(f"none of {total} good images could be used to calibrate.")
@@ -98,7 +98,7 @@ def _shown(scanned: Scan, picture: Prepared) -> Shown:
 
 def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
     """Read and prepare new images for a bundle; `warn` hears of those that cannot be used."""
-    registered_to = bundle.registered_to()
+    registered_to = bundle.load_reference()
     for sample in samples:
         try:
             rule = bundle.manifest.input
@@ -167,7 +167,7 @@ def recalibrate(
     for sentence in _changes(bundle, found):
         warn(sentence)
     event = f"{now()} calibrated on {found.calibration.images} good images"
-    return bundle.changed(event, calibration=found.calibration, sheet=found.sheet)
+    return bundle.revise(event, calibration=found.calibration, sheet=found.sheet)
 
 
 def _changes(bundle: Bundle, found: Calibrated) -> list[str]:
@@ -227,7 +227,7 @@ def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
     decided = validate(Decision, {**decision, **changes}, "decision")
     recipe = bundle.recipe.model_copy(update={"decision": decided})
     event = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    return bundle.changed(f"{now()} decision changed: {event}", recipe=recipe)
+    return bundle.revise(f"{now()} decision changed: {event}", recipe=recipe)
 
 
 def now() -> str:

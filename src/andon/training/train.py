@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from andon import detectors, files
-from andon.bundle import DIGITS, Bundle, Manifest, check_place, machine, versions
+from andon.bundle import DIGITS, Bundle, Manifest, check_writable, machine, versions
 from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
 from andon.data.labelling import listed
@@ -98,7 +98,7 @@ def train(
         source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
     )
     model, recipe = construct(recipe)
-    check_place(out)
+    check_writable(out)
     with workplace.opened(Path(out)) as folder:
         run = Run(Overall(progress), tell, recipe.augment, folder, device, seconds)
         bundle = _train(model, recipe, Path(out), run, Store(storage_mb, folder), warn or tell)
@@ -261,7 +261,7 @@ def _divided(
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     if survey.rule.maximum:
-        recipe = recipe.up_to(survey.rule.maximum)
+        recipe = recipe.with_maximum(survey.rule.maximum)
         tell(
             f"16-bit files with values up to {survey.rule.maximum}, which are scaled to the full range; a picture with "
             "higher values will be refused. If these are only dark, set input.maximum = 65535."
