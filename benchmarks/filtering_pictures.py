@@ -15,7 +15,7 @@ from andon import files, render
 from andon.bundle import Bundle
 from andon.data import dataset
 from andon.data.dataset import Sample
-from andon.engines.runtime import rebuilder
+from andon.engines.runtime import reconstructor
 from andon.geometry import tiling, views
 from andon.inspector import Inspector
 
@@ -32,7 +32,7 @@ def main() -> None:
     bundle = Bundle.load(options.bundle)
     if bundle.recipe.geometry.tiles:
         parser.error("the bundle cuts tiles; expected one that sees images whole")
-    inspector, rebuild = Inspector(bundle), rebuilder(bundle.graph)
+    inspector, rebuild = Inspector(bundle), reconstructor(bundle.graph)
     pictures, captions = [], []
     for sample in drawn(dataset.load(options.folder), options.count, options.seed):
         read, found = inspector.scan(sample.path)

@@ -20,7 +20,7 @@ from andon import files
 from andon.bundle import DIGITS, FORMAT, MEMBERS, REQUIRED, Bundle, Manifest, _seal
 from andon.calibration import Calibration
 from andon.engines import wire
-from andon.engines.runtime import Runtime, rebuilder
+from andon.engines.runtime import Runtime, reconstructor
 from andon.errors import AndonError, BundleError
 from andon.recipe import Decision
 
@@ -410,8 +410,8 @@ def test_a_graph_may_not_refer_to_other_files(
     file.write_bytes(sealed({**members, "graph.onnx": graph}))
     with pytest.raises(BundleError, match=r"bad\.andon: the graph refers to data in other files"):
         Bundle.load(file)
-    for start in (Runtime, rebuilder, lambda graph: Runtime(graph, "openvino")):
-        if start in (Runtime, rebuilder) or importlib.util.find_spec("openvino"):
+    for start in (Runtime, reconstructor, lambda graph: Runtime(graph, "openvino")):
+        if start in (Runtime, reconstructor) or importlib.util.find_spec("openvino"):
             with pytest.raises(BundleError, match="the graph refers to data in other files"):
                 start(graph)
 

@@ -331,7 +331,7 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["inspect", "{bundle}", "nowhere"], "nowhere: no such file"),
         (["inspect", "{bundle}", "{empty}"], "no images"),
         (["train", "{empty}"], "no images"),
-        (["train", "nowhere"], "there is nothing here"),
+        (["train", "nowhere"], "no such file or folder"),
         (["train", "{parts}", "--detector", "memory"], "unknown detector 'memory'. Did you mean 'memory-bank'?"),
         (["train", "{parts}", "-o", "{empty}/no/b.andon"], "there is no folder"),
         (["train", "{parts}", "-o", "{empty}"], "it is a folder"),
@@ -357,7 +357,7 @@ def test_completion_of_the_shell(shell: str) -> None:
             ["evaluate", "{bundle}", "{parts}", "--out", "{bundle}"],
             "the folder cannot be created: a file of this name exists",
         ),
-        (["train", "x" * 300, "-o", "{empty}/b"], "there is nothing here"),
+        (["train", "x" * 300, "-o", "{empty}/b"], "no such file or folder"),
         (["train", "{parts}", "-o", "{parts}/test/good/100.png"], "this file exists and is not a bundle"),
         (["train", "{parts}", "-o", "x" * 300], "file name too long"),
         (["train", "{parts}", "--groups", "(" + "x" * 300 + ")"], "no match"),
@@ -393,7 +393,7 @@ def test_folders_are_told_and_unknown_ones_refused(tmp_path: Path, parts: Path, 
         code, _, err = run(capsys, *call)
         assert code == 2 and "left (41), right (40)" in err and "--good 'left'" in err
     code, _, err = run(capsys, "train", root, "--good", "left", "-o", tmp_path / "a.andon", "--size", "64")
-    assert code == 0 and "learning from the images in left (41)" in err and "100.0% of each picture is inspected" in err
+    assert code == 0 and "training images in left (41)" in err and "100.0% of each picture is inspected" in err
     assert "40 mask" in err and "1 system folder" in err and "loop.png: cannot be read: too many levels" in err
     code, out, _ = run(capsys, "check", root, "--good", "left", "-q")
     assert code == 1 and "to learn left 41" in out

@@ -292,7 +292,7 @@ def test_a_graph_that_does_not_fit_its_recipe_is_refused(bundle_file: Path, engi
     pytest.importorskip(engine)
     bundle = Bundle.load(bundle_file)
     other = bundle.manifest.input.model_copy(update={"channels": 1, "depth": 16})
-    with pytest.raises(BundleError, match=r"tiles of .* 3 channels, 8 bits; .* say .* 1 channels, 16 bits"):
+    with pytest.raises(BundleError, match=r"tiles of .* 3 channels, 8 bits; .* have .* 1 channels, 16 bits"):
         Inspector(replace(bundle, manifest=bundle.manifest.model_copy(update={"input": other})), engine)
 
 

@@ -126,7 +126,7 @@ def test_a_report_leaves_out_pictures_that_changed(tmp_path: Path, spoil: Callab
     after = {gallery.title: gallery for gallery in report.galleries(evaluation)}
     assert len(before["Escapes"].cards) - len(after["Escapes"].cards) == 1
     assert "010.png" in after["Escapes"].words and reason in after["Escapes"].words
-    assert before["Caught"] == after["Caught"]
+    assert before["Detected defects"] == after["Detected defects"]
     report.write(evaluation, tmp_path / "out")
     assert reason in (tmp_path / "out/report.html").read_text()
 
@@ -167,7 +167,7 @@ def test_a_training_learns_from_the_bytes_whose_digests_it_keeps(tmp_path: Path)
     for seed in range(20):
         save(tmp_path / "good" / f"{seed:02}.png", part(seed, side=64))
     recipe = Recipe.model_validate({"data": {"images": str(tmp_path / "good")}, "geometry": {"size": 64}})
-    good = dataset.load(tmp_path / "good").to_learn()
+    good = dataset.load(tmp_path / "good").training_images()
     seen = survey.look_over(good, recipe, Store(), lambda *_: None)
     tiles = survey.GoodTiles(good, seen, recipe.geometry)
     before = np.concatenate(list(tiles))

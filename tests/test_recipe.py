@@ -77,7 +77,7 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
         ("[geometry]\ninclude = [[[1, 1], [2, 2], [9, 9]]]", "geometry.include.0: polygon"),
         (
             "[geometry]\ninclude = [[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]]",
-            "include.0: polygon [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]] lies inside one pixel: corners are in pixels",
+            "include.0: polygon [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]] is smaller than one pixel; expected",
         ),
         (
             "[geometry]\nignore = [[[0, 0], [1, 0], [1, 1]]]",
@@ -92,8 +92,11 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
             "[10, 10, 50, 50] is a list of numbers; expected a list of",
         ),
         ("[geometry]\ninclude = [[0, 0, 10, 0, 10, 10]]", "[0, 0, 10, 0, 10, 10] is no polygon; expected a list of"),
-        ("[geometry]\nregion = 'x'", "geometry.region: not the base64 text of a PNG picture"),
-        ("[geometry]\ninclude = 'roi.png'", "geometry.include: 'roi.png' names a picture, which a recipe file can do"),
+        ("[geometry]\nregion = 'x'", "geometry.region: not a PNG picture as base64 text"),
+        (
+            "[geometry]\ninclude = 'roi.png'",
+            "geometry.include: 'roi.png' is the path of a picture, which is allowed in a recipe file only",
+        ),
         (
             '[data]\nimages = "C:\\Users\\x"',
             "In double quotes a backslash begins an escape: write paths",

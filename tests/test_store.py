@@ -107,7 +107,7 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
     for seed in range(3):
         save(tmp_path / "good" / f"{seed}.png", part(seed, side=150))
     recipe = Recipe.model_validate({"geometry": geometry})
-    samples = dataset.load(tmp_path / "good").to_learn()
+    samples = dataset.load(tmp_path / "good").training_images()
     seen = survey.look_over(samples, recipe, Store(), lambda *_: None)
     for sample in samples:
         kept = seen.prepared(sample, recipe.geometry)

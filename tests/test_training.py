@@ -162,7 +162,7 @@ def test_a_failed_gate_keeps_what_was_learnt(good: Path, tmp_path: Path, monkeyp
             assert not out.exists() and (tmp_path / "b.andon.training/checkpoint.npz").is_file()
     whole = training.train(good, tmp_path / "whole.andon", **LEARNED)
     again = training.train(good, out, tell=told.append, **LEARNED)
-    assert any("going on from step 3" in sentence for sentence in told)
+    assert any("continuing from step 3" in sentence for sentence in told)
     assert not any(sentence.startswith("step ") for sentence in told)  # none was taken anew
     assert again.digest() == whole.digest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.andon", "good", "whole.andon"]
@@ -355,7 +355,7 @@ def one_gray(folder: Path) -> None:
     [
         (one_image, {}, DatasetError, "1 "),
         (no_image, {}, DatasetError, "none of 12 images can be used"),
-        (one_gray, {}, ImageError, "training images must be alike in colour and depth"),
+        (one_gray, {}, ImageError, "all training images must have the same channels and depth"),
         (None, {"detector": "memory-banc"}, RecipeError, "Did you mean 'memory-bank'?"),
         (None, {"preset": "standart"}, RecipeError, "unknown preset 'standart'. Did you mean 'standard'?"),
         (None, {"settings": {"banks": 3}}, RecipeError, "unknown key 'banks'. Did you mean 'bank'?"),
@@ -376,7 +376,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("source", "message"), [("nowhere", "there is nothing here"), ("nowhere.toml", "cannot be read")]
+    ("source", "message"), [("nowhere", "no such file or folder"), ("nowhere.toml", "cannot be read")]
 )
 def test_a_source_that_is_not_there(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(AndonError, match=message):

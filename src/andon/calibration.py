@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from andon.binomial import long_run
 from andon.errors import counted
 from andon.inspection import Thresholds, Verdict
-from andon.pictures.appearance import Usual
+from andon.pictures.appearance import GoodAppearance
 from andon.recipe import Decision
 
 TOLERANCE = 1e-9  # of sums of weights, which are fractions
@@ -75,7 +75,7 @@ class Calibration(BaseModel):
     typical: float  # median value of the anomaly maps of good images: the low end of every heat map
     names: list[str] = []  # (n,) file names; empty in bundles of older versions
     digests: list[str] = []  # (n,) SHA-256 of the files; empty in bundles of older versions
-    appearance: Usual | None = None  # statistics of these images; None in bundles of older versions
+    appearance: GoodAppearance | None = None  # statistics of these images; None in bundles of older versions
     fold: list[int] = []  # (n,) index of the fold of each image; empty: split calibration, without folds
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class Calibration(BaseModel):
 
     @classmethod
     def learn(
-        cls, held_out: Sequence[HeldOut], crossed: bool = False, appearance: Usual | None = None
+        cls, held_out: Sequence[HeldOut], crossed: bool = False, appearance: GoodAppearance | None = None
     ) -> "Calibration":
         """Collect the scores of held-out good images; `crossed`: each was scored by the detector of its fold."""
         index = {part: i for i, part in enumerate(dict.fromkeys(frame.part for frame in held_out))}

@@ -79,7 +79,7 @@ class Region:
 class Map(Protocol):
     """An anomaly map at any scale."""
 
-    def whole(self) -> Array:
+    def enlarge(self) -> Array:
         """Enlarge it to the size of the image (H, W)."""
         ...
 
@@ -106,7 +106,7 @@ class Inspection:
     @cached_property
     def anomaly_map(self) -> Array:
         """(H, W), the size of the original image, computed at first access; NaN where nothing was inspected."""
-        return self.map.whole()
+        return self.map.enlarge()
 
     def record(self) -> dict[str, Any]:
         """Return everything but the map, as plain data for JSON; null for a number that is not finite."""

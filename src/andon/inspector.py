@@ -17,7 +17,7 @@ from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
-from andon.geometry.tiling import Joined, Place
+from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
@@ -33,13 +33,13 @@ class Scan(NamedTuple):
     """Score and anomaly map of one image, before any decision."""
 
     score: float  # the highest score of its tiles
-    map: Joined  # at the detector's scale
+    map: ViewMap  # at the detector's scale
     registration: Registration | None = None
 
     @property
     def anomaly_map(self) -> Array:
         """(H, W); NaN where nothing was inspected."""
-        return self.map.whole()
+        return self.map.enlarge()
 
 
 class Prepared(NamedTuple):
@@ -113,7 +113,7 @@ class Inspector:
             object.__setattr__(self, "decision", self.recipe.decision)
         if self.scorer is None:
             runtime = Runtime(self.bundle.graph, self.engine, self.threads)
-            runtime.expect(self.recipe.geometry.input, self.manifest.input.channels, self.manifest.input.depth)
+            runtime.check_tiles(self.recipe.geometry.input, self.manifest.input.channels, self.manifest.input.depth)
             object.__setattr__(self, "scorer", runtime)
         _ = self.reference  # raises BundleError now, not at the first image
 
@@ -174,7 +174,7 @@ class Inspector:
         setting = self.decision.min_area
         if setting != "auto":
             return setting
-        return round(SPECK**2 * tiling.covered((frame[0], frame[1]), self.recipe.geometry))
+        return round(SPECK**2 * tiling.area_ratio((frame[0], frame[1]), self.recipe.geometry))
 
     def promises(self) -> list[str]:
         """Sentences on the false-reject rates, the number of parts behind them, and their long-run intervals."""
@@ -206,7 +206,7 @@ class Inspector:
         Errors: ImageError when the crop or the region of interest is outside the image.
         """
         usual = self.calibration.appearance
-        oddities = usual.oddities(appearance.of(read.pixels)) if usual else []
+        oddities = usual.oddities(appearance.measure(read.pixels)) if usual else []
         (trained,) = self.manifest.learnt_from([read.digest])
         notes = (*(["the bundle was trained on this image, so its score is too low"] if trained else []), *oddities)
         if oddities and self.recipe.input.unusual == "invalid":
@@ -231,7 +231,7 @@ class Inspector:
         if result and not np.isfinite(result.score):
             notes = (*notes, "the graph returned a score or map that is not finite")
         frame = read.full
-        joined = result.map if result else tiling.unseen(frame)
+        joined = result.map if result else tiling.empty_map(frame)
         score = result.score if result else np.nan
         listed, unlisted = regions.find(
             joined.values, self.thresholds.pixel, self.min_area(frame), joined.matrix, frame

@@ -188,7 +188,7 @@ def features_build(
         else:
             from andon.nn.features import write
 
-            path = write(network, folder / features.file(network))
+            path = write(network, folder / features.file_name(network))
     except ImportError as error:
         raise AndonError(
             f"building feature graphs needs {error.name}. Install it: pip install 'andon[train]'"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from andon.data import masks
 from andon.data.dataset import ENOUGH, Dataset, Sample
 from andon.data.labelling import LISTED
-from andon.data.look import THUMBNAIL, Seen, look
+from andon.data.look import THUMBNAIL, Look, look
 from andon.errors import ImageError, counted
 from andon.inspection import Array
 from andon.pictures import light
@@ -120,12 +120,12 @@ def check(data: Dataset, progress: Progress = silent, further: Iterable[Finding]
         formats=_ranked(s.format for s in seen),
         ignored=_ranked(data.ignored.elements()),
         groups=len({s.group for s in data.good()}) if data.grouped else 0,
-        learnt_from=data.learnt_from(),
+        learnt_from=data.training_folders(),
         findings=tuple(sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.severity))),
     )
 
 
-def _kinds(seen: Sequence[Seen]) -> Iterator[Finding]:
+def _kinds(seen: Sequence[Look]) -> Iterator[Finding]:
     kinds = Counter(_kind(s) for s in seen)
     if len(kinds) > 1:
         common = kinds.most_common(1)[0][0]
@@ -161,8 +161,8 @@ def _labels(data: Dataset) -> Iterator[Finding]:
         )
 
 
-def _exact(seen: Sequence[Seen]) -> Iterator[Finding]:
-    same: dict[str, list[Seen]] = {}
+def _exact(seen: Sequence[Look]) -> Iterator[Finding]:
+    same: dict[str, list[Look]] = {}
     for s in seen:
         same.setdefault(s.digest, []).append(s)
     yield from _copies(
@@ -170,7 +170,7 @@ def _exact(seen: Sequence[Seen]) -> Iterator[Finding]:
     )
 
 
-def _near(seen: Sequence[Seen], grouped: bool) -> Iterator[Finding]:
+def _near(seen: Sequence[Look], grouped: bool) -> Iterator[Finding]:
     """Find recompressed, resized or brightened copies, and parts photographed twice in one place."""
     fine = _comparable(np.stack([s.thumbnail for s in seen])) if seen else np.zeros((0, THUMBNAIL**2), np.float32)
     digests = _numbered(s.digest for s in seen)
@@ -211,8 +211,8 @@ def _comparable(fine: Array) -> Array:
     return np.where(length > THUMBNAIL / 10, fine / np.maximum(length, 1e-9), 0)  # a tenth of a gray level is noise
 
 
-def _copies(found: list[list[Seen]], code: str, what: str) -> Iterator[Finding]:
-    sides: dict[str, list[list[Seen]]] = {"across": [], "labels": [], "within": []}
+def _copies(found: list[list[Look]], code: str, what: str) -> Iterator[Finding]:
+    sides: dict[str, list[list[Look]]] = {"across": [], "labels": [], "within": []}
     for copies in found:
         if len({s.sample.split for s in copies}) > 1:
             sides["across"].append(copies)
@@ -230,7 +230,7 @@ def _copies(found: list[list[Seen]], code: str, what: str) -> Iterator[Finding]:
             yield Finding(severity, f"{code}-{side}", f"{len(names)} × {what}, {where}: {remedy}:", names)
 
 
-def _masks(data: Dataset, seen: Sequence[Seen]) -> Iterator[Finding]:
+def _masks(data: Dataset, seen: Sequence[Look]) -> Iterator[Finding]:
     for severity, code, message, names in data.mask_problems():
         yield Finding(severity, code, message, tuple((name,) for name in names))
     wrong: dict[str, list[tuple[str, ...]]] = {}
@@ -293,7 +293,7 @@ def _groups(data: Dataset) -> Iterator[Finding]:
         yield Finding("error", "group-across", message, files)
 
 
-def _outliers(seen: Sequence[Seen]) -> Iterator[Finding]:
+def _outliers(seen: Sequence[Look]) -> Iterator[Finding]:
     for split in sorted({s.sample.split for s in seen}):
         here = [s for s in seen if s.sample.split == split]
         values = np.array([s.octaves for s in here])  # (n, 2)
@@ -324,7 +324,7 @@ def _few(data: Dataset) -> Iterator[Finding]:
         )
 
 
-def _light(seen: Sequence[Seen]) -> Iterator[Finding]:
+def _light(seen: Sequence[Look]) -> Iterator[Finding]:
     """Suggest to divide the light out where it varies among the good images."""
     good = [s.light for s in seen if s.sample.good and s.sample.split != "test"]
     factor, field = light.variation(good) if len(good) > 1 else (0.0, 0.0)
@@ -337,7 +337,7 @@ def _light(seen: Sequence[Seen]) -> Iterator[Finding]:
         yield Finding("note", "light", message)
 
 
-def _notes(seen: Sequence[Seen]) -> Iterator[Finding]:
+def _notes(seen: Sequence[Look]) -> Iterator[Finding]:
     noted: dict[str, list[tuple[str, ...]]] = {}
     for s in seen:
         for note in s.notes:
@@ -346,7 +346,7 @@ def _notes(seen: Sequence[Seen]) -> Iterator[Finding]:
         yield Finding("note", "reading", f"{counted(len(names), 'image')}: {note}.", tuple(names))
 
 
-def _kind(s: Seen) -> str:
+def _kind(s: Look) -> str:
     return f"{s.input.depth}-bit {'gray' if s.input.channels == 1 else 'colour'}"
 
 

@@ -84,7 +84,7 @@ def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Refe
     """Align and cut a decoded image. Errors: as `views.align`."""
     view = views.align(read.pixels, settings, read.name, registered_to, read.full)
     tiles = list(tiling.split(view, settings))
-    look, thumbnail = appearance.of(read.pixels), _thumbnail(read.pixels)
+    look, thumbnail = appearance.measure(read.pixels), _thumbnail(read.pixels)
     return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
 
 
@@ -242,12 +242,12 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.scaled(pictures.read(path, known.get(path, ""), reduced), maximum)
+            read = image.rescale(pictures.read(path, known.get(path, ""), reduced), maximum)
             soon = early or (read.pixels.dtype == np.uint16 and maximum is None)  # its tiles are not cut yet
             if soon:
                 pictures.keep(path, read)
             most, used = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
-            read = image.evened(read, light)
+            read = image.correct_light(read, light)
             prepared = None if soon else prepare(sample, read, recipe.geometry, registered_to)
         except ImageError as error:
             skipped.append(str(error))
@@ -263,17 +263,17 @@ def look_over(
             slots = [store.put(tile, (done + 1) / len(good)) for _, tile in prepared.tiles]
             kept[sample.path] = _Kept(read.name, prepared.look, store.put(prepared.thumbnail), placement, slots)
         usable.append(sample)
-        inputs[read.name] = image.described(read)
+        inputs[read.name] = image.describe(read)
         highest, bits = max(highest, most), bits | used
         digests[sample.path] = read.digest
     progress("reading images", len(good), len(good))
     if registered_to is not None:
-        reference.enough(registered_to, found.values(), missed)
+        reference.require_majority(registered_to, found.values(), missed)
     if not usable:
         raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
-    rule = _declared(image.agree(inputs), recipe.input)
+    rule = _declared(image.common_input(inputs), recipe.input)
     if rule.depth == 16 and maximum is None:
-        maximum = image.in_use(highest, bits) or 65535
+        maximum = image.used_range(highest, bits) or 65535
         return look_over(good, recipe, store, progress, registered_to, digests, maximum, pictures=pictures)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
@@ -314,8 +314,8 @@ def registered(
     chosen = given or reference.choose(
         {s.path: known[s.path] for s in fit_on}, settings, before.pictures.read, progress
     )
-    chosen = reference.fitting(chosen, before.rule)
-    recipe = recipe.model_copy(update={"geometry": recipe.geometry.shaped([chosen.frame])})
+    chosen = reference.match_input(chosen, before.rule)
+    recipe = recipe.model_copy(update={"geometry": recipe.geometry.with_shape([chosen.frame])})
     both = list(dict.fromkeys([*fit_on, *calibrate_on]))
     rule = before.rule
     survey = look_over(
@@ -330,7 +330,7 @@ def registered(
             samples=[sample for sample in survey.samples if sample.path not in below],
             digests={path: digest for path, digest in survey.digests.items() if path not in below},
             found={path: found for path, found in survey.found.items() if path not in below},
-            skipped=survey.skipped + [reference.below(path, found, least) for path, found in below.items()],
+            skipped=survey.skipped + [reference.low_quality(path, found, least) for path, found in below.items()],
         )
     groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == chosen.digest}
     kept = {sample.path for sample in survey.samples}

@@ -49,7 +49,7 @@ class Pictures:
 def shaped(recipe: Recipe, good: Sequence[Sample]) -> Recipe:
     """The recipe with the shape of the detector's input spelled out, by the sizes of up to `SIZED` good images."""
     frames = list(_frames(_spread(good, SIZED)))
-    return recipe.model_copy(update={"geometry": recipe.geometry.shaped(frames)}) if frames else recipe
+    return recipe.model_copy(update={"geometry": recipe.geometry.with_shape(frames)}) if frames else recipe
 
 
 def light_of(good: Sequence[Sample], kind: Kind, maximum: int | None, pictures: Pictures) -> Light | None:
@@ -58,7 +58,7 @@ def light_of(good: Sequence[Sample], kind: Kind, maximum: int | None, pictures: 
     for sample in _spread(good, LIT):
         try:
             read = pictures.read(sample.path)
-            grids.append(light.grid(image.scaled(read, maximum).pixels))
+            grids.append(light.grid(image.rescale(read, maximum).pixels))
             pictures.keep(sample.path, read)
         except ImageError:
             continue

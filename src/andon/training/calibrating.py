@@ -21,7 +21,7 @@ from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
 from andon.inspection import Scorer
 from andon.inspector import Scan
 from andon.pictures import image
-from andon.pictures.appearance import Appearance, Usual
+from andon.pictures.appearance import Appearance, GoodAppearance
 from andon.progress import Progress, silent
 from andon.recipe import CROSS_BELOW, Decision, Recipe, validate
 from andon.render import Picture, Scale
@@ -86,7 +86,7 @@ def calibrate(
     progress("calibrating", total, total)
     if not found:
         raise DatasetError(f"none of {total} good images could be used to calibrate.")
-    calibration = Calibration.learn(found, len(folds) > 1, Usual.of(looks))
+    calibration = Calibration.learn(found, len(folds) > 1, GoodAppearance.of(looks))
     scale = Scale.of(calibration.typical, calibration.thresholds(recipe.decision).pixel)
     return Calibrated(calibration, _sheet(shown, scale), tuple(looks))
 
@@ -149,7 +149,7 @@ def recalibrate(
         warn(f"left out: {sentence}")
     for sentence in data.sources():
         tell(sentence.replace("learning from", "calibrating on"))
-    new = data.to_learn()
+    new = data.training_images()
     digests = {sample.path: _digest(sample) for sample in new}
     learnt = bundle.manifest.learnt_from(digests.values())
     fresh = [sample for sample, known in zip(new, learnt, strict=True) if not known]
@@ -201,7 +201,7 @@ def united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> lis
     copies = len(digests) - len(set(digests))
     if copies:
         warn(f"{copies} of {len(digests)} good images are copies of another's file; such copies count as one part")
-    return dataset.united(samples, digests)
+    return dataset.merge_groups(samples, digests)
 
 
 def _digest(sample: Sample) -> str:

@@ -37,7 +37,7 @@ def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Te
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
-    good = data.to_learn()
+    good = data.training_images()
     if not good:
         raise DatasetError(f"{data.root}: no good images to show among {len(data.samples)} images. Add some.")
     registered_to = _reference(recipe, good, progress)
@@ -57,7 +57,7 @@ def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Re
     settings = recipe.geometry.registration
     if settings is None:
         return None
-    if (given := reference.given(recipe)) is not None:
+    if (given := reference.load(recipe)) is not None:
         return given
     learnt = good
     if not calibrating.crosses(recipe, good):

@@ -21,7 +21,7 @@ def smallest_defect(frame: tuple[int, int], geometry: Geometry, stride: int) -> 
 
     `stride`: pixels of the detector's input between neighbouring positions.
     """
-    return 2 * stride * math.sqrt(tiling.covered(frame, geometry))
+    return 2 * stride * math.sqrt(tiling.area_ratio(frame, geometry))
 
 
 def sentence(frame: tuple[int, int], geometry: Geometry, stride: int) -> str:

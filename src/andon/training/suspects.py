@@ -60,7 +60,7 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
     None where they are too few, or cannot be learnt from together.
     """
-    good = data.to_learn()
+    good = data.training_images()
     if len(good) < LEAST:
         return []
     try:
@@ -72,7 +72,7 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
 def judge(survey: Survey, settings: Geometry, seed: int, progress: Progress = silent) -> list[Judged]:
     """Judge the surveyed pictures, the strangest first; none where they are too few."""
-    samples = dataset.united(survey.samples, [survey.digests[sample.path] for sample in survey.samples])
+    samples = dataset.merge_groups(survey.samples, [survey.digests[sample.path] for sample in survey.samples])
     deviations = strangeness(samples, survey, settings, seed, progress)
     return [Judged(samples[i], float(deviations[i])) for i in np.argsort(-deviations)]
 

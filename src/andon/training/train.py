@@ -13,7 +13,7 @@ from andon import detectors, files
 from andon.bundle import DIGITS, Bundle, Manifest, check_writable, machine, versions
 from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
-from andon.data.labelling import listed
+from andon.data.labelling import listing
 from andon.data.store import Memo, Store
 from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered
 from andon.data.whole import shaped
@@ -178,12 +178,12 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
         versions=versions(),
         machine=machine(),
         data={
-            "images": len(data.to_learn()),
+            "images": len(data.training_images()),
             "left_out": sides.skipped,
             "fit": len(sides.fit),
             "calibrate": held_out,
             "defects": len(defects.digests),
-            "folders": listed(data.learnt_from(), "{0} ({1})").encode(errors="replace").decode(),
+            "folders": listing(data.training_folders(), "{0} ({1})").encode(errors="replace").decode(),
             "inspected": f"{survey.share:.1%} of each picture",
             "smallest_defect": f"{resolution.smallest_defect(frame, recipe.geometry, model.stride):.0f} pixels",
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
@@ -225,7 +225,7 @@ def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dat
     for sentence in data.unreadable:
         warn(f"left out: {sentence}")
     learnt = _taken(defective, model, data, warn)
-    if not data.to_learn():
+    if not data.training_images():
         raise DatasetError(
             f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Taken as defects by "
             f"their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these folders "
@@ -254,10 +254,10 @@ def _divided(
 
     `reduce`: as `look_over`.
     """
-    given = reference.given(recipe)
+    given = reference.load(recipe)
     if recipe.geometry.registration is None:
-        recipe = shaped(recipe, data.to_learn())
-    survey = look_over(data.to_learn(), recipe, store, progress, reduce=reduce)
+        recipe = shaped(recipe, data.training_images())
+    survey = look_over(data.training_images(), recipe, store, progress, reduce=reduce)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     if survey.rule.maximum:
