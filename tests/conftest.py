@@ -13,6 +13,7 @@ from andon.detector import Defects, Labelled
 from andon.inspection import Pixels
 from andon.recipe import Decision
 from andon.training import train as training
+from postgres import Cluster
 
 
 @pytest.fixture(autouse=True)
@@ -128,3 +129,20 @@ def bundle_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = training.compose(parts, size=96, settings={"bank": 200})
     training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A running PostgreSQL."""
+    cluster = Cluster()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new database for the records of a station: every test runs on both."""
+    if request.param == "sqlite":
+        return str(tmp_path / "records.db")
+    cluster: Cluster = request.getfixturevalue("postgres")
+    return cluster.database()

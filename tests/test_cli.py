@@ -1,4 +1,4 @@
-"""The command as a user meets it: what it prints, what it leaves behind, and how it ends."""
+"""The command line: output, files written, exit codes."""
 
 import json
 import os
@@ -8,15 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import typer
+from pydantic import AfterValidator, Field, create_model
 
 import andon
 from andon import cli
 from andon.bundle import Bundle
-from andon.cli import judging
+from andon.cli import judging, settings
 from andon.errors import AndonError
 from andon.records import Records
 from conftest import part, save
@@ -167,8 +168,28 @@ def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
     code, out, _ = run(capsys, "detectors")
     assert out.startswith("memory-bank")
     code, out, _ = run(capsys, "detectors", "memory-bank")
-    assert "bank = 2000\n      Memories of a stage;" in out
+    assert "bank = 2000  (integer, bank ≥ 1)\n      Memories of a stage;" in out
+    assert "floor = 0.001  (number, 0 < floor ≤ 1)\n" in out
+    assert "scales = 2  (one of 1, 2)\n" in out
     assert "presets" in out
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Annotated[int, Field(ge=8, multiple_of=8)], "integer, x ≥ 8, a multiple of 8"),
+        (Annotated[float, Field(ge=0, lt=1)], "number, 0 ≤ x < 1"),
+        (Annotated[float, Field(le=9)] | None, "number, x ≤ 9, or not set"),
+        (Annotated[int, AfterValidator(abs), Field(ge=3, le=63)], "integer, 3 ≤ x ≤ 63"),
+        (Literal["a", "b"], 'one of "a", "b"'),
+        (tuple[Annotated[int, Field(gt=0)], ...], "list of any length; each value: integer, value > 0"),
+        (tuple[float, float], "list of 2; each value: number"),
+        (bool, "true or false"),
+    ],
+)
+def test_allowed_values_of_a_setting(annotation: Any, words: str) -> None:
+    config = create_model("Settings", x=(annotation, ...))
+    assert settings.allowed("x", config.model_json_schema()["properties"]["x"]) == words
 
 
 def test_version(capsys: Any) -> None:
@@ -301,14 +322,14 @@ def test_the_help_teaches(capsys: Any) -> None:
         assert len(out) > 150
 
 
-def test_the_help_lists_every_command_in_one_of_three_groups(capsys: Any) -> None:
+def test_the_help_lists_every_command_in_its_group(capsys: Any) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0
     sections = {text.split(":\n")[0]: text.split(":\n")[1] for text in out.split("\n\n") if ":\n" in text}
     listed = {
         group: [line.split()[0] for line in sections[group].splitlines() if line[2:3].strip()] for group in cli.GROUPS
     }
-    assert list(listed) == ["Inspect", "Measure", "Laboratory"]
+    assert list(listed) == ["Inspect", "Measure", "Station", "Laboratory"]
     assert {"train", "inspect"} <= set(listed["Inspect"]) and {"bench", "study"} <= set(listed["Laboratory"])
     commands = typer.main.get_group(cli.app).commands
     assert sorted(name for names in listed.values() for name in names) == sorted(commands)
@@ -342,13 +363,13 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["detectors", "patchcore"], "unknown detector 'patchcore'"),
         (["features", "build", "resnet50"], "unknown feature network 'resnet50'"),
         (["features", "build", "legacy_xception"], "--weights FILE"),
-        (["features", "build", "efficientnet-lite1", "--sha256", "ab"], "digest of a file of weights"),
+        (["features", "build", "efficientnet-lite1", "--sha256", "ab"], "--sha256 without --weights"),
         (["features", "build", "efficientnet-lite1", "--out", "{bundle}"], "the folder cannot be created"),
         (["compare", "{bundle}", "{bundle}"], "expected the folder of labelled images as the last argument"),
         (["compare", "{bundle}", "{bundle}", "{parts}", "-o", "{bundle}"], "the folder cannot be created"),
         (["study", "moments", "{parts}", "-o", "{bundle}"], "the folder cannot be created"),
         (["nonsense"], "nonsense"),
-        (["inspect", "{bundle}", ""], "one of the arguments is empty"),
+        (["inspect", "{bundle}", ""], "an argument is empty"),
         (["inspect", "{bundle}", "{pipe}"], "a pipe or device; expected a picture"),
         (["inspect", "{bundle}", "x" * 300], "file name too long"),
         (["inspect", "{bundle}", "{parts}", "--threads", "100000"], "--threads"),

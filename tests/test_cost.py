@@ -12,9 +12,10 @@ import onnx.parser
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from andon.engines import clock
 from andon.errors import AndonError, BundleError, RecipeError
 from andon.evaluate import plots
-from andon.lab.cost import clock, count, learning, run, table
+from andon.lab.cost import count, learning, run, table
 from andon.recipe import Recipe
 from test_cli import run as command
 

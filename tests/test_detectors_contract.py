@@ -1,6 +1,7 @@
 """One contract for every detector of the list: what the rest of the house relies on."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -10,10 +11,14 @@ import tomli_w
 from pydantic import ValidationError
 
 from andon import detectors
+from andon.bundle import Bundle
 from andon.detector import REQUIRED, Detector, Run
 from andon.engines import runtime
 from andon.errors import AndonError, RecipeError
+from andon.export.exporting import export
+from andon.geometry.views import Geometry
 from andon.inspection import Pixels, Scores
+from andon.pictures.image import Input
 from conftest import Marked, Stack
 
 SIDE = 64
@@ -315,6 +320,16 @@ def test_tile_scores_the_same_alone_and_in_a_batch(fitted: Detector, tiles: Pixe
 
 def test_graph_agrees_with_the_fitted_object(fitted: Detector, tiles: Pixels) -> None:
     assert worst(fitted.score(tiles), run(fitted, tiles)) < AGREE
+
+
+def test_graph_fits_behind_the_picture_of_a_camera(fitted: Detector, bundle_file: Path, tmp_path: Path) -> None:
+    bundle = Bundle.load(bundle_file)
+    recipe = bundle.recipe.model_copy(update={"geometry": Geometry(size=SIDE)})
+    manifest = bundle.manifest.model_copy(update={"input": Input(channels=3, depth=8)})
+    graph = fitted.graph().SerializeToString()
+    export(replace(bundle, graph=graph, recipe=recipe, manifest=manifest), tmp_path, (150, 110))  # compares the scores
+    session = runtime.session((tmp_path / "graph.onnx").read_bytes())
+    assert [output.name for output in session.get_outputs()] == ["score", "p_value", "verdict", "map"]
 
 
 OTHERS: dict[str, object] = {  # values of settings that are said to change no weights

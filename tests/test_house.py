@@ -37,6 +37,7 @@ ROOMS = [  # a module imports only from rooms before its own, and from its own
     "detectors",
     "training",
     "station",
+    "export",
     "lab",
     "cli",
     "__main__",

@@ -17,6 +17,7 @@ from andon import Inspector, Verdict
 from andon.bundle import Bundle
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, BundleError, ImageError
+from andon.geometry import tiling
 from andon.geometry.views import Geometry
 from andon.inspection import Pixels, Scores
 from andon.pictures import image
@@ -247,6 +248,22 @@ def test_tiles_at_native_resolution_find_a_defect_that_resizing_loses(tmp_path: 
     assert found.anomaly_map.shape == (256, 384)
     assert found.verdict is Verdict.REJECT
     assert np.hypot(found.regions[0].peak_at[0] - 300, found.regions[0].peak_at[1] - 200) < 16
+
+    assert tiling.starts(384, 128, 32) == [0, 85, 171, 256]
+    background, scores = rng.integers(90, 110, (256, 384, 3), dtype=np.uint8), []
+    for x in (
+        64,
+        106,
+        149,
+        235,
+    ):  # the middle of the first tile; then the middle of each overlap
+        pixels = background.copy()
+        cv2.circle(pixels, (x, 64), 5, (0, 0, 0), -1)
+        found = inspector.inspect(pixels)
+        scores.append(found.score)
+        assert found.verdict is Verdict.REJECT
+        assert len(found.regions) == 1 and abs(found.regions[0].peak_at[0] - x) < 16
+    assert min(scores[1:]) > 0.6 * scores[0]  # a seam hides nothing
 
 
 def test_a_defect_in_an_ignored_area_changes_nothing(tmp_path: Path) -> None:

@@ -98,10 +98,12 @@ class Bundle:
         digests = {name: files.digest(data) for name, data in members.items()}
         manifest = self.manifest.model_copy(update={"digests": digests}).model_dump_json(indent=1).encode()
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(buffer, "w") as archive:
             archive.comment = _seal(manifest)
             for name, data in {"manifest.json": manifest, **members}.items():
-                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+                # Weights hardly shrink, and a start would wait for them.
+                kind = zipfile.ZIP_STORED if name == "graph.onnx" else zipfile.ZIP_DEFLATED
+                archive.writestr(zipfile.ZipInfo(name), data, kind)
         files.write(Path(path), buffer.getvalue())
 
     @classmethod

@@ -32,6 +32,10 @@ class TrainingError(AndonError):
     """A training that cannot produce a usable bundle."""
 
 
+class StorageError(AndonError):
+    """Records or pictures cannot be written or read now. The same call works when the cause is gone."""
+
+
 def damaged(name: str, what: str) -> ImageError:
     """Return the error for a picture file that is truncated or damaged."""
     return ImageError(f"{name}: truncated or damaged: {what}. Copy or export it again.")

@@ -55,6 +55,14 @@ def strict_json(value: Any, indent: int | None = None, ascii_only: bool = True) 
     return json.dumps(finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
+def canonical_json(value: Any) -> str:
+    """Plain data as the one JSON text that it has: sorted keys, no spaces, ASCII. What digests are computed of."""
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ValueError:  # not finite
+        return json.dumps(finite(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def is_file(path: str | Path) -> bool:
     """Whether the path is an existing regular file; False for an invalid path, such as a long regular expression."""
     return _kind(path) == "file"

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from andon import calibration, files
 from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
+from andon.engines import tuning
 from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
@@ -118,9 +119,17 @@ class Inspector:
         _ = self.reference  # raises BundleError now, not at the first image
 
     @classmethod
-    def load(cls, path: str | Path, engine: Engine = "onnxruntime", threads: int = 0) -> Self:
-        """Read and verify a bundle. BundleError when the file is no bundle, or is damaged."""
-        return cls(Bundle.load(path), engine, threads)
+    def load(cls, path: str | Path, engine: Engine | Literal["auto"] = "onnxruntime", threads: int = 0) -> Self:
+        """Read and verify a bundle. BundleError when the file is no bundle, or is damaged.
+
+        engine: "auto" uses the engine that `andon tune` stored for this machine, and its threads if `threads` is 0;
+        without a stored result, engines are measured for some seconds.
+        """
+        bundle = Bundle.load(path)
+        if engine == "auto":
+            best = tuning.choose(path, bundle.graph)
+            engine, threads = best.engine, threads or best.threads
+        return cls(bundle, engine, threads)
 
     def decide(self, decision: Decision) -> Self:
         """Return an inspector of the same bundle with other rates or thresholds.

@@ -1,8 +1,8 @@
 """The command `andon`: one function a command; everything heavy is imported inside the function that needs it.
 
-Exit codes: 0 done; 1 done, and the answer is a bad one (`check` found an error, `inspect`, `watch` or `evaluate` met
-images it could not read, `--fail-on` met a bad part, `accept` did not prove all, `msa` found a figure unacceptable); 2
-the user's mistake, with a message that says how to mend it; 130 interrupted.
+Exit codes: 0: success. 1: finished, with a negative result (`check`: an error in the data; `inspect`, `watch`,
+`evaluate`: images that cannot be read; `--fail-on`: a part with this verdict; `accept`: not all is proved; `msa`: an
+unacceptable figure). 2: an error of the user, with a message that says how to correct it. 130: interrupted.
 """
 
 import errno
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import judging, making, measuring, proving, watching
+from andon.cli import audit, exporting, judging, making, measuring, proving, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -28,15 +28,25 @@ GROUPS = {
         judging.inspect,
         watching.watch,
         judging.show,
+        exporting.export,
         judging.detectors,
     ),
-    "Measure": (judging.evaluate, measuring.compare, proving.plan, proving.sample, proving.accept, proving.msa),
+    "Measure": (
+        judging.evaluate,
+        measuring.compare,
+        measuring.tune,
+        proving.plan,
+        proving.sample,
+        proving.accept,
+        proving.msa,
+    ),
+    "Station": (),
     "Laboratory": (measuring.cost,),
 }
 
 
 class Grouped(TyperGroup):
-    """Lists the commands by their groups, as plain text: the panels of typer would import rich."""
+    """Lists the commands by group, as plain text; typer's own groups would import rich."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write one section a group."""
@@ -61,14 +71,16 @@ app = typer.Typer(
     help="""Visual inspection of manufactured parts, learnt from photographs of good parts.
 
     First steps: `andon check FOLDER`, `andon train FOLDER -o part.andon`, `andon inspect part.andon IMAGES`.
-    Exit codes: 0 done; 1 done, with a bad answer (errors found, images that could not be read, a verdict that
-    `inspect --fail-on` names, an agreement that is not proved); 2 mistake in the call.
+    Exit codes: 0: success. 1: finished, with a negative result (errors in the data, images that cannot be read, a
+    verdict named by `--fail-on`, an agreement that is not proved). 2: error in the command or its input.
     """,
 )
-features_app = typer.Typer(no_args_is_help=True, help="ImageNet feature graphs beyond the one that comes along.")
+features_app = typer.Typer(no_args_is_help=True, help="Feature graphs of ImageNet networks: list them, or build more.")
 for group, commands in GROUPS.items():
     for command in commands:
         app.command(rich_help_panel=group)(command)
+app.add_typer(audit.audit, name="audit", rich_help_panel="Station")
+app.add_typer(station.station, name="station", rich_help_panel="Station")
 app.add_typer(measuring.bench, name="bench", rich_help_panel="Laboratory")
 app.add_typer(measuring.study, name="study", rich_help_panel="Laboratory")
 app.add_typer(features_app, name="features", rich_help_panel="Laboratory")
@@ -88,19 +100,19 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Take what goes before the command."""
+    """Handle the options before the command."""
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end with exit code 2 and one clear sentence."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  # a service may have none
+    """Run the command line; an error of the user ends with exit code 2 and a message."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  # a service may have no output
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a name may not fit the terminal
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # the terminal may lack characters of a name
     try:
         try:
             if "" in sys.argv[1:]:
-                raise AndonError("one of the arguments is empty; expected a name. Is a variable not set?")
+                raise AndonError("an argument is empty; expected a value. Check the variables in the command.")
             app()
         finally:
             sys.stdout.flush()
@@ -108,26 +120,26 @@ def main() -> None:
         print(f"andon: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as done:
-        if not isinstance(done.__context__, BrokenPipeError):  # Typer makes exit code 1 of it
+        if not isinstance(done.__context__, BrokenPipeError):  # Typer turns it into exit code 1
             raise
         _mute()
         sys.exit(0)
-    except BrokenPipeError:  # whoever reads has seen enough: `| head`
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         _mute()
         sys.exit(0)
     except Exception as error:
-        if out_of_memory(error):  # OpenCV, ONNX Runtime and torch have classes of their own for that
-            sentence = "out of memory. Free some, or take a smaller geometry.size or a smaller network."
+        if out_of_memory(error):  # OpenCV, ONNX Runtime and torch raise different classes
+            message = "out of memory. Free memory, or use a smaller geometry.size or a smaller network."
         elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
             _mute()
-            sentence = f"{error.filename or 'what is printed'}: cannot be written: no space left. Free some space."
+            message = f"{error.filename or 'standard output'}: cannot be written: no space left. Free some space."
         else:
             raise
-        print(f"andon: {sentence}", file=sys.stderr)
+        print(f"andon: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def _mute() -> None:
-    """Let go of what standard output still holds, or the interpreter would try again to write it as it ends."""
+    """Discard the rest of standard output; Python would try to write it again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Commands that inspect pictures, measure bundles and tell what is there."""
+"""Commands that check, inspect and evaluate images, and show bundles and detectors."""
 
 import math
 import os
@@ -24,7 +24,7 @@ def inspect(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for records.jsonl and records.csv (appended to) and a picture with heat map for every image."
+            help="Output folder: records.jsonl and records.csv, which grow with each run, and heat maps of all images."
         ),
     ] = None,
     fail_on: FailOn = None,
@@ -33,11 +33,13 @@ def inspect(
     engine: EngineName = "onnxruntime",
     threads: Threads = 0,
 ) -> None:
-    """Say PASS, REVIEW, REJECT or INVALID of each image, with score, p-value and regions.
+    """Give each image a verdict (PASS, REVIEW, REJECT or INVALID), a score, a p-value and regions.
 
-    The p-value is the share of good parts expected to score this high. A bad file is reported and the rest goes on.
-    Several images are inspected at a time; with --threads 1, one after another on one core.
-    Exit code 0: every image was inspected; 1: some could not be, or --fail-on found one; 2: mistake in the call.
+    The p-value is the share of good parts expected to score as high or higher. An image that cannot be read is
+    reported; the others are still inspected. Several images are inspected at a time; with --threads 1, one at a time
+    on one core.
+    Exit codes: 0: every image was inspected. 1: an image could not be inspected, or has a verdict named by --fail-on.
+    2: error in the command or its input.
     """
     from andon import files
     from andon.inspector import Inspector
@@ -51,7 +53,7 @@ def inspect(
     failures: list[str] = []
     paths = _images(sources, overlays, failures)
     if len(sources) == 1 and not files.is_folder(sources[0]):
-        image.contents(sources[0])  # the only one asked for, and not there: a mistake in the call
+        image.contents(sources[0])  # a single image that cannot be read is an error of the call
     maps = None
     if overlays:
         places = [shown.with_name(shown.name + ".png") for _, shown in paths]
@@ -75,7 +77,7 @@ def inspect(
                 counts[inspection.verdict] = counts.get(inspection.verdict, 0) + 1
                 record = inspection.record()
             if records:
-                records.add(record)  # before the picture: what was decided is kept though the disk may be full
+                records.add(record)  # before the heat map: a full disk loses no decision
             if maps:
                 maps(outcome)
             if as_json:
@@ -98,16 +100,16 @@ def evaluate(
     groups: Groups = None,
     good: Good = None,
     control: Annotated[
-        bool, typer.Option(help="Where there are masks, inspect once more with the defects painted over.")
+        bool, typer.Option(help="If there are masks, inspect again with the defects painted over.")
     ] = True,
     as_json: AsJson = False,
     quiet: Quiet = False,
     engine: EngineName = "onnxruntime",
     threads: Threads = 0,
 ) -> None:
-    """Measure a bundle on labelled images: metrics.json and a report to read.
+    """Measure a bundle on labelled images, and write metrics.json and report.html.
 
-    Thresholds stay as they were calibrated on good images; what is tuned on labels here is called oracle.
+    Thresholds stay as calibrated on good images. A figure is called oracle if its threshold is tuned on the labels.
     """
     from andon import files
     from andon.data import dataset
@@ -140,21 +142,29 @@ def check(
     folder: Annotated[Path, typer.Argument(help="A folder of images, or a data set.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for suspects.jpg: the strangest good pictures.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for suspects.jpg, which shows the good images that look most like defects.",
+            show_default=False,
+        ),
     ] = None,
     smallest_defect: Annotated[
         str | None,
-        typer.Option(help="Side of the smallest defect, in pixels, as 6px: what it takes is told.", show_default=False),
+        typer.Option(
+            help="Side of the smallest defect in pixels, such as 6px: check says which geometry it needs.",
+            show_default=False,
+        ),
     ] = None,
     groups: Groups = None,
     good: Good = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what is in a folder of images and what is wrong with it.
+    """Report what a folder of images contains, and its problems.
 
-    Good pictures that look like defects are listed; with --out they are drawn, to look at. Exit code 1 when something
-    would make figures untrustworthy.
+    Good images that look like defects are listed, and drawn with --out. Exit code 1: an error that makes figures
+    unreliable.
     """
     from andon import files
     from andon.data import check, dataset
@@ -195,6 +205,7 @@ def detectors(
 ) -> None:
     """List the detectors, or the settings of one."""
     from andon import detectors
+    from andon.cli import settings
 
     if name is None:
         width = max(map(len, detectors.names()))
@@ -202,17 +213,17 @@ def detectors(
             print(f"{each:<{width}}  {entry.summary}")
         return
     kind = detectors.get(name)
-    print(f"{name}: {detectors.DETECTORS[name].summary}\n\nsettings (recipe: [detector.settings]), with defaults:")
-    for key, field in kind.Config.model_fields.items():
-        print(f"  {key} = {field.default!r}\n      {' '.join((field.description or '').split())}")
+    print(f"{name}: {detectors.DETECTORS[name].summary}\n")
+    print("settings (recipe: [detector.settings]), with defaults and allowed values:")
+    print("\n".join(settings.describe(kind.Config)))
     print("\npresets (recipe: detector.preset, or --preset):")
     for preset, values in kind.presets.items():
-        print(f"  {preset}: {', '.join(f'{k} = {v!r}' for k, v in values.items()) or 'the defaults'}")
+        print(f"  {preset}: {', '.join(f'{k} = {settings.value(v)}' for k, v in values.items()) or 'the defaults'}")
 
 
 @contextmanager
 def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
-    """Name what failed in the block, however it ends."""
+    """Print the failures at the end of the block, also after an exception."""
     try:
         yield
     finally:
@@ -222,17 +233,17 @@ def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
 
 
 def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> list[tuple[Path, Path]]:
-    """Find the images below files and folders: each with a path of its own to show it by below an output folder.
+    """Find the images in files and folders, each with a unique relative path for its heat map.
 
-    Of several folders each shows its images below its own name. What an earlier run drew is no part, nor are masks and
-    thumbnails. What cannot be followed is added to `failures`.
+    With several folders, the path of an image begins with the name of its folder. Heat maps of an earlier run, masks
+    and thumbnails are left out. A subfolder that cannot be read is added to `failures`.
     """
     from andon import files
     from andon.data import folders
 
     drawn = overlays.resolve() if overlays else None
-    taken: set[str] = set()
-    found: list[tuple[Path, Path]] = []
+    names: set[str] = set()
+    images: list[tuple[Path, Path]] = []
     for source in sources:
         if files.is_folder(source):
             try:
@@ -243,40 +254,42 @@ def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> 
             inside = [path for path in contents.images if drawn not in Path(os.path.realpath(path)).parents]
             skipped = f"; {len(contents.masks)} masks are not inspected" if contents.masks else ""
             if not inside:
-                raise DatasetError(f"{source}: no images in this folder{skipped}. Name a folder that holds pictures.")
+                raise DatasetError(f"{source}: no images in this folder{skipped}. Name a folder of images.")
             if skipped:
                 print(f"{source}{skipped.replace(';', ':')}", file=sys.stderr)
-            below = _numbered(source.resolve().name, taken) if len(sources) > 1 else ""
-            found += [(path, below / path.relative_to(source)) for path in inside]
+            below = _numbered(source.resolve().name, names) if len(sources) > 1 else ""
+            images += [(path, below / path.relative_to(source)) for path in inside]
         else:
-            found.append((source, Path(_numbered(source.name, taken))))
-    return found
+            images.append((source, Path(_numbered(source.name, names))))
+    return images
 
 
-def _numbered(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken already; upper and lower case are one, as on Windows."""
+def _numbered(name: str, names: set[str]) -> str:
+    """Add a name to those in use, with a number if it is among them; case does not count, as on Windows."""
     stem, dot, suffix = name.rpartition(".") if "." in name[1:] else (name, "", "")
     count = 1
-    while name.lower() in taken:
+    while name.lower() in names:
         count += 1
         name = f"{stem} {count}{dot}{suffix}"
-    taken.add(name.lower())
+    names.add(name.lower())
     return name
 
 
-def line(found: "Inspection") -> str:
-    notes = f"  ({'; '.join(found.notes)})" if found.notes else ""
-    if found.verdict == "INVALID":
-        return f"INVALID {found.source}{notes}"
-    regions = found.regions
+def line(inspection: "Inspection") -> str:
+    """One line for the terminal."""
+    notes = f"  ({'; '.join(inspection.notes)})" if inspection.notes else ""
+    if inspection.verdict == "INVALID":
+        return f"INVALID {inspection.source}{notes}"
+    regions = inspection.regions
     where = f"  {counted(len(regions), 'region')}, worst at {list(regions[0].peak_at)}" if regions else ""
-    return f"{found.verdict:<7} score {found.score:<8.4g} p {found.p_value:<7.3g} {found.source}{where}{notes}"
+    figures = f"score {inspection.score:<8.4g} p {inspection.p_value:<7.3g}"
+    return f"{inspection.verdict:<7} {figures} {inspection.source}{where}{notes}"
 
 
 def failed(fail_on: str | None, counts: dict[str, int]) -> bool:
-    """Whether some verdict is at `fail_on` or beyond it."""
-    beyond = {None: (), "review": ("REVIEW", "REJECT", "INVALID"), "reject": ("REJECT", "INVALID")}[fail_on]
-    return any(counts.get(verdict) for verdict in beyond)
+    """Whether an image has the verdict `fail_on` or a worse one."""
+    worse = {None: (), "review": ("REVIEW", "REJECT", "INVALID"), "reject": ("REJECT", "INVALID")}[fail_on]
+    return any(counts.get(verdict) for verdict in worse)
 
 
 def _contents(bundle: "Bundle") -> dict[str, Any]:

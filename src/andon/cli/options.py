@@ -1,4 +1,4 @@
-"""What several commands share: options, progress bars, sentences on standard error."""
+"""Options, progress bars and messages that several commands share."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,46 +12,50 @@ if TYPE_CHECKING:
     from andon.progress import Progress
 
 BundleFile = Annotated[Path, typer.Argument(help="A bundle made by `andon train`.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no sentences; errors and warnings only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only errors and warnings.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output, for other programs.")]
 Groups = Annotated[
     str | None,
     typer.Option(
-        help="Which images show one part, lot or session: a CSV file (columns stem or path, and group), or a regular "
-        "expression on the path whose first bracket is the group. A group is never divided between learning and "
-        "calibration.",
+        help="Groups of images that show one part, lot or session: a CSV file (columns stem or path, and group), or a "
+        "regular expression on the path, whose first capture group is the group. All images of a group are used either "
+        "for training or for calibration.",
         show_default=False,
     ),
 ]
 Good = Annotated[
     list[str] | None,
     typer.Option(
-        help="A folder of good images whose name does not say so; more than once for several. * fits any name; . is "
-        "what lies directly in the folder.",
+        help="Name of a folder of good images, if andon does not know this name as good. Repeat the option for several "
+        "folders. * matches any name; . means the images directly in the folder.",
         show_default=False,
     ),
 ]
 FailOn = Annotated[
     Literal["review", "reject"] | None,
     typer.Option(
-        help="Exit with code 1 when any image gets this verdict or a worse one; INVALID and images that could not be "
-        "inspected count as worse.",
+        help="Exit with code 1 if an image gets this verdict or a worse one. INVALID, and images that could not be "
+        "inspected, count as worse.",
         show_default=False,
     ),
 ]
-EngineName = Annotated[Literal["onnxruntime", "openvino"], typer.Option(help="Inference engine.")]
-Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: as many as there are cores.")]
+EngineName = Annotated[
+    Literal["onnxruntime", "openvino", "auto"],
+    typer.Option(help="Inference engine; auto: the fastest on this machine, as `andon tune` measured it."),
+]
+Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: one for each core.")]
 
 
-def teller(quiet: bool) -> Callable[[str], None]:
+def printer(quiet: bool) -> Callable[[str], None]:
+    """Return a function that prints a sentence on standard error, or does nothing if `quiet`."""
     return (lambda sentence: None) if quiet else (lambda sentence: print(sentence, file=sys.stderr))
 
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator["Progress"]:
-    """Yield a callback that draws one bar a stage on standard error, with the time left.
+    """Yield a callback that draws a bar for each stage on standard error, with the time left.
 
-    A training draws one more, for the whole of it, in seconds.
+    A training has one more bar for all its stages, in seconds.
     """
     from andon.progress import silent
 
@@ -61,7 +65,7 @@ def progress_bars(quiet: bool) -> Iterator["Progress"]:
         else:
             yield from _bars()
     except KeyboardInterrupt:
-        print("andon: interrupted; nothing half-written was left", file=sys.stderr)
+        print("andon: interrupted; no incomplete files remain", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -1,4 +1,4 @@
-"""Commands that prove an inspection: plans of samples, samples of a running line, acceptance."""
+"""Commands that prove the quality of an inspection: plans, samples, acceptance, measurement system analysis."""
 
 import sys
 from pathlib import Path
@@ -24,16 +24,16 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how many good and defective parts a proof takes, before anyone collects them.
+    """Compute how many good and defective parts a proof needs.
 
-    The numbers are exact (binomial). The page draws operating-characteristic curves.
+    The numbers are exact (binomial). The page shows operating-characteristic curves.
     """
     from andon import files
     from andon.proof import plans
 
-    found = plans.plan(slip, false_rejects, confidence, failures)
-    page = plans.write(found, out) if out else None
-    print(files.strict_json(found.record(), indent=1) if as_json else found.text())
+    table = plans.plan(slip, false_rejects, confidence, failures)
+    page = plans.write(table, out) if out else None
+    print(files.strict_json(table.record(), indent=1) if as_json else table.text())
     if page and not as_json:
         print(f"page: {page}")
 
@@ -42,10 +42,10 @@ def sample(
     records: Annotated[
         Path | None, typer.Argument(help="The records.jsonl of a running line.", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(help="Pictures to draw; half of them from what passed.")] = 200,
+    count: Annotated[int, typer.Option(help="Number of pictures to draw, half of them from those that passed.")] = 200,
     sheet: Annotated[
         Path | None,
-        typer.Option("--estimate", help="A sheet that was filled in: estimate the rates from it.", show_default=False),
+        typer.Option("--estimate", help="A completed sheet.csv: estimate the rates from it.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
@@ -60,17 +60,17 @@ def sample(
     decided_by: Annotated[
         str,
         typer.Option(
-            help="Take the records of this bundle or decision: the first digits of its digest.", show_default=False
+            help="First digits of the digest of the bundle or decision whose records are used.", show_default=False
         ),
     ] = "",
     confidence: Annotated[float, typer.Option(help="Confidence of each interval of an estimate, such as 0.95.")] = 0.95,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a random sample of a running line to be judged by a person, or estimate the rates of the line from it.
+    """Draw a random sample of the pictures of a line for a person to judge, or estimate the rates of the line from it.
 
-    For parts whose truth nobody knows. Fill in the column truth of sheet.csv: good, defective or unclear. Then
-    `andon sample --estimate sheet.csv` gives the slip and the false rejects with exact intervals.
+    For parts whose truth is unknown. Fill in the column truth of sheet.csv: good, defective or unclear. Then
+    `andon sample --estimate sheet.csv` computes slip and false rejects, with exact intervals.
     """
     from andon import files
     from andon.proof import estimating, sampling
@@ -81,7 +81,7 @@ def sample(
         with progress_bars(quiet or as_json) as progress:
             missing = sampling.write(drawn, folder, progress)
         for reason in missing:
-            print(f"without a picture: {reason}", file=sys.stderr)
+            print(f"picture missing: {reason}", file=sys.stderr)
         if as_json:
             print(
                 files.strict_json({"sheet": str(folder / sampling.SHEET), "lots": drawn.lots, "drawn": drawn.drawn()})
@@ -89,16 +89,16 @@ def sample(
         elif not quiet:
             print(", ".join(f"{n} of {drawn.lots[verdict]} {verdict}" for verdict, n in drawn.drawn().items()))
             print(f"pictures: {folder / sampling.PAGE}; fill in: {folder / sampling.SHEET}")
-            print(f"do not look into {sampling.KEY}: it holds the verdicts")
+            print(f"do not open {sampling.KEY}: it contains the verdicts")
     elif sheet is not None and records is None:
-        found = estimating.load(sheet, confidence)
-        page = estimating.write(found, out) if out else None
-        print(files.strict_json(found.record(), indent=1) if as_json else found.text())
+        estimate = estimating.load(sheet, confidence)
+        page = estimating.write(estimate, out) if out else None
+        print(files.strict_json(estimate.record(), indent=1) if as_json else estimate.text())
         if page and not as_json:
             print(f"page: {page}")
     else:
-        named = "both RECORDS and --estimate" if sheet else "neither RECORDS nor --estimate"
-        raise AndonError(f"{named}; expected records to draw from, or --estimate and a sheet. Give one.")
+        problem = "both RECORDS and --estimate" if sheet else "neither RECORDS nor --estimate"
+        raise AndonError(f"{problem}; expected records to draw from, or --estimate and a sheet. Give one.")
 
 
 def accept(
@@ -110,29 +110,32 @@ def accept(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Hold an agreement on slip and false rejects against parts whose truth is known: proved, not proved or refuted.
+    """Test an agreement on slip and false rejects on parts whose truth is known: proved, not proved or refuted.
 
-    After VDI/VDE/VDMA 2632-3; no conformity is claimed. Exit code 0 when all is proved, else 1.
+    After VDI/VDE/VDMA 2632-3; no conformity is claimed. Exit code 0: all is proved; 1: not all.
     """
     from andon import files
     from andon.proof import acceptance
 
-    found = acceptance.accept(agreement)
-    page = acceptance.write(found, out)
-    print(files.strict_json(found.record(), indent=1) if as_json else f"{found.text()}\nreport: {page}")
-    if found.outcome is not acceptance.Outcome.PROVED:
+    result = acceptance.accept(agreement)
+    page = acceptance.write(result, out)
+    print(files.strict_json(result.record(), indent=1) if as_json else f"{result.text()}\nreport: {page}")
+    if result.outcome is not acceptance.Outcome.PROVED:
         raise typer.Exit(1)
 
 
 def msa(
     source: Annotated[
-        Path, typer.Argument(help="Verdicts, one row a presentation: CSV, Parquet or records.jsonl.", metavar="TABLE")
+        Path,
+        typer.Argument(
+            help="Table of verdicts, a row for each presentation: CSV, Parquet or records.jsonl.", metavar="TABLE"
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for msa.html and msa.json.")] = Path("msa"),
-    by: Annotated[str, typer.Option(help="Who made the study; stands in the report.")] = "",
+    by: Annotated[str, typer.Option(help="Name of the person who made the study, for the report.")] = "",
     bundle: Annotated[
         Path | None,
-        typer.Option(help="The bundle that gave the verdicts: its digest is compared.", show_default=False),
+        typer.Option(help="Bundle that gave the verdicts; its digest is compared.", show_default=False),
     ] = None,
     fields: Annotated[
         str | None,
@@ -143,25 +146,26 @@ def msa(
         ),
     ] = None,
     limits: Annotated[
-        Path | None, typer.Option(help="Limits as TOML; default: AIAG's, second-hand.", show_default=False)
+        Path | None,
+        typer.Option(help="File of limits (TOML); default: AIAG's, from secondary sources.", show_default=False),
     ] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Of the score, where the table has none.", show_default=False)
+        float | None, typer.Option(help="Threshold of the score; replaces those in the table.", show_default=False)
     ] = None,
     level: Annotated[float, typer.Option(help="Confidence of each interval and bound.")] = 0.95,
     as_json: AsJson = False,
 ) -> None:
-    """Measurement system analysis: agreement of verdicts, kappas, gauge R&R of the score, held against limits.
+    """Measurement system analysis: agreement of verdicts, kappas and gauge R&R of the score, compared with limits.
 
     The table has the columns part, reference, appraiser, condition, trial, verdict, score and digest. A trial is a new
-    presentation: a picture that was scored again is refused. Exit code 1 when a figure is unacceptable.
+    presentation: a picture that was scored again is refused. Exit code 1: a figure is unacceptable.
     """
     from andon import files
     from andon.proof import msa, table
 
     files.prepare(out / "msa.html")
-    found = msa.study(table.read(source, fields), limits, by, bundle, threshold, level)
-    page = msa.write(found, out)
-    print(files.strict_json(found.record(), indent=1) if as_json else f"{found.text()}\nreport: {page}")
-    if found.failed:
+    study = msa.study(table.read(source, fields), limits, by, bundle, threshold, level)
+    page = msa.write(study, out)
+    print(files.strict_json(study.record(), indent=1) if as_json else f"{study.text()}\nreport: {page}")
+    if study.failed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The command that stays: inspects what a folder, a camera or a video gives, until it ends or is told to stop."""
+"""The command `watch`: inspects the pictures of a folder, camera or video until the end or a signal to stop."""
 
 import sys
 import threading
@@ -23,30 +23,30 @@ def watch(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder that is filled; a video file; a camera by its number or URL; genicam:ADDRESS; or "
-            "simulated:FOLDER, a camera that shows the pictures of a folder.",
+            help="A folder that receives pictures; a video file; the number or URL of a camera; genicam:ADDRESS; or "
+            "simulated:FOLDER, a simulated camera that shows the pictures of a folder.",
             show_default=False,
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for records.jsonl and records.csv (appended to), and for pictures with heat map."),
+        typer.Option(help="Output folder: records.jsonl and records.csv, which grow with each run, and heat maps."),
     ] = None,
     pictures: Annotated[
         Literal["all", "alarms", "none"],
-        typer.Option(help="Which heat maps are written below --out; alarms: REVIEW and REJECT."),
+        typer.Option(help="Heat maps to write into --out; alarms: those of REVIEW and REJECT."),
     ] = "alarms",
     policy: Annotated[
         Literal["block", "drop"],
-        typer.Option(help="When inspection is slower than the source: let it wait, or drop frames and count them."),
+        typer.Option(help="If inspection is slower than the source: make it wait, or drop and count frames."),
     ] = "block",
-    new: Annotated[bool, typer.Option("--new", help="Leave out the pictures that are in the folder already.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Leave out pictures that are already in the folder.")] = False,
     settle: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for which a file must stay the same before it counts as whole.")
+        float, typer.Option(min=0.0, help="Seconds without a change after which a file counts as complete.")
     ] = 0.5,
-    frames: Annotated[int, typer.Option(min=0, help="Stop after so many frames; 0: never.")] = 0,
+    frames: Annotated[int, typer.Option(min=0, help="Stop after this number of frames; 0: never.")] = 0,
     stall: Annotated[
-        float, typer.Option(min=0.0, help="Say so when no frame came for so many seconds; 0: never.")
+        float, typer.Option(min=0.0, help="Warn after this number of seconds without a frame; 0: never.")
     ] = 0.0,
     fail_on: FailOn = None,
     as_json: AsJson = False,
@@ -54,24 +54,24 @@ def watch(
     engine: EngineName = "onnxruntime",
     threads: Threads = 0,
     workers: Annotated[
-        int, typer.Option(min=0, max=64, help="Frames inspected at a time; 0: one more than there are cores.")
+        int, typer.Option(min=0, max=64, help="Number of frames inspected at a time; 0: number of cores plus one.")
     ] = 0,
 ) -> None:
-    """Inspect pictures as they come: from a folder that is filled, a camera or a video.
+    """Inspect pictures as they arrive: from a folder, a camera or a video.
 
     \b
-    andon watch part.andon incoming/ --out results/     what is in the folder, then what comes
+    andon watch part.andon incoming/ --out results/     the pictures in the folder, then new ones
     andon watch part.andon 0 --policy drop --stall 10   the first camera of this PC
     andon watch part.andon rtsp://10.0.0.7/stream       a camera on the network
     andon watch part.andon genicam:10.0.0.7             GigE Vision or USB3 Vision: pip install 'andon[genicam]'
     andon watch part.andon simulated:good/ --frames 20  a trial without a camera
 
-    Results come in the order of the frames, one line each. A frame that cannot be inspected is one INVALID, and the
-    rest goes on. A camera that is lost is connected to again. Ctrl-C or SIGTERM finishes what was taken, then ends; the
-    second one ends at once.
+    One line is printed for each frame, in order. A frame that cannot be inspected is INVALID; the others are still
+    inspected. A lost camera is connected again. After Ctrl-C or SIGTERM, frames that were already received are
+    inspected, then the command ends; a second signal ends it at once.
 
-    Exit code 0: every frame was inspected; 1: some could not be, were dropped or lost, or --fail-on found one; 2:
-    mistake in the call, or results can no longer be written; 130: ended at once.
+    Exit codes: 0: every frame was inspected. 1: a frame could not be inspected, was dropped or lost, or has a verdict
+    named by --fail-on. 2: error in the command or its input, or results cannot be written. 130: ended at once.
     """
     from andon import files
     from andon.inspector import Inspector
@@ -84,16 +84,14 @@ def watch(
     inspector = Inspector.load(bundle, engine, threads)
     overlays = out / "overlays" if out else None
     channels = inspector.manifest.input.channels
-    given = naming.named(source, True, channels, existing=not new, settle=settle, skip=overlays)
+    stream = naming.named(source, True, channels, existing=not new, settle=settle, skip=overlays)
     if frames:
-        given = Limited(given, frames)
+        stream = Limited(stream, frames)
     chain: list[Sink] = []
     maps = None
     records = Records(out / "records.jsonl") if out else None
     if records:
-        chain.append(
-            sinks.recorded(records)
-        )  # before the picture: what was decided is kept though the disk may be full
+        chain.append(sinks.recorded(records))  # before the heat map: a full disk loses no decision
     if overlays and pictures != "none":
         below = Path(source) if files.is_folder(source) else None
         maps = sinks.HeatMaps(overlays, inspector.scale, inspector.calibration, _tell, pictures, sinks.placed(below))
@@ -101,7 +99,7 @@ def watch(
     settings = Settings(policy, workers, stall=stall)
     with records or nullcontext(), progress_bars(quiet or as_json) as progress, stop_on_signals() as stop:
         sink = sinks.each(*chain, _shown(as_json, quiet, progress, stop))
-        report = inspector.stream(given, sink, settings, stop=stop, tell=_tell, draw=maps.draw if maps else None)
+        report = inspector.stream(stream, sink, settings, stop=stop, tell=_tell, draw=maps.draw if maps else None)
     if not quiet and not as_json:
         print(report.sentence())
     if not report.whole or failed(fail_on, {str(verdict): count for verdict, count in report.verdicts.items()}):
@@ -113,7 +111,7 @@ def _tell(sentence: str) -> None:
 
 
 def _shown(as_json: bool, quiet: bool, progress: "Progress", stop: threading.Event) -> "Sink":
-    """A sink that prints one line an outcome, at once; whoever reads them no more stops the line."""
+    """Return a sink that prints one line for each outcome; it stops the line if the reader closes the pipe."""
     from andon import files
 
     count = 0

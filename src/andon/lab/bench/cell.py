@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from andon import files
 from andon.bundle import machine, versions
 from andon.data import dataset
+from andon.engines.clock import peak_mb
 from andon.errors import AndonError
 from andon.evaluate import evaluating
 from andon.inspector import Inspector
-from andon.lab.cost.clock import peak_mb
 from andon.recipe import Recipe
 from andon.training.train import train
 

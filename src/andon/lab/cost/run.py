@@ -11,12 +11,12 @@ import onnxruntime
 
 from andon import detectors, files
 from andon.bundle import Bundle
+from andon.engines import clock
+from andon.engines.clock import Timing, Trial
 from andon.errors import AndonError, RecipeError, out_of_memory, unknown
 from andon.inspection import Pixels
 from andon.lab.bench import plan as plans
 from andon.lab.bench.plan import Contender
-from andon.lab.cost import clock
-from andon.lab.cost.clock import Timing, Trial
 from andon.lab.cost.count import count
 from andon.lab.cost.learning import Learning, fit_on_noise
 from andon.lab.cost.table import Row
@@ -129,7 +129,6 @@ def _measure(subject: Subject, threads: int, seconds: float) -> Iterator[Row]:
             depth=subject.depth,
             threads=threads,
             seconds=seconds,
-            cuda=False,
         )
         timings = {"cpu": clock.measure(subject.name, trial)}
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():

@@ -1,7 +1,8 @@
-"""Time and memory of a graph, measured in a separate process.
+"""Time and memory of a graph on an engine, measured in a separate process.
 
-`measure` runs this module as `python -m andon.lab.cost.clock`, with a `Trial` as one line of JSON on standard input.
-The process prints a `Timing` to standard output."""
+`measure` runs this module as `python -m andon.engines.clock`, with a `Trial` as one line of JSON on standard input.
+The process prints a `Timing` to standard output.
+"""
 
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from andon.engines import runtime
-from andon.engines.runtime import Runtime
+from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError
 from andon.inspection import Pixels
 
@@ -32,7 +33,8 @@ class Trial(BaseModel):
     depth: int  # bits
     threads: int  # 0: the engine decides
     seconds: float  # for each of the two measurements
-    cuda: bool
+    engine: Engine = "onnxruntime"
+    cuda: bool = False
 
 
 class Timing(BaseModel):
@@ -40,14 +42,21 @@ class Timing(BaseModel):
 
     p50_ms: float  # of one tile, from pixels to score and map
     p95_ms: float
+    p99_ms: float
     throughput: float  # tiles a second, in runs of BATCH tiles
     peak_mb: float | None  # peak memory until the end of the runs with one tile; None if the system does not report it
+    scores: list[float] = []  # of BATCH tiles of noise, by the engine
 
 
-def measure(name: str, trial: Trial) -> Timing:
-    """Run a trial in a separate process. AndonError when the process fails."""
-    command = [sys.executable, "-m", "andon.lab.cost.clock"]
-    process = subprocess.run(command, input=trial.model_dump_json(), capture_output=True, text=True, encoding="utf-8")
+def measure(name: str, trial: Trial, within: float | None = None) -> Timing:
+    """Run a trial in a separate process. AndonError when the process fails, or is not done `within` seconds."""
+    command = [sys.executable, "-m", "andon.engines.clock"]
+    try:
+        process = subprocess.run(
+            command, input=trial.model_dump_json(), capture_output=True, text=True, encoding="utf-8", timeout=within
+        )
+    except subprocess.TimeoutExpired:
+        raise AndonError(f"{name}: not done within {within:.0f} s. Use a smaller size, or another engine.") from None
     if process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
         reason = (process.stderr.strip().splitlines() or ["signal 9 often means that memory ran out"])[-1]
@@ -59,14 +68,25 @@ def measure(name: str, trial: Trial) -> Timing:
 
 def time_runs(run: Callable[[Pixels], object], trial: Trial, peak: Callable[[], float | None]) -> Timing:
     """Time `run`, which scores tiles (n, t, t, c); `peak` returns the peak memory in MB."""
-    rng = np.random.default_rng(0)
-    kind = np.uint8 if trial.depth == 8 else np.uint16
-    tiles: Pixels = rng.integers(0, 2**trial.depth, (BATCH, *trial.shape, trial.channels), dtype=kind)
+    tiles = _tiles(trial)
     single = _laps(lambda: run(tiles[:1]), trial.seconds)
     megabytes = peak()
     batches = _laps(lambda: run(tiles), trial.seconds)
-    p50, p95 = np.percentile(single, [50, 95]) * 1000
-    return Timing(p50_ms=p50, p95_ms=p95, throughput=BATCH / float(np.median(batches)), peak_mb=megabytes)
+    p50, p95, p99 = np.percentile(single, [50, 95, 99]) * 1000
+    return Timing(
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        throughput=BATCH / float(np.median(batches)),
+        peak_mb=megabytes,
+    )
+
+
+def _tiles(trial: Trial) -> Pixels:
+    """BATCH tiles of noise."""
+    kind = np.uint8 if trial.depth == 8 else np.uint16
+    shape = (BATCH, *trial.shape, trial.channels)
+    return np.random.default_rng(0).integers(0, 2**trial.depth, shape, dtype=kind)
 
 
 def peak_mb() -> float | None:
@@ -105,7 +125,9 @@ def main() -> None:
         # ONNX Runtime does not report the memory of the GPU.
         timing = time_runs(lambda tiles: session.run(["score", "map"], {"tiles": tiles}), trial, lambda: None)
     else:
-        timing = time_runs(Runtime(graph, threads=trial.threads).score, trial, peak_mb)
+        scorer = Runtime(graph, trial.engine, trial.threads)
+        timing = time_runs(scorer.score, trial, peak_mb)
+        timing.scores = scorer.score(_tiles(trial)).image.tolist()
     print(timing.model_dump_json())
 
 

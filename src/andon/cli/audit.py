@@ -1,0 +1,178 @@
+"""Commands that read the record of a station: is it whole, what happened to a part, as a table."""
+
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from andon.cli.options import AsJson, Quiet
+from andon.errors import AndonError, counted, unknown
+
+if TYPE_CHECKING:
+    from andon.station.entries import Row
+    from andon.station.reader import Reader
+
+audit = typer.Typer(no_args_is_help=True)
+
+Database = Annotated[
+    str,
+    typer.Option(
+        "--records",
+        envvar="ANDON_RECORDS",
+        help="The station's database: the path of an SQLite file, or postgresql://USER:PASSWORD@HOST/DATABASE.",
+        show_default=False,
+    ),
+]
+StationName = Annotated[
+    str | None, typer.Option("--station", help="Its name; needed when the database holds several.", show_default=False)
+]
+PictureFolder = Annotated[
+    Path | None, typer.Option("--pictures", help="The station's archive of pictures.", show_default=False)
+]
+
+
+@audit.callback()
+def check_extra() -> None:
+    """The record of a station: verify it, show a part, export it."""
+    missing = [name for name in ("sqlalchemy", "alembic", "pg8000") if not find_spec(name)]
+    if missing:
+        raise AndonError(f"{', '.join(missing)} not installed; a station needs it. Run: pip install 'andon[station]'.")
+
+
+@audit.command()
+def verify(
+    records: Database,
+    station: StationName = None,
+    pictures: PictureFolder = None,
+    noted: Annotated[
+        str | None,
+        typer.Option(
+            help="NUMBER:DIGEST of a record as this command printed it before; it must still be there.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute the chain of digests: was any record changed, removed or put in?
+
+    The digest that is printed stands for all records up to it. Whoever can write the database can also write a new
+    chain: note the digest elsewhere, and give it with --noted the next time. With --pictures, each picture that is
+    kept must be there with the contents that its record names. Exit code 0: all is whole; 1: something is not.
+    """
+    from andon import files
+    from andon.station import reader
+
+    if noted and not station:
+        raise AndonError("--noted without --station; expected the station whose record was noted. Name it.")
+    found = []
+    for name in [station] if station else reader.names(records):
+        with reader.Reader(records, name) as chain:
+            sequence, digest = chain.head()
+            wrong = [f"record {each.sequence}: {each.what}" for each in chain.verify()]
+            wrong += _noted(chain, noted) if noted else []
+            wrong += _damaged(chain, pictures) if pictures else []
+        found.append({"station": name, "records": sequence, "digest": digest, "wrong": wrong})
+        if not as_json:
+            print(f"{name}: {counted(sequence, 'record')}, {'NOT WHOLE' if wrong else 'whole'}")
+            print("\n".join([f"  {each}" for each in wrong] or [f"  note: {sequence}:{digest}"]))
+    if as_json:
+        print(files.strict_json(found, indent=1))
+    if any(each["wrong"] for each in found):
+        raise typer.Exit(1)
+
+
+@audit.command()
+def show(
+    part: Annotated[str, typer.Argument(help="Id of the part.", show_default=False)],
+    records: Database,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what happened to a part, on every station of the database, the oldest first. Exit code 1: nothing did."""
+    from andon import files
+    from andon.station import reader
+
+    stations = reader.names(records)
+    rows: list[Row] = []
+    if stations:
+        with reader.Reader(records, stations[0]) as chain:
+            rows = chain.story(part)
+    if as_json:
+        print(files.strict_json([row.record() for row in rows], indent=1))
+    else:
+        print("\n".join(map(_told, rows)) or f"no record of part '{part}'")
+    if not rows:
+        raise typer.Exit(1)
+
+
+@audit.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="The table: a name that ends in .csv or .parquet.", show_default=False)],
+    records: Database,
+    station: StationName = None,
+    since: Annotated[str | None, typer.Option(help="2026-11-26, or with a time: 2026-11-26T06:00.")] = None,
+    until: Annotated[str | None, typer.Option(help="As --since. Local time, unless it names a zone.")] = None,
+    product: Annotated[str | None, typer.Option(help="This product only.")] = None,
+    lot: Annotated[str | None, typer.Option(help="This lot only.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="This verdict only.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="This kind only: inspection, decision, event, challenge or change.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write records as a table, the oldest first: one row a record, the digests beside it."""
+    from andon.station import export as tables
+    from andon.station import reader
+    from andon.station.entries import KINDS
+
+    if kind is not None and kind not in KINDS:
+        raise AndonError(unknown("kind", kind, KINDS))
+    filters = {"since": _moment(since), "until": _moment(until), "product": product, "lot": lot}
+    with reader.opened(records, station) as chain:
+        count = tables.write(chain.walk(**filters, verdict=verdict, kind=kind), out)
+    if not quiet:
+        print(f"{counted(count, 'record')}: {out}")
+
+
+def _moment(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise AndonError(f"time '{text}': expected 2026-11-26 or 2026-11-26T06:00. Correct it.") from None
+
+
+def _noted(chain: "Reader", noted: str) -> list[str]:
+    number, _, digest = noted.partition(":")
+    if not number.isdecimal() or not digest:
+        raise AndonError(f"--noted {noted}: expected NUMBER:DIGEST as `andon audit verify` prints it. Correct it.")
+    row = chain.record(int(number)) if len(number) < 19 else None
+    return [] if row and row.digest == digest else [f"record {number}: is not the one that was noted"]
+
+
+def _damaged(chain: "Reader", pictures: Path) -> list[str]:
+    from andon.station.archive import Archive
+    from andon.station.events import StationError
+
+    archive, wrong = Archive(pictures), []
+    for digest in chain.pictures():
+        try:
+            archive.open(digest)
+        except StationError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _told(row: "Row") -> str:
+    facts = [row.time[:23].replace("T", " "), row.station, f"#{row.sequence}", row.kind]
+    facts += [str(each) for each in (row.product, row.verdict) if each]
+    facts += [f"{name} {value:.4g}" for name, value in (("score", row.score), ("p", row.p_value)) if value is not None]
+    facts += [f"lot {row.lot}"] if row.lot else []
+    facts += [f"job {row.job}"] if row.job is not None else []
+    for name in ("decision", "who", "reason", "event", "error", "digest", "bundle"):
+        value = row.body.get(name)
+        if value:
+            facts.append(f"{name} {str(value)[:12] if name in ('digest', 'bundle') else value}")
+    return "  ".join(facts)

@@ -1,0 +1,127 @@
+"""Files by the digest of their contents: pictures and maps that records name."""
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from andon import files
+from andon.errors import AndonError, StorageError
+from andon.station.events import StationError
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Archive:
+    """A folder of files named by SHA-256 of their contents: `ab/cd/abcd….png`. No path comes from outside.
+
+    Args:
+        folder: made where there is none.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, folder: str | Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self._clock = Path(folder), clock
+        self._lock = threading.Lock()
+        try:
+            files.make_folder(self.folder)
+        except AndonError as error:
+            raise StorageError(str(error)) from None
+
+    def put(self, data: bytes, suffix: str = "") -> str:
+        """Keep data and return its digest: whole, durable, or not at all. StorageError when it cannot be kept."""
+        if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
+            raise StationError(f"suffix '{suffix}': expected none, or a point and 1 to 8 of a-z and 0-9, such as .png.")
+        digest = files.digest(data)
+        with self._lock:
+            known = self._find(digest)
+            if known:
+                with suppress(OSError):
+                    os.utime(known, (self._clock(), self._clock()))  # `remove` leaves what was put again
+        if known is None:
+            place = self._folder(digest) / f"{digest}{suffix}"
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                files.write(place, data)
+                for folder in (place.parent, place.parent.parent, self.folder):
+                    _sync(folder)  # the name of a new file is durable when its folder is
+            except (AndonError, OSError) as error:
+                cause = error if isinstance(error, OSError) else error.__cause__
+                why = files.reason(cause) if isinstance(cause, OSError) else str(error)
+                raise StorageError(
+                    f"{self.folder}: the picture cannot be kept: {why}. Free space and allow writing there."
+                ) from error
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """The file of a digest. StationError when there is none."""
+        found = self._find(digest)
+        if found is None:
+            raise self._absent(digest)
+        return found
+
+    def open(self, digest: str) -> bytes:
+        """The contents of a digest. StationError when there is none, or when it was damaged."""
+        place = self.path(digest)
+        try:
+            data = place.read_bytes()
+        except FileNotFoundError:
+            raise self._absent(digest) from None
+        except OSError as error:
+            raise StorageError(f"{place}: cannot be read: {files.reason(error)}. Allow reading.") from error
+        if files.digest(data) != digest:
+            raise StationError(f"{place}: its contents are not what its name says. Restore it from a backup.")
+        return data
+
+    def remove(self, digest: str, unused_s: float = 0) -> bool:
+        """Remove a file, unless it was put within the last `unused_s` seconds. Return whether it is gone."""
+        with self._lock:
+            place = self._find(digest)
+            try:
+                if place and self._clock() - place.stat().st_mtime < unused_s:
+                    return False
+                if place:
+                    place.unlink()
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                raise StorageError(
+                    f"{place}: cannot be removed: {files.reason(error)}. Allow writing there."
+                ) from error
+        return True
+
+    def walk(self) -> Iterator[Path]:
+        """All files, folder by folder; others that lie there, such as half-written ones of a killed process, too."""
+        for outer in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
+            for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
+                with suppress(FileNotFoundError):
+                    yield from list(inner.iterdir())
+
+    def _absent(self, digest: str) -> StationError:
+        return StationError(
+            f"{self.folder}: no picture {digest}: it aged out or was not kept. Expected one that is there."
+        )
+
+    def _folder(self, digest: str) -> Path:
+        return self.folder / digest[:2] / digest[2:4]
+
+    def _find(self, digest: str) -> Path | None:
+        if not DIGEST.fullmatch(digest):
+            raise StationError(f"picture {digest[:80]!r}: expected SHA-256 as 64 hexadecimal digits, in lower case.")
+        try:
+            return next(self._folder(digest).glob(f"{digest}*"), None)
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be read: {files.reason(error)}. Allow reading.") from error
+
+
+def _sync(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows opens no folders
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,245 @@
+"""Backup of a station's records and pictures while it runs, and restoring them, on SQLite or PostgreSQL alike.
+
+A backup is a folder that is whole or not there: `records.db` (SQLite, whatever the station uses), `pictures/` (an
+archive), `also/` (files and folders that were named), `manifest.json` (digests of all but the pictures, whose names
+are their digests).
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+import andon
+from andon import files
+from andon.errors import AndonError, StorageError, few
+from andon.station import schema
+from andon.station.archive import Archive
+from andon.station.entries import Entry, chained, draft, stamp
+from andon.station.events import StationError
+from andon.station.reader import Reader, names
+
+FORMAT = 1
+DATABASE, PICTURES, ALSO, MANIFEST = "records.db", "pictures", "also", "manifest.json"
+TABLES = (schema.stations, schema.records, schema.outbox, schema.pictures)
+PAGE = 1000
+JOBS_SKIPPED = 1_000_000
+"""Job ids that may have been given between a backup and its restoring; they are never given again."""
+
+
+class Copied(NamedTuple):
+    records: dict[str, int]
+    """Of each station."""
+    pictures: int
+    missing: list[str]
+    """Digests of pictures that the records name and the archive lacks, or holds damaged."""
+    breaks: dict[str, list[str]]
+    """Where the chain of a station does not hold; it is copied as it is."""
+
+
+def backup(url: str, out: Path, archive: Path | None = None, also: Sequence[Path] = ()) -> Copied:
+    """Copy a database, an archive and further files to a folder that is not there yet, while the station runs.
+
+    AndonError when something cannot be read or written; nothing is left of a backup that did not end.
+    """
+    names = [path.name for path in also]
+    for path in also:
+        if not path.exists() or names.count(path.name) > 1:
+            raise AndonError(f"{path}: expected a file or folder that is there, and each name once. Name another.")
+    if os.path.lexists(out):
+        raise AndonError(f"{out}: is there already; expected a new folder. Name another.")
+    files.make_folder(out.absolute().parent)
+    part = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        with _told(out):
+            part.mkdir()
+            with _connection(url, writes=False) as source, _new(part / DATABASE) as target:
+                _copy_tables(source, target)
+            copied = _look(part / DATABASE, archive, part / PICTURES)
+            for path in also:
+                _copy(path, part / ALSO / path.name)
+            manifest = {
+                "format": FORMAT,
+                "software": f"andon {andon.__version__}",
+                "time": stamp(time.time()),
+                "records": copied.records,
+                "files": _digests(part),
+            }
+            files.write(part / MANIFEST, files.strict_json(manifest, indent=1).encode())
+            _sync()
+            part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return copied
+
+
+def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
+    """Put a backup into a database that does not know its stations, and into an archive.
+
+    The files below `also/` are checked, and left for a person to put in place. StationError when the folder is no whole
+    backup, or when the database knows one of the stations.
+    """
+    manifest = _manifest(folder)
+    with tempfile.TemporaryDirectory() as temporary, _told(folder):
+        copy = Path(temporary) / DATABASE
+        shutil.copyfile(folder / DATABASE, copy)
+        with _connection(str(copy), writes=True):
+            pass  # brings the copy of an older backup up to date
+        copied = _look(copy, folder / PICTURES if archive else None, archive)
+        _sync()
+        with _connection(str(copy), writes=False) as source, _connection(url, writes=True) as target:
+            known = set(target.execute(sa.select(schema.stations.c.name)).scalars()) & copied.records.keys()
+            if known:
+                raise StationError(
+                    f"{schema.place(target.engine.url)}: knows station {', '.join(sorted(known))} already; expected a "
+                    "database without it. Name a new database."
+                )
+            _copy_tables(source, target)
+            for name in copied.records:
+                _restored(target, name, str(manifest["time"]))
+    return copied
+
+
+def _restored(connection: sa.Connection, station: str, time_of_backup: str) -> None:
+    """Go on where the backup ends: no job id is given twice, and the chain says what happened."""
+    table = schema.stations
+    mine = table.c.name == station
+    found = connection.execute(sa.select(table).where(mine)).mappings().one()
+    clock = stamp(time.time())
+    event = draft(Entry("event", body={"event": "restored", "backup of": time_of_backup}))
+    (row,) = chained((found["sequence"], found["digest"], found["time"]), station, clock, [event])
+    connection.execute(sa.insert(schema.records), [row.values()])
+    last = {"sequence": row.sequence, "digest": row.digest, "time": row.time, "clock": clock}
+    connection.execute(
+        sa.update(table).where(mine).values(**last, holder="", next_job=found["next_job"] + JOBS_SKIPPED)
+    )
+
+
+@contextmanager
+def _connection(url: str, writes: bool) -> Iterator[sa.Connection]:
+    """One transaction: of one moment where it reads, all or nothing where it writes."""
+    engine = schema.connect(url, writes)
+    try:
+        if writes:
+            schema.migrate(engine)
+        else:
+            schema.check(engine)
+        moment = {"isolation_level": "REPEATABLE READ"} if engine.dialect.name == "postgresql" else {}
+        with (
+            schema.errors(engine),
+            engine.connect().execution_options(writes=writes, **moment) as connection,
+            connection.begin(),
+        ):
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[sa.Connection]:
+    """A transaction of a new SQLite file, which is one file in the end."""
+    with _connection(str(path), writes=True) as connection:
+        yield connection
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("PRAGMA journal_mode = DELETE")
+
+
+def _copy_tables(source: sa.Connection, target: sa.Connection) -> None:
+    for table in TABLES:
+        key = sa.tuple_(*table.primary_key)
+        names = [column.name for column in table.primary_key]
+        query = sa.select(table).order_by(*table.primary_key).limit(PAGE)
+        rows = source.execute(query).mappings().all()
+        while rows:
+            target.execute(sa.insert(table), [dict(row) for row in rows])
+            last = sa.tuple_(*(rows[-1][name] for name in names))
+            rows = source.execute(query.where(key > last)).mappings().all()
+
+
+def _look(database: Path, source: Path | None, target: Path | None) -> Copied:
+    """Verify the chains of a copy, and copy the pictures that it names where both archives are named."""
+    records: dict[str, int] = {}
+    breaks: dict[str, list[str]] = {}
+    missing: list[str] = []
+    count = 0
+    for name in names(str(database)):
+        with Reader(str(database), name) as reader:
+            records[name], _ = reader.head()
+            breaks[name] = [f"record {each.sequence} {each.what}" for each in reader.verify()]
+            if source and target:
+                lacking = [digest for digest in reader.pictures() if not _copy_picture(Archive(source), digest, target)]
+                missing += lacking
+                count += sum(1 for _ in reader.pictures()) - len(lacking)
+    return Copied(records, count, missing, {name: found for name, found in breaks.items() if found})
+
+
+def _copy_picture(archive: Archive, digest: str, target: Path) -> bool:
+    try:
+        place, data = archive.path(digest), archive.open(digest)
+    except StationError:
+        return False
+    copy = target / place.relative_to(archive.folder)
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(data)
+    return True
+
+
+def _sync() -> None:
+    if hasattr(os, "sync"):  # not on Windows
+        os.sync()
+
+
+def _copy(path: Path, to: Path) -> None:
+    to.parent.mkdir(exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, to)
+    else:
+        shutil.copy2(path, to)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = [folder / DATABASE, *sorted(path for path in (folder / ALSO).rglob("*") if path.is_file())]
+    return {str(path.relative_to(folder)): _digest(path) for path in paths}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, object]:
+    """The manifest of a whole backup."""
+    try:
+        manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
+        if manifest["format"] != FORMAT:
+            raise StationError(
+                f"{folder}: a backup of format {manifest['format']}, expected {FORMAT}. Use the andon that wrote it."
+            )
+        found, expected = _digests(folder), dict(manifest["files"])
+    except OSError as error:
+        raise StationError(f"{folder}: no whole backup: {error}. Expected what `andon station backup` wrote.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StationError(f"{folder / MANIFEST}: damaged: {error!r}. Take another backup.") from None
+    wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    if wrong:
+        raise StationError(f"{folder}: damaged: {few(sorted(wrong))} differ from the manifest. Take another backup.")
+    return manifest
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, shutil.Error) as error:
+        raise StorageError(f"{folder}: cannot be copied: {error}. Free space, or allow reading and writing.") from error

@@ -1,0 +1,197 @@
+"""Writing the record of a station: durable when a call returns, chained, delivered by way of an outbox."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from andon import files
+from andon.station import schema
+from andon.station.entries import LONGEST_TEXT, Entry, Row, chained, check_text, draft, stamp
+from andon.station.events import StationError
+from andon.station.reader import columns
+from andon.station.writer import Head, Writer
+
+
+class Held(NamedTuple):
+    """A picture that the archive holds."""
+
+    digest: str
+    time: str
+    """Of the last record that names it."""
+    size: int
+    """Bytes."""
+
+
+class Ledger(Writer):
+    """The records of a station, to be written. Every call may come from any thread.
+
+    An error is StorageError when the database is away, full or read-only: nothing is half-written, and the same call
+    works when the cause is gone. When a commit was in doubt, the same call again finds out and writes nothing twice.
+
+    Args:
+        url: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file, which is made.
+        station: the identity whose chain is written.
+        clock: seconds since 1970.
+    """
+
+    def append(
+        self, entries: Sequence[Entry], deliver: Sequence[str] = (), state: dict[str, Any] | None = None
+    ) -> list[Row]:
+        """Write all entries, or none; they are durable when this returns.
+
+        Args:
+            entries: what happened, in this order.
+            deliver: targets that each entry is to be delivered to, by way of the outbox.
+            state: what `state()` returns from now on.
+        """
+        drafts = [draft(entry) for entry in entries]
+        for target in deliver:
+            check_text("target", target, LONGEST_TEXT)
+        if not drafts and state is None:
+            return []
+        with self._mutex:
+            with self._writing() as connection:
+                head = self._head or self._load(connection)
+                rows = self._settled(connection, drafts)
+                if rows is None:
+                    rows, head = self._write(connection, head, drafts, state)
+                    self._doubt = (drafts, rows) if rows else None
+                    _insert(connection, schema.outbox, [self._message(row, to) for to in deliver for row in rows])
+                    self._keep_pictures(connection, rows, entries)
+            self._head, self._doubt = head, None
+        return rows
+
+    def _settled(self, connection: sa.Connection, drafts: list[dict[str, Any]]) -> list[Row] | None:
+        """The rows of these drafts, when the last call wrote them after all though its commit was in doubt."""
+        if not self._doubt or self._doubt[0] != drafts:
+            return None
+        rows, table = self._doubt[1], schema.records.c
+        query = sa.select(table.digest).where(table.station == self.station, table.sequence == rows[-1].sequence)
+        return rows if connection.execute(query).scalar() == rows[-1].digest else None
+
+    def _write(
+        self, connection: sa.Connection, head: Head, drafts: list[dict[str, Any]], state: dict[str, Any] | None
+    ) -> tuple[list[Row], Head]:
+        """Add drafts to the chain. The station's row comes first: it tells whether this process may still write."""
+        changes: dict[str, Any] = {} if state is None else {"state": files.canonical_json(state)}
+        rows: list[Row] = []
+        new, jumps = head, 0
+        if drafts:
+            clock = stamp(self._clock())
+            jumps = int(clock < head[3])
+            before = [draft(_jump(head[3], clock))] * jumps
+            rows = chained(head[:3], self.station, clock, before + drafts)
+            new = (rows[-1].sequence, rows[-1].digest, rows[-1].time, clock)
+            changes |= dict(zip(("sequence", "digest", "time", "clock"), new, strict=True))
+        mine = self._mine(sa.update(schema.stations)).where(schema.stations.c.sequence == head[0])
+        if connection.execute(mine.values(**changes)).rowcount != 1:
+            raise self._lost(connection)
+        _insert(connection, schema.records, [row.values() for row in rows])
+        return rows[jumps:], new
+
+    def _message(self, row: Row, target: str) -> dict[str, Any]:
+        return {"station": self.station, "target": target, "sequence": row.sequence}
+
+    def _keep_pictures(self, connection: sa.Connection, rows: list[Row], entries: Sequence[Entry]) -> None:
+        named: dict[str, dict[str, Any]] = {}
+        for row, entry in zip(rows, entries, strict=True):
+            for each in entry.pictures:
+                worth = max(each.worth, named.get(each.digest, {"worth": 0})["worth"])
+                named[each.digest] = {**each._asdict(), "worth": worth, "station": self.station, "time": row.time}
+        if not named:
+            return
+        insert = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
+        query = insert(schema.pictures)
+        old, new = schema.pictures.c.worth, query.excluded.worth
+        worth = sa.case((old > new, old), else_=new)
+        again = {"time": query.excluded.time, "worth": worth}
+        connection.execute(
+            query.on_conflict_do_update(index_elements=["station", "digest"], set_=again), list(named.values())
+        )
+
+    def forget(self, pictures: Sequence[Held], why: str) -> list[Held]:
+        """Record that pictures aged out, before their files go. Those that a newer record names stay.
+
+        Returns those that are forgotten: their files may be removed.
+        """
+        table = schema.pictures.c
+        with self._mutex:
+            with self._writing() as connection:
+                head = self._head or self._load(connection)
+                gone = [
+                    each
+                    for each in pictures
+                    if connection.execute(
+                        sa.delete(schema.pictures).where(
+                            table.station == self.station, table.digest == each.digest, table.time == each.time
+                        )
+                    ).rowcount
+                ]
+                if gone:
+                    size = sum(each.size for each in gone)
+                    body = {"event": "aged out", "why": why, "bytes": size, "pictures": [g.digest for g in gone]}
+                    _, head = self._write(connection, head, [draft(Entry("event", body=body))], None)
+            self._head = head
+        return gone
+
+    def state(self) -> dict[str, Any] | None:
+        """What was kept last; None when nothing was."""
+        with self.reading() as connection:
+            query = sa.select(schema.stations.c.state).where(schema.stations.c.name == self.station)
+            text = connection.execute(query).scalar_one()
+        return json.loads(text) if text else None
+
+    def keep_state(self, state: dict[str, Any]) -> None:
+        """Keep what the machine remembers, in place of what was kept before."""
+        self.append([], state=state)
+
+    def reserve(self, count: int) -> int:
+        """The first of `count` job ids in a row that nobody was or will be given."""
+        if count < 1:
+            raise StationError(f"{count} job ids: expected at least 1. Ask for one or more.")
+        with self._writing() as connection:
+            table = schema.stations
+            query = self._mine(sa.update(table)).values(next_job=table.c.next_job + count).returning(table.c.next_job)
+            following = connection.execute(query).scalar()
+            if following is None:
+                raise self._lost(connection)
+        return int(following) - count
+
+    def outbox(self, target: str, limit: int = 100) -> list[Row]:
+        """What a target has not yet taken, the oldest first. It may get a message twice: `Row.key` tells it."""
+        table, waits = schema.records.c, schema.outbox.c
+        same = sa.and_(table.station == waits.station, table.sequence == waits.sequence)
+        query = sa.select(*columns).join_from(schema.outbox, schema.records, same)
+        query = query.where(waits.station == self.station, waits.target == target)
+        with self.reading() as connection:
+            found = connection.execute(query.order_by(waits.sequence).limit(limit)).mappings()
+            return [Row(**each) for each in found]
+
+    def delivered(self, target: str, sequence: int) -> None:
+        """A target has taken all its messages up to this one."""
+        waits = schema.outbox.c
+        with self._writing() as connection:
+            connection.execute(
+                sa.delete(schema.outbox).where(
+                    waits.station == self.station, waits.target == target, waits.sequence <= sequence
+                )
+            )
+
+    def backlog(self) -> dict[str, int]:
+        """How many messages wait for each target."""
+        waits = schema.outbox.c
+        query = sa.select(waits.target, sa.func.count()).where(waits.station == self.station).group_by(waits.target)
+        with self.reading() as connection:
+            return {str(target): int(count) for target, count in connection.execute(query)}
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(sa.insert(table), rows)
+
+
+def _jump(before: str, now: str) -> Entry:
+    return Entry("event", body={"event": "clock went back", "from": before, "to": now})

@@ -1,0 +1,1 @@
+"""Changes of the database, oldest first, run by Alembic when a station opens an older one."""

@@ -1,0 +1,244 @@
+"""Reading the record of a station, also beside the station that writes it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, NamedTuple, Self
+
+import sqlalchemy as sa
+
+from andon.errors import counted
+from andon.station import schema
+from andon.station.entries import LONGEST_NAME, LONGEST_TEXT, Kind, Row, check_number, check_text, stamp_of
+from andon.station.events import StationError
+
+PAGE = 1000  # rows that are read at a time when all are wanted
+MOST = 10_000  # rows of one page of the history
+FEW = 1000  # records that are looked at one by one
+
+columns = (*(c for c in schema.records.c if c.name != "body"), schema.records.c.body.label("text"))
+
+
+class Break(NamedTuple):
+    """A place where the chain does not hold."""
+
+    sequence: int
+    what: str
+
+
+class Reader:
+    """The records of one station in a database that may hold several.
+
+    Args:
+        url: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file.
+        station: whose records.
+    """
+
+    writes = False
+
+    def __init__(self, url: str, station: str) -> None:
+        check_text("station", station, LONGEST_NAME)
+        self.station = station
+        self.engine = schema.connect(url, self.writes)
+        self.place = schema.place(self.engine.url)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        schema.check(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that reads. After an error its connection is not used again: it may hold half an answer."""
+        with schema.errors(self.engine), self.engine.connect() as connection:
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                connection.invalidate()
+                raise
+
+    def history(
+        self,
+        product: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        verdict: str | None = None,
+        lot: str | None = None,
+        part: str | None = None,
+        score: tuple[float, float] | None = None,
+        kind: Kind | None = None,
+        job: int | None = None,
+        after: int | None = None,
+        limit: int = 50,
+        oldest_first: bool = False,
+    ) -> list[Row]:
+        """One page, the newest first. `after`: the sequence number of the last row of the page before."""
+        if not 1 <= limit <= MOST:
+            raise StationError(f"{limit} records a page: expected 1 to {MOST}. Ask for fewer and use `after`.")
+        texts = {"product": product, "verdict": verdict, "lot": lot, "part": part, "kind": kind}
+        for name, text in texts.items():
+            if text is not None:
+                check_text(name, text, LONGEST_TEXT)
+        for name, number in {"job": job, "after": after}.items():
+            if number is not None:
+                check_number(name, number)
+        table = schema.records.c
+        equal = {"part": part, "job": job, "lot": lot, "verdict": verdict, "product": product}
+        filters: list[sa.ColumnElement[bool]] = [table[n] == value for n, value in equal.items() if value is not None]
+        conditions: list[sa.ColumnElement[bool] | sa.TextClause] = [table.station == self.station, *filters]
+        if kind is not None:
+            conditions.append(table.kind == kind)
+        if kind not in (None, "inspection"):
+            conditions.append(schema.OTHERS)  # tells the database that the index by kind may be used
+        if after is not None:
+            conditions.append(table.sequence > after if oldest_first else table.sequence < after)
+        with self.reading() as connection:
+            if since is not None:
+                conditions.append(table.sequence >= self._first(connection, table.time >= stamp_of(since)))
+            if until is not None:
+                conditions.append(table.sequence < self._first(connection, table.time > stamp_of(until)))
+            if score is not None:
+                filters.append(table.score.between(*score))
+                conditions.append((table.score + 0).between(*score))  # + 0: not by the index, which would sort all
+            if score is not None or len(filters) > 1:
+                conditions += self._narrow(connection, filters)
+            order = table.sequence.asc() if oldest_first else table.sequence.desc()
+            query = sa.select(*columns).where(*conditions).order_by(order)
+            return _rows(connection.execute(query.limit(limit)))
+
+    def _narrow(self, connection: sa.Connection, filters: list[sa.ColumnElement[bool]]) -> list[sa.ColumnElement[bool]]:
+        """The records of the first filter that few meet: databases guess badly which of several to begin with."""
+        sequence = schema.records.c.sequence
+        for each in filters:
+            those = sa.select(sequence).where(schema.records.c.station == self.station, each)
+            few = those.limit(FEW + 1).subquery()
+            if connection.execute(sa.select(sa.func.count()).select_from(few)).scalar_one() <= FEW:
+                # The limit, which cuts nothing off, keeps the database from taking the two queries for one.
+                return [sequence.in_(sa.select(those.limit(FEW + MOST).cte().c.sequence))]
+        return []
+
+    def _first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
+        """The sequence number of the first record in time; one that comes after all when there is none."""
+        table = schema.records.c
+        query = sa.select(table.sequence).where(table.station == self.station, condition)
+        found = connection.execute(query.order_by(table.time, table.sequence).limit(1)).scalar()
+        return (1 << 62) if found is None else int(found)
+
+    def record(self, sequence: int) -> Row | None:
+        check_number("record", sequence)
+        table = schema.records.c
+        query = sa.select(*columns).where(table.station == self.station, table.sequence == sequence)
+        with self.reading() as connection:
+            return next(iter(_rows(connection.execute(query))), None)
+
+    def story(self, part: str) -> list[Row]:
+        """All records of a part, on every station of this database, the oldest first; at most 10,000."""
+        check_text("part", part, LONGEST_TEXT)
+        table = schema.records.c
+        query = sa.select(*columns).where(table.part == part).order_by(table.time, table.station, table.sequence)
+        with self.reading() as connection:
+            rows = _rows(connection.execute(query.limit(MOST + 1)))
+        if len(rows) > MOST:
+            raise StationError(
+                f"part '{part}': more than {MOST} records, expected an id that belongs to one part. Page through "
+                "them with `history`, or export them."
+            )
+        return rows
+
+    def pictures(self) -> Iterator[str]:
+        """The digests of all pictures that are kept, those of other stations left out."""
+        table, last = schema.pictures.c, ""
+        query = sa.select(table.digest).where(table.station == self.station).order_by(table.digest).limit(PAGE)
+        while True:
+            with self.reading() as connection:
+                found = connection.execute(query.where(table.digest > last)).scalars().all()
+            yield from found
+            if len(found) < PAGE:
+                return
+            last = found[-1]
+
+    def walk(self, **filters: Any) -> Iterator[Row]:
+        """All records in the order of the chain, or those that meet the filters of `history`, a page at a time."""
+        after, count = 0, PAGE
+        while count == PAGE:
+            rows = self.history(**filters, after=after, limit=PAGE, oldest_first=True)
+            yield from rows
+            count, after = len(rows), rows[-1].sequence if rows else after
+
+    def head(self) -> tuple[int, str]:
+        """Sequence number and digest of the last record as the station noted them; 0 and empty before the first."""
+        table = schema.stations.c
+        query = sa.select(table.sequence, table.digest).where(table.name == self.station)
+        with self.reading() as connection:
+            found = connection.execute(query).one_or_none()
+        if found is None:
+            raise StationError(
+                f"{self.place}: holds no records of station '{self.station}'. `andon audit verify` lists its stations."
+            )
+        return int(found.sequence), str(found.digest)
+
+    def verify(self) -> list[Break]:
+        """Walk the chain and name each place where it does not hold. Records that come meanwhile are left out."""
+        last, noted = self.head()
+        breaks: list[Break] = []
+        sequence, digest, time = 0, "", ""
+        for row in self.walk():
+            if row.sequence > last:
+                break
+            if row.sequence != sequence + 1:
+                breaks.append(Break(sequence + 1, f"records {sequence + 1} to {row.sequence - 1} are missing"))
+            elif row.previous != digest:
+                breaks.append(Break(row.sequence, "does not name the digest of the record before it"))
+            if not row.intact():
+                breaks.append(Break(row.sequence, "was changed: its digest differs from its contents"))
+            if row.time < time:
+                breaks.append(
+                    Break(row.sequence, f"its time {row.time} is before that of the record before it, {time}")
+                )
+            sequence, digest, time = row.sequence, row.digest, row.time
+        if sequence < last:
+            breaks.append(Break(sequence + 1, f"records {sequence + 1} to {last} are missing"))
+        elif digest != noted:
+            breaks.append(Break(last, "is not the record that the station noted as its last"))
+        return breaks
+
+
+def names(url: str) -> list[str]:
+    """The stations in a database."""
+    engine, name = schema.connect(url, writes=False), schema.stations.c.name
+    try:
+        schema.check(engine)
+        with schema.errors(engine), engine.begin() as connection:
+            return list(connection.execute(sa.select(name).order_by(name)).scalars())
+    finally:
+        engine.dispose()
+
+
+def opened(url: str, station: str | None) -> Reader:
+    """The records of a station by its name, or of the only one in a database."""
+    if station is None:
+        found = names(url)
+        if len(found) != 1:
+            raise StationError(
+                f"{counted(len(found), 'station')} in the database ({', '.join(found) or 'none'}), expected one. Name "
+                "the station with --station."
+            )
+        station = found[0]
+    return Reader(url, station)
+
+
+def _rows(found: sa.CursorResult[Any]) -> list[Row]:
+    return [Row(**each) for each in found.mappings()]

@@ -1,0 +1,184 @@
+"""Which pictures are kept, and for how long: by days and bytes, beside the line and without blocking it.
+
+All pictures that were rejected, could not be inspected or need a review are kept, and one in N that passed. Older ones
+than so many days go; when the archive is larger than so many bytes, the oldest passes go first, then reviews, then
+rejects. What went is a record. The records themselves stay.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from andon import files
+from andon.errors import AndonError
+from andon.station import schema
+from andon.station.archive import DIGEST, Archive
+from andon.station.entries import stamp_of
+from andon.station.events import Outcome, StationError
+from andon.station.ledger import Held, Ledger
+
+LONGEST_DAYS = 100_000
+BATCH = 100
+"""Most pictures that one step takes out of the archive."""
+LOOKS = 1000
+"""Files of the archive that one step of the sweep looks at."""
+WORTHS = (0, 1, 2)
+BREATH_S = 0.05
+SWEEP_EVERY_S = 24 * 3600
+LEFTOVER_S = 3600
+"""A file that no record names for so long is left over from a process that was killed."""
+
+
+def worth(outcome: str) -> int:
+    """What is worth less goes first: a pass 0, a review 1, all else 2."""
+    return {Outcome.PASS.value: 0, Outcome.REVIEW.value: 1}.get(outcome, 2)
+
+
+class Retention:
+    """Keeps an archive within its limits, a few files at a time.
+
+    Args:
+        ledger: whose pictures.
+        archive: of this station's pictures alone: files that none of its records names are removed after an hour.
+        days: a picture that no newer record names is kept so long.
+        max_bytes: of all pictures together.
+        keep_one_in: of the pictures that passed; 1: all.
+        fresh_s: a picture younger than this stays, whatever the archive holds.
+        clock: seconds since 1970; a file is judged by this clock too.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        archive: Archive,
+        days: float,
+        max_bytes: int,
+        keep_one_in: int,
+        fresh_s: float = 60,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not 0 < days <= LONGEST_DAYS or max_bytes < 1 or keep_one_in < 1:
+            raise StationError(
+                f"retention of {days} days, {max_bytes} bytes, one in {keep_one_in}: expected above 0 to "
+                f"{LONGEST_DAYS}, at least 1 and at least 1. Correct the settings."
+            )
+        self.ledger, self.archive = ledger, archive
+        self.days, self.max_bytes, self.keep_one_in, self.fresh_s = days, max_bytes, keep_one_in, fresh_s
+        self._clock = clock
+        self._walk: Iterator[Path] | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def keeps(self, outcome: str, job: int) -> bool:
+        """Whether the picture of a job is kept. Drawn by the job's id, not counted: a line has rhythms of its own."""
+        drawn = int(files.digest(f"{self.ledger.station}:{job}".encode())[:12], 16)
+        return worth(outcome) > 0 or drawn % self.keep_one_in == 0
+
+    def step(self) -> int:
+        """Take out at most `BATCH` pictures; return how many went. 0: the archive is within its limits."""
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        gone = self._drop(self._older(stamp_of(now - timedelta(days=self.days))), f"older than {self.days:g} days")
+        if not gone:
+            before = stamp_of(now - timedelta(seconds=self.fresh_s))
+            gone = self._drop(self._surplus(before), f"more than {self.max_bytes} bytes")
+        return gone
+
+    def sweep(self) -> bool:
+        """Look at the next files of the archive and remove those that no record names; return whether more are left.
+
+        After the last file the next call begins anew.
+        """
+        self._walk = self._walk or self.archive.walk()
+        some = list(islice(self._walk, LOOKS))
+        stale = [path for path in some if self._stale(path)]
+        known = self._known({path.name[:64] for path in stale})
+        for path in stale:
+            if path.name[:64] not in known:
+                self._remove(path)
+        if len(some) < LOOKS:
+            self._walk = None
+        return len(some) == LOOKS
+
+    def start(self, report: Callable[[Exception], None], every_s: float = 60) -> None:
+        """Keep the archive within its limits from now on, in a thread; what goes wrong is reported, and tried again."""
+        self._thread = threading.Thread(target=self._run, args=(report, every_s), name="retention", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def _run(self, report: Callable[[Exception], None], every_s: float) -> None:
+        pause, sweep_at = 0.0, 0.0
+        while not self._stop.wait(pause):
+            busy = False
+            try:
+                busy = self.step() > 0
+                if time.monotonic() >= sweep_at:
+                    more = self.sweep()
+                    busy, sweep_at = busy or more, sweep_at if more else time.monotonic() + SWEEP_EVERY_S
+            except (AndonError, OSError) as error:
+                report(error)
+            pause = BREATH_S if busy else every_s
+
+    def _drop(self, pictures: list[Held], why: str) -> int:
+        """Record first, then remove: a file that a killed process leaves is swept up later."""
+        gone = self.ledger.forget(pictures, why) if pictures else []
+        for each in gone:
+            self.archive.remove(each.digest, unused_s=self.fresh_s)
+        return len(gone)
+
+    def _older(self, before: str) -> list[Held]:
+        found: list[Held] = []
+        for each in WORTHS:
+            found += self._oldest(each, before, BATCH - len(found))
+        return found
+
+    def _surplus(self, before: str) -> list[Held]:
+        """The pictures that must go until the archive is within its bytes: what is worth least, the oldest first."""
+        table = schema.pictures.c
+        query = sa.select(sa.func.coalesce(sa.func.sum(table.size), 0)).where(table.station == self.ledger.station)
+        with self.ledger.reading() as connection:
+            over = int(connection.execute(query).scalar_one()) - self.max_bytes
+        found: list[Held] = []
+        for each in WORTHS:
+            for picture in self._oldest(each, before, BATCH - len(found)) if over > 0 else []:
+                if over <= 0:
+                    break
+                found.append(picture)
+                over -= picture.size
+        return found
+
+    def _oldest(self, worth: int, before: str, most: int) -> list[Held]:
+        table = schema.pictures.c
+        query = sa.select(table.digest, table.time, table.size).where(
+            table.station == self.ledger.station, table.worth == worth, table.time < before
+        )
+        with self.ledger.reading() as connection:
+            return [Held(*row) for row in connection.execute(query.order_by(table.time).limit(most))]
+
+    def _known(self, digests: set[str]) -> set[str]:
+        if not digests:
+            return set()
+        table = schema.pictures.c
+        query = sa.select(table.digest).where(table.station == self.ledger.station, table.digest.in_(digests))
+        with self.ledger.reading() as connection:
+            return set(connection.execute(query).scalars())
+
+    def _stale(self, path: Path) -> bool:
+        try:
+            return self._clock() - path.stat().st_mtime > LEFTOVER_S
+        except FileNotFoundError:
+            return False
+
+    def _remove(self, path: Path) -> None:
+        if DIGEST.fullmatch(path.name[:64]):
+            self.archive.remove(path.name[:64], unused_s=LEFTOVER_S)
+        else:
+            path.unlink(missing_ok=True)  # a half-written file
