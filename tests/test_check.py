@@ -60,7 +60,7 @@ def test_a_sound_folder(folder: Path) -> None:
         "  test     good 4, scratch 4",
         "  pixels   96 × 96",
         "  kind     8-bit gray; PNG",
-        "  to learn train/good 20",
+        "  training train/good 20",
         "0 errors, 0 warnings, 0 notes",
     ]
     assert json.loads(json.dumps(report.record()))["failed"] is False
@@ -166,15 +166,15 @@ def spoil(folder: Path, how: str) -> None:
     [
         ("unreadable", "error", "train/good/00.png", "train/good/00.png: truncated or damaged: the file ends before"),
         ("mixed-kinds", "error", "train/good/00.png", "8-bit gray (27), 8-bit colour (1); expected one kind. Convert"),
-        ("mixed-sizes", "note", "", "images of 2 sizes; the recipe's geometry brings them to one."),
-        ("formats-differ", "warning", "", "good images are PNG, the others JPEG: a detector may learn the compression"),
+        ("mixed-sizes", "note", "", "images of 2 sizes; the recipe's geometry resizes them."),
+        ("formats-differ", "warning", "", "good images are PNG, the others JPEG: a detector may respond"),
         (
             "defect-in-train",
             "warning",
             "train/dent/0.png",
-            "1 image of a defect in train; only supervised detectors learn from them.",
+            "1 image of a defect in train; only supervised detectors use them.",
         ),
-        ("unlabelled", "warning", "test/0.png", "1 image in test without label, of no use to evaluation."),
+        ("unlabelled", "warning", "test/0.png", "1 image in test without label, which evaluation cannot use."),
         ("mask-missing", "warning", "test/scratch/0.png", "1 of 4 images of defects have no mask; pixel figures"),
         (
             "mask-without-image",
@@ -189,19 +189,19 @@ def spoil(folder: Path, how: str) -> None:
             "mask-inverted",
             "error",
             "ground_truth/scratch/0_mask.png",
-            "1 mask with nearly all of the image and its border",
+            "1 mask with almost all of the image and its border",
         ),
         (
             "mask-classes",
             "note",
             "ground_truth/scratch/0_mask.png",
-            "1 mask with numbers of classes; every value above",
+            "1 mask with class numbers; every value above",
         ),
-        ("mask-of-good", "warning", "ground_truth/good/0_mask.png", "1 mask with a marked defect on a good image; one"),
-        ("mask-not-binary", "warning", "ground_truth/scratch/0_mask.png", "1 mask with values between 0 and the"),
+        ("mask-of-good", "warning", "ground_truth/good/0_mask.png", "1 mask with a marked defect for a good"),
+        ("mask-not-binary", "warning", "ground_truth/scratch/0_mask.png", "1 mask with gray values; values above half"),
         ("mask-unreadable", "error", "ground_truth/scratch/0_mask.png", "0_mask.png: GIF file; andon reads"),
-        ("exposure", "warning", "train/good/00.png", "1 image much darker than the rest of train. Look at them:"),
-        ("sharpness", "warning", "train/good/00.png", "1 image much blunter than the rest of train. Look at them:"),
+        ("exposure", "warning", "train/good/00.png", "1 image much darker than the other images of train."),
+        ("sharpness", "warning", "train/good/00.png", "1 image much less sharp than the other images of train."),
     ],
 )
 def test_findings(folder: Path, code: str, severity: str, file: str, message: str) -> None:

@@ -417,8 +417,8 @@ def test_folders_are_told_and_unknown_ones_refused(tmp_path: Path, parts: Path, 
     assert code == 0 and "training images in left (41)" in err and "100.0% of each picture is inspected" in err
     assert "40 mask" in err and "1 system folder" in err and "loop.png: cannot be read: too many levels" in err
     code, out, _ = run(capsys, "check", root, "--good", "left", "-q")
-    assert code == 1 and "to learn left 41" in out
+    assert code == 1 and "training left 41" in out
     code, _, err = run(capsys, "calibrate", tmp_path / "a.andon", root, "--good", "right")
-    assert "calibrating on the images in right (40)" in err
+    assert "calibration images in right (40)" in err
     code, _, err = run(capsys, "inspect", tmp_path / "a.andon", root / "left")
     assert code == 1 and "loop.png" in err

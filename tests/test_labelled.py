@@ -103,7 +103,7 @@ def test_an_image_whose_mask_is_cut_off_is_left_out(scratches: Path) -> None:
         False,
         True,
     ]
-    assert len(told) == 1 and "scratch/11.png: nothing of what its mask marks is left" in told[0]
+    assert len(told) == 1 and "scratch/11.png: its tiles contain no marked pixel of its mask" in told[0]
 
 
 class Good(Stack):
@@ -181,7 +181,7 @@ def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> 
     for path in (scratches / "train/good").iterdir():
         path.write_bytes(b"no picture")  # so that nothing is trained
     told: list[str] = []
-    with pytest.raises(DatasetError, match="none of 4 images"):
+    with pytest.raises(DatasetError, match="0 of 4 images are usable"):
         training.train(scratches, tmp_path / "a.andon", detector="segmenter", size=96, warn=told.append)
     assert "not learnt from: 1, such as ground_truth/scratch/10-drawn.png" in told[1]
     assert "ground_truth/DEFECT/NAME_mask.png" in told[1]

@@ -168,7 +168,7 @@ def test_a_training_learns_from_the_bytes_whose_digests_it_keeps(tmp_path: Path)
         save(tmp_path / "good" / f"{seed:02}.png", part(seed, side=64))
     recipe = Recipe.model_validate({"data": {"images": str(tmp_path / "good")}, "geometry": {"size": 64}})
     good = dataset.load(tmp_path / "good").training_images()
-    seen = survey.look_over(good, recipe, Store(), lambda *_: None)
+    seen = survey.survey_images(good, recipe, Store(), lambda *_: None)
     tiles = survey.GoodTiles(good, seen, recipe.geometry)
     before = np.concatenate(list(tiles))
     assert len(before) == 20

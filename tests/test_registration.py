@@ -446,15 +446,15 @@ def test_a_reference_that_resembles_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "least"), [("to learn from", None), ("to learn from", 0.4), ("held out", None), ("reference", None)]
+    ("spoilt", "least"), [("for the fit", None), ("for the fit", 0.4), ("held out", None), ("reference", None)]
 )
 def test_a_side_without_a_part_is_told_before_the_fit(tmp_path: Path, spoilt: str, least: float | None) -> None:
     good = folder_of(tmp_path / "good", 4)
     sides = dataset.split_good(dataset.load(good).training_images(), 0.5 if spoilt != "reference" else 0.2, 0)
-    side = sides[0] if spoilt == "to learn from" else sides[1]
+    side = sides[0] if spoilt == "for the fit" else sides[1]
     golden = save(tmp_path / "golden.png", drawn())
     if spoilt == "reference":
-        golden, spoilt = side[0].path, "held out for calibration, where the reference itself does not count"
+        golden, spoilt = side[0].path, "for calibration, not counting the reference"
     else:
         for i, sample in enumerate(side):
             save(sample.path, ground(20 + i))
@@ -464,7 +464,7 @@ def test_a_side_without_a_part_is_told_before_the_fit(tmp_path: Path, spoilt: st
     with pytest.raises(DatasetError) as caught:
         training.train(asked, tmp_path / "part.andon", tell=told.append)
     fit = 4 if "reference" in spoilt else 2
-    assert f"{fit} of 4 good images fit the reference {golden.as_posix()}" in str(caught.value)
+    assert f"{fit} of 4 good images could be registered to the reference {golden.as_posix()}" in str(caught.value)
     assert f"none of the {len(side)} {spoilt}" in str(caught.value) and side[0].path.as_posix() in str(caught.value)
     assert not any("expected to take" in sentence for sentence in told)
 

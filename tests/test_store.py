@@ -108,7 +108,7 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
         save(tmp_path / "good" / f"{seed}.png", part(seed, side=150))
     recipe = Recipe.model_validate({"geometry": geometry})
     samples = dataset.load(tmp_path / "good").training_images()
-    seen = survey.look_over(samples, recipe, Store(), lambda *_: None)
+    seen = survey.survey_images(samples, recipe, Store(), lambda *_: None)
     for sample in samples:
         kept = seen.prepared(sample, recipe.geometry)
         stored = inspector.scan_tiles(kept.placement, kept.tiles, (64, 64), Mean())
@@ -120,6 +120,6 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
 def test_a_whole_picture_in_the_store_is_not_in_memory_too() -> None:
     pictures, read = Pictures(Store()), image.read(part(1))
     pictures.keep(Path("a.png"), read)
-    bare, _ = pictures._kept[Path("a.png")]
+    bare, _ = pictures._stored[Path("a.png")]
     assert bare.pixels.size == 0 and bare.pixels.base is None
     np.testing.assert_array_equal(pictures.read(Path("a.png")).pixels, read.pixels)

@@ -119,7 +119,7 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
 
 def test_tiles_beyond_the_budget_are_an_error(good: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"need about \d+ MB of temporary storage; this training may use 1 MB\. Raise storage_mb"
+        TrainingError, match=r"need about \d+ MB of temporary storage; this training may use 1 MB\. Increase storage_mb"
     ):
         training.train(good, tmp_path / "a.andon", storage_mb=1, **{**FAST, "size": 256})
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
@@ -269,7 +269,7 @@ def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path,
     bundle, told = training.train(split, tmp_path / "b.andon"), list[str]()
     assert len(bundle.manifest.learnt) == 32 and {len(name) for name in bundle.manifest.learnt} == {16}
     assert calibrating.recalibrate(bundle, parts, tell=told.append).calibration.images == 8
-    assert told[0] == "calibrating on the images in train/good (40)"
+    assert told[0] == "calibration images in train/good (40)"
     assert told[-1] == "left out: 32 of 40 good images, from which the bundle learnt"
 
 
@@ -354,7 +354,7 @@ def one_gray(folder: Path) -> None:
     ("spoil", "options", "kind", "message"),
     [
         (one_image, {}, DatasetError, "1 "),
-        (no_image, {}, DatasetError, "none of 12 images can be used"),
+        (no_image, {}, DatasetError, "0 of 12 images are usable"),
         (one_gray, {}, ImageError, "all training images must have the same channels and depth"),
         (None, {"detector": "memory-banc"}, RecipeError, "Did you mean 'memory-bank'?"),
         (None, {"preset": "standart"}, RecipeError, "unknown preset 'standart'. Did you mean 'standard'?"),

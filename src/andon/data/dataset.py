@@ -71,10 +71,10 @@ class Dataset:
         """The folders of the training images, relative to the root, and the number of images in each."""
         return dict(Counter(s.path.parent.relative_to(self.root).as_posix() for s in self.training_images()))
 
-    def sources(self) -> list[str]:
-        """Sentences on the folders of training images, and on files that are not used as pictures of a part."""
+    def sources(self, purpose: str = "training") -> list[str]:
+        """Sentences on the folders of good images for this purpose, and on files that are no pictures of a part."""
         folders = {self.root.name if name == "." else name: n for name, n in self.training_folders().items()}
-        sentences = [f"training images in {listing(folders, '{0} ({1})')}"]
+        sentences = [f"{purpose} images in {listing(folders, '{0} ({1})')}"]
         others = {**({"mask": self.masks} if self.masks else {}), **self.ignored}
         return sentences + ([f"not used as pictures of parts: {listing(others)}"] if others else [])
 

@@ -23,7 +23,7 @@ from andon.bundle import Bundle
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Store
-from andon.data.survey import GoodTiles, Tell, look_over
+from andon.data.survey import GoodTiles, Tell, survey_images
 from andon.detector import Run
 from andon.engines.runtime import reconstructor
 from andon.errors import DatasetError, ImageError, RecipeError
@@ -218,10 +218,10 @@ def _tiles(
     settings, store = recipe.geometry.registration, Store()
     registered_to = reference.load(recipe)
     if settings is not None:
-        survey = look_over(training, recipe, store, progress)
+        survey = survey_images(training, recipe, store, progress)
         registered_to = registered_to or reference.choose(survey.digests, settings, survey.pictures.read, progress)
         registered_to = reference.match_input(registered_to, survey.rule)
-    survey = look_over(samples, recipe, store, progress, registered_to)
+    survey = survey_images(samples, recipe, store, progress, registered_to)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     return GoodTiles(survey.samples, survey, recipe.geometry)

@@ -147,8 +147,8 @@ def recalibrate(
     data = dataset.load(folder, groups=groups, good=good)
     for sentence in data.unreadable:
         warn(f"left out: {sentence}")
-    for sentence in data.sources():
-        tell(sentence.replace("learning from", "calibrating on"))
+    for sentence in data.sources("calibration"):
+        tell(sentence)
     new = data.training_images()
     digests = {sample.path: _digest(sample) for sample in new}
     learnt = bundle.manifest.learnt_from(digests.values())

@@ -9,7 +9,7 @@ from andon import render
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Store
-from andon.data.survey import Tell, look_over
+from andon.data.survey import Tell, survey_images
 from andon.errors import DatasetError, ImageError, RecipeError, counted
 from andon.geometry import tiling, views
 from andon.geometry.registration import Reference
@@ -62,7 +62,7 @@ def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Re
     learnt = good
     if not calibrating.crosses(recipe, good):
         learnt, _ = dataset.split_good(good, recipe.split.calibrate, recipe.seed)
-    survey = look_over(learnt, recipe, Store(), progress)
+    survey = survey_images(learnt, recipe, Store(), progress)
     return reference.choose(survey.digests, settings, survey.pictures.read, progress)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from andon.data.check import Finding
 from andon.data.dataset import Sample
-from andon.data.whole import shaped
+from andon.data.whole import with_input_shape
 from andon.errors import ImageError, RecipeError
 from andon.geometry import tiling
 from andon.geometry.views import STEP, Geometry
@@ -74,7 +74,7 @@ def findings(recipe: Recipe, good: Sequence[Sample], stride: int, wanted: float 
             frame = image.shape(sample.path)
         except ImageError:
             continue
-        settings = shaped(recipe, good).geometry
+        settings = with_input_shape(recipe, good).geometry
         said = advice(frame, settings, stride, wanted) if wanted else sentence(frame, settings, stride)
         return [Finding("note", "smallest-defect", f"{said}.")]
     return []

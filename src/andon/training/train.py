@@ -15,8 +15,8 @@ from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
 from andon.data.labelling import listing
 from andon.data.store import Memo, Store
-from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered
-from andon.data.whole import shaped
+from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, register, survey_images
+from andon.data.whole import with_input_shape
 from andon.detector import REQUIRED, Detector, Run
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, counted, unknown
@@ -118,7 +118,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
         judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
         if suspicion := suspects.warning(judged, recipe.data.images):
             warn(suspicion)
-    frame = survey.kept[sides.fit[0].path].placement.frame
+    frame = survey.entries[sides.fit[0].path].placement.frame
     tell(resolution.sentence(frame, recipe.geometry, model.stride))
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, store, warn, survey.reference)
     if defects.digests:
@@ -187,7 +187,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
             "inspected": f"{survey.share:.1%} of each picture",
             "smallest_defect": f"{resolution.smallest_defect(frame, recipe.geometry, model.stride):.0f} pixels",
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
-            **reference.provenance(survey.reference, survey.found.values()),
+            **reference.provenance(survey.reference, survey.poses.values()),
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
@@ -252,12 +252,12 @@ def _divided(
 ) -> _Sides:
     """Look the good images over, divide them, and register them where the recipe asks for it.
 
-    `reduce`: as `look_over`.
+    `reduce`: as `survey_images`.
     """
     given = reference.load(recipe)
     if recipe.geometry.registration is None:
-        recipe = shaped(recipe, data.training_images())
-    survey = look_over(data.training_images(), recipe, store, progress, reduce=reduce)
+        recipe = with_input_shape(recipe, data.training_images())
+    survey = survey_images(data.training_images(), recipe, store, progress, reduce=reduce)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     if survey.rule.maximum:
@@ -272,11 +272,11 @@ def _divided(
         (samples, samples) if crossed else dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     )
     if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
+        survey, recipe, fit_on, calibrate_on = register(survey, fit_on, calibrate_on, recipe, given, progress)
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
-        said = reference.provenance(survey.reference, survey.found.values())
+        said = reference.provenance(survey.reference, survey.poses.values())
         tell(f"registered to {said['reference']}: {said['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{survey.share:.1%} of each picture is inspected")
