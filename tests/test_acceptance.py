@@ -34,7 +34,7 @@ def accepted(folder: Path, rows: str, agreement: str, header: str = HEADER) -> A
     return acceptance.accept(folder / "agreement.toml")
 
 
-def test_a_rate_is_proved_by_as_many_parts_as_the_plan_says(tmp_path: Path) -> None:
+def test_a_rate_is_proved_by_the_number_of_parts_of_the_plan(tmp_path: Path) -> None:
     agreement = "false_rejects = 0.02\n[slip]\ncrack = 0.05\n"
     good = parts("good", ["PASS"], 149)
     found = accepted(tmp_path, good + parts("crack", ["REJECT"], 59), agreement)
@@ -46,7 +46,7 @@ def test_a_rate_is_proved_by_as_many_parts_as_the_plan_says(tmp_path: Path) -> N
     assert crack.more == (1, 93 - 58, 124 - 58) and crack.allowed == -1
     assert (
         "58 parts passed; the rate is at most 5.03 %" in crack.text()
-        and "takes more parts: 1 if none of them fails, 35 if one" in crack.text()
+        and "needs more parts: 1 if none of them fails, 35 if one" in crack.text()
     )
 
 
@@ -65,7 +65,7 @@ def test_each_kind_of_defect_is_a_claim_of_its_own(tmp_path: Path) -> None:
     found = accepted(tmp_path, rows, "[slip]\ncrack = 0.05\nscratch = 0.05\nbubble = 0.05\n")
     assert [claim.outcome for claim in found.claims] == [PROVED, REFUTED, NOT_PROVED]
     assert found.claims[2].parts == 0 and found.claims[2].more[0] == 59
-    assert "5 parts with the reference dent count nowhere: no rate is agreed for it." in found.open
+    assert "5 parts with the reference dent do not count: no rate is agreed for it." in found.open
 
 
 def test_a_part_that_was_presented_several_times_counts_once_and_on_the_safe_side(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_review_counts_as_agreed_and_invalid_is_stopped(tmp_path: Path) -> None:
     assert any("1 presentations are INVALID and count as stopped" in sentence for sentence in passed.open)
 
 
-def test_limit_samples_are_held_to_their_verdict_and_count_in_no_rate(tmp_path: Path) -> None:
+def test_limit_samples_have_a_required_verdict_and_count_in_no_rate(tmp_path: Path) -> None:
     agreement = """false_rejects = 0.05
 limit_samples = [{part = "L1", expected = "stopped"}, {part = "L2", expected = "passed"}]
 """
@@ -105,7 +105,7 @@ limit_samples = [{part = "L1", expected = "stopped"}, {part = "L2", expected = "
     assert found.outcome is PROVED and found.claims[0].parts == 59
     found = accepted(tmp_path, good + limits + "L1,,cell,3,PASS\n", agreement)
     assert found.outcome is REFUTED and found.limits[0].wrong == 1
-    assert "limit sample 'L1' must be stopped: 2 of 3 presentations." in found.text()
+    assert "limit sample 'L1' must be stopped: 2 of 3 presentations correct." in found.text()
     found = accepted(tmp_path, good + "L2,good,cell,1,PASS\n", agreement)
     assert found.outcome is NOT_PROVED and "'L1' must be stopped: not shown" in found.text()
 
@@ -173,7 +173,7 @@ run_by = "A. Lovelace"
     page = (tmp_path / "r/acceptance.html").read_text()
     assert "Plant, Vendor" in page and "2026-11-20" in page and "A. Lovelace" in page and "no conformity" in page
     assert "<b>crack" not in page and "<script" not in page and page.count("<svg") == 1
-    assert "The agreement does not say: references_by." in page
+    assert "The agreement has no entry for: references_by." in page
     record = json.loads((tmp_path / "r/acceptance.json").read_text())
     assert record["outcome"] == "proved" and record["failures"][0]["part"] == "<b>crack-59"
     accepted(tmp_path, rows, agreement.replace("0.1", "0.05"))

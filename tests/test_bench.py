@@ -125,7 +125,7 @@ def fixed(out: Path) -> list[table.Json]:
         ('folder = "data/ring"', 'folder = "data/ring"\ngeometry = { size = 64 }', "sizes = "),
         ('label = "nearest"', 'label = "Variation"', "detector variation is listed twice"),
         ('name = "torn"', 'name = "Ring"', "product ring is listed twice"),
-        ('folder = "data/torn"', 'folder = "data/ring"', "one cell twice"),
+        ('folder = "data/torn"', 'folder = "data/ring"', "same cell twice"),
         ("seeds = [0]", "seeds = [0, 0]", "seed 0 is listed twice"),
         ("sizes = [64]", "sizes = [65]", "size.*multiple of 32"),
         ("sizes = [64]", "sizes = []", "sizes"),
@@ -136,7 +136,7 @@ def fixed(out: Path) -> list[table.Json]:
         ('"published.toml"', '"publish.toml"', "no file .*publish.toml"),
     ],
 )
-def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(
+def test_an_impossible_plan_is_refused_before_anything_runs(
     bench: Path, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert old in PLAN
@@ -199,12 +199,12 @@ def test_training_sees_nothing_of_the_test_side(finished: Path, bench: Path, tmp
     assert json.loads(row["training"])["images"] == 10
 
 
-def test_what_is_finished_is_kept_and_what_failed_is_tried_again(finished: Path, bench: Path) -> None:
+def test_finished_cells_are_kept_and_failed_ones_are_run_again(finished: Path, bench: Path) -> None:
     said: list[str] = []
     before = table.rows(finished)
     found = run.run(bench / "plan.toml", finished, tell=said.append)
     assert (found.done, found.failed, found.kept) == (2, 2, 2)
-    assert sum("tried again" in sentence for sentence in said) == 2
+    assert sum("it failed; it is run again" in sentence for sentence in said) == 2
     assert [row for row in table.rows(finished) if row["status"] == "done"] == [
         row for row in before if row["status"] == "done"
     ]
@@ -244,14 +244,14 @@ def one(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        (".", "other files in this folder.*--out"),
-        ("mine", "other files in this folder.*--out"),
+        (".", "this folder contains other files.*--out"),
+        ("mine", "this folder contains other files.*--out"),
         ("ring", "in the folder of product 'ring'.*--out"),
         ("ring/results", "in the folder of product 'ring'.*--out"),
         ("plan.toml", "a file of this name exists"),
     ],
 )
-def test_a_folder_that_holds_other_things_takes_no_results(
+def test_a_folder_with_other_files_is_refused_for_results(
     one: Path, stand_in: list[Job], out: str, message: str
 ) -> None:
     for name in ("work/notes.txt", "mine/plan.json", "products/.notes.part"):
@@ -345,7 +345,7 @@ def test_names_that_are_not_utf8(one: Path) -> None:
     report.write(odd)
 
 
-def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
+def test_a_changed_product_or_recipe_is_run_again_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[Job]
 ) -> None:
     product(tmp_path / "ring")
@@ -357,7 +357,7 @@ def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
     (tmp_path / "ring/train/good/003.png").unlink()
     said.clear()
     assert run.run(path, out, tell=said.append).kept == 2
-    assert said[0].startswith("ring: since the last run 1 files were lost, 0 came and 0 changed")
+    assert said[0].startswith("ring: since the last run 1 files were removed, 0 added and 0 changed")
     assert sum("its images have changed" in sentence for sentence in said) == 2
     assert [row["image_auroc"] for row in table.rows(out)] == [9, 9, 10, 10]
 
@@ -371,7 +371,7 @@ def test_a_changed_product_or_recipe_is_run_again_and_that_is_said(
     file.write_bytes(file.read_bytes() + b"x")
     os.utime(tmp_path / "hoop/test/good/101.png", (1, 1))  # touched, but the same
     assert run.run(path, out, tell=said.append).kept == 2
-    assert said[0].startswith("hoop: since the last run 0 files were lost, 0 came and 1 changed")
+    assert said[0].startswith("hoop: since the last run 0 files were removed, 0 added and 1 changed")
 
     monkeypatch.undo()
     (tmp_path / "elsewhere").mkdir()

@@ -325,7 +325,7 @@ def test_the_command(quick: None, tmp_path: Path, capsys: Any) -> None:
     ("arguments", "message"),
     [
         (["autoencode"], "unknown detector 'autoencode'. Did you mean 'autoencoder'"),
-        (["no-such-thing"], "Known: .*memory-bank.* There is no bundle of that name either"),
+        (["no-such-thing"], "Known: .*memory-bank.* There is no bundle with this name"),
         (["variation", "--size", 100], r"geometry.size = 100: .*multiple of 32"),
         (["variation", "--size", 32], r"greater than or equal to 64"),
         (["variation", "--preset", "cpi"], "Did you mean 'cpu'"),

@@ -129,19 +129,19 @@ def test_scores_that_differ_by_more_than_the_tolerance_keep_their_order(monkeypa
             image[:2] += np.float32([0.8e-3, -0.8e-3])
         return Scores(image, found.pixel)
 
-    with pytest.raises(TrainingError, match="it puts the scores of tiles in another order"):
+    with pytest.raises(TrainingError, match="its scores of tiles have another order"):
         held(monkeypatch, fitted, swapped)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("count", [1, 3, 40])
-def test_probes_are_good_tiles_of_several_parts_and_spoiled_ones(count: int, kind: Any) -> None:
+def test_probes_are_good_tiles_of_several_parts_and_corrupted_ones(count: int, kind: Any) -> None:
     top = np.iinfo(kind).max
     tiles = np.broadcast_to(np.linspace(0, top, count).astype(kind)[:, None, None, None], (count, 32, 32, 3)).copy()
     stack = Stack(tiles, batch=3)
     probes = gate.probes(stack)
     good = min(count, gate.GOOD)
-    assert len(probes) == good + len(gate.SPOILED) and probes.dtype == kind
+    assert len(probes) == good + len(gate.CORRUPTIONS) and probes.dtype == kind
     assert all(any(np.array_equal(probe, tile) for tile in tiles) for probe in probes[:good])
     assert len({probe.tobytes() for probe in probes[:good]}) == good
     for number, probe in enumerate(probes[good:]):

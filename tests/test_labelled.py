@@ -183,7 +183,7 @@ def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> 
     told: list[str] = []
     with pytest.raises(DatasetError, match="0 of 4 images are usable"):
         training.train(scratches, tmp_path / "a.andon", detector="segmenter", size=96, warn=told.append)
-    assert "not learnt from: 1, such as ground_truth/scratch/10-drawn.png" in told[1]
+    assert "left out: 1 mask that match no image of a defect, such as ground_truth/scratch/10-drawn.png" in told[1]
     assert "ground_truth/DEFECT/NAME_mask.png" in told[1]
 
 
@@ -192,7 +192,7 @@ def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> 
     [
         ("auto", 2, "left out: 1 of 3 images of defects, which have no mask, such as train/scratch/12.png"),
         ("labelled", 2, "left out: 1 of 3 images of defects, which have no mask, such as train/scratch/12.png"),
-        ("synthetic", 0, "left out: 3 images, taken as defects by their folders: scratch. segmenter learns from good "),
+        ("synthetic", 0, "left out: 3 images of defects, by the names of their folders: scratch. segmenter "),
     ],
 )
 def test_a_bundle_has_learnt_from_what_was_used(

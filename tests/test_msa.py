@@ -95,7 +95,7 @@ def test_no_miss_in_48_is_acceptable_and_not_demonstrated(tmp_path: Path) -> Non
         "at most 6.1 % of presentations of these parts, 17.1 % of parts like these: not demonstrated"
         in found.sentence()
     )
-    assert "it takes 149 parts with 0 wrong; for these parts, 149 presentations with 0 wrong" in found.sentence()
+    assert "needed: 149 parts with 0 wrong; for these parts, 149 presentations with 0 wrong" in found.sentence()
 
 
 def test_more_presentations_show_more_of_these_parts_only(tmp_path: Path) -> None:
@@ -174,21 +174,21 @@ DEGENERATE: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no digests": (changed(lambda row: row | {"digest": ""}), "120 scores have no digest"),
     "people": (changed(lambda row: row | {"digest": "", "score": ""}), "120 verdicts have neither"),
     "all invalid": (changed(lambda row: row | {"verdict": "INVALID"}), "120 presentations are INVALID"),
-    "a missing trial": (study_rows()[1:], "2 of 1, 3 of 39; pairs without any: 0"),
-    "a missing appraiser": (study_rows()[3:], "3 of 39; pairs without any: 1"),
+    "a missing trial": (study_rows()[1:], "1 with 2, 39 with 3; 0 with none"),
+    "a missing appraiser": (study_rows()[3:], "39 with 3; 1 with none"),
     "scores all alike": (changed(lambda row: row | {"score": 1}), "the scores of all trials of a part are equal"),
     "no threshold": (
         changed(lambda row: row | {"review_threshold": "", "reject_threshold": ""}),
-        "Distances from a threshold: none is known",
+        "Distances from a threshold: no threshold is known",
     ),
     "two thresholds": (
         changed(lambda row: row | {"review_threshold": row["trial"]}),
-        "Distances from the review threshold: the table holds 3 different ones",
+        "Distances from the review threshold: the table has 3 different ones",
     ),
     "no bundle": (changed(lambda row: row | {"bundle": ""}), "neither the table nor --bundle names one"),
     "two bundles": (
         changed(lambda row: row | {"bundle": ("ab" if row["appraiser"] == "cell 0" else "cd") * 32}),
-        "2 bundles gave the scores",
+        "The scores come from 2 bundles",
     ),
     "the same picture for two appraisers": (
         changed(lambda row: row | {"digest": hashlib.sha256(f"{row['part']} {row['trial']}".encode()).hexdigest()}),
@@ -198,7 +198,7 @@ DEGENERATE: dict[str, tuple[list[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
-def test_what_a_table_does_not_show_is_said(name: str, tmp_path: Path) -> None:
+def test_the_report_lists_what_a_table_does_not_show(name: str, tmp_path: Path) -> None:
     rows, words = DEGENERATE[name]
     study = made(tmp_path, rows)
     assert words in sentences(study)
@@ -237,7 +237,7 @@ def test_parts_without_all_scores_are_left_out_of_the_gauge_and_said(tmp_path: P
     study = made(tmp_path, study_rows()[1:])
     (scale,) = study.scales
     assert scale.gauge is not None and (scale.gauge.parts, scale.left_out) == (19, 1)
-    assert "1 parts without the full number of scores are left out" in sentences(study)
+    assert "1 parts with missing scores are left out" in sentences(study)
     whole = made(tmp_path, study_rows()[6:]).scales[0].gauge
     assert scale.gauge == whole
 

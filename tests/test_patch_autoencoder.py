@@ -160,7 +160,7 @@ def test_a_recipe_with_tiles_is_refused() -> None:
     recipe = Recipe(data=Data(images="x"), detector=Choice(name="patch-autoencoder"))
     training.construct(recipe)
     tiled = recipe.model_copy(update={"geometry": recipe.geometry.model_copy(update={"tiles": True})})
-    with pytest.raises(RecipeError, match="knows where in the image"):
+    with pytest.raises(RecipeError, match="depends on the position in the image"):
         training.construct(tiled)
 
 

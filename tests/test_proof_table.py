@@ -112,7 +112,7 @@ def test_records_as_csv_with_columns_added(tmp_path: Path) -> None:
         (f"part,verdict,digest\n1,PASS,{A}\n2,PASS,{A}\n", "parts '1' and '2' have the same picture"),
         (
             f"part,verdict,trial,digest\n1,PASS,1,{A}\n1,PASS,2,{A.upper()}\n",
-            "scored again as a new trial, of 1 parts: 1",
+            "scored again as a new trial, for 1 parts: 1",
         ),
         (f"part,verdict,condition,digest\n1,PASS,a,{A}\n1,PASS,b,{A}\n", "scored again"),
     ],

@@ -117,7 +117,7 @@ def test_cifar10_takes_its_class_names_from_the_download(tmp_path: Path) -> None
     assert [product.name for product in found] == [f"set-{name}" for name in names]
     assert counts(Path(found[0].folder))[("train", "good")] == 10
     (root / "batches.meta.txt").write_text("../../etc\n" * 10)
-    with pytest.raises(DatasetError, match=r"batches.meta.txt.*ten classes"):
+    with pytest.raises(DatasetError, match=r"batches.meta.txt.*ten different names"):
         protocols.one_class(planned(root), tmp_path / "b")
 
 
@@ -161,7 +161,7 @@ def test_folders_with_train_and_test_are_products_as_they_are(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_what_was_written_is_kept_until_it_or_its_source_changes(tmp_path: Path) -> None:
+def test_written_pictures_are_kept_until_they_or_their_source_change(tmp_path: Path) -> None:
     root, out, said = mnist(tmp_path / "m"), tmp_path / "out", list[str]()
 
     def again() -> list[str]:
@@ -175,14 +175,14 @@ def test_what_was_written_is_kept_until_it_or_its_source_changes(tmp_path: Path)
     assert again() == [] and file.stat().st_mtime_ns == before
 
     file.write_bytes(file.read_bytes()[:-1])
-    assert "no longer what it was" in again()[0]
+    assert "the written pictures have changed" in again()[0]
     image.read(file)
     (out / "data/set/2/train/good/00002.png").unlink()  # of a class only: laid out anew
     assert again() == [] and len(dataset.load(out / "data/set/2").training_images()) == 10
     (out / "data/set/.images/train/0/00000.png").unlink()
-    assert "no longer what it was" in again()[0]
+    assert "the written pictures have changed" in again()[0]
     mnist(root, side=20)
-    assert "the files it was made from have changed" in again()[0]
+    assert "its source files have changed" in again()[0]
     assert image.read(file).pixels.shape == (20, 20, 1)
     assert not list(out.rglob("*.part"))
 
@@ -213,10 +213,10 @@ def test_killed_while_writing_it_goes_on_as_if_nothing_had_been(
     assert not list(out.rglob("*.part"))
 
 
-def test_a_folder_whose_name_can_be_no_product_is_named(tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_no_product_name_is_refused(tmp_path: Path) -> None:
     for seed, place in enumerate(("train/good", "test/good", "test/bad")):
         save(tmp_path / "btad/02 neu" / place / "0.png", part(seed, 16))
-    with pytest.raises(RecipeError, match=r"02 neu: as a product of its own: name = 'set-02 neu'"):
+    with pytest.raises(RecipeError, match=r"02 neu: as a separate product: name = 'set-02 neu'"):
         protocols.one_class(planned(tmp_path / "btad"), tmp_path / "out")
 
 
@@ -267,16 +267,16 @@ IMAGES, LABELS = Path("train-images-idx3-ubyte"), Path("t10k-labels-idx1-ubyte")
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (damage(IMAGES, lambda d: d[:-5]), r"header says 30 × 16 × 16 bytes, and the file has 7691; expected 7696"),
+        (damage(IMAGES, lambda d: d[:-5]), r"header states 30 × 16 × 16 bytes, but the file has 7691; expected 7696"),
         (damage(IMAGES, lambda d: d + b"x"), "expected 7696.*Download"),
-        (damage(IMAGES, lambda d: d[:10]), "header says"),
+        (damage(IMAGES, lambda d: d[:10]), "header states"),
         (damage(IMAGES, lambda d: b""), "begins with nothing"),
         (damage(IMAGES, lambda d: b"\0\0\x0d\3" + d[4:]), "begins with 00000d03; expected 00000803"),
         (damage(IMAGES, lambda d: d[:4] + b"\xff" * 12 + d[16:]), "4294967295 × 4294967295"),
         (damage(IMAGES, lambda d: d[:8] + bytes(8) + d[16:]), "30 × 0 × 0.*8 to 1024 pixels"),
         (damage(LABELS, lambda d: d[:4] + (11).to_bytes(4, "big") + d[8:-1]), "11 labels for 12 images"),
         (lambda root: (root / LABELS).unlink(), "no t10k-labels-idx1-ubyte, plain or .gz"),
-        (damage(LABELS, lambda d: d[:8] + bytes(12)), "class 1 is on one side only"),
+        (damage(LABELS, lambda d: d[:8] + bytes(12)), "class 1 is only in the training or only in the test images"),
     ],
 )
 def test_damaged_idx_files_are_refused(tmp_path: Path, break_it: Callable[[Path], None], message: str) -> None:
@@ -292,9 +292,9 @@ def test_compressed_files_unpack_to_what_their_header_says_and_no_more(tmp_path:
     path = root / "train-images-idx3-ubyte.gz"
     head, whole = bytes([0, 0, 8, 3]), gzip.decompress(path.read_bytes())
     for data, message in (
-        (gzip.compress(whole + bytes(20_000_000)), "and more are there"),  # a bomb behind the pictures
-        (gzip.compress(head + struct.pack(">3I", 60000, 28, 28) + bytes(100)), "which .* compressed bytes cannot hold"),
-        (gzip.compress(head + struct.pack(">3I", 31, 16, 16) + whole[16:]), "7680 are there; expected 7936"),
+        (gzip.compress(whole + bytes(20_000_000)), "but the file contains more"),  # a bomb behind the pictures
+        (gzip.compress(head + struct.pack(">3I", 60000, 28, 28) + bytes(100)), "compressed bytes cannot contain"),
+        (gzip.compress(head + struct.pack(">3I", 31, 16, 16) + whole[16:]), "contains 7680; expected 7936"),
         (path.read_bytes()[:-40], "cannot be read"),
         (whole, "cannot be read: Not a gzipped file"),
     ):
@@ -325,7 +325,7 @@ def test_damaged_cifar10_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=message):
             protocols.one_class(planned(root), tmp_path / "out")
     file.unlink()
-    with pytest.raises(DatasetError, match=r"data_batch_3.bin: it is not there"):
+    with pytest.raises(DatasetError, match=r"data_batch_3.bin: no such file"):
         protocols.one_class(planned(root), tmp_path / "out")
 
 
@@ -336,7 +336,7 @@ def test_a_broken_or_missing_view_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AndonError, match=r"obj2__15\.png"):
         protocols.one_class(planned(root), tmp_path / "out")
     file.unlink()
-    with pytest.raises(DatasetError, match="obj2 is not shown at angle 15"):
+    with pytest.raises(DatasetError, match="obj2 has no picture at angle 15"):
         protocols.one_class(planned(root), tmp_path / "out")
 
 
@@ -386,4 +386,4 @@ def test_a_plan_runs_by_the_protocol_and_is_refused_without_it(tmp_path: Path, m
     assert [(row["test_good"], row["test_defective"]) for row in rows] == [(4, 8)] * 3
     said: list[str] = []
     assert run.run(path, tmp_path / "out", tell=said.append, protocol="one-class").kept == 3
-    assert said == ["3 of 3 cells were finished before"]
+    assert said == ["3 of 3 cells are already finished"]

@@ -34,7 +34,7 @@ def test_the_smallest_defect_covers_four_positions(frame: tuple[int, int], geome
         (
             6,
             256,
-            "a defect of 6 is too small for this detector even at the picture's own resolution",
+            "a defect of 6 is too small for this detector even at full resolution",
         ),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_sample_is_stratified_seeded_and_without_replacement(tmp_path: Path) -
     assert order != sorted(order), "the order on the sheet must not tell the verdict"
 
 
-def test_each_picture_of_a_lot_has_the_same_chance(tmp_path: Path) -> None:
+def test_the_pictures_of_a_lot_have_equal_probability(tmp_path: Path) -> None:
     path = line(tmp_path / "records.jsonl", ["PASS"] * 10 + ["REJECT"] * 4)
     counts = Counter(item.digest for seed in range(400) for item in sampling.draw(path, 8, seed).items)
     passed = [counts[f"{j:064x}"] for j in range(10)]
@@ -145,10 +145,10 @@ def test_records_of_two_decisions_are_not_mixed(tmp_path: Path) -> None:
         "\x00\xff\n",
     ],
 )
-def test_what_is_no_record_is_refused_by_its_line(text: str, tmp_path: Path) -> None:
+def test_an_invalid_record_is_refused_with_its_line(text: str, tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(text)
-    with pytest.raises(DatasetError, match=r"records\.jsonl: (line 1: no record of an|no record with a verdict)"):
+    with pytest.raises(DatasetError, match=r"records\.jsonl: (line 1: not a record of an|no record with a verdict)"):
         sampling.draw(path, 10)
 
 
@@ -184,9 +184,7 @@ def test_the_way_from_a_running_line_to_its_slip(bundle_file: Path, parts: Path,
     assert "Horvitz" in page and "Ada" in page and "<script" not in page
 
 
-def test_a_picture_that_changed_or_went_is_not_shown(
-    bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_a_changed_or_deleted_picture_is_not_shown(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for j, path in enumerate(sorted((parts / "test").rglob("*.png"))):
@@ -196,7 +194,7 @@ def test_a_picture_that_changed_or_went_is_not_shown(
     (images / "2.png").unlink()
     code, _, err = run(capsys, "sample", tmp_path / "records.jsonl", "-o", tmp_path / "s", "-q")
     assert code == 0
-    assert err.count("without a picture") == 2 and "0.png: the file has changed" in err and "2.png" in err
+    assert err.count("picture missing") == 2 and "0.png: the file has changed" in err and "2.png" in err
     assert (tmp_path / "s/sample.html").read_text().count("<img") == 8
 
 
@@ -213,7 +211,7 @@ def test_a_filled_sheet_is_not_overwritten(tmp_path: Path) -> None:
     drawn = sampling.draw(line(tmp_path / "records.jsonl", LINE), 20)
     assert len(sampling.write(drawn, tmp_path / "s", silent)) == 20  # there are no pictures
     sheet = filled(tmp_path / "s").read_bytes()
-    with pytest.raises(AndonError, match="a sample is there already"):
+    with pytest.raises(AndonError, match="exists already"):
         sampling.write(drawn, tmp_path / "s", silent)
     assert (tmp_path / "s/sheet.csv").read_bytes() == sheet
 
@@ -351,10 +349,10 @@ def test_a_truth_that_is_missing_or_unknown_is_refused(truth: str, message: str,
     [
         ("item,picture", "number,picture", "with item once"),
         ("truth", "verdict", "with truth once"),
-        ("\r\n7,", "\r\n8,", "item '8': twice"),
-        ("\r\n7,", "\r\n21,", "item '21': no item of the sample"),
-        ("\r\n7,", "\r\n7.0,", "item '7.0': no item"),
-        ("\r\n7,", "\r\n,", "item '': no item"),
+        ("\r\n7,", "\r\n8,", "item '8': listed twice"),
+        ("\r\n7,", "\r\n21,", "item '21': not in the sample"),
+        ("\r\n7,", "\r\n7.0,", "item '7.0': not in"),
+        ("\r\n7,", "\r\n,", "item '': not in"),
     ],
 )
 def test_a_sheet_whose_items_were_changed_is_refused(old: str, new: str, message: str, sampled: Path) -> None:
@@ -372,9 +370,9 @@ def test_a_sheet_that_lost_items_is_refused(sampled: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'"', b"\x00"])
-def test_what_is_no_sheet_is_refused(content: bytes, sampled: Path) -> None:
+def test_a_file_that_is_not_a_sheet_is_refused(content: bytes, sampled: Path) -> None:
     (sampled / "sheet.csv").write_bytes(content)
-    with pytest.raises(DatasetError, match=r"sheet\.csv: (cannot be read as CSV|found the columns)"):
+    with pytest.raises(DatasetError, match=r"sheet\.csv: (cannot be read as CSV|columns )"):
         estimating.load(sampled / "sheet.csv")
 
 

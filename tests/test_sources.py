@@ -171,7 +171,7 @@ def test_a_renamed_file_is_no_new_picture_and_a_rewritten_one_is(tmp_path: Path)
     assert files(taker) == ["a.png", "b.png", "done a.png"]
 
 
-def test_a_file_that_is_deleted_before_it_is_whole_is_told(tmp_path: Path) -> None:
+def test_a_file_deleted_before_it_is_complete_is_reported(tmp_path: Path) -> None:
     folder = watched(tmp_path, settle=60)
     listed = listing(folder)
     save(tmp_path / "a.png", part(1))
@@ -179,7 +179,7 @@ def test_a_file_that_is_deleted_before_it_is_whole_is_told(tmp_path: Path) -> No
         assert listed.wait(30)
         (tmp_path / "a.png").unlink()
         taker.until(lambda t: len(t.told) == 1)
-    assert taker.told[0].endswith("a.png: deleted before it was whole; it was not inspected") and taker.frames == []
+    assert taker.told[0].endswith("a.png: deleted before it was complete; it was not inspected") and taker.frames == []
 
 
 def test_what_is_there_already_can_be_left_out_and_so_can_the_results(tmp_path: Path) -> None:
@@ -292,13 +292,13 @@ def test_a_simulated_camera_shows_its_pictures_over_and_over(tmp_path: Path) -> 
     assert times == sorted(times)
 
 
-def test_a_lost_camera_is_connected_to_again(tmp_path: Path) -> None:
+def test_a_lost_camera_is_reconnected(tmp_path: Path) -> None:
     live = Live(Simulated(shown(), 1000, {3: "lost"}), "camera 1", first=0.01, longest=0.02)
     taken = take(Limited(live, 4))
     assert len(taken.frames) == 4
-    assert taken.told[0] == "camera 1: the simulated cable was pulled."
-    assert taken.told[1].startswith("camera 1: still gone: ")
-    assert taken.told[-1].startswith("camera 1: connected again after ")
+    assert taken.told[0] == "camera 1: the simulated cable was unplugged."
+    assert taken.told[1].startswith("camera 1: still not connected: ")
+    assert taken.told[-1].startswith("camera 1: reconnected after ")
 
 
 def test_the_pause_before_a_reconnection_grows_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +319,7 @@ def test_the_pause_before_a_reconnection_grows_to_its_limit(monkeypatch: pytest.
     assert [next(frames).name, next(frames).name] == ["camera, frame 1", "camera, frame 2"]
     frames.close()  # type: ignore[attr-defined]
     assert pauses == [1, 2, 4, 8, 8, 8, 8]
-    assert len([sentence for sentence in told if "still gone" in sentence]) == 3
+    assert len([sentence for sentence in told if "still not connected" in sentence]) == 3
 
 
 def test_frames_that_a_camera_lost_are_counted() -> None:
@@ -349,7 +349,7 @@ def test_a_camera_through_opencv_is_lost_when_its_pictures_end(tmp_path: Path) -
     assert [image.read(frame.content).digest for frame in taker.frames[:5]] == [
         image.read(part(seed)).digest for seed in (0, 1, 2, 0, 1)
     ]
-    assert "gives no more pictures" in taker.told[0] and "connected again" in taker.told[1]
+    assert "gives no more pictures" in taker.told[0] and "reconnected" in taker.told[1]
 
 
 def test_passwords_of_cameras_are_not_shown() -> None:
@@ -375,7 +375,8 @@ def test_texts_name_sources(tmp_path: Path) -> None:
     }
     assert {text: type(naming.named(text)) for text in kinds} == kinds
     assert isinstance(naming.of([part(1)]), Iterated)
-    for text, words in ((str(tmp_path / "a.png"), "one picture"), (__file__, "no known kind"), ("x", "no such file")):
+    image = str(tmp_path / "a.png")
+    for text, words in ((image, "one picture"), (__file__, "not a video file"), ("x", "no such file")):
         with pytest.raises(AndonError, match=words):
             naming.named(text)
 
@@ -414,12 +415,12 @@ def test_a_genicam_camera_that_loses_power_and_returns(gige: list[Any]) -> None:
         taker.until(lambda t: len(t.frames) >= 2)
         gige[0].stop()
         taker.until(lambda t: any("does not answer" in sentence for sentence in t.told))
-        taker.until(lambda t: any("still gone" in sentence for sentence in t.told))
+        taker.until(lambda t: any("still not connected" in sentence for sentence in t.told))
         gige[0] = FakeGigeCamera(96, 64, 100, pixel_format="Mono8")
         gige[0].start()
         before = len(taker.frames)
         taker.until(lambda t: len(t.frames) > before)
-    assert any("connected again" in sentence for sentence in taker.told)
+    assert any("reconnected" in sentence for sentence in taker.told)
 
 
 def test_a_camera_of_a_program_needs_three_methods() -> None:

@@ -95,14 +95,14 @@ def test_one_bad_frame_is_one_invalid(inspector: Inspector, tmp_path: Path) -> N
     assert "4 could not be inspected" in report.sentence()
 
 
-def test_a_fault_of_the_engine_is_invalid_and_named(inspector: Inspector) -> None:
+def test_an_error_of_the_engine_is_invalid_with_its_name(inspector: Inspector) -> None:
     class Broken:
         def score(self, tiles: Pixels) -> Scores:
             raise RuntimeError("the engine is broken")
 
     outcomes, report, _ = run(replace(inspector, scorer=Broken()), [part(1), part(2)])
     assert [outcome.verdict for outcome in outcomes] == [Verdict.INVALID] * 2
-    assert outcomes[1].error == "frame 2: a fault in the inspection: RuntimeError: the engine is broken"
+    assert outcomes[1].error == "frame 2: error in the inspection: RuntimeError: the engine is broken"
     assert report.failed == 2
 
 
@@ -278,7 +278,7 @@ def test_a_source_that_fails_gives_its_frames_first(inspector: Inspector) -> Non
 
 
 @pytest.mark.parametrize("error", [AndonError("the disk is full"), ValueError("a mistake in the program")])
-def test_a_sink_that_fails_loses_nothing_in_silence(inspector: Inspector, error: Exception) -> None:
+def test_a_failing_sink_reports_every_undelivered_frame(inspector: Inspector, error: Exception) -> None:
     outcomes: list[Outcome] = []
 
     def sink(outcome: Outcome) -> None:
@@ -288,7 +288,7 @@ def test_a_sink_that_fails_loses_nothing_in_silence(inspector: Inspector, error:
 
     frames = [Frame(part(seed), f"part {seed}") for seed in range(20)]
     with pytest.raises(
-        AndonError, match=r"(?s)the sink failed at part 2: .*inspected and not handed on: part 2, part 3"
+        AndonError, match=r"(?s)the sink failed at part 2: .*inspected, but not handed to the sink: part 2, part 3"
     ) as caught:
         inspector.stream(frames, sink, Settings(workers=1, queue=2))
     assert str(error) in str(caught.value) and caught.value.__cause__ is error
@@ -307,18 +307,18 @@ def test_a_slow_sink_loses_nothing(inspector: Inspector) -> None:
     assert [outcome.frame.number for outcome in outcomes] == list(range(1, 11))
 
 
-def test_repeats_and_another_size_are_told(inspector: Inspector) -> None:
+def test_repeats_and_a_change_of_size_are_reported(inspector: Inspector) -> None:
     open_size = inspector.manifest.input.model_copy(update={"size": None})
     manifest = inspector.manifest.model_copy(update={"input": open_size})
     anywhere = replace(inspector, bundle=replace(inspector.bundle, manifest=manifest))
     outcomes, report, told = run(anywhere, [part(1), part(1), part(1), part(2), part(3, 128)])
     assert [outcome.repeats for outcome in outcomes] == [0, 1, 2, 0, 0] and report.repeated == 2
-    assert "has the camera frozen" in outcomes[2].record()["notes"][-1]
+    assert "is the camera frozen" in outcomes[2].record()["notes"][-1]
     assert [sentence for sentence in told if "frozen" in sentence] == [told[0]]
-    assert "frame 5: 128 × 128 pixels, after frames of 96 × 96" in told
+    assert "frame 5: 128 × 128 pixels; previous frames had 96 × 96" in told
 
 
-def test_a_stall_is_told_once_and_its_end_too(inspector: Inspector) -> None:
+def test_a_stall_and_its_end_are_reported_once(inspector: Inspector) -> None:
     again = threading.Event()
     told: list[str] = []
 
@@ -332,7 +332,7 @@ def test_a_stall_is_told_once_and_its_end_too(inspector: Inspector) -> None:
         yield part(2)
 
     report = inspector.stream(stalling(), lambda outcome: None, Settings(stall=1), tell=tell)
-    assert told == ["no frame for 1 s. Check trigger, light and cable.", "frame 2: frames come again"]
+    assert told == ["no frame for 1 s. Check trigger, light and cable.", "frame 2: frames arrive again"]
     assert report.stalls == 1
 
 

@@ -185,9 +185,7 @@ def test_one_training_at_a_time_writes_a_bundle(good: Path, tmp_path: Path) -> N
     link.symlink_to("v3.andon")
     with workplace.opened(out) as folder:
         for place in (out, link):
-            with pytest.raises(
-                AndonError, match=r"v3\.andon\.training: another training is going to write .*Wait until"
-            ):
+            with pytest.raises(AndonError, match=r"v3\.andon\.training: another training is writing .*Wait until"):
                 training.train(good, place, **FAST)
         training.train(good, tmp_path / "other.andon", **FAST)
         assert folder.is_dir() and not out.exists()
@@ -259,8 +257,8 @@ def test_recalibrating_says_when_good_images_are_unlike_those_of_before(
     if of is part:
         assert not told
     else:
-        assert any(line.startswith("20 of 20 images look unlike the good ones of before (") for line in told)
-        assert any(line.startswith("20 of 20 good images are above the review threshold that") for line in told)
+        assert any(line.startswith("20 of 20 images differ from the good images before (") for line in told)
+        assert any(line.startswith("20 of 20 good images are above the previous review threshold") for line in told)
 
 
 def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path, tmp_path: Path) -> None:
@@ -270,7 +268,7 @@ def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path,
     assert len(bundle.manifest.learnt) == 32 and {len(name) for name in bundle.manifest.learnt} == {16}
     assert calibrating.recalibrate(bundle, parts, tell=told.append).calibration.images == 8
     assert told[0] == "calibration images in train/good (40)"
-    assert told[-1] == "left out: 32 of 40 good images, from which the bundle learnt"
+    assert told[-1] == "left out: 32 of 40 good images: the bundle was trained on them"
 
 
 def test_calibration_goes_by_the_groups_of_the_recipe(tmp_path: Path) -> None:
@@ -285,7 +283,7 @@ def test_calibration_goes_by_the_groups_of_the_recipe(tmp_path: Path) -> None:
     assert (found.images, found.parts) == (12, 6)
     (tmp_path / "lots.csv").write_text("\n".join(rows))
     bundle = training.train(tmp_path / "good", tmp_path / "b.andon", groups=tmp_path / "lots.csv", **FAST)
-    with pytest.raises(DatasetError, match=r"calibrated by the groups in .*lots\.csv.*Give groups"):
+    with pytest.raises(DatasetError, match=r"calibrated with the groups in .*lots\.csv.*Give groups"):
         calibrating.recalibrate(bundle, tmp_path / "new")
     assert calibrating.recalibrate(bundle, tmp_path / "new", groups=tmp_path / "lots.csv").calibration.parts == 6
 
@@ -295,7 +293,7 @@ def test_copies_of_a_file_count_as_one_part(good: Path, tmp_path: Path) -> None:
         (good / f"copy{i}.png").write_bytes((good / "03.png").read_bytes())
     told: list[str] = []
     bundle = training.train(good, tmp_path / "b.andon", tell=told.append, **FAST)
-    assert "9 of 21 good images are copies of another's file; such copies count as one part" in told
+    assert "9 of 21 good images are copies of another file; copies count as one part" in told
     assert bundle.calibration.parts == len(bundle.manifest.learnt) == 12
     for path in good.iterdir():
         path.write_bytes((good / "03.png").read_bytes())
@@ -308,7 +306,7 @@ def test_folders_taken_as_defects_are_told(good: Path, tmp_path: Path) -> None:
     save(tmp_path / "bad/b.png", part(71, 64))
     told: list[str] = []
     training.train(tmp_path, tmp_path / "b.andon", tell=told.append, **FAST)
-    assert any("left out: 2 images, taken as defects by their folders: bad, lot2" in sentence for sentence in told)
+    assert any("left out: 2 images of defects, by the names of their folders: bad" in sentence for sentence in told)
 
 
 def test_where_the_images_lie_does_not_change_the_digest(good: Path, tmp_path: Path) -> None:

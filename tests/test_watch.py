@@ -156,7 +156,7 @@ def test_a_video_and_its_bad_frames(bundle_file: Path, tmp_path: Path, capsys: A
     assert "1 frames: 1 INVALID; 1 could not be inspected" in out and "64 × 64 pixels" in err
 
 
-def test_records_that_cannot_be_written_stop_it(
+def test_records_that_cannot_be_written_stop_the_line(
     bundle_file: Path, parts: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     camera, write, count = f"simulated:{parts / 'train/good'}", os.write, 0
@@ -170,7 +170,7 @@ def test_records_that_cannot_be_written_stop_it(
     code, _, err = run(capsys, "watch", bundle_file, camera, "--out", tmp_path / "out")
     assert code == 2
     assert "the sink failed at" in err and "frame 3" in err and "no space left" in err
-    assert "inspected and not handed on" in err
+    assert "inspected, but not handed to the sink" in err
     monkeypatch.undo()
     lines = (tmp_path / "out/records.jsonl").read_text().splitlines()
     assert [json.loads(line)["frame"] for line in lines] == [1, 2]
@@ -179,14 +179,12 @@ def test_records_that_cannot_be_written_stop_it(
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("nowhere", "there is no such file or folder"),
+        ("nowhere", "no such file or folder"),
         ("simulated:nowhere", "no such folder"),
         ("/dev/no such camera", "no camera at"),
     ],
 )
-def test_a_source_that_is_not_there_is_a_mistake_in_the_call(
-    bundle_file: Path, source: str, words: str, capsys: Any
-) -> None:
+def test_a_missing_source_is_an_error_of_the_call(bundle_file: Path, source: str, words: str, capsys: Any) -> None:
     code, _, err = run(capsys, "watch", bundle_file, source)
     assert code == 2 and words in err
 

@@ -22,6 +22,7 @@ from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
+from andon.pictures.appearance import Appearance
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
 from andon.streams import line, naming
@@ -50,6 +51,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]  # conversions, unusual appearance, or why it has no view
     view: View | None = None  # None: the image is INVALID
     registration: Registration | None = None
+    appearance: Appearance | None = None  # None for bundles of older versions
 
 
 def scan(
@@ -196,7 +198,8 @@ class Inspector:
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image:
         """Read an image once, to inspect it or to show it. ImageError when the bundle does not accept it."""
-        return image.accept(image.read(source, name, self.manifest.input.reduced), self.manifest.input)
+        expected = self.manifest.input
+        return image.accept(image.read(source, name, expected.reduced, expected.size), expected)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
@@ -215,16 +218,17 @@ class Inspector:
         Errors: ImageError when the crop or the region of interest is outside the image.
         """
         usual = self.calibration.appearance
-        oddities = usual.oddities(appearance.measure(read.pixels)) if usual else []
+        look = appearance.measure(read.pixels) if usual else None
+        oddities = usual.oddities(look) if usual and look else []
         (trained,) = self.manifest.learnt_from([read.digest])
         notes = (*(["the bundle was trained on this image, so its score is too low"] if trained else []), *oddities)
         if oddities and self.recipe.input.unusual == "invalid":
-            return Prepared(read, (*read.notes, *notes))
+            return Prepared(read, (*read.notes, *notes), appearance=look)
         try:
             view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference, read.full)
         except NotFound as missing:
-            return Prepared(read, (*read.notes, str(missing), *notes), registration=missing.registration)
-        return Prepared(read, (*read.notes, *notes), view, view.registration)
+            return Prepared(read, (*read.notes, str(missing), *notes), None, missing.registration, look)
+        return Prepared(read, (*read.notes, *notes), view, view.registration, look)
 
     def score(self, prepared: Prepared) -> Scan | None:
         """Run the graph on the tiles of a view: the stage of the engine. None for an image without a view."""

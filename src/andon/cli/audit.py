@@ -1,4 +1,4 @@
-"""Commands that read the record of a station: is it whole, what happened to a part, as a table."""
+"""Commands that read the records of a station: verify them, show those of a part, export them as a table."""
 
 from datetime import datetime
 from importlib.util import find_spec
@@ -26,7 +26,8 @@ Database = Annotated[
     ),
 ]
 StationName = Annotated[
-    str | None, typer.Option("--station", help="Its name; needed when the database holds several.", show_default=False)
+    str | None,
+    typer.Option("--station", help="Name of the station; required if the database has several.", show_default=False),
 ]
 PictureFolder = Annotated[
     Path | None, typer.Option("--pictures", help="The station's archive of pictures.", show_default=False)
@@ -35,10 +36,12 @@ PictureFolder = Annotated[
 
 @audit.callback()
 def check_extra() -> None:
-    """The record of a station: verify it, show a part, export it."""
+    """Verify, show and export the records of a station."""
     missing = [name for name in ("sqlalchemy", "alembic", "pg8000") if not find_spec(name)]
     if missing:
-        raise AndonError(f"{', '.join(missing)} not installed; a station needs it. Run: pip install 'andon[station]'.")
+        raise AndonError(
+            f"{', '.join(missing)} not installed; a station needs it. Install it: pip install 'andon[station]'."
+        )
 
 
 @audit.command()
@@ -49,17 +52,17 @@ def verify(
     noted: Annotated[
         str | None,
         typer.Option(
-            help="NUMBER:DIGEST of a record as this command printed it before; it must still be there.",
+            help="NUMBER:DIGEST of a record, as this command printed it before; the record must be unchanged.",
             show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute the chain of digests: was any record changed, removed or put in?
+    """Recompute the chain of digests, to find records that were changed, removed or inserted.
 
-    The digest that is printed stands for all records up to it. Whoever can write the database can also write a new
-    chain: note the digest elsewhere, and give it with --noted the next time. With --pictures, each picture that is
-    kept must be there with the contents that its record names. Exit code 0: all is whole; 1: something is not.
+    The printed digest covers all records up to it. A person who can write the database can also write a new chain, so
+    note the digest in another place, and pass it with --noted next time. With --pictures, each stored picture must
+    exist, with the contents that its record names. Exit code 0: all is whole; 1: something is not.
     """
     from andon import files
     from andon.station import reader
@@ -89,7 +92,7 @@ def show(
     records: Database,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what happened to a part, on every station of the database, the oldest first. Exit code 1: nothing did."""
+    """Show all records of a part, of every station in the database, oldest first. Exit code 1: there is none."""
     from andon import files
     from andon.station import reader
 
@@ -101,27 +104,33 @@ def show(
     if as_json:
         print(files.strict_json([row.record() for row in rows], indent=1))
     else:
-        print("\n".join(map(_told, rows)) or f"no record of part '{part}'")
+        print("\n".join(map(_line, rows)) or f"no record of part '{part}'")
     if not rows:
         raise typer.Exit(1)
 
 
 @audit.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="The table: a name that ends in .csv or .parquet.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="The table to write: a name that ends in .csv or .parquet.", show_default=False)
+    ],
     records: Database,
     station: StationName = None,
-    since: Annotated[str | None, typer.Option(help="2026-11-26, or with a time: 2026-11-26T06:00.")] = None,
-    until: Annotated[str | None, typer.Option(help="As --since. Local time, unless it names a zone.")] = None,
-    product: Annotated[str | None, typer.Option(help="This product only.")] = None,
-    lot: Annotated[str | None, typer.Option(help="This lot only.")] = None,
-    verdict: Annotated[str | None, typer.Option(help="This verdict only.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Start: a date such as 2026-11-26, or with a time: 2026-11-26T06:00.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="End, as --since. Local time, unless it contains a time zone.")
+    ] = None,
+    product: Annotated[str | None, typer.Option(help="Only records of this product.")] = None,
+    lot: Annotated[str | None, typer.Option(help="Only records of this lot.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Only records with this verdict.")] = None,
     kind: Annotated[
-        str | None, typer.Option(help="This kind only: inspection, decision, event, challenge or change.")
+        str | None, typer.Option(help="Only records of this kind: inspection, decision, event, challenge or change.")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write records as a table, the oldest first: one row a record, the digests beside it."""
+    """Write records as a table, oldest first: a row for each record, with its digests."""
     from andon.station import export as tables
     from andon.station import reader
     from andon.station.entries import KINDS
@@ -165,7 +174,7 @@ def _damaged(chain: "Reader", pictures: Path) -> list[str]:
     return wrong
 
 
-def _told(row: "Row") -> str:
+def _line(row: "Row") -> str:
     facts = [row.time[:23].replace("T", " "), row.station, f"#{row.sequence}", row.kind]
     facts += [str(each) for each in (row.product, row.verdict) if each]
     facts += [f"{name} {value:.4g}" for name, value in (("score", row.score), ("p", row.p_value)) if value is not None]

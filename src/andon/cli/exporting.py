@@ -13,30 +13,32 @@ from andon.errors import AndonError
 def export(
     bundle: BundleFile,
     folder: Annotated[
-        Path, typer.Argument(help="A new or empty folder, or that of an earlier export.", show_default=False)
+        Path, typer.Argument(help="The folder to write: new, empty, or that of an earlier export.", show_default=False)
     ],
     size: Annotated[
         str,
-        typer.Option(help="Size of the pictures as WIDTHxHEIGHT, for a bundle that takes any.", show_default=False),
+        typer.Option(
+            help="Size of the pictures, WIDTHxHEIGHT; required if the bundle takes any size.", show_default=False
+        ),
     ] = "",
     quiet: Quiet = False,
 ) -> None:
     """Write a bundle for a program that is not Python: graph.onnx, spec.json, examples in C++ and JavaScript.
 
-    The graph takes the camera's picture and gives score, p-value, verdict and map. Crop, region of interest, resizing
-    and thresholds are in it. Export again after `andon calibrate`.
+    The input of the graph is a picture of the camera, its outputs are score, p-value, verdict and map. It contains
+    crop, region of interest, resizing and thresholds. Export again after `andon calibrate`.
     """
     from andon.bundle import Bundle
     from andon.export.exporting import export
 
-    found = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", size.strip().lower())
-    if size and not found:
-        raise AndonError(f"--size {size}: expected width and height in pixels, as 1920x1080.")
+    match = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", size.strip().lower())
+    if size and not match:
+        raise AndonError(f"--size {size}: expected width and height in pixels, such as 1920x1080. Correct it.")
     loaded, tell = Bundle.load(bundle), printer(quiet)
-    export(loaded, folder, (int(found[1]), int(found[2])) if found else None)
+    export(loaded, folder, (int(match[1]), int(match[2])) if match else None)
     if (by := loaded.manifest.input.reduced) > 1:
         tell(
-            f"for this bundle, andon decodes JPEG files at 1/{by} of their sides; the graph takes whole pictures. "
-            "Scores of JPEG files differ slightly between the two, those of arrays and other files do not."
+            f"for this bundle, andon decodes JPEG files at 1/{by} of their sides; the graph takes pictures of full "
+            "size. So the scores of JPEG files differ slightly between them; those of arrays and other files do not."
         )
     tell(f"wrote {folder}")

@@ -1,4 +1,4 @@
-"""Commands for the person who looks after a station: backup and restoring."""
+"""Commands for the administrator of a station: backup and restore."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from andon.station.backup import Copied
 
 station = typer.Typer(no_args_is_help=True)
-station.callback(help="Look after a station: backup and restoring.")(check_extra)
+station.callback(help="Back up and restore a station.")(check_extra)
 
 
 @station.command()
 def backup(
-    out: Annotated[Path, typer.Argument(help="A new folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The new folder to write.", show_default=False)],
     records: Database,
     pictures: PictureFolder = None,
     also: Annotated[
         list[Path] | None,
-        typer.Option(help="A further file or folder, such as the bundles; more than once for several."),
+        typer.Option(help="Another file or folder to copy, such as the bundles. Repeat the option for several."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Copy the records of a station while it runs, with its pictures and further files, and verify the copy.
 
-    Exit code 1: the copy is made, but a chain does not hold or pictures are missing.
+    Exit code 1: the copy is complete, but a chain of digests is broken or pictures are missing.
     """
     from andon.station import backup as copies
 
@@ -38,14 +38,14 @@ def backup(
 
 @station.command()
 def restore(
-    folder: Annotated[Path, typer.Argument(help="What `andon station backup` wrote.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The folder that `andon station backup` wrote.", show_default=False)],
     records: Database,
     pictures: PictureFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a backup into a database that does not know its stations; SQLite or PostgreSQL, whatever it came from.
+    """Copy a backup into a database (SQLite or PostgreSQL) that does not yet contain its stations.
 
-    What was copied with --also stays in the backup, below also/: put it in place yourself. Exit code as of backup.
+    Files copied with --also remain in the folder also/ of the backup; copy them yourself. Exit code: as for backup.
     """
     from andon.station import backup as copies
 

@@ -283,8 +283,8 @@ def describe(tiles: Var, depth: int, channels: int, network: str, blocks: Sequen
     shrink: factor by which height and width are reduced first, by averaging.
     """
     middle = np.float32((2**depth - 1) / 2)
-    scaled = op.sub(op.div(op.cast(tiles, to=np.float32), op.const(middle)), op.const(np.float32(1)))
-    images = op.transpose(scaled, perm=[0, 3, 1, 2])  # (n, c, h, w)
+    pixels = op.transpose(tiles, perm=[0, 3, 1, 2])  # (n, c, h, w); before the cast, while they are small
+    images = op.sub(op.div(op.cast(pixels, to=np.float32), op.const(middle)), op.const(np.float32(1)))
     if shrink > 1:
         images = op.average_pool(images, kernel_shape=(shrink, shrink), strides=(shrink, shrink))
     if channels == 1:

@@ -154,8 +154,8 @@ def orthogonality(
     accepted = [tile for tiles in _accepted_tiles(samples, bundle, warn) for tile in tiles]
     if len(accepted) < 2:
         raise DatasetError(
-            f"{folder}: {len(accepted)} good tiles of {len(samples)} images; expected several, to find the nearest. "
-            "Add good images that the bundle accepts."
+            f"{folder}: {len(accepted)} good tiles of {len(samples)} images; expected at least two, to find the "
+            "nearest. Add good images that the bundle accepts."
         )
     tiles = np.stack(accepted)
     full = np.float32(np.iinfo(tiles.dtype).max)

@@ -72,7 +72,7 @@ class Input(BaseModel):
 _COLOUR = {1: "gray", 3: "colour"}
 
 
-def read(source: Source, name: str | None = None, reduced: int = 1) -> Image:
+def read(source: Source, name: str | None = None, reduced: int = 1, size: tuple[int, int] | None = None) -> Image:
     """Read a picture.
 
     EXIF orientation is applied. Palettes, 1-bit and CMYK pictures become gray or RGB with 8 bits. 16 bits stay 16.
@@ -80,6 +80,7 @@ def read(source: Source, name: str | None = None, reduced: int = 1) -> Image:
 
     name: the name of the picture in messages; default: its path.
     reduced: see `decode`; `Image.full` is the size of the file.
+    size: expected width and height; a file of another size is an error and is not decoded.
 
     Errors: ImageError, starting with the name, for a picture that is damaged or cannot be read correctly.
     """
@@ -94,8 +95,9 @@ def read(source: Source, name: str | None = None, reduced: int = 1) -> Image:
         return _from_array(source, name or "array")
     data, name = contents(source, name)
     head = _checked(data, name)
-    pixels, notes = decode(data, head, name, reduced)
     full = _upright(head)
+    _check_dimensions(size, (full[1], full[0]), name)
+    pixels, notes = decode(data, head, name, reduced)
     return Image(pixels, name, notes, files.digest(data), frame=full if pixels.shape[:2] != full else None)
 
 
@@ -137,17 +139,21 @@ def accept(image: Image, expected: Input) -> Image:
         have, want = f"{actual.depth}-bit", f"{expected.depth}-bit"
     elif actual.channels != expected.channels:
         have, want = _COLOUR[actual.channels], _COLOUR[expected.channels]
-    elif expected.size and actual.size and actual.size != expected.size:
-        raise ImageError(
-            f"{image.name}: {_size(actual.size)} pixels; this bundle was trained on images of {_size(expected.size)}. "
-            "Set the camera to this size, or retrain with input size 'any'."
-        )
     else:
+        _check_dimensions(expected.size, actual.size, image.name)
         return correct_light(rescale(image, expected.maximum), expected.light)
     raise ImageError(
         f"{image.name}: {have} image; this bundle was trained on {want} images. "
         f"Convert it, or retrain with {have} images."
     )
+
+
+def _check_dimensions(expected: tuple[int, int] | None, actual: tuple[int, int] | None, name: str) -> None:
+    if expected and actual and actual != expected:
+        raise ImageError(
+            f"{name}: {_size(actual)} pixels; this bundle was trained on images of {_size(expected)}. "
+            "Set the camera to this size, or retrain with input size 'any'."
+        )
 
 
 def rescale(image: Image, maximum: int | None) -> Image:

@@ -1,15 +1,15 @@
-"""Acceptance of an inspection: agreed rates, held against parts whose truth is known. After VDI/VDE/VDMA 2632-3.
+"""Acceptance of an inspection: agreed rates, tested on parts whose truth is known. After VDI/VDE/VDMA 2632-3.
 
 A claim is a rate that two parties agreed on: the slip of one kind of defect, or the false rejects. It is
 - proved when the one-sided upper bound of the rate is at most the agreed rate,
 - refuted when the one-sided lower bound is above it,
-- not proved when the parts show neither.
+- not proved otherwise.
 Bounds are Clopper and Pearson's; the unit is the part. A part that was presented several times fails for the upper
-bound when any of its presentations fails, and for the lower bound when all of them do. Both are on the safe side: the
-rate of a single presentation lies between the two.
+bound when any of its presentations fails, and for the lower bound when all of them fail. Both bounds are conservative:
+the rate of a single presentation lies between them.
 
-A limit sample is a part chosen by the parties, with the verdict that it must get at each presentation. It was not drawn
-at random, so it counts in no rate.
+A limit sample is a part chosen by the parties, with the verdict that it must get at each presentation. It is not drawn
+at random, so it does not count in any rate.
 """
 
 import datetime
@@ -32,12 +32,12 @@ from andon.proof.plans import share
 from andon.proof.table import Row, Table
 from andon.proof.table import read as read_table
 
-LISTED = 5  # parts that a message names
-SHOWN = 200  # failed parts that the page lists
+LISTED = 5  # parts listed in a message
+SHOWN = 200  # failed presentations listed on the page
 
 
 class Outcome(StrEnum):
-    """What the parts show of a claim."""
+    """The result of a claim."""
 
     PROVED = "proved"
     NOT_PROVED = "not proved"
@@ -46,18 +46,18 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Claim:
-    """An agreed rate, and what the parts show of it."""
+    """An agreed rate, and its result on the parts."""
 
     name: str  # slip of scratch; false rejects
-    failure: str  # what a failed part did: passed, was stopped
+    failure: str  # of a part: passed, were stopped
     agreed: float
     parts: int
     failed: int  # parts that failed in one presentation or more
     always_failed: int  # parts that failed in every presentation
     upper: float  # bound of the rate
     lower: float
-    allowed: int  # failed parts with which so many parts prove the claim; −1: they are too few
-    more: tuple[int, ...]  # parts to be added, of which none, one, two fail; empty when proved or refuted
+    allowed: int  # greatest number of failed parts that proves the claim with these parts; −1: too few parts
+    more: tuple[int, ...]  # parts to add if none, one or two of them fail; empty when proved or refuted
 
     @property
     def outcome(self) -> Outcome:
@@ -68,20 +68,20 @@ class Claim:
 
     def text(self) -> str:
         """The claim and its outcome in words."""
-        seen = f"{self.failed} of {self.parts} parts {self.failure}"
+        counts = f"{self.failed} of {self.parts} parts {self.failure}"
         if self.always_failed < self.failed:
-            seen += f" at least once, {self.always_failed} in every presentation"
-        words = f"{self.name} ≤ {share(self.agreed)}: {self.outcome}. {seen}; "
+            counts += f" at least once, {self.always_failed} in every presentation"
+        words = f"{self.name} ≤ {share(self.agreed)}: {self.outcome}. {counts}; "
         if self.outcome is Outcome.REFUTED:
             return words + f"the rate is at least {share(self.lower)}."
         words += f"the rate is at most {share(self.upper)}."
         if not self.more:
             return words
-        return words + f" It takes more parts: {self.more[0]} if none of them fails, {self.more[1]} if one does."
+        return words + f" A proof needs more parts: {self.more[0]} if none of them fails, {self.more[1]} if one fails."
 
 
 class Limit(NamedTuple):
-    """A limit sample, and what was seen of it."""
+    """A limit sample, and its presentations."""
 
     part: str
     expected: str
@@ -90,7 +90,7 @@ class Limit(NamedTuple):
 
     @property
     def outcome(self) -> Outcome:
-        """Proved when each presentation gave what was expected, not proved when there was none."""
+        """Proved when each presentation had the expected verdict; not proved when there was none."""
         if not self.presentations:
             return Outcome.NOT_PROVED
         return Outcome.REFUTED if self.wrong else Outcome.PROVED
@@ -99,25 +99,25 @@ class Limit(NamedTuple):
         """The limit sample and its outcome in words."""
         words = f"limit sample '{self.part}' must be {self.expected}: "
         if not self.presentations:
-            return words + "not shown, the table does not hold it."
-        return words + f"{self.presentations - self.wrong} of {self.presentations} presentations."
+            return words + "not shown; it is not in the table."
+        return words + f"{self.presentations - self.wrong} of {self.presentations} presentations correct."
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """An agreement, held against its samples."""
+    """The result of an agreement on its samples."""
 
     agreement: Agreement
     source: str  # path of the agreement
     digest: str  # SHA-256 of that file
     table: Table
     appraiser: str
-    bundle: str  # digest of the bundle that gave the verdicts, "" where the table has none
+    bundle: str  # digest of the bundle that gave the verdicts, "" if the table has none
     made: str  # date and time, UTC
     claims: tuple[Claim, ...]
     limits: tuple[Limit, ...]
     failures: tuple[Row, ...]  # presentations that failed a claim or a limit sample
-    open: tuple[str, ...]  # sentences on what was not shown
+    open: tuple[str, ...]  # sentences: what the samples do not show
 
     @property
     def outcome(self) -> Outcome:
@@ -149,10 +149,10 @@ class Acceptance:
 
 
 def accept(path: str | Path) -> Acceptance:
-    """Hold an agreement against its samples.
+    """Test an agreement on its samples.
 
     Errors: those of `contract.load`, `table.read` and `Bundle.load`; DatasetError when references are missing, when the
-    table holds several appraisers or bundles, another bundle than agreed, or pictures that it learnt from.
+    table contains several appraisers or bundles, another bundle than agreed, or pictures that the bundle learnt from.
     """
     agreement, digest = load(path)
     table = read_table(agreement.samples, agreement.fields)
@@ -194,7 +194,7 @@ def accept(path: str | Path) -> Acceptance:
 
 
 def claim(name: str, failure: str, agreed: float, counts: tuple[int, int, int], confidence: float) -> Claim:
-    """Judge one claim from the numbers of parts, of those that failed once or more, and of those that always failed."""
+    """Judge a claim. `counts`: parts, parts that failed at least once, parts that always failed."""
     parts, failed, always = counts
     upper = bounds.upper_rate(failed, parts, confidence)
     lower = bounds.lower_rate(always, parts, confidence)
@@ -205,33 +205,33 @@ def claim(name: str, failure: str, agreed: float, counts: tuple[int, int, int], 
 
 
 def _judged(agreement: Agreement, table: Table) -> tuple[str, list[Row]]:
-    """The appraiser whose verdicts are judged, and his rows."""
+    """The appraiser whose verdicts are judged, and these rows."""
     chosen = agreement.appraiser or table.appraisers[0]
     if chosen not in table.appraisers:
         raise DatasetError(f"{table.name}: {unknown('appraiser', chosen, table.appraisers)}")
     if not agreement.appraiser and len(table.appraisers) > 1:
         raise DatasetError(
             f"{table.name}: verdicts of {len(table.appraisers)} appraisers: {few(table.appraisers, LISTED)}; expected "
-            "those of one. Name it in the agreement: appraiser = ..."
+            "those of one. Name one in the agreement: appraiser = ..."
         )
     return chosen, [row for row in table.rows if row.appraiser == chosen]
 
 
 def _one_bundle(agreement: Agreement, table: Table, rows: list[Row]) -> str:
-    """The digest of the one bundle that gave the verdicts; "" where none is named."""
-    found = list(dict.fromkeys(row.bundle for row in rows if row.bundle))
-    if len(found) > 1:
+    """The digest of the bundle that gave the verdicts; "" if none is named."""
+    digests = list(dict.fromkeys(row.bundle for row in rows if row.bundle))
+    if len(digests) > 1:
         raise DatasetError(
-            f"{table.name}: verdicts of {len(found)} bundles: {few([each[:12] for each in found], LISTED)}; expected "
-            "those of the one that is accepted. Remove the others."
+            f"{table.name}: verdicts of {len(digests)} bundles: {few([each[:12] for each in digests], LISTED)}; "
+            "expected those of the bundle to accept. Remove the other rows."
         )
     if agreement.bundle:
         bundle = Bundle.load(agreement.bundle)
-        if found != [bundle.digest()]:
-            named = f"the verdicts are of bundle {found[0][:12]}" if found else "the verdicts name no bundle"
+        if digests != [bundle.digest()]:
+            problem = f"the verdicts are of bundle {digests[0][:12]}" if digests else "the verdicts name no bundle"
             raise DatasetError(
-                f"{table.name}: {named}; "
-                f"expected {bundle.digest()[:12]}, of {agreement.bundle}. Inspect the parts with it."
+                f"{table.name}: {problem}; expected bundle {bundle.digest()[:12]}, {agreement.bundle}. Inspect the "
+                "parts with this bundle."
             )
         learnt = bundle.manifest.learnt_from(row.digest for row in rows)
         if any(learnt):
@@ -239,79 +239,80 @@ def _one_bundle(agreement: Agreement, table: Table, rows: list[Row]) -> str:
                 f"{table.name}: the bundle learnt from {sum(learnt)} of these {len(rows)} pictures; expected parts "
                 "that it has never seen. Remove those rows."
             )
-    return found[0] if found else ""
+    return digests[0] if digests else ""
 
 
 def _need_references(table: Table, presented: Mapping[str, list[Row]]) -> None:
     without = [part for part, shown in presented.items() if not shown[0].reference]
     if without:
         raise DatasetError(
-            f"{table.name}: {len(without)} parts have no reference: {few(without, LISTED)}; expected good or the kind "
-            "of defect for each part that is no limit sample. Let experts decide, or remove the parts."
+            f"{table.name}: {len(without)} parts have no reference: {few(without, LISTED)}; expected good or the "
+            "kind of defect for each part, except limit samples. Let experts judge these parts, or remove them."
         )
 
 
 def _open(agreement: Agreement, rows: list[Row], presented: Mapping[str, list[Row]]) -> list[str]:
-    """Sentences on what the samples do not show."""
+    """Sentences: what the samples do not show."""
     sentences = []
     kinds = dict.fromkeys(shown[0].reference for shown in presented.values())
     agreed = {*agreement.slip, *(["good"] if agreement.false_rejects is not None else [])}
     for kind in kinds:
         if kind not in agreed:
             count = sum(shown[0].reference == kind for shown in presented.values())
-            sentences.append(f"{count} parts with the reference {kind} count nowhere: no rate is agreed for it.")
+            sentences.append(f"{count} parts with the reference {kind} do not count: no rate is agreed for it.")
     if not agreement.bundle:
-        sentences.append("The agreement names no bundle: whether the pictures were among those it learnt is not shown.")
+        sentences.append("The agreement names no bundle. It is not shown that the bundle did not learn these pictures.")
     if nameless := sum(not row.bundle for row in rows):
         sentences.append(
-            f"{nameless} of {len(rows)} verdicts carry no digest of a bundle: what gave them is not shown."
+            f"{nameless} of {len(rows)} verdicts have no digest of a bundle. It is not shown which bundle gave them."
         )
     if undigested := sum(not row.digest for row in rows):
         sentences.append(
-            f"{undigested} of {len(rows)} verdicts carry no digest of a picture: that each is a new presentation is "
-            "not shown."
+            f"{undigested} of {len(rows)} verdicts have no digest of a picture. It is not shown that each is a new "
+            "presentation."
         )
     if invalid := sum(row.verdict is Verdict.INVALID for row in rows):
         sentences.append(
-            f"{invalid} presentations are INVALID and count as stopped: the part was not found or not read."
+            f"{invalid} presentations are INVALID and count as stopped: the part was not found, or the picture not "
+            "read."
         )
-    unnamed = [what for what in ("parties", "date", "run_by", "references_by") if not getattr(agreement, what)]
-    if unnamed:
-        sentences.append(f"The agreement does not say: {', '.join(unnamed)}.")
+    missing = [what for what in ("parties", "date", "run_by", "references_by") if not getattr(agreement, what)]
+    if missing:
+        sentences.append(f"The agreement has no entry for: {', '.join(missing)}.")
     return sentences
 
 
-def html(found: Acceptance) -> bytes:
-    """Make the page; every name in it is escaped."""
+def html(acceptance: Acceptance) -> bytes:
+    """Make the page. All names are escaped."""
     curves = [
         Markup(plans.characteristic(claim.name, claim.agreed, [(claim.allowed, claim.parts)]))
         if claim.allowed >= 0
         else ""
-        for claim in found.claims
+        for claim in acceptance.claims
     ]
     presentations: dict[str, int] = {}
-    for row in found.table.rows:
-        if row.appraiser == found.appraiser:
+    for row in acceptance.table.rows:
+        if row.appraiser == acceptance.appraiser:
             presentations[row.part] = presentations.get(row.part, 0) + 1
     return pages.render(
         "proof_acceptance.html",
-        found=found,
-        agreement=found.agreement,
-        claims=list(zip(found.claims, curves, strict=True)),
-        conditions=sorted({row.condition for row in found.table.rows if row.condition}),
+        acceptance=acceptance,
+        agreement=acceptance.agreement,
+        claims=list(zip(acceptance.claims, curves, strict=True)),
+        conditions=sorted({row.condition for row in acceptance.table.rows if row.condition}),
         presentations=(min(presentations.values()), max(presentations.values())),
         parts=len(presentations),
-        failures=found.failures[:SHOWN],
+        failures=acceptance.failures[:SHOWN],
         share=share,
         version=andon.__version__,
     )
 
 
-def write(found: Acceptance, folder: str | Path) -> Path:
-    """Write `acceptance.json` and `acceptance.html` into a folder, which is made if need be; return the page."""
+def write(acceptance: Acceptance, folder: str | Path) -> Path:
+    """Write `acceptance.json` and `acceptance.html` into a folder, which is created if missing; return the page."""
     folder = Path(folder)
     files.make_folder(folder)
-    page = html(found)
-    files.write(folder / "acceptance.json", files.strict_json(found.record(), indent=1).encode())
+    page = html(acceptance)
+    files.write(folder / "acceptance.json", files.strict_json(acceptance.record(), indent=1).encode())
     files.write(folder / "acceptance.html", page)
     return folder / "acceptance.html"

@@ -1,16 +1,16 @@
-"""Counts of verdicts: rates by both counting rules, Cohen's and Fleiss' kappa, each with an interval.
+"""Counts of verdicts: rates per presentation and per part, Cohen's and Fleiss' kappa, each with an interval.
 
-A part is the independent unit; its presentations may depend on each other in any way. Two kinds of intervals follow.
+Parts are independent; the presentations of one part may depend on each other. There are two kinds of intervals.
 
-Of these parts: Clopper and Pearson over presentations. It needs presentations that are independent given the
-part; they need not share one rate (Hoeffding, "On the distribution of the number of successes in independent trials",
+Of these parts: Clopper and Pearson over presentations. The presentations must be independent given the part; their
+rates may differ (Hoeffding, "On the distribution of the number of successes in independent trials",
 1956).
 
 Of parts like these: the bound of Gaffke ("Three test statistics for a nonparametric one-sided hypothesis on the mean of
-a nonnegative variable", 2005) for means of values in [0, 1]: random Dirichlet weights over the parts seen and one more
-part that is as bad as can be. It is Clopper and Pearson's where every part is wrong always or never; in general it is
-conjectured, and checked by simulation (`tests/test_agreement.py`). For kappas the same weights are used, with the added
-part that changes kappa most.
+a nonnegative variable", 2005) for means of values in [0, 1]: random Dirichlet weights over the parts and one
+additional part with the worst possible value. It equals Clopper and Pearson's if each part is always or never wrong. In
+general its coverage is a conjecture, checked by simulation (`tests/test_agreement.py`). Kappas use the same weights,
+and the additional part that changes kappa most.
 """
 
 import math
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from andon.binomial import clopper_pearson
 from andon.proof import bounds
 
-DRAWS = 40_000  # of weights, fewer where there are so many kinds of parts that they need more than VALUES
-VALUES = 8_000_000  # drawn at most at once, as long as DRAWS / 20 remain
+DRAWS = 40_000  # vectors of weights; fewer, but at least DRAWS / 20, if they have more than VALUES values
+VALUES = 8_000_000
 SEED = 0
 Counts = NDArray[np.int64]
 Draws = NDArray[np.float64]
@@ -47,9 +47,9 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Rate:
-    """How often presentations are wrong (or right), by both counting rules."""
+    """How often verdicts are wrong (or right), per presentation and per part."""
 
-    presentations: Share  # cases among all presentations, interval of these parts
+    presentations: Share  # cases among all presentations; the interval is of these parts
     interval: Interval | None  # of the mean over parts like these
     parts: Share  # wrong: parts with a wrong presentation; right: parts with none
     upper: float  # one-sided bound of these parts, over presentations; 1 without any
@@ -62,21 +62,23 @@ class Rate:
 class Kappa:
     """Agreement beyond chance."""
 
-    value: float | None  # None where all verdicts are alike: kappa is 0 / 0
+    value: float | None  # None if all verdicts are equal: kappa is 0 / 0
     interval: Interval | None
-    lower: float  # one-sided bound; −1 where there is none
+    lower: float  # one-sided bound; −1 if there is none
     observed: float  # share of agreeing pairs
     expected: float  # by chance
     parts: int
 
 
 def share(cases: int, n: int, level: float) -> Share:
-    """Cases among independent units, with their exact interval."""
+    """Cases among independent units, with the exact interval."""
     return Share(cases, n, clopper_pearson(cases, n, level) if n else None)
 
 
 def rate(cases: Counts, presentations: Counts, level: float, wrong: bool = True) -> Rate:
-    """Rate of cases (parts,) among presentations (parts,), each at least 1; `wrong` says what counts a part."""
+    """Rate of cases (parts,) among presentations (parts,), each at least 1; a part counts if any presentation
+    is a case (`wrong`), or if all are.
+    """
     k, n, parts = int(cases.sum()), int(presentations.sum()), len(cases)
     counted = cases > 0 if wrong else cases == presentations
     means = cases / presentations
@@ -107,12 +109,12 @@ def fleiss(counts: Counts, level: float = 0.95) -> Kappa:
     """Fleiss' kappa from how many verdicts of each category a part got (parts, categories).
 
     κ = (p_o − p_e) / (1 − p_e), with p_o = mean over parts of (Σ_c n_ic² − m) / (m (m − 1)) and p_e = Σ_c p_c²: Fleiss,
-    "Measuring nominal scale agreement among many raters", 1971. The number m of verdicts may differ between parts; a
-    part with one verdict says nothing and is left out.
+    "Measuring nominal scale agreement among many raters", 1971. The number m of verdicts may differ between parts. A
+    part with one verdict is left out.
     """
     counts = counts[counts.sum(axis=1) > 1]
     categories, m = counts.shape[1], int(counts.sum(axis=1).max(initial=2))
-    split = (m + np.arange(categories)) // categories  # m verdicts, spread as evenly as can be
+    split = (m + np.arange(categories)) // categories  # m verdicts, as evenly as possible
     return _kappa(counts, np.vstack([m * np.eye(categories, dtype=np.int64), split]), _fleiss, level)
 
 
@@ -127,7 +129,7 @@ def _mean_bound(values: NDArray[np.float64], tail: float) -> float:
 
 
 def _weights(counts: Counts) -> Draws:
-    """Dirichlet weights (draws, kinds): of all parts one by one, added up over parts of one kind."""
+    """Dirichlet weights (draws, kinds) of all parts, summed over the parts of each kind."""
     draws = max(DRAWS // 20, min(DRAWS, VALUES // len(counts)))
     drawn = np.random.default_rng(SEED).standard_gamma(counts.astype(np.float64), size=(draws, len(counts)))
     return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))

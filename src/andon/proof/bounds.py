@@ -10,16 +10,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from andon.binomial import rate_with_tail
 
-ROUNDING = 1e-9  # relative; a chance this close to the limit counts as allowed, which widens the bound
+ROUNDING = 1e-9  # relative; a probability this close to the limit counts as allowed, which widens the bound
 
 
 def upper_rate(k: int, n: int, confidence: float) -> float:
-    """Highest rate that `k` cases in `n` independent trials allow, by Clopper and Pearson; without trials, 1."""
+    """Upper bound of the rate from `k` cases in `n` independent trials, by Clopper and Pearson; 1 without trials."""
     return 1.0 if k == n else rate_with_tail(k, n, 1 - confidence)
 
 
 def lower_rate(k: int, n: int, confidence: float) -> float:
-    """Lowest rate that `k` cases in `n` independent trials allow, by Clopper and Pearson; without trials, 0."""
+    """Lower bound of the rate from `k` cases in `n` independent trials, by Clopper and Pearson; 0 without trials."""
     return 1 - upper_rate(n - k, n, confidence) if k else 0.0
 
 
@@ -33,8 +33,8 @@ def chance(k: int, n: int, rates: ArrayLike) -> NDArray[np.float64]:
 
 
 def smallest_sample(k: int, rate: float, confidence: float) -> int:
-    """Fewest trials in which `k` cases show that the rate is at most `rate`: `upper_rate` ≤ `rate`, 0 < rate < 1."""
-    low, high = k, k + 1  # low shows too little, high enough
+    """Fewest trials for which `k` cases prove that the rate is at most `rate`: `upper_rate` ≤ `rate`, 0 < rate < 1."""
+    low, high = k, k + 1  # low is too few, high is enough
     while chance(k, high, rate)[0] > 1 - confidence:
         low, high = high, 2 * high
     while high - low > 1:
@@ -47,8 +47,8 @@ def smallest_sample(k: int, rate: float, confidence: float) -> int:
 
 
 def allowed(n: int, rate: float, confidence: float) -> int:
-    """Most cases in `n` trials that still show that the rate is at most `rate`, 0 < rate < 1; −1 when none does."""
-    low, high = -1, n  # low shows it, high does not
+    """Most cases in `n` trials that still prove that the rate is at most `rate`, 0 < rate < 1; −1: none."""
+    low, high = -1, n  # low proves it, high does not
     while high - low > 1:
         middle = (low + high) // 2
         if chance(middle, n, rate)[0] > 1 - confidence:
@@ -59,7 +59,7 @@ def allowed(n: int, rate: float, confidence: float) -> int:
 
 
 def upper_count(k: int, n: int, lot: int, confidence: float) -> int:
-    """Most cases in a lot that `k` cases in `n` of its members, drawn without replacement, allow."""
+    """Upper bound of the cases in a lot, from `k` cases in `n` members drawn without replacement."""
     low, high = k, lot - (n - k)  # low is allowed
     while low < high:
         middle = (low + high + 1) // 2
@@ -71,12 +71,12 @@ def upper_count(k: int, n: int, lot: int, confidence: float) -> int:
 
 
 def lower_count(k: int, n: int, lot: int, confidence: float) -> int:
-    """Fewest cases in a lot that `k` cases in `n` of its members, drawn without replacement, allow."""
+    """Lower bound of the cases in a lot, from `k` cases in `n` members drawn without replacement."""
     return lot - upper_count(n - k, n, lot, confidence)
 
 
 def _chance_in_lot(k: int, n: int, cases: int, lot: int) -> float:
-    """P(X ≤ k) for X, the cases among `n` members drawn from a lot that holds `cases`."""
+    """P(X ≤ k) for X, the number of cases among `n` members drawn from a lot with `cases` cases."""
     first, last = max(0, n - (lot - cases)), min(k, n, cases)
     if last < first:
         return 0.0

@@ -1,4 +1,4 @@
-"""What two parties agreed on before a proof, as TOML: rates, confidence, limit samples, and where the samples are."""
+"""The agreement of two parties before a proof, as TOML: rates, confidence, limit samples, table of samples."""
 
 import datetime
 import tomllib
@@ -19,27 +19,27 @@ Agreed = Annotated[float, Field(ge=SMALLEST_RATE, le=0.5)]
 
 
 class LimitSample(BaseModel):
-    """A part at the limit of what is good, and what must be done with it."""
+    """A part at the limit between good and defective, and its required verdict."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     part: str
-    """Its name in the table."""
+    """Name of the part in the table."""
     expected: Literal["stopped", "passed"]
-    """What each presentation must give."""
+    """Required result of each presentation."""
 
 
 class Agreement(BaseModel):
-    """What two parties agreed on before the proof, as TOML."""
+    """The agreement of two parties before the proof, as TOML."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     title: str = ""
-    """What is accepted: product and line."""
+    """Product and line to accept."""
     parties: tuple[str, ...] = Field((), strict=False)
-    """Who agreed."""
+    """Names of the parties."""
     date: datetime.date | str = ""
-    """When they agreed."""
+    """Date of the agreement."""
     run_by: str = ""
     """Who presented the parts, and when."""
     references_by: str = ""
@@ -49,21 +49,21 @@ class Agreement(BaseModel):
     fields: str | None = None
     """A regular expression on the source of a record that names part, reference and trial; see `table.read`."""
     appraiser: str = ""
-    """Whose verdicts are judged, where the table holds those of several."""
+    """Appraiser whose verdicts are judged, if the table has several."""
     bundle: File = ""
-    """The bundle that is accepted, a file relative to this one: its digest is compared, and whether it learnt the
-    pictures."""
+    """File of the bundle to accept, relative to this file. The verdicts must have its digest, and it must not have
+    learnt the pictures."""
     review: Literal["stopped", "passed"] = "stopped"
-    """What REVIEW counts as, for defective and for good parts. INVALID is always stopped."""
+    """Whether REVIEW counts as stopped or as passed, for defective and good parts. INVALID always counts as stopped."""
     confidence: Annotated[float, Field(ge=0.5, le=0.999999)] = 0.95
-    """Of each claim by itself."""
+    """Confidence of each claim."""
     looks: Annotated[int, Field(ge=1, le=20)] = 1
-    """How often the proof may be judged in all, parts being added in between. Each look has its share of 1 − confidence
-    (Bonferroni), so that going on until it succeeds is no way to a proof."""
+    """Number of times that the proof may be judged; parts may be added in between. Each look gets an equal share of
+    1 − confidence (Bonferroni), because repeated looks would prove too often."""
     slip: dict[str, Agreed] = {}
-    """Kind of defect, a reference in the table → share of its parts that may pass."""
+    """Kind of defect (a reference in the table) → greatest share of its parts that may pass."""
     false_rejects: Agreed | None = None
-    """Share of good parts that may be stopped."""
+    """Greatest share of good parts that may be stopped."""
     limit_samples: tuple[LimitSample, ...] = Field((), strict=False)
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class Agreement(BaseModel):
 
 
 def load(path: str | Path) -> tuple[Agreement, str]:
-    """Read an agreement, and the SHA-256 of its file; its paths become absolute. RecipeError names a wrong key."""
+    """Read an agreement, with absolute paths, and the SHA-256 of its file. RecipeError names a wrong key."""
     path = Path(path)
     try:
         content = path.read_bytes()

@@ -6,7 +6,7 @@ Series and continued fractions: Press et al., "Numerical Recipes", third edition
 import math
 from collections.abc import Callable
 
-STEPS = 100_000  # at most; a series takes about the square root of its degrees of freedom
+STEPS = 100_000  # limit; a series needs about the square root of the degrees of freedom
 TINY = 1e-300
 
 

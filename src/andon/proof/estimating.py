@@ -1,16 +1,15 @@
-"""From a judged sample of a running line to the rates of that line, with exact intervals.
+"""The rates of a line, estimated from a judged sample of its pictures, with exact intervals.
 
-The lot of a verdict holds N pictures, n of them were judged, k are defective. Drawn without replacement, k is
-hypergeometric, and the bounds of the number D of defective pictures in the lot follow by inverting its tails. The
-estimate of D is N k / n: Horvitz and Thompson's, "A generalization of sampling without replacement from a finite
+The lot of a verdict has N pictures; n of them were judged, k of these are defective. They are drawn without
+replacement, so k is hypergeometric. Inverting its tails gives bounds of the number D of defective pictures in the lot.
+The estimate of D is N k / n: Horvitz and Thompson's, "A generalization of sampling without replacement from a finite
 universe", JASA 47, 1952, with the inclusion probabilities n / N.
 
-Rates over several lots combine their bounds. Each end of an interval at confidence C uses one bound of each lot; the
-lots are independent, so bounds at ((1 + C) / 2)^(1 / m) each, m lots that were not judged whole, hold together at
-(1 + C) / 2. Bounds are conservative: they hold at the confidence or above it.
+Rates over several lots combine the bounds of the lots. Each end of an interval at confidence C uses one bound of each
+lot. The lots are independent: bounds at ((1 + C) / 2)^(1 / m) each hold together at (1 + C) / 2, where m is the number
+of lots that were not judged completely. The bounds are conservative: their confidence is C or higher.
 
-A picture that a person could not judge counts as good in the lower bounds of D, and as defective in the upper bounds
-and in the estimate.
+An unclear picture counts as good in the lower bounds of D, and as defective in the upper bounds and in the estimate.
 """
 
 import csv
@@ -30,11 +29,11 @@ from andon.proof.plans import check_confidence, share
 from andon.proof.sampling import COLUMNS, KEY, Sample
 
 TRUTHS = ("good", "defective", "unclear")
-LISTED = 5  # items that a message names
+LISTED = 5  # items listed in a message
 
 
 class Judged(NamedTuple):
-    """What persons found in one lot."""
+    """The judged pictures of one lot."""
 
     lot: int  # pictures
     drawn: int
@@ -55,8 +54,8 @@ class Rate:
     """One rate of the line."""
 
     name: str
-    words: str  # what it is a share of
-    estimate: float | None  # None where the estimate has nothing to be a share of
+    words: str  # its definition
+    estimate: float | None  # None if the estimated denominator is 0
     interval: tuple[float, float]
 
     def text(self) -> str:
@@ -67,13 +66,13 @@ class Rate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A judged sample, and what it says of the line."""
+    """A judged sample, and the rates estimated from it."""
 
     sample: Sample
     sheet: str  # path
     sheet_digest: str
     judges: tuple[str, ...]  # persons named in the sheet
-    confidence: float  # of each interval by itself
+    confidence: float  # of each single interval
     lots: dict[Verdict, Judged]
     rates: tuple[Rate, ...]
 
@@ -101,7 +100,7 @@ class Estimate:
 
 
 def estimate(lots: dict[Verdict, Judged], confidence: float) -> tuple[Rate, ...]:
-    """Estimate the rates of a line from the judged lots; each interval covers at the confidence by itself."""
+    """Estimate the rates of a line from the judged lots; the confidence is that of each single interval."""
     uncertain = sum(judged.drawn < judged.lot for judged in lots.values())
     passed = lots.get(Verdict.PASS, Judged(0, 0, 0, 0))
     stopped = [judged for verdict, judged in lots.items() if verdict is not Verdict.PASS]
@@ -122,7 +121,7 @@ def estimate(lots: dict[Verdict, Judged], confidence: float) -> tuple[Rate, ...]
 
 
 def _count(judged: Judged, confidence: float) -> Count:
-    """Defective pictures in a lot: estimate, and one-sided bounds at the confidence each."""
+    """Number of defective pictures in a lot: estimate, and one-sided bounds, each at the confidence."""
     lot, n, k, unclear = judged
     return Count(
         lot * (k + unclear) / n if n else 0.0,
@@ -140,12 +139,12 @@ def _rest(count: Count, lot: int) -> Count:
 
 
 def _of(count: Count, lot: int) -> tuple[float | None, tuple[float, float]]:
-    """The share in a lot; of an empty lot nothing is known."""
+    """The share in a lot; from 0 to 1 for an empty lot."""
     return (count.estimate / lot, (count.low / lot, count.high / lot)) if lot else (None, (0.0, 1.0))
 
 
 def _ratio(part: Count, rest: Count) -> tuple[float | None, tuple[float, float]]:
-    """The share of `part` in both."""
+    """The share of `part` in the sum of both."""
     both = part.estimate + rest.estimate
     low = part.low / (part.low + rest.high) if part.low else 0.0
     high = part.high / (part.high + rest.low) if part.high + rest.low else 1.0
@@ -153,10 +152,9 @@ def _ratio(part: Count, rest: Count) -> tuple[float | None, tuple[float, float]]
 
 
 def load(path: str | Path, confidence: float = 0.95) -> Estimate:
-    """Read a sheet that was filled in, and the key beside it, and estimate.
+    """Read a completed sheet and the key beside it, and estimate the rates.
 
-    Errors: DatasetError when either cannot be read, when the sheet lacks items or has others, or a truth is missing or
-    unknown.
+    Errors: DatasetError when a file cannot be read, when items are missing or wrong, or a truth is missing or unknown.
     """
     check_confidence(confidence, "--confidence")
     path = Path(path)
@@ -165,8 +163,8 @@ def load(path: str | Path, confidence: float = 0.95) -> Estimate:
     truths, judges = _truths(path, content, len(sample.items))
     lots = {}
     for verdict, drawn in sample.drawn().items():
-        found = [truths[item.item] for item in sample.items if item.verdict is verdict]
-        lots[verdict] = Judged(sample.lots[verdict], drawn, found.count("defective"), found.count("unclear"))
+        judgements = [truths[item.item] for item in sample.items if item.verdict is verdict]
+        lots[verdict] = Judged(sample.lots[verdict], drawn, judgements.count("defective"), judgements.count("unclear"))
     return Estimate(sample, str(path), files.digest(content), judges, confidence, lots, estimate(lots, confidence))
 
 
@@ -174,12 +172,12 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        hint = "Name the sheet that `andon sample` wrote; its sample.json lies beside it."
+        hint = "Name the sheet.csv that `andon sample` wrote, in the same folder as its sample.json."
         raise DatasetError(f"{path}: cannot be read: {files.reason(error)}. {hint}") from None
 
 
 def _key(path: Path) -> Sample:
-    """Read the key of a sample. DatasetError when it is none, or does not agree with itself."""
+    """Read the key of a sample. DatasetError when it is not one, or inconsistent."""
     try:
         sample = Sample.model_validate_json(_content(path))
     except ValidationError as error:
@@ -189,20 +187,20 @@ def _key(path: Path) -> Sample:
             f"{path}: {where}: {first['msg']}; expected the file that `andon sample` wrote. Draw a new sample."
         ) from None
     numbers = sorted(item.item for item in sample.items)
-    strange = {item.verdict for item in sample.items} - set(sample.lots)
+    unknown_lots = {item.verdict for item in sample.items} - set(sample.lots)
     if (
         numbers != list(range(1, len(numbers) + 1))
-        or strange
+        or unknown_lots
         or any(not 0 < drawn <= sample.lots[verdict] for verdict, drawn in sample.drawn().items())
     ):
         raise DatasetError(
-            f"{path}: items and lots do not agree; expected the file that `andon sample` wrote. Draw a new sample."
+            f"{path}: its items contradict its lots; expected the file that `andon sample` wrote. Draw a new sample."
         )
     return sample
 
 
 def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Item → truth, and who judged."""
+    """Item → truth, and the names of the judges."""
     try:
         text = content.decode("utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets choose by language
@@ -212,8 +210,8 @@ def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tup
     header = [name.strip().lower() for name in rows[0]] if rows else []
     if missing := [name for name in ("item", "truth") if header.count(name) != 1]:
         raise DatasetError(
-            f"{path}: found the columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, with "
-            f"{missing[0]} once. Keep the first line of the sheet."
+            f"{path}: columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, with "
+            f"{missing[0]} once. Restore the first line of the sheet."
         )
     truths: dict[int, str] = {}
     judges: dict[str, None] = {}
@@ -222,9 +220,10 @@ def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tup
         row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
         number = row.get("item", "")
         if not number.isdecimal() or not 1 <= int(number) <= count or int(number) in truths:
-            what = "twice" if number.isdecimal() and int(number) in truths else "no item of the sample"
+            problem = "listed twice" if number.isdecimal() and int(number) in truths else "not in the sample"
             raise DatasetError(
-                f"{path}: row {place}: item '{number}': {what}; expected 1 to {count} once each. Correct it."
+                f"{path}: row {place}: item '{number}': {problem}; expected the items 1 to {count}, each once. Correct "
+                "it."
             )
         truth = row.get("truth", "").lower()
         if truth and truth not in TRUTHS:
@@ -239,16 +238,18 @@ def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tup
         few = ", ".join(map(str, empty[:LISTED])) + (", …" if len(empty) > LISTED else "")
         raise DatasetError(
             f"{path}: {len(empty)} of {count} items have no truth: {few}; expected {', '.join(TRUTHS)} for each. "
-            "Judge them; leaving out the difficult ones falsifies the estimate."
+            "Judge all of them. If difficult ones are left out, the estimate is wrong."
         )
     return truths, tuple(judges)
 
 
-def write(found: Estimate, folder: str | Path) -> Path:
-    """Write `estimate.json` and `estimate.html` into a folder, which is made if need be; return the page."""
+def write(estimate: Estimate, folder: str | Path) -> Path:
+    """Write `estimate.json` and `estimate.html` into a folder, which is created if missing; return the page."""
     folder = Path(folder)
     files.make_folder(folder)
-    page = pages.render("proof_estimate.html", found=found, sample=found.sample, share=share, version=andon.__version__)
-    files.write(folder / "estimate.json", files.strict_json(found.record(), indent=1).encode())
+    page = pages.render(
+        "proof_estimate.html", estimate=estimate, sample=estimate.sample, share=share, version=andon.__version__
+    )
+    files.write(folder / "estimate.json", files.strict_json(estimate.record(), indent=1).encode())
     files.write(folder / "estimate.html", page)
     return folder / "estimate.html"

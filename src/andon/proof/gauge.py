@@ -1,12 +1,12 @@
 """Gauge R&R of the score by analysis of variance: repeatability, reproducibility, %GRR, distinct categories.
 
-Several raters: two-way random effects, parts × raters × trials. In the estimates the interaction is pooled with the
-repeatability where it is not significant (p > 0.25). One rater: one-way random effects, parts × trials. AIAG,
+Several raters: two-way random effects, parts × raters × trials. In the estimates, the interaction is pooled with the
+repeatability if it is not significant (p > 0.25). One rater: one-way random effects, parts × trials. AIAG,
 "Measurement Systems Analysis", fourth edition, 2010, chapter III and appendix A.
 
-Intervals never pool. Of the repeatability they are exact (χ²), of %GRR exact with one rater (F), and generalized with
-several: Burdick, Borror and Montgomery, "Design and Analysis of Gauge R&R Studies", SIAM 2005. All assume normal scores
-with the same variance for all parts.
+Intervals do not pool. The interval of the repeatability is exact (χ²). That of %GRR is exact with one rater (F), and
+a generalized confidence interval with several: Burdick, Borror and Montgomery, "Design and Analysis of Gauge R&R
+Studies", SIAM 2005. All assume normal scores with the same variance for all parts.
 """
 
 import math
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from andon.proof import distributions
 
-POOLED = 0.25  # an interaction whose p-value is above is pooled with the repeatability, by AIAG
+POOLED = 0.25  # an interaction with a higher p-value is pooled with the repeatability, as AIAG recommends
 CATEGORIES = math.sqrt(2)  # ndc = √2 σ_part / σ_GRR, 1.41 in AIAG
 DRAWS = 100_000  # of a generalized confidence interval
 
@@ -28,7 +28,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Effect:
-    """One line of the table of variance."""
+    """One row of the analysis of variance."""
 
     name: str
     df: int
@@ -58,18 +58,18 @@ class Gauge:
     part: float
     grr: float  # √(repeatability² + reproducibility²)
     total: float
-    share: float  # %GRR as a rate: grr / total; NaN when nothing varies
+    share: float  # %GRR as a rate: grr / total; NaN if all scores are equal
     share_interval: Interval
-    categories: float  # ndc before it is rounded down; infinite when only the parts vary
+    categories: float  # ndc before rounding down; infinite if only the parts vary
 
     @property
     def ndc(self) -> int | None:
-        """Number of distinct categories, at least 1 as AIAG counts; None when it is unbounded or nothing varies."""
+        """Number of distinct categories, at least 1 as in AIAG; None if it is infinite or undefined."""
         return max(1, math.floor(self.categories)) if math.isfinite(self.categories) else None
 
     @property
     def ndc_interval(self) -> tuple[float, float]:
-        """Interval of the number of categories before it is rounded down."""
+        """Interval of the number of categories before rounding down."""
         low, high = (_categories(share) for share in self.share_interval)
         return high, low
 
@@ -86,7 +86,7 @@ def analyse(scores: NDArray[np.float64], level: float = 0.95) -> Gauge:
         "repeatability": float(((centred - cell[:, :, None]) ** 2).sum()),
     }
     df = {"parts": p - 1, "raters": o - 1, "parts × raters": (p - 1) * (o - 1), "repeatability": p * o * (r - 1)}
-    rounding = (1e-13 * float(np.abs(scores).max())) ** 2 * scores.size  # below it a sum of squares is nothing
+    rounding = (1e-13 * float(np.abs(scores).max())) ** 2 * scores.size  # a smaller sum of squares is rounding error
     squares = {name: value if value > rounding else 0.0 for name, value in squares.items()}
     mean = {name: squares[name] / df[name] for name in df if df[name]}
     pooled, within = False, "repeatability"
@@ -135,12 +135,12 @@ def _test(mean: dict[str, float], df: dict[str, int], name: str, against: str) -
 
 
 def _categories(share: float) -> float:
-    """√2 σ_part / σ_GRR, from the share of the GRR in the total."""
+    """√2 σ_part / σ_GRR, from the share σ_GRR / σ_total."""
     return CATEGORIES * math.sqrt(max(0.0, 1 - share**2)) / share if share else math.inf
 
 
 def _variances(mean: Mapping[str, Any], p: int, o: int, r: int, pooled: bool) -> dict[str, Any]:
-    """Components of variance from expected mean squares, numbers or arrays; a negative one is 0."""
+    """Components of variance from expected mean squares, numbers or arrays; negative ones become 0."""
     error = mean["repeatability"]
     within = error if pooled or o == 1 else mean["parts × raters"]
     zero = 0 * error

@@ -1,4 +1,4 @@
-"""What a figure of an attribute agreement or of a gauge R&R is held against: settings, each with its source."""
+"""Limits of the figures of an attribute agreement and a gauge R&R, each with its source."""
 
 import tomllib
 from pathlib import Path
@@ -10,43 +10,45 @@ from andon import files
 from andon.errors import RecipeError
 from andon.recipe import validate
 
-AIAG = "AIAG, Measurement Systems Analysis, 4th edition, 2010; quoted second-hand"
-USUAL = "usual in industry, second-hand; no norm is known to hold it"
-AT_MOST = ("miss_rate", "false_alarm_rate", "grr")  # the others are limits from below
+AIAG = "AIAG, Measurement Systems Analysis, 4th edition, 2010; from secondary sources"
+USUAL = "usual in industry, from secondary sources; no norm is known to contain it"
+AT_MOST = ("miss_rate", "false_alarm_rate", "grr")  # the others are lower limits
 
 
 class Limit(BaseModel):
-    """Two limits of one figure: acceptable, or at least marginal; beyond both it is unacceptable."""
+    """Two limits of a figure: acceptable and marginal. Beyond both, the figure is unacceptable."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     acceptable: float
-    """An estimate at this limit or better is acceptable; it is demonstrated when its bound is, too."""
+    """An estimate at this limit or better is acceptable. It is demonstrated if its bound is at this limit or better
+    too.
+    """
     marginal: float
     """An estimate at this limit or better is marginal."""
     source: str
-    """Where the limits come from; stands in the report."""
+    """Source of the limits, for the report."""
 
 
 class Limits(BaseModel):
-    """The limits of all figures; rates, kappas and %GRR as numbers, 0.1 is 10 %."""
+    """The limits of all figures. Rates and %GRR are numbers: 0.1 is 10 %."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     effectiveness: Limit = Limit(acceptable=0.9, marginal=0.8, source=AIAG)
-    """Correct verdicts among all presentations, from below."""
+    """Lower limit of the share of correct verdicts among all presentations."""
     miss_rate: Limit = Limit(acceptable=0.02, marginal=0.05, source=AIAG)
-    """Presentations of defective parts that pass, from above."""
+    """Upper limit of the share of presentations of defective parts that pass."""
     false_alarm_rate: Limit = Limit(acceptable=0.05, marginal=0.1, source=AIAG)
-    """Presentations of good parts that are stopped, from above."""
+    """Upper limit of the share of presentations of good parts that are stopped."""
     kappa: Limit = Limit(acceptable=0.75, marginal=0.4, source=AIAG)
-    """Every kappa, from below."""
+    """Lower limit of every kappa."""
     kappa_strict: Limit = Limit(acceptable=0.9, marginal=0.7, source=USUAL)
-    """A second, stricter limit of every kappa, from below."""
+    """A second, stricter lower limit of every kappa."""
     grr: Limit = Limit(acceptable=0.1, marginal=0.3, source=AIAG)
-    """Standard deviation of the gauge R&R as a share of the total, from above."""
+    """Upper limit of the standard deviation of the gauge R&R, as a share of the total."""
     ndc: Limit = Limit(acceptable=5, marginal=5, source=AIAG)
-    """Number of distinct categories, from below."""
+    """Lower limit of the number of distinct categories."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -54,12 +56,12 @@ class Limits(BaseModel):
             limit: Limit = getattr(self, name)
             best, worse = limit.acceptable, limit.marginal
             if best > worse if name in AT_MOST else best < worse:
-                raise ValueError(f"{name}: marginal = {worse:g} is stricter than acceptable = {best:g}; swap them")
+                raise ValueError(f"{name}: marginal = {worse:g} is stricter than acceptable = {best:g}; exchange them")
         return self
 
 
 def load(path: str | Path | None) -> Limits:
-    """Read limits from TOML, the rest by default. RecipeError names the key that is wrong."""
+    """Read limits from TOML; missing ones have their defaults. RecipeError names a wrong key."""
     if path is None:
         return Limits()
     try:
@@ -72,7 +74,7 @@ def load(path: str | Path | None) -> Limits:
 
 
 def grade(name: str, limit: Limit, value: float) -> str:
-    """Say acceptable, marginal or unacceptable."""
+    """Return acceptable, marginal or unacceptable."""
     for word, bound in (("acceptable", limit.acceptable), ("marginal", limit.marginal)):
         if value <= bound if name in AT_MOST else value >= bound:
             return word

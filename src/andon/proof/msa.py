@@ -1,4 +1,4 @@
-"""Measurement system analysis of an inspection: verdicts and scores of a table held against limits, as a report."""
+"""Measurement system analysis of an inspection: verdicts and scores of a table, compared with limits, as a report."""
 
 import math
 import platform
@@ -28,30 +28,30 @@ from andon.proof.scores import Scale
 from andon.proof.table import Table
 from andon.proof.verdicts import Agreement
 
-LISTED = 500  # rows that the page lists; the file holds the others
-NEAREST = 25  # parts whose distance from the threshold the page lists
+LISTED = 500  # rows on the page; msa.json has all
+NEAREST = 25  # parts on the page with their distance from the threshold
 DESIGN = (50, 3, 3)  # parts, appraisers, trials of AIAG's example
-NEAR = 3.0  # repeatability sigmas from a threshold within which verdicts may change
+NEAR = 3.0  # repeatability sigmas: parts nearer to a threshold are borderline
 RATES = {"effectiveness": "correct", "miss_rate": "missed", "false_alarm_rate": "false alarms"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure held against one limit."""
+    """One figure compared with one limit."""
 
     quantity: str
     scope: str  # rater, "all together", a pair of raters, a bundle
-    review: str  # how REVIEW was counted; "" where that does not matter
+    review: str  # how REVIEW was counted; "" if that makes no difference
     seen: str  # the estimate, in words
     limit: Limit
     at_most: bool
     grade: str  # acceptable, marginal, unacceptable
     bound: str  # in words
     shown: str  # demonstrated, demonstrated for these parts only, not demonstrated
-    takes: str  # what a demonstration takes; "" where it is demonstrated or not to be expected
+    takes: str  # parts that a demonstration needs; "" if it is demonstrated, or not acceptable
 
     def sentence(self) -> str:
-        """The finding in one line."""
+        """The finding as one line."""
         counted = f", REVIEW counted as {self.review}" if self.review else ""
         takes = f"; {self.takes}" if self.takes else ""
         held = f"{self.grade} ({'≤' if self.at_most else '≥'} {self.limit.acceptable:g})"
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Study:
-    """All that was found."""
+    """The results of a measurement system analysis."""
 
     table: Table
     limits: Limits
@@ -68,10 +68,10 @@ class Study:
     agreements: tuple[Agreement, ...]
     scales: tuple[Scale, ...]
     findings: tuple[Finding, ...]
-    missing: tuple[str, ...]  # what was not shown, and why
+    missing: tuple[str, ...]  # sentences: what was not shown, and why
     by: str
     bundle: Bundle | None
-    limits_source: str  # file, "" for those of andon
+    limits_source: str  # file; "" for the defaults
     made: str  # UTC
     versions: dict[str, str]
 
@@ -85,12 +85,12 @@ class Study:
         grades = Counter(finding.grade for finding in self.findings)
         shown = sum(finding.shown == "demonstrated" for finding in self.findings)
         if not self.findings:
-            return "Nothing could be held against a limit."
-        told = ", ".join(f"{grades[g]} {g}" for g in ("acceptable", "marginal", "unacceptable") if grades[g])
-        return f"Of {len(self.findings)} figures: {told}. Demonstrated at {percent(self.level)}: {shown}."
+            return "No figure could be compared with a limit."
+        counts = ", ".join(f"{grades[g]} {g}" for g in ("acceptable", "marginal", "unacceptable") if grades[g])
+        return f"Of {len(self.findings)} figures: {counts}. Demonstrated at {percent(self.level)}: {shown}."
 
     def text(self) -> str:
-        """The findings and what was not shown, for a terminal."""
+        """The findings, and what was not shown, for a terminal."""
         lines = [self.headline(), *(finding.sentence() for finding in self.findings), "Not shown:", *self.missing]
         return "\n".join(lines)
 
@@ -141,27 +141,27 @@ def study(
     return Study(table, known, level, agreements, scales, findings, missing, by, loaded, source, made, versions)
 
 
-def write(found: Study, folder: Path) -> Path:
-    """Write `msa.json` and `msa.html` into a folder, which is made if need be; return the page."""
-    page = html(found)
+def write(study: Study, folder: Path) -> Path:
+    """Write `msa.json` and `msa.html` into a folder, which is created if missing; return the page."""
+    page = html(study)
     files.make_folder(folder)
-    files.write(folder / "msa.json", files.strict_json(found.record(), indent=1).encode())
+    files.write(folder / "msa.json", files.strict_json(study.record(), indent=1).encode())
     files.write(folder / "msa.html", page)
     return folder / "msa.html"
 
 
-def html(found: Study) -> bytes:
+def html(study: Study) -> bytes:
     """Make the page."""
     return pages.render(
         "proof_msa.html",
-        found=found,
-        table=found.table,
-        references=Counter(reference or "no reference" for reference in found.table.parts.values()),
-        pictures=_pictures(found.table),
-        scales=[(scale, Markup(_histogram(found.table, scale))) for scale in found.scales],
+        study=study,
+        table=study.table,
+        references=Counter(reference or "no reference" for reference in study.table.parts.values()),
+        pictures=_pictures(study.table),
+        scales=[(scale, Markup(_histogram(study.table, scale))) for scale in study.scales],
         rates=RATES,
-        rows=found.table.rows[:LISTED],
-        raters=[verdicts.rater(row) for row in found.table.rows[:LISTED]],
+        rows=study.table.rows[:LISTED],
+        raters=[verdicts.rater(row) for row in study.table.rows[:LISTED]],
         at_most=AT_MOST,
         near=NEAR,
         nearest=NEAREST,
@@ -176,7 +176,7 @@ def rate_words(share: Share) -> str:
 
 
 def kappa_words(kappa: Kappa) -> str:
-    """A kappa, or why there is none."""
+    """A kappa, or `undefined`."""
     return f"{kappa.value:.3f}" if kappa.value is not None else "undefined"
 
 
@@ -213,15 +213,15 @@ def _rate(name: str, found: Rate, scope: str, review: str, limit: Limit, level: 
 
 
 def _takes(found: Rate, at_most: bool, limit: Limit, level: float) -> str:
-    """Say what shows the limit, if no more presentations are wrong than were."""
+    """Say how many parts demonstrate the limit, if no further presentations are wrong."""
     share, parts = found.presentations, found.parts
     wrong = share.cases if at_most else share.n - share.cases
     allowed = limit.acceptable if at_most else 1 - limit.acceptable
     if not 0 < allowed < 1:
-        return "no number of parts shows a rate of exactly 0"
+        return "no number of parts demonstrates a rate of exactly 0"
     wrong_parts = parts.cases if at_most else parts.n - parts.cases
     these, like = (bounds.smallest_sample(cases, allowed, level) for cases in (wrong, wrong_parts))
-    return f"it takes {like} parts with {wrong_parts} wrong; for these parts, {these} presentations with {wrong} wrong"
+    return f"needed: {like} parts with {wrong_parts} wrong; for these parts, {these} presentations with {wrong} wrong"
 
 
 def _kappa(quantity: str, found: Kappa, scope: str, review: str, limits: Limits) -> Iterator[Finding]:
@@ -262,29 +262,29 @@ def _of_scores(scales: Sequence[Scale], limits: Limits) -> Iterator[Finding]:
 def _missing(
     table: Table, agreements: Sequence[Agreement], scales: Sequence[Scale], by: str, bundle: Bundle | None
 ) -> Iterator[str]:
-    """Sentences on what the table does not show."""
+    """Sentences: what the table does not show."""
     raters, references = verdicts.raters(table), set(table.parts.values())
     if references == {""}:
         yield "Effectiveness, misses and false alarms: no part has a reference."
     elif references == {"good"}:
-        yield "Misses: no part is defective, so kappa against the reference says nothing."
+        yield "Misses: no part is defective, so kappa against the reference has no meaning."
     elif "good" not in references:
-        yield "False alarms: no part is good, so kappa against the reference says nothing."
+        yield "False alarms: no part is good, so kappa against the reference has no meaning."
     per_part = Counter(Counter((row.part, verdicts.rater(row)) for row in table.rows).values())
     if max(per_part) == 1:
         yield "Repeatability: no part was presented twice to one appraiser in one condition."
     if len(raters) == 1:
         yield "Reproducibility: there is one appraiser in one condition."
     if len(per_part) > 1 or sum(per_part.values()) < len(raters) * len(table.parts):
-        told = ", ".join(f"{size} of {n}" for size, n in sorted(per_part.items()))
+        sizes = ", ".join(f"{n} with {size}" for size, n in sorted(per_part.items()))
         absent = len(raters) * len(table.parts) - sum(per_part.values())
         yield (
-            f"The trials are not balanced: presentations of pairs of part and appraiser: {told}; pairs without any: "
-            f"{absent}. Rates over presentations weigh parts with more of them more; a part with more of them is wrong "
-            "more often by the rule per part; intervals of parts like these weigh all parts alike."
+            f"The trials are not balanced. Pairs of part and appraiser by their number of presentations: {sizes}; "
+            f"{absent} with none. A part with more presentations has more weight in rates of presentations, and is "
+            "more often wrong in rates of parts. In intervals of parts like these, all parts have equal weight."
         )
     if any(scope.kappa.value is None and scope.kappa.parts for found in agreements for scope in found.scopes):
-        yield "Some kappas are undefined: all verdicts are alike, so agreement by chance is complete."
+        yield "Some kappas are undefined: all verdicts are equal, so the agreement expected by chance is complete."
     if len(table.parts) < DESIGN[0] or len(raters) < DESIGN[1] or max(per_part) < DESIGN[2]:
         yield (
             f"{len(table.parts)} parts, {len(raters)} appraisers or conditions, up to {max(per_part)} trials: fewer "
@@ -296,38 +296,42 @@ def _missing(
         name = f" (bundle {scale.bundle[:12]})" if len(scales) > 1 else ""
         yield from (f"{sentence[0].upper()}{sentence[1:]}{name}." for sentence in scale.missing)
         if scale.left_out and scale.gauge:
-            yield f"Gauge R&R{name}: {scale.left_out} parts without the full number of scores are left out."
+            yield f"Gauge R&R{name}: {scale.left_out} parts with missing scores are left out."
         if scale.distances:
             near = sum(distance.nearest <= NEAR for distance in scale.distances)
             yield (
                 f"Borderline parts{name}: {near} of {len(scale.distances)} lie within {NEAR:g} repeatability sigmas of "
-                "a threshold; AIAG asks for 30 to 50 % of such parts. Without them agreement is flattered."
+                "a threshold; AIAG asks for 30 to 50 % of such parts. With fewer, the agreement looks better than it "
+                "is."
             )
     if len(scales) > 1:
-        yield f"{len(scales)} bundles gave the scores: their units differ, so scores are analysed apart."
+        yield f"The scores come from {len(scales)} bundles: their units differ, so each bundle is analysed separately."
     if table.shared:
-        yield f"{table.shared} pictures were judged by several appraisers: their agreement leaves the presentation out."
+        yield (
+            f"{table.shared} pictures were judged by several appraisers: their agreement does not include the "
+            "variation of presentations."
+        )
     if table.undigested:
-        yield f"{table.undigested} scores have no digest of a picture: nothing shows that each is a new presentation."
+        yield f"{table.undigested} scores have no digest of a picture: it is not shown that each is a new presentation."
     if unseen := sum(not row.digest and math.isnan(row.score) for row in table.rows):
-        yield f"{unseen} verdicts have neither picture nor score: nothing shows that the presentations were new."
+        yield f"{unseen} verdicts have neither picture nor score: it is not shown that each is a new presentation."
     if invalid := sum(row.verdict is Verdict.INVALID for row in table.rows):
         yield f"{invalid} presentations are INVALID or could not be inspected; they count as stopped."
     if bundle:
         learnt = sum(bundle.manifest.learnt_from(row.digest for row in table.rows if row.digest))
         if learnt:
-            yield f"{learnt} pictures are among those that the bundle learnt: their scores are too low."
+            yield f"{learnt} pictures were used to train the bundle: their scores are too low."
         if not table.bundles:
-            yield "That the verdicts come from the named bundle: the table names none."
+            yield "The table names no bundle: it is not shown that the verdicts come from the bundle named by --bundle."
     elif not table.bundles:
-        yield "With which bundle the verdicts were given: neither the table nor --bundle names one."
+        yield "The bundle that gave the verdicts: neither the table nor --bundle names one."
     if not by:
-        yield "Who made the study: --by was not given."
-    yield "That parts were presented in random order, and that people did not know earlier verdicts: no table shows it."
+        yield "The person who made the study: --by is missing."
+    yield "Random order of presentations, and that appraisers did not know earlier verdicts: a table cannot show it."
 
 
 def _pictures(table: Table) -> tuple[int, str]:
-    """Number of pictures, and one digest of all of their digests, sorted."""
+    """Number of pictures, and one digest of their sorted digests."""
     digests = sorted({row.digest for row in table.rows if row.digest})
     return len(digests), files.digest("\n".join(digests).encode()) if digests else ""
 

@@ -1,7 +1,7 @@
-"""How many parts a proof takes, before anyone collects them.
+"""The number of parts that a proof needs.
 
 A proof shows at a confidence C that a rate is at most p: the one-sided upper bound of Clopper and Pearson is at most p.
-With c failures allowed it takes the smallest n with P(X ≤ c) ≤ 1 − C for X ~ Binomial(n, p). Without failures that is
+With c failures allowed, it needs the smallest n with P(X ≤ c) ≤ 1 − C for X ~ Binomial(n, p). Without failures that is
 (1 − p)^n ≤ 1 − C.
 """
 
@@ -21,19 +21,21 @@ from andon.evaluate import plots
 from andon.evaluate.plots import Line, Mark
 from andon.proof import bounds
 
-SUCCESS = 0.9  # the chance of success for which a plan names the true rate that it takes
+SUCCESS = 0.9  # probability of success for which a plan states the true rate
 SMALLEST_RATE = 1e-6
 MOST_FAILURES = 100
-CURVES = (0, 1, 2, 5)  # failures allowed, of those in the table, that get a curve
+CURVES = (0, 1, 2, 5)  # numbers of allowed failures that get a curve
 
 NOTES = (
     "A part counts once, however often it is presented: presentations of one part are not independent.",
-    "The numbers hold for each kind of defect for which a rate is agreed: collect so many defective parts of each.",
-    "Parts are a random sample of those that the line makes, defective parts a random sample of the defects of their "
-    "kind. Parts chosen because they are easy or hard to judge prove nothing about the rate.",
-    "The number of parts and of failures allowed is fixed before the first part is judged. Parts added after a failed "
-    "proof need a confidence that is shared among all looks: 1 − (1 − C) / looks for each.",
-    "Each rate is proved at the confidence by itself. All of m rates hold together at 1 − m (1 − C) at least.",
+    "The numbers hold for each kind of defect with an agreed rate: collect this number of defective parts of each "
+    "kind.",
+    "Good parts must be a random sample of the good parts of the line, defective parts a random sample of the defects "
+    "of their kind. Parts chosen because they are easy or hard to judge prove nothing about the rate.",
+    "Fix the numbers of parts and of allowed failures before the first part is judged. If parts are added after a "
+    "failed proof, each look needs the confidence 1 − (1 − C) / looks.",
+    "Each single rate is proved at the confidence C. All m rates together hold at a confidence of at least 1 − m (1 − "
+    "C).",
 )
 
 
@@ -42,22 +44,22 @@ class Row:
     """One way to prove a rate."""
 
     failures: int  # allowed
-    parts: int  # that it takes
-    needed_rate: float  # true rate at which the proof succeeds with the chance SUCCESS
+    parts: int  # needed
+    needed_rate: float  # true rate at which the proof succeeds with probability SUCCESS
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A rate to be proved, and the ways to do it, fewest failures first."""
+    """A rate to prove, and the ways to prove it, fewest failures first."""
 
     name: str  # slip, false rejects
-    parts: str  # which parts it takes: defective, good
+    parts: str  # kind of parts: defective, good
     rate: float  # proved when it is at most this
     rows: tuple[Row, ...]
 
 
 def characteristic(name: str, rate: float, tests: Sequence[tuple[int, int]]) -> str:
-    """Operating-characteristic curves as SVG: the chance that a proof of `rate` succeeds against the true rate.
+    """Operating-characteristic curves as SVG: the probability that a proof of `rate` succeeds, against the true rate.
 
     `tests` holds failures allowed and parts of each curve.
     """
@@ -68,12 +70,12 @@ def characteristic(name: str, rate: float, tests: Sequence[tuple[int, int]]) -> 
     ]
     agreed = Mark(100 * rate, float(bounds.chance(*tests[0], rate)[0]), "agreed")
     x_range = (0.0, float(100 * rates[-1]))
-    return plots.line_plot(lines, f"true rate of {name} in %", "chance that the proof succeeds", [agreed], x_range)
+    return plots.line_plot(lines, f"true rate of {name} in %", "probability that the proof succeeds", [agreed], x_range)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a proof takes."""
+    """The plan of one or two proofs."""
 
     confidence: float
     claims: tuple[Claim, ...]
@@ -88,8 +90,8 @@ class Plan:
         for claim in self.claims:
             lines += [
                 f"{claim.name} ≤ {share(claim.rate)} at {share(self.confidence)} confidence",
-                f"{'failures allowed':>16}  {claim.parts + ' parts':>15}  true rate at which it succeeds "
-                f"with a chance of {share(SUCCESS)}",
+                f"{'failures allowed':>16}  {claim.parts + ' parts':>15}  true rate for a probability of "
+                f"success of {share(SUCCESS)}",
                 *(f"{row.failures:>16}  {row.parts:>15}  {share(row.needed_rate)}" for row in claim.rows),
                 "",
             ]
@@ -97,7 +99,7 @@ class Plan:
 
 
 def share(rate: float) -> str:
-    """Write a rate as a percentage with three significant digits; one that is below 100 % stays below it."""
+    """Write a rate as a percentage with three significant digits; a rate below 100 % stays below it."""
     text = np.format_float_positional(100 * rate, 3, fractional=False, trim="-")
     return f"{100 * rate:.10g} %" if text == "100" and rate < 1 else f"{text} %"
 
@@ -117,9 +119,7 @@ def plan(slip: float | None, false_rejects: float | None, confidence: float, fai
             check_rate(rate, option)
             claims.append(Claim(name, parts, rate, tuple(_row(c, rate, confidence) for c in range(failures + 1))))
     if not claims:
-        raise AndonError(
-            "neither --slip nor --false-rejects; expected the rate that is to be proved. Give one or both."
-        )
+        raise AndonError("neither --slip nor --false-rejects; expected a rate to prove. Give one or both.")
     return Plan(confidence, tuple(claims))
 
 
@@ -129,7 +129,7 @@ def _row(failures: int, rate: float, confidence: float) -> Row:
 
 
 def check_rate(rate: float, name: str) -> None:
-    """AndonError for a rate that nobody can agree on; NaN is one."""
+    """Raise AndonError for a rate outside SMALLEST_RATE to 0.5, and for NaN."""
     if not SMALLEST_RATE <= rate <= 0.5:
         raise AndonError(
             f"{name} {rate:g}: expected a rate from {SMALLEST_RATE:g} to 0.5, such as 0.01 for 1 %. Correct it."
@@ -137,21 +137,21 @@ def check_rate(rate: float, name: str) -> None:
 
 
 def check_confidence(confidence: float, name: str) -> None:
-    """AndonError for a confidence that proves nothing, or that no sample reaches; NaN is one."""
+    """Raise AndonError for a confidence outside 0.5 to 0.999999, and for NaN."""
     if not 0.5 <= confidence <= 0.999999:
         raise AndonError(
             f"{name} {confidence:g}: expected a confidence from 0.5 to 0.999999, such as 0.95 for 95 %. Correct it."
         )
 
 
-def html(found: Plan) -> bytes:
+def html(plan: Plan) -> bytes:
     """Make the page of a plan."""
     return pages.render(
         "proof_plan.html",
-        plan=found,
+        plan=plan,
         curves=[
             Markup(characteristic(c.name, c.rate, [(r.failures, r.parts) for r in c.rows if r.failures in CURVES]))
-            for c in found.claims
+            for c in plan.claims
         ],
         share=share,
         success=SUCCESS,
@@ -160,10 +160,10 @@ def html(found: Plan) -> bytes:
     )
 
 
-def write(found: Plan, folder: str | Path) -> Path:
-    """Write `plan.json` and `plan.html` into a folder, which is made if need be; return the page."""
+def write(plan: Plan, folder: str | Path) -> Path:
+    """Write `plan.json` and `plan.html` into a folder, which is created if missing; return the page."""
     folder = Path(folder)
     files.make_folder(folder)
-    files.write(folder / "plan.json", files.strict_json(found.record(), indent=1).encode())
-    files.write(folder / "plan.html", html(found))
+    files.write(folder / "plan.json", files.strict_json(plan.record(), indent=1).encode())
+    files.write(folder / "plan.html", html(plan))
     return folder / "plan.html"

@@ -1,8 +1,8 @@
-"""A sample of a running line whose truth nobody knows: drawn at random from the records, to be judged by a person.
+"""A random sample from the records of a line whose truth is unknown, for a person to judge.
 
-The strata are the verdicts. Half of the sample is drawn from what passed, the rest in equal numbers from the other
-verdicts; what a stratum cannot fill goes to the others. Within a stratum every picture has the same chance, without
-replacement. The person judges without knowing the verdict: the sheet and the page do not tell it.
+The strata are the verdicts. Half of the sample is drawn from the pictures that passed, the rest in equal numbers from
+the other verdicts; if a stratum has too few pictures, the others get more. Within a stratum, pictures are drawn with
+equal probability, without replacement. Sheet and page do not contain the verdicts, so the person judges without them.
 """
 
 import json
@@ -30,46 +30,46 @@ SIDE = 420  # pixels, the longer side of a picture on the page
 
 
 class Item(BaseModel):
-    """One picture to be judged."""
+    """One picture to judge."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     item: Annotated[int, Field(ge=1)]
-    """Its number on sheet and page."""
+    """Number on sheet and page."""
     source: str
     """Path of the picture, as in the record."""
     digest: str
     """SHA-256 of the picture."""
     verdict: Annotated[Verdict, Field(strict=False)]
-    """What andon said of it: the stratum."""
+    """Verdict of andon: the stratum."""
     score: float | None
-    """None where there is none."""
+    """Score of andon; None if the record has none."""
 
 
 class Sample(BaseModel):
-    """A sample, and what it was drawn from: all that the estimate needs but the truth."""
+    """A sample and its source: everything that the estimate needs, except the truth."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
     andon: str
-    """Version."""
+    """Version of andon."""
     made: str
     """Date and time, UTC."""
     records: str
     """Path of the records."""
     records_digest: str
-    """SHA-256 of that file when the sample was drawn."""
+    """SHA-256 of the records when the sample was drawn."""
     bundle: str
     """Digest of the bundle that gave the verdicts."""
     decision: str
-    """Digest of its decision."""
+    """Digest of the decision."""
     seed: int
     lots: dict[Annotated[Verdict, Field(strict=False)], Annotated[int, Field(ge=1)]]
     """Verdict → number of pictures in the records."""
     repeated: int
-    """Records of a picture that stood there before; each picture counts once."""
+    """Number of records that repeat a picture; each picture counts once."""
     failed: int
-    """Records of pictures that could not be inspected; they belong to no lot."""
+    """Number of records of pictures that could not be inspected; they belong to no lot."""
     items: Annotated[tuple[Item, ...], Field(strict=False)]
     """In random order."""
 
@@ -80,26 +80,28 @@ class Sample(BaseModel):
 
 
 class Lots(NamedTuple):
-    """The pictures of one decision in some records, by verdict."""
+    """The pictures of one decision in a file of records, by verdict."""
 
     digest: str  # of the file of records
     bundle: str
     decision: str
-    members: dict[Verdict, list[Item]]  # not numbered yet: each item is 1
+    members: dict[Verdict, list[Item]]  # not numbered: each item is 1
     repeated: int
     failed: int
 
 
 def draw(path: str | Path, count: int, seed: int = 0, decided_by: str = "") -> Sample:
-    """Draw `count` pictures from the records of one decision; all of them where there are no more.
+    """Draw `count` pictures from the records of one decision, or all if there are fewer.
 
-    `decided_by` is the beginning of the digest of the bundle or decision whose records are taken.
+    `decided_by` is the beginning of the digest of the bundle or decision whose records are used.
 
-    Errors: DatasetError for records that cannot be read, hold no verdict, or verdicts of several decisions; AndonError
-    for a count that is not possible.
+    Errors: DatasetError for records that cannot be read, or that have no verdict or verdicts of several decisions;
+    AndonError for an impossible count.
     """
     if not 2 <= count <= MOST:
-        raise AndonError(f"--count {count}: expected 2 to {MOST} pictures. `andon plan` says how many a proof takes.")
+        raise AndonError(
+            f"--count {count}: expected 2 to {MOST} pictures. `andon plan` computes how many a proof needs."
+        )
     if not 0 <= seed < 2**32:
         raise AndonError(f"--seed {seed}: expected 0 to {2**32 - 1}. Choose another.")
     lots = read(path, decided_by)
@@ -132,20 +134,20 @@ def draw(path: str | Path, count: int, seed: int = 0, decided_by: str = "") -> S
 
 
 def allocation(lots: Mapping[Verdict, int], count: int) -> dict[Verdict, int]:
-    """How many of each lot are drawn, `count` in all: half from what passed, the rest in equal numbers."""
+    """Sizes of the samples of all lots, in total `count`: half from those that passed, the rest in equal numbers."""
     count = min(count, sum(lots.values()))
     passed = lots.get(Verdict.PASS, 0)
     sizes = {Verdict.PASS: min(passed, max(count - count // 2, count - (sum(lots.values()) - passed)))}
     others = sorted((verdict for verdict in lots if verdict is not Verdict.PASS), key=lambda verdict: lots[verdict])
-    for j, verdict in enumerate(others):  # the smallest first, so that the larger take what it cannot fill
+    for j, verdict in enumerate(others):  # smallest first: the larger ones get what it lacks
         sizes[verdict] = min(lots[verdict], (count - sum(sizes.values())) // (len(others) - j))
     return {verdict: sizes[verdict] for verdict in lots}
 
 
 def read(path: str | Path, decided_by: str = "") -> Lots:
-    """Read the pictures of one decision from `records.jsonl`; of a picture that is listed twice, the last record.
+    """Read the pictures of one decision from `records.jsonl`; if a picture is listed twice, its last record.
 
-    A last line that is not whole is left out: the line may be running. Errors: as `draw`.
+    An incomplete last line is left out, because the line may be running. Errors: as `draw`.
     """
     try:
         content = Path(path).read_bytes()
@@ -184,7 +186,7 @@ def read(path: str | Path, decided_by: str = "") -> Lots:
             f"no record of a bundle or decision {decided_by}" if not chosen else f"records of {len(chosen)} decisions"
         )
         raise DatasetError(
-            f"{path}: {problem}; expected those of one: {which}. Choose one by --decided-by and the first digits of "
+            f"{path}: {problem}; expected those of one: {which}. Choose one with --decided-by and the first digits of "
             "its digest."
         )
     members: dict[Verdict, list[Item]] = {}
@@ -195,14 +197,14 @@ def read(path: str | Path, decided_by: str = "") -> Lots:
 
 
 def _item(record: object, where: str) -> tuple[Item, tuple[str, str]]:
-    """The picture of a record, and the bundle and decision that judged it."""
+    """The picture of a record, with bundle and decision."""
     known = record if isinstance(record, dict) else {}
     texts = [known.get(name) for name in ("source", "digest", "bundle", "decision")]
     verdict, score = known.get("verdict"), known.get("score")
     if not all(isinstance(text, str) and text for text in texts) or verdict not in list(Verdict):
         raise DatasetError(
-            f"{where}: no record of an inspection; expected JSON with source, digest, verdict, bundle and decision, as "
-            "`andon inspect --out` writes it. Remove the line, or inspect the pictures again."
+            f"{where}: not a record of an inspection; expected JSON with source, digest, verdict, bundle and decision, "
+            "as `andon inspect --out` writes it. Remove the line, or inspect the pictures again."
         )
     source, digest, bundle, decision = (str(text).encode(errors="backslashreplace").decode() for text in texts)
     number = float(score) if isinstance(score, int | float) else None
@@ -214,20 +216,20 @@ class Card(NamedTuple):
 
     item: int
     source: str
-    picture: str  # data URI; empty where there is none
-    why: str  # there is none
+    picture: str  # data URI; empty if it is missing
+    why: str  # reason why it is missing
 
 
 def write(sample: Sample, folder: str | Path, progress: Progress) -> list[str]:
-    """Write the sheet, the page of pictures and the key into a folder; return why pictures are missing on the page.
+    """Write sheet, page of pictures and key into a folder; return the reasons for missing pictures.
 
-    Errors: AndonError when there is a sheet already, in which somebody may have written.
+    Errors: AndonError when the folder already contains a sheet, which may be filled in.
     """
     folder = Path(folder)
     for name in (KEY, SHEET):
         if (folder / name).exists():
             raise AndonError(
-                f"{folder / name}: a sample is there already; what was filled in would be lost. Choose another folder."
+                f"{folder / name}: exists already; a sheet that is filled in is not overwritten. Choose another folder."
             )
     files.make_folder(folder)
     cards = []
@@ -239,7 +241,7 @@ def write(sample: Sample, folder: str | Path, progress: Progress) -> list[str]:
     rows = [csv_line(COLUMNS), *(csv_line([card.item, card.source, "", "", ""]) for card in cards)]
     files.write(folder / KEY, sample.model_dump_json(indent=1).encode())
     files.write(folder / PAGE, page)
-    files.write(folder / SHEET, b"\xef\xbb\xbf" + b"".join(rows))  # the mark tells spreadsheets that it is UTF-8
+    files.write(folder / SHEET, b"\xef\xbb\xbf" + b"".join(rows))  # byte order mark: spreadsheets read UTF-8
     return [card.why for card in cards if card.why]
 
 

@@ -1,6 +1,6 @@
-"""Scores of a table → gauge R&R, and how far each part lies from the thresholds in repeatability sigmas.
+"""Scores of a table → gauge R&R, and the distance of each part from the thresholds, in repeatability sigmas.
 
-Scores of different bundles have different units and are never put together.
+Scores of different bundles have different units, so each bundle is analysed separately.
 """
 
 import math
@@ -18,38 +18,38 @@ from andon.proof.verdicts import rater
 
 @dataclass(frozen=True)
 class Distance:
-    """How far the mean score of a part lies from each threshold; above it is positive."""
+    """Distance of the mean score of a part from each threshold, positive above it."""
 
     part: str
     reference: str
     presentations: int
     score: float  # mean
-    sigmas: dict[str, float]  # threshold → repeatability standard deviations, infinite where that is 0
+    sigmas: dict[str, float]  # threshold → repeatability standard deviations, infinite if that is 0
 
     @property
     def nearest(self) -> float:
-        """The distance from the nearest threshold, without its sign."""
+        """Absolute distance from the nearest threshold."""
         return min(map(abs, self.sigmas.values()), default=math.inf)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """All scores of one bundle; without bundles, of all rows that name none."""
+    """All scores of one bundle, or of all rows without a bundle."""
 
     bundle: str
     scores: int
     gauge: Gauge | None
-    left_out: int  # parts without the full number of scores, left out of the gauge R&R
-    sigma: float  # repeatability: standard deviation within a part and a rater, over all of them; NaN without
+    left_out: int  # parts with missing scores, left out of the gauge R&R
+    sigma: float  # repeatability: pooled standard deviation within a part and a rater; NaN without repetitions
     thresholds: dict[str, float]
     distances: tuple[Distance, ...]  # nearest to a threshold first
-    missing: tuple[str, ...]  # what is not shown, and why
+    missing: tuple[str, ...]  # sentences: what is not shown, and why
 
 
 def scales(table: Table, level: float, threshold: float | None = None) -> tuple[Scale, ...]:
-    """Analyse the scores of each bundle; none where no row has a score.
+    """Analyse the scores of each bundle; rows without a score are left out.
 
-    `threshold` takes the place of those in the table. Errors: DatasetError when it is given for several bundles.
+    `threshold` replaces those in the table. Errors: DatasetError for one threshold and several bundles.
     """
     groups: dict[str, list[Row]] = {}
     for row in table.rows:
@@ -57,8 +57,8 @@ def scales(table: Table, level: float, threshold: float | None = None) -> tuple[
             groups.setdefault(row.bundle, []).append(row)
     if threshold is not None and len(groups) > 1:
         raise DatasetError(
-            f"{table.name}: scores of {len(groups)} bundles and one threshold; expected one bundle, because the units "
-            "of scores differ. Prove each bundle by itself."
+            f"{table.name}: scores of {len(groups)} bundles and one threshold; expected one bundle, because scores of "
+            "different bundles have different units. Analyse each bundle separately."
         )
     return tuple(_scale(bundle, rows, level, threshold) for bundle, rows in groups.items())
 
@@ -75,7 +75,7 @@ def _scale(bundle: str, rows: list[Row], level: float, threshold: float | None) 
     if df and sigma <= 1e-12 * max(abs(row.score) for row in rows):
         sigma = 0.0
         missing.append(
-            "repeatability: the scores of all trials of a part are equal, which new presentations never give"
+            "repeatability: the scores of all trials of a part are equal, so these are not new presentations"
         )
     thresholds = {"threshold": threshold} if threshold is not None else _thresholds(rows, missing)
     references = {row.part: row.reference for row in rows}
@@ -91,7 +91,7 @@ def _scale(bundle: str, rows: list[Row], level: float, threshold: float | None) 
 
 
 def _gauge(cells: dict[str, dict[str, list[float]]], level: float, missing: list[str]) -> tuple[Gauge | None, int]:
-    """Analyse the parts that have the usual number of scores from every rater; count the others."""
+    """Analyse the parts with the most common number of scores from every rater; count the others."""
     names = list(dict.fromkeys(name for raters in cells.values() for name in raters))
     sizes = Counter(len(scores) for raters in cells.values() for scores in raters.values() if len(scores) > 1)
     if not sizes:
@@ -101,7 +101,7 @@ def _gauge(cells: dict[str, dict[str, list[float]]], level: float, missing: list
     full = [r for r in cells.values() if all(len(r.get(name, ())) == trials for name in names)]
     if len(full) < 2:
         missing.append(
-            f"gauge R&R: {len(full)} parts have {trials} scores from each of {len(names)} raters; it takes 2"
+            f"gauge R&R: {len(full)} parts have {trials} scores from each of {len(names)} raters; 2 are needed"
         )
         return None, len(cells) - len(full)
     scores = np.array([[raters[name] for name in names] for raters in full])
@@ -109,18 +109,18 @@ def _gauge(cells: dict[str, dict[str, list[float]]], level: float, missing: list
 
 
 def _thresholds(rows: list[Row], missing: list[str]) -> dict[str, float]:
-    """The thresholds on which all rows agree."""
-    found = {}
+    """The thresholds that are equal in all rows."""
+    thresholds = {}
     for name in ("review", "reject"):
         values = {getattr(row, f"{name}_threshold") for row in rows}
         values = {value for value in values if not math.isnan(value)}
         if len(values) > 1:
-            missing.append(f"distances from the {name} threshold: the table holds {len(values)} different ones")
+            missing.append(f"distances from the {name} threshold: the table has {len(values)} different ones")
         elif values and math.isfinite(min(values)):
-            found[name] = values.pop()
-    if not found:
-        missing.append("distances from a threshold: none is known; give --threshold, or records of andon")
-    return found
+            thresholds[name] = values.pop()
+    if not thresholds:
+        missing.append("distances from a threshold: no threshold is known; set --threshold, or use records of andon")
+    return thresholds
 
 
 def _sigmas(difference: float, sigma: float) -> float:

@@ -1,7 +1,7 @@
-"""The table that every proof reads: one row for each verdict on one presentation of one part.
+"""The table of a proof: one row for each verdict on one presentation of one part.
 
-CSV in UTF-8 (separated by comma, semicolon or tab), Parquet where pyarrow is installed, or `records.jsonl`. The columns
-of `records.csv` are understood, so that `records.csv` with the columns part, reference and trial added is such a table.
+CSV in UTF-8 (separated by comma, semicolon or tab), Parquet if pyarrow is installed, or `records.jsonl`. The columns of
+`records.csv` are known: with the additional columns part, reference and trial, it is such a table.
 """
 
 import csv
@@ -21,9 +21,9 @@ from andon.errors import AndonError, DatasetError, unknown
 from andon.inspection import Verdict
 from andon.records import COLUMNS as RECORDED
 
-NAMED = ("part", "reference", "appraiser", "condition", "trial")  # what a person adds to a record
+NAMED = ("part", "reference", "appraiser", "condition", "trial")  # columns that a person adds to records
 COLUMNS = (*NAMED, "verdict", "score", "digest")
-LISTED = 3  # rows or parts that a sentence names; the rest is counted
+LISTED = 3  # rows or parts listed in a message
 KNOWN = {*COLUMNS, *RECORDED}
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -32,20 +32,20 @@ class Row(NamedTuple):
     """One verdict on one presentation of one part."""
 
     part: str
-    reference: str  # good, the kind of defect, or "" where no reference is known
-    appraiser: str  # a person, a machine; for records of andon the bundle's digest, unless a column names another
-    condition: str  # what was changed on purpose: lamp, shift, position; "" where nothing was
-    trial: str  # which presentation of the part; "" where there is one only
+    reference: str  # good, the kind of defect, or "" if unknown
+    appraiser: str  # person or machine; for records of andon the bundle's digest, unless a column names another
+    condition: str  # deliberate change: lamp, shift, position; "" without one
+    trial: str  # number or name of the presentation; "" if there is only one
     verdict: Verdict  # INVALID for a record of a picture that could not be inspected
-    score: float  # NaN where there is none
-    digest: str  # SHA-256 of the picture, "" where there is none, as for a person who looks at the part
-    bundle: str  # digest of the bundle, "" where there is none
-    review_threshold: float  # that the score was held against; NaN where there is none
-    reject_threshold: float  # infinite in a decision without REJECT; NaN where there is none
+    score: float  # NaN if there is none
+    digest: str  # SHA-256 of the picture; "" if there is none, as for a person who looks at the part
+    bundle: str  # digest of the bundle; "" if there is none
+    review_threshold: float  # NaN if there is none
+    reject_threshold: float  # infinite in a decision without REJECT; NaN if there is none
 
     @property
     def good(self) -> bool:
-        """Whether the reference says that the part is good; ask only where there is a reference."""
+        """Whether the reference is good; only valid if there is a reference."""
         return self.reference == "good"
 
 
@@ -59,45 +59,45 @@ class Table:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Part → reference, "" where none is known, in the order of the file."""
+        """Part → reference, or "" if unknown, in the order of the file."""
         return {row.part: row.reference for row in self.rows}
 
     @cached_property
     def appraisers(self) -> tuple[str, ...]:
-        """Every appraiser, in the order of the file."""
+        """All appraisers, in the order of the file."""
         return tuple(dict.fromkeys(row.appraiser for row in self.rows))
 
     @cached_property
     def bundles(self) -> tuple[str, ...]:
-        """The digests of all bundles that gave verdicts, in the order of the file."""
+        """Digests of all bundles, in the order of the file."""
         return tuple(dict.fromkeys(row.bundle for row in self.rows if row.bundle))
 
     @cached_property
     def shared(self) -> int:
-        """Number of pictures that several appraisers judged: their agreement leaves the presentation out."""
-        seen: dict[str, set[str]] = {}
+        """Number of pictures that several appraisers judged: their agreement does not include the presentation."""
+        judges: dict[str, set[str]] = {}
         for row in self.rows:
             if row.digest:
-                seen.setdefault(row.digest, set()).add(row.appraiser)
-        return sum(len(appraisers) > 1 for appraisers in seen.values())
+                judges.setdefault(row.digest, set()).add(row.appraiser)
+        return sum(len(appraisers) > 1 for appraisers in judges.values())
 
     @cached_property
     def undigested(self) -> int:
-        """Number of rows with a score and no digest of the picture: nothing shows that these were new presentations."""
+        """Number of rows with a score but no digest of the picture; they may repeat a presentation."""
         return sum(not row.digest and not math.isnan(row.score) for row in self.rows)
 
 
 def read(path: str | Path, fields: str | None = None) -> Table:
     """Read and check a table.
 
-    `fields` says for rows that have a source (the path of the picture) what part they show: a regular expression on the
-    source with named groups, of part, reference, appraiser, condition and trial. A cell that is not empty wins.
+    `fields` is a regular expression on the source (the path of the picture) of each row, with groups named part,
+    reference, appraiser, condition or trial. It fills empty cells.
 
-    The reference of a part may stand in one of its rows only. Every row of a part without one has "".
+    One row of a part is enough to name its reference. A part without a reference has "".
 
-    Errors: DatasetError when the file cannot be read or is empty, when a column or a verdict is unknown, a part has no
-    name or two references, two rows are the same trial, or one picture was scored again: by the same appraiser, or as
-    another part. AndonError when pyarrow is not installed.
+    Errors: DatasetError when the file cannot be read or is empty, when a column or a verdict is unknown, when a part
+    has no name or two references, when two rows are the same trial, or when a picture was scored again: by the same
+    appraiser, or as another part. AndonError when pyarrow is not installed.
     """
     path = Path(path)
     pattern = _pattern(fields)
@@ -126,13 +126,13 @@ def _pattern(fields: str | None) -> re.Pattern[str] | None:
     if not pattern.groupindex:
         raise DatasetError(
             f"pattern of fields '{fields}': no named group; expected some of {', '.join(NAMED)}. "
-            r"Name what the path tells, as in '(?P<part>\w+)_(?P<trial>\d+)\.png'."
+            r"Name the parts of the path, as in '(?P<part>\w+)_(?P<trial>\d+)\.png'."
         )
     return pattern
 
 
 def _cells(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where each row stands, in words, and its cells."""
+    """Yield the place of each row, in words, and its cells."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         yield from _json(path, content)
@@ -141,7 +141,7 @@ def _cells(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     if strange := [column for column in header if column not in KNOWN]:
         raise DatasetError(
             f"{path}: {unknown('column', strange[0], COLUMNS)} Rename the column, or remove it. "
-            "The columns of records.csv may stand beside these."
+            "The columns of records.csv are allowed too."
         )
     if twice := [column for column in header if header.count(column) > 1]:
         raise DatasetError(f"{path}: the column {twice[0]} is listed twice; expected it once. Remove one.")
@@ -163,14 +163,14 @@ def _csv(path: Path, content: bytes) -> tuple[list[str], Iterable[tuple[str, dic
         if len(cells) != len(header):
             raise DatasetError(
                 f"{path}: {place} has {len(cells)} cells; expected the {len(header)} columns {', '.join(header)}. "
-                "Put quotes around names with a separator in them."
+                "Put names that contain a separator in quotes."
             )
     decimal_comma = separator != ","
     return header, ((place, _comma(dict(zip(header, row, strict=True)), decimal_comma)) for place, row in rows)
 
 
 def _comma(cells: dict[str, Any], decimal_comma: bool) -> dict[str, Any]:
-    """Write the decimal comma of numbers, as some spreadsheets do, as a point."""
+    """Replace the decimal comma of numbers, which some spreadsheets write, by a point."""
     if decimal_comma:
         for name in ("score", "review_threshold", "reject_threshold"):
             if name in cells:
@@ -197,7 +197,7 @@ def _parquet(path: Path, content: bytes) -> tuple[list[str], Iterable[tuple[str,
 
 
 def _json(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Records of `andon inspect`, which may have the columns of a table as keys too."""
+    """Records of `andon inspect`; keys may also be columns of a table."""
     for j, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -208,7 +208,7 @@ def _json(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise DatasetError(f"{path}: line {j} is not a JSON object; expected a record. Remove the line.")
         limits = record.get("thresholds")
-        if isinstance(limits, dict):  # null stands for infinity, in a decision without REJECT
+        if isinstance(limits, dict):  # null means infinity, in a decision without REJECT
             record |= {f"{name}_threshold": limits[name] for name in ("review", "reject") if name in limits}
             if limits.get("reject", 0) is None:
                 record["reject_threshold"] = math.inf
@@ -227,8 +227,8 @@ def _row(path: Path, place: str, cells: Mapping[str, Any], pattern: re.Pattern[s
         texts |= {name: value for name, value in match.groupdict("").items() if not texts[name]}
     if not texts["part"]:
         raise DatasetError(
-            f"{path}: {place} names no part; expected the name of the physical part. Add a column part, or name it by "
-            "a pattern on the source of the record."
+            f"{path}: {place} names no part; expected the name of the physical part. Add a column part, or find it "
+            "in the source with a pattern of fields (--fields)."
         )
     if not texts["appraiser"]:
         texts["appraiser"] = texts["bundle"]
@@ -257,10 +257,10 @@ _NUMBERS = ("score", "review_threshold", "reject_threshold")
 
 
 def _text(value: Any) -> str:
-    """The text of a cell; an apostrophe that `records.csv` puts before what a spreadsheet would compute goes."""
+    """The text of a cell, without spaces at its ends; "" for None and NaN."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if isinstance(value, float) and value.is_integer():  # a column of integers with gaps, as pandas writes it
+    if isinstance(value, float) and value.is_integer():  # integers with gaps, as pandas writes them
         value = int(value)
     return str(value).strip()
 
@@ -284,7 +284,7 @@ def _verdict(path: Path, place: str, text: str) -> Verdict:
 
 
 def _reference(path: Path, place: str, text: str) -> str:
-    """Return good, a kind of defect, or nothing; words for good in several languages are good."""
+    """Return good, a kind of defect, or ""; andon knows words for good in several languages."""
     if re.fullmatch(r"[\d.]+|true|false|yes|no", text.lower()):
         raise DatasetError(
             f"{path}: {place}: reference '{text}' does not say whether the part is good. "
@@ -294,7 +294,7 @@ def _reference(path: Path, place: str, text: str) -> str:
 
 
 def _references(path: Path, rows: list[Row]) -> dict[str, str]:
-    """Part → its one reference, "" where none of its rows has one."""
+    """Part → reference; "" if none of its rows has one."""
     found: dict[str, str] = {}
     for row in rows:
         known = found.setdefault(row.part, row.reference)
@@ -308,7 +308,7 @@ def _references(path: Path, rows: list[Row]) -> dict[str, str]:
 
 
 def _distinct(path: Path, rows: list[Row]) -> None:
-    """Refuse rows that are the same trial, and pictures that were scored again."""
+    """Refuse duplicate trials, and pictures that were scored again."""
     trials: set[tuple[str, ...]] = set()
     shown: dict[str, str] = {}  # picture → part
     scored: set[tuple[str, str]] = set()
@@ -334,6 +334,6 @@ def _distinct(path: Path, rows: list[Row]) -> None:
     if again:
         few = ", ".join(list(again)[:LISTED]) + (", …" if len(again) > LISTED else "")
         raise DatasetError(
-            f"{path}: the same picture was scored again as a new trial, of {len(again)} parts: {few}; expected a new "
-            "presentation for each trial. Take the part out, put it back, and trigger the camera anew."
+            f"{path}: the same picture was scored again as a new trial, for {len(again)} parts: {few}; expected a new "
+            "presentation for each trial. Remove the part, put it back, and take a new picture."
         )

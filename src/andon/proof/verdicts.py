@@ -1,4 +1,4 @@
-"""Verdicts of a table → rates and kappas of each rater, with REVIEW counted both ways.
+"""Verdicts of a table → rates and kappas of each rater, with REVIEW counted as stopped and as passed.
 
 A rater is an appraiser in one condition. INVALID always stops the part.
 """
@@ -17,7 +17,7 @@ from andon.proof.agreement import Counts, Kappa, Rate, Share
 from andon.proof.table import Row, Table
 
 MOST_RATERS = 50
-MOST_PAIRED = 6  # raters; with more, pairs of them are not compared
+MOST_PAIRED = 6  # greatest number of raters whose pairs are compared
 TOGETHER = "all together"
 REVIEW = ("stopped", "passed")
 
@@ -31,9 +31,9 @@ class Scope:
     effectiveness: Rate | None  # None without references
     miss_rate: Rate | None  # None without defective parts
     false_alarm_rate: Rate | None  # None without good parts
-    reference: Kappa | None  # Cohen's, against the reference; None without
-    alike: Share  # parts whose verdicts are all alike, among those that have several
-    kappa: Kappa  # Fleiss': of one rater repeatability, of all together reproducibility
+    reference: Kappa | None  # Cohen's, against the reference; None without references
+    alike: Share  # parts whose verdicts are all equal, among parts with several
+    kappa: Kappa  # Fleiss': repeatability of one rater, reproducibility of all
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,23 @@ class Pair:
 class Agreement:
     """All figures for one way to count REVIEW."""
 
-    review: str  # stopped, passed; "" where no verdict is REVIEW
-    scopes: tuple[Scope, ...]  # raters, and all together where there are several
+    review: str  # stopped, passed; "" if no verdict is REVIEW
+    scopes: tuple[Scope, ...]  # each rater, and all together if there are several
     pairs: tuple[Pair, ...]
 
 
 def rater(row: Row) -> str:
-    """Name the appraiser, and the condition where there is one."""
+    """Name of the appraiser, and of the condition if there is one."""
     return " · ".join(name for name in (row.appraiser, row.condition) if name) or "not named"
 
 
 def raters(table: Table) -> tuple[str, ...]:
-    """Every rater, in the order of the file. DatasetError when there are more than can be compared."""
+    """All raters, in the order of the file. DatasetError for more than MOST_RATERS."""
     names = tuple(dict.fromkeys(map(rater, table.rows)))
     if len(names) > MOST_RATERS:
         raise DatasetError(
             f"{table.name}: {len(names)} appraisers and conditions; expected at most {MOST_RATERS}. "
-            "Number presentations in the column trial; a condition is what was changed on purpose."
+            "Number the presentations in the column trial; use the column condition only for deliberate changes."
         )
     return names
 
@@ -76,11 +76,12 @@ def compare(table: Table, level: float) -> tuple[Agreement, ...]:
     Errors: DatasetError when some parts have a reference and others none.
     """
     references = list(table.parts.values())
-    lost = [part for part, reference in table.parts.items() if not reference]
-    if 0 < len(lost) < len(references):
+    missing = [part for part, reference in table.parts.items() if not reference]
+    if 0 < len(missing) < len(references):
         raise DatasetError(
-            f"{table.name}: {len(lost)} of {len(references)} parts have no reference: {few(lost)}; expected one for "
-            "every part, or for none. Let experts judge them; leaving out the difficult ones makes the result too good."
+            f"{table.name}: {len(missing)} of {len(references)} parts have no reference: {few(missing)}; expected one "
+            "for every part, or for none. Let experts judge these parts. If difficult parts are left out, the result "
+            "is too good."
         )
     reviewed = any(row.verdict is Verdict.REVIEW for row in table.rows)
     return tuple(_agreement(table, review, level) for review in (REVIEW if reviewed else ("",)))
@@ -102,7 +103,7 @@ def _agreement(table: Table, review: str, level: float) -> Agreement:
 
 
 def _scope(name: str, counts: Counts, good: NDArray[np.bool_] | None, level: float) -> Scope:
-    """Figures of counts (parts, 2) of passed and stopped presentations; `good` (parts,) where there are references."""
+    """Figures of counts (parts, 2) of passed and stopped presentations; `good` (parts,), if there are references."""
     shown = counts.sum(axis=1) > 0
     counts, total = counts[shown], counts[shown].sum(axis=1)
     several = counts[total > 1]
@@ -133,14 +134,14 @@ def _pairs(
 ) -> tuple[Pair, ...]:
     if not 2 <= len(names) <= MOST_PAIRED:
         return ()
-    said: dict[str, dict[tuple[str, str], bool]] = {name: {} for name in names}
+    trials: dict[str, dict[tuple[str, str], bool]] = {name: {} for name in names}
     for row, name, stop in zip(table.rows, who, stopped, strict=True):
-        said[name][row.part, row.trial] = stop
+        trials[name][row.part, row.trial] = stop
     parts = {part: j for j, part in enumerate(table.parts)}
-    found = []
+    pairs = []
     for first, second in combinations(names, 2):
         cells = np.zeros((len(parts), 4), np.int64)
-        for trial in said[first].keys() & said[second].keys():
-            cells[parts[trial[0]], 2 * said[first][trial] + said[second][trial]] += 1
-        found.append(Pair(first, second, agreement.cohen(cells, level)))
-    return tuple(found)
+        for trial in trials[first].keys() & trials[second].keys():
+            cells[parts[trial[0]], 2 * trials[first][trial] + trials[second][trial]] += 1
+        pairs.append(Pair(first, second, agreement.cohen(cells, level)))
+    return tuple(pairs)

@@ -1,1 +1,1 @@
-"""Pictures that keep coming: sources, the line that inspects them in order, and sinks. Nothing is lost in silence."""
+"""Streams of pictures: sources, the line that inspects frames in order, and sinks. Every lost frame is reported."""

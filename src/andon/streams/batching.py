@@ -1,4 +1,4 @@
-"""A scorer for several threads: calls that wait for the engine are put together into one batch."""
+"""A scorer for several threads: calls that wait for the engine are combined into one batch."""
 
 import threading
 from collections import deque
@@ -11,20 +11,20 @@ from andon.inspection import Pixels, Scorer, Scores
 
 
 class Batching:
-    """Gives the engine one batch at a time; the thread whose turn it is takes along what others wait for.
+    """Runs one batch at a time; the running thread includes the tiles of waiting threads.
 
-    A batch is at most `PIXELS_AT_ONCE` pixels, or one call. When a batch of several calls fails, each is tried alone,
-    so that one bad call spoils no other.
+    A batch has at most `PIXELS_AT_ONCE` pixels, or is a single call. When a batch of several calls fails, each call is
+    run alone, so that one bad call does not affect the others.
     """
 
     def __init__(self, scorer: Scorer) -> None:
-        """Wrap a scorer; its threads and options stay as they are."""
+        """Wrap a scorer."""
         self._scorer = scorer
         self._engine = threading.Lock()
         self._waiting: deque[tuple[Pixels, Future[Scores]]] = deque()  # append and popleft are atomic
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score tiles (n, t, t, c), perhaps together with those of other threads."""
+        """Score tiles (n, t, t, c), possibly in one batch with those of other threads."""
         promise: Future[Scores] = Future()
         self._waiting.append((tiles, promise))
         with self._engine:
@@ -33,28 +33,28 @@ class Batching:
         return promise.result()
 
     def _serve(self) -> None:
-        """Run the oldest call, and those after it that fit in with it."""
-        together = [self._waiting.popleft()]
-        first = together[0][0]
+        """Run the oldest call, and the following ones that fit into its batch."""
+        batch = [self._waiting.popleft()]
+        first = batch[0][0]
         room = PIXELS_AT_ONCE // (first.shape[1] * first.shape[2]) - len(first)
         while self._waiting:
             tiles = self._waiting[0][0]
             if tiles.shape[1:] != first.shape[1:] or tiles.dtype != first.dtype or len(tiles) > room:
                 break
             room -= len(tiles)
-            together.append(self._waiting.popleft())
+            batch.append(self._waiting.popleft())
         try:
-            scores = self._scorer.score(np.concatenate([tiles for tiles, _ in together]))
+            scores = self._scorer.score(np.concatenate([tiles for tiles, _ in batch]))
         except Exception as error:
-            if len(together) == 1:
-                together[0][1].set_exception(error)
+            if len(batch) == 1:
+                batch[0][1].set_exception(error)
             else:
-                for call in together:
+                for call in batch:
                     self._alone(*call)
             return
-        at = np.cumsum([len(tiles) for tiles, _ in together])[:-1]
+        at = np.cumsum([len(tiles) for tiles, _ in batch])[:-1]
         parts = zip(np.split(scores.image, at), np.split(scores.pixel, at), strict=True)
-        for (_, promise), (image, pixel) in zip(together, parts, strict=True):
+        for (_, promise), (image, pixel) in zip(batch, parts, strict=True):
             promise.set_result(Scores(image, pixel))
 
     def _alone(self, tiles: Pixels, promise: "Future[Scores]") -> None:

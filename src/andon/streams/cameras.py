@@ -1,4 +1,4 @@
-"""Cameras behind one small protocol, and the source that keeps one running: it reconnects, with a growing pause."""
+"""The protocol of cameras, and the source that reads one and reconnects it with growing pauses."""
 
 import re
 import time
@@ -15,50 +15,54 @@ from andon.streams.sources import rgb
 
 
 class CameraLost(AndonError):
-    """A camera that cannot be opened, or gives no more pictures: it is closed, and opened again after a pause."""
+    """A camera that cannot be opened, or gives no more pictures. The source closes it and reconnects after a pause."""
 
 
 class Shot(NamedTuple):
-    """What a camera gives."""
+    """One picture of a camera."""
 
-    pixels: Pixels  # (H, W), (H, W, 1) or (H, W, 3) in RGB order, uint8 or uint16; not changed afterwards
-    number: int | None = None  # the camera's own counter, by 1 each frame; a gap tells of lost frames
-    time: datetime | None = None  # when it was taken; None: when it came
+    pixels: Pixels  # (H, W), (H, W, 1) or (H, W, 3) RGB, uint8 or uint16; the camera must not change it later
+    number: int | None = None  # counter of the camera, +1 each frame; a gap means lost frames
+    time: datetime | None = None  # of the exposure; None: the time of arrival is used
 
 
 class Camera(Protocol):
-    """All that a line needs of a camera. Called from one thread; `open` again after `close`."""
+    """The interface of a camera. Methods are called from one thread; `open` may follow `close`."""
 
     def open(self) -> None:
-        """Connect, and begin to take pictures. CameraLost when it cannot be reached."""
+        """Connect and start the acquisition. CameraLost when the camera cannot be reached."""
         ...
 
     def grab(self, seconds: float) -> Shot | None:
-        """Wait for the next picture, about `seconds` at most; None when there was none. CameraLost when it is gone."""
+        """Wait about `seconds` for the next picture; None if there is none. CameraLost when the camera fails."""
         ...
 
     def close(self) -> None:
-        """Disconnect. Never fails, and does nothing when it is closed."""
+        """Disconnect. Never raises an error; does nothing if closed."""
         ...
 
 
 class Live:
-    """The frames of a camera, for as long as the line runs.
+    """The frames of a camera, until the line stops.
 
-    The first connection must succeed. Later a lost camera is told, and opened again after `first` seconds, then after
-    twice as long each time, up to `longest`.
+    The first connection must succeed. A camera that is lost later is reported, and opened again after `first` seconds;
+    the pause doubles with each attempt, up to `longest` seconds.
     """
 
-    WAIT = 0.5  # seconds for one picture, before the wish to stop is looked at
+    WAIT = 0.5  # seconds between two checks of the stop event
 
     def __init__(self, camera: Camera, name: str = "camera", *, first: float = 0.5, longest: float = 30.0) -> None:
-        """`name` stands for the camera in records and messages."""
+        """`name` identifies the camera in records and messages. AndonError for impossible pauses."""
         if not 0 < first <= longest:
-            raise AndonError(f"first = {first}, longest = {longest} seconds; expected 0 < first <= longest.")
+            raise AndonError(
+                f"first = {first}, longest = {longest} seconds; expected 0 < first <= longest. Correct them."
+            )
         self._camera, self._name, self._first, self._longest = camera, name, first, longest
+        self.lost = False
+        """The camera is gone; it is opened again and again."""
 
     def frames(self, control: Control) -> Iterator[Frame]:
-        """Yield until it is told to stop. CameraLost when the camera cannot be opened at the start."""
+        """Yield frames until the stop event. CameraLost when the camera cannot be opened at the start."""
         count, last = 0, None
         try:
             self._camera.open()
@@ -66,6 +70,7 @@ class Live:
                 try:
                     shot = self._camera.grab(self.WAIT)
                 except CameraLost as error:
+                    self.lost = True
                     control.tell(f"{self._name}: {error}")
                     if not self._reconnect(control):
                         return
@@ -82,7 +87,7 @@ class Live:
             self._camera.close()
 
     def _reconnect(self, control: Control) -> bool:
-        """Open the camera again, however long it takes; False when it is told to stop meanwhile."""
+        """Open the camera again, with any number of attempts; False after the stop event."""
         pause, began = self._first, time.monotonic()
         while True:
             self._camera.close()
@@ -91,24 +96,25 @@ class Live:
             try:
                 self._camera.open()
             except CameraLost as error:
-                if pause < self._longest:  # then it is known
-                    control.tell(f"{self._name}: still gone: {error}")
+                if pause < self._longest:  # later attempts are not reported
+                    control.tell(f"{self._name}: still not connected: {error}")
                 pause = min(2 * pause, self._longest)
             else:
-                control.tell(f"{self._name}: connected again after {time.monotonic() - began:.1f} s")
+                self.lost = False
+                control.tell(f"{self._name}: reconnected after {time.monotonic() - began:.1f} s")
                 return True
 
 
 class OpenCV:
-    """A camera through OpenCV: its number, its device, or a URL such as rtsp://. Eight bits a sample.
+    """A camera of OpenCV, by number, device file or URL such as rtsp://. 8 bits per sample.
 
-    OpenCV does not say which frames it lost, and keeps a few in a buffer of its own.
+    OpenCV does not report lost frames, and has an internal buffer of a few frames.
     """
 
-    LOST = 3  # pictures in a row that do not come
+    LOST = 3  # failed grabs in a row after which the camera is lost
 
     def __init__(self, address: int | str, channels: int = 3) -> None:
-        """`channels` 1 makes gray pictures of frames whose three channels are equal."""
+        """With `channels` 1, frames with three equal channels become gray pictures."""
         self._address, self._channels = address, channels
         self._video: cv2.VideoCapture | None = None
         self._failures = 0
@@ -122,21 +128,21 @@ class OpenCV:
         if not self._video.isOpened():
             self.close()
             raise CameraLost(
-                f"no camera at {public(str(self._address))}; expected one that OpenCV can open. Check cable, number "
-                "or URL, and that no other program uses it."
+                f"no camera at {public(str(self._address))}; expected one that OpenCV can open. Check the cable, "
+                "the number or URL, and that no other program uses it."
             )
 
     def grab(self, seconds: float) -> Shot | None:
-        """Take the next picture; OpenCV waits as long as the driver does."""
+        """Read the next picture; OpenCV waits as long as the driver."""
         if self._video is None:
-            raise CameraLost("it is closed; open it first.")
+            raise CameraLost("the camera is closed; open it first.")
         read, pixels = self._video.read()
         if read:
             self._failures = 0
             return Shot(rgb(pixels, self._channels))
         self._failures += 1
         if self._failures >= self.LOST:
-            raise CameraLost("gives no more pictures. Check cable and power.")
+            raise CameraLost("the camera gives no more pictures. Check cable and power.")
         return None
 
     def close(self) -> None:
@@ -147,5 +153,5 @@ class OpenCV:
 
 
 def public(address: str) -> str:
-    """An address without the password in it."""
+    """The address without its password."""
     return re.sub(r"(?<=://)[^/@]*@", "", address)

@@ -1,4 +1,4 @@
-"""What travels on a line: a frame from the source, its outcome, and the report on all of them."""
+"""Data of a line: the frame of a source, its outcome, and the report on all frames."""
 
 import threading
 from collections import Counter, deque
@@ -20,17 +20,17 @@ def now() -> datetime:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture as a source gives it: pixels, the bytes of a file, or its path, which is read on the line."""
+    """One picture of a source: pixels, the bytes of a file, or a path that the line reads."""
 
     content: image.Source
-    name: str | None = None  # in records and messages; None: the path, or what kind of content it is
-    part: str = ""  # id of the part that it shows, when somebody knows it
-    time: datetime = field(default_factory=now)  # when it was taken, or came in
-    number: int = 0  # counted by the line from 1; dropped frames count too
+    name: str | None = None  # for records and messages; None: the path, or a name made from the number
+    part: str = ""  # id of the part, if known
+    time: datetime = field(default_factory=now)  # of exposure or arrival
+    number: int = 0  # set by the line, from 1; includes dropped frames
 
     @property
     def label(self) -> str:
-        """A name for messages and records."""
+        """Name for messages and records."""
         if self.name is not None:
             return self.name
         content = self.content
@@ -41,15 +41,15 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A frame and what came of it."""
+    """The result of a frame."""
 
     frame: Frame
-    picture: image.Image | None = None  # the picture as it was read; None when it could not be
-    inspection: Inspection | None = None  # None: it could not be inspected, and `fault` says why
-    fault: Exception | None = None  # an ImageError when the picture is at fault; anything else is a fault of the line
-    drawn: bytes | None = None  # what `draw` made of it
-    dropped: int = 0  # frames that were lost between the one before and this one, here and at the source
-    repeats: int = 0  # how many frames in a row before this one had the same picture
+    picture: image.Image | None = None  # None if it could not be read
+    inspection: Inspection | None = None  # None if it could not be inspected; `fault` is the reason
+    fault: Exception | None = None  # an ImageError if the picture is bad; otherwise an error of the line
+    drawn: bytes | None = None  # result of `draw`
+    dropped: int = 0  # frames lost since the previous frame, on the line and at the source
+    repeats: int = 0  # number of frames directly before this one with the same picture
 
     @property
     def verdict(self) -> Verdict:
@@ -58,13 +58,13 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """Why it could not be inspected; empty when it could."""
+        """Reason why it could not be inspected; empty if it was."""
         if self.fault is None or isinstance(self.fault, AndonError):
             return str(self.fault or "")
-        return f"{self.frame.label}: a fault in the inspection: {type(self.fault).__name__}: {self.fault}"
+        return f"{self.frame.label}: error in the inspection: {type(self.fault).__name__}: {self.fault}"
 
     def record(self) -> dict[str, Any]:
-        """Plain data for JSON: the record of the inspection, or the error; with part, number and time of the frame."""
+        """Plain data for JSON: the record of the inspection or the error, with part, number and time of the frame."""
         frame = self.frame
         record: dict[str, Any] = (
             self.inspection.record()
@@ -77,38 +77,38 @@ class Outcome:
         return record
 
     def remarks(self) -> list[str]:
-        """Sentences on what lies between this frame and the one before."""
-        said = [f"{self.dropped} frames before this one were not inspected"] if self.dropped else []
+        """Notes: lost frames before this one, and repeated pictures."""
+        notes = [f"{self.dropped} frames before this one were not inspected"] if self.dropped else []
         if self.repeats:
-            said.append(f"the same picture as the {self.repeats} before it: has the camera frozen?")
-        return said
+            notes.append(f"the same picture as the {self.repeats} before it: is the camera frozen?")
+        return notes
 
 
 Sink = Callable[[Outcome], None]
-"""Takes the outcomes, one after another, in the order of the frames."""
+"""A function that receives the outcomes, one at a time, in the order of the frames."""
 
 
 @dataclass
 class Report:
-    """What went over a line, counted as it runs."""
+    """The counts of a line, updated while it runs."""
 
-    frames: int = 0  # outcomes that the sink took
+    frames: int = 0  # outcomes handed to the sink
     verdicts: Counter[Verdict] = field(default_factory=Counter)
-    failed: int = 0  # of the INVALID: those that could not be inspected
-    dropped: int = 0  # frames that the line dropped because it was full
-    lost: int = 0  # frames that the source lost, as far as it knows
+    failed: int = 0  # those of the INVALID frames that could not be inspected
+    dropped: int = 0  # frames dropped because the line was full
+    lost: int = 0  # frames lost at the source, if it reports them
     repeated: int = 0  # frames with the same picture as the one before
-    stalls: int = 0  # times that no frame came for longer than `Settings.stall`
-    warnings: deque[str] = field(default_factory=lambda: deque(maxlen=100))  # the last sentences on what went wrong
-    stopped: bool = False  # whether it was told to stop; else the source came to its end
+    stalls: int = 0  # number of pauses longer than `Settings.stall`
+    warnings: deque[str] = field(default_factory=lambda: deque(maxlen=100))  # the latest warnings
+    stopped: bool = False  # whether it was stopped; otherwise the source ended
 
     @property
     def whole(self) -> bool:
-        """Whether every frame was inspected, as far as anybody knows."""
+        """Whether every frame was inspected, as far as the source reports losses."""
         return not (self.failed or self.dropped or self.lost)
 
     def sentence(self) -> str:
-        """Sum up for people."""
+        """Summary for people."""
         counts = ", ".join(f"{self.verdicts[verdict]} {verdict}" for verdict in Verdict if self.verdicts[verdict])
         others = (
             (self.failed, "could not be inspected"),
@@ -116,41 +116,41 @@ class Report:
             (self.lost, "lost at the source"),
             (self.repeated, "repeated"),
         )
-        told = "".join(f"; {count} {what}" for count, what in others if count)
-        return f"{self.frames} frames: {counts or 'none inspected'}{told}"
+        failures = "".join(f"; {count} {what}" for count, what in others if count)
+        return f"{self.frames} frames: {counts or 'none inspected'}{failures}"
 
 
 class Control:
-    """What a source and its line share: the wish to stop, and a place to say what goes wrong."""
+    """Shared by a source and its line: the stop event, and the function that reports warnings."""
 
     def __init__(self, report: Report, stop: threading.Event, tell: Callable[[str], None]) -> None:
-        """`tell` is called from any thread."""
+        """`tell` may be called from any thread."""
         self.stop, self._report, self._tell = stop, report, tell
         self._guard = threading.Lock()
 
     def tell(self, sentence: str) -> None:
-        """Say what went wrong, or that it is well again."""
+        """Report a warning, or the end of a problem."""
         with self._guard:
             self._report.warnings.append(sentence)
             self._tell(sentence)
 
     def lose(self, count: int, sentence: str) -> None:
-        """Count frames that the source lost, and say so."""
+        """Count and report frames that the source lost."""
         self._report.lost += count
         self.tell(sentence)
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Where frames come from."""
+    """A source of frames."""
 
     def frames(self, control: Control) -> Iterator[Frame]:
-        """Yield frames until the end, or soon after `control.stop` is set. Runs in a thread of its own."""
+        """Yield frames until the end, or until shortly after `control.stop` is set. Runs in a separate thread."""
         ...
 
 
 class Inspects(Protocol):
-    """What a line needs of an inspector."""
+    """The methods of an inspector that a line uses."""
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image: ...
 

@@ -1,11 +1,11 @@
-"""The line: frames → outcomes, inspected side by side, handed on in order, with bounded memory.
+"""The line: frames → outcomes, inspected in parallel, handed to the sink in order, with bounded memory.
 
 ```
 source ── thread ──> queue ──> `workers` threads: read, prepare, score, judge, draw ──> in order ──> sink
 ```
 
-While the graph runs on one frame, others are read, aligned and judged. Tiles of frames that wait for the engine at the
-same time go through the graph as one batch.
+While the graph runs on one frame, other frames are read, aligned and judged. Tiles that wait for the engine at the same
+time are scored as one batch.
 """
 
 import os
@@ -24,23 +24,23 @@ from andon.streams.frames import Control, Frame, Inspects, Outcome, Report, Sink
 from andon.streams.sources import Iterated
 
 Policy = Literal["block", "drop"]
-TICK = 0.1  # seconds between two looks at what else may have happened
-GRACE = 5.0  # seconds that a source has to end after it was told to stop
+TICK = 0.1  # seconds between two checks for events
+GRACE = 5.0  # seconds in which a source must end after the stop event
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a line runs."""
+    """Settings of a line."""
 
-    policy: Policy = "block"  # when the line is full: let the source wait, or drop its frame and count it
-    workers: int = 0  # threads that inspect; 0: as many as there are cores, and one more
-    queue: int = 0  # frames that may be on the line; 0: twice the workers. Each may hold its pixels and its map
-    stall: float = 0.0  # seconds without a frame after which that is told; 0: never
+    policy: Policy = "block"  # if the line is full: the source waits, or the frame is dropped and counted
+    workers: int = 0  # number of threads that inspect; 0: number of cores plus one
+    queue: int = 0  # greatest number of frames on the line, each with pixels and map; 0: twice the workers
+    stall: float = 0.0  # seconds without a frame after which a warning follows; 0: never
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise AndonError for impossible values."""
         if self.policy not in ("block", "drop"):
-            raise AndonError(f"policy = '{self.policy}'; expected 'block' or 'drop'.")
+            raise AndonError(f"policy = '{self.policy}'; expected 'block' or 'drop'. Correct it.")
         if min(self.workers, self.queue) < 0 or not self.stall >= 0:
             raise AndonError(
                 f"workers = {self.workers}, queue = {self.queue}, stall = {self.stall}; expected numbers from 0."
@@ -48,35 +48,35 @@ class Settings:
 
 
 def workers_of(workers: int) -> int:
-    """How many threads inspect: those that are asked for, or one more than the cores that this process may use."""
+    """Number of threads that inspect: `workers`, or for 0 the number of cores of this process plus one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers or cores + 1
 
 
 class Line:
-    """Threads that inspect frames. `submit` never waits; who submits bounds how many frames are on the line.
+    """Threads that inspect frames. `submit` does not wait; the caller limits the number of frames on the line.
 
-    A frame that cannot be inspected is an outcome with a `fault`; no exception of an inspection leaves the line.
+    A frame that cannot be inspected has an outcome with a `fault`; an inspection raises no exception.
     """
 
     def __init__(
         self, inspector: Inspects, workers: int = 0, draw: Callable[[Outcome], bytes | None] | None = None
     ) -> None:
-        """`draw` makes the picture of an outcome, in the same threads."""
+        """`draw` makes the heat map of an outcome, in the same threads."""
         self.workers = workers_of(workers)
         self._inspector, self._draw = inspector, draw
         self._pool = ThreadPoolExecutor(self.workers, "andon-line")
 
     def submit(self, frame: Frame) -> "Future[Outcome]":
-        """Begin to inspect a frame."""
+        """Start the inspection of a frame."""
         return self._pool.submit(self.inspect, frame)
 
     def close(self) -> None:
-        """Finish what runs; frames that have not begun are cancelled."""
+        """Finish running inspections, and cancel waiting frames."""
         self._pool.shutdown(cancel_futures=True)
 
     def inspect(self, frame: Frame) -> Outcome:
-        """Inspect a frame in this thread: what every thread of the line does."""
+        """Inspect a frame in this thread."""
         began = time.perf_counter()
         try:
             read = self._inspector.read(frame.content, frame.label)
@@ -88,18 +88,18 @@ class Line:
             return Outcome(frame, fault=error)
 
 
-_Item = tuple[int, "Future[Outcome]"]  # how many frames were dropped before it, and what it becomes
+_Item = tuple[int, "Future[Outcome]"]  # number of frames dropped before it, and its outcome
 
 
 class _Feeder(threading.Thread):
-    """Takes frames from the source and puts them on the line, until there are no more or it is told to stop."""
+    """Moves frames from the source to the line, until the source ends or the stop event."""
 
     def __init__(self, source: Source, line: Line, settings: Settings, control: Control, report: Report) -> None:
-        super().__init__(name="andon-source", daemon=True)  # a source that hangs holds no process back
+        super().__init__(name="andon-source", daemon=True)  # daemon: a blocked source does not keep the process alive
         self.items: queue.Queue[_Item | None] = queue.Queue(settings.queue or 2 * line.workers)
         self.error: BaseException | None = None
-        self.closed = threading.Event()  # nobody takes items any more
-        self.latest = time.monotonic()  # when the last frame came
+        self.closed = threading.Event()  # no consumer any more
+        self.latest = time.monotonic()  # time of the last frame
         self._source, self._line, self._drops = source, line, settings.policy == "drop"
         self._control, self._report = control, report
 
@@ -148,9 +148,9 @@ def outcomes(
     stop: threading.Event,
     tell: Callable[[str], None],
 ) -> Generator[Outcome, None, None]:
-    """Yield the outcome of each frame in order. After `stop` the frames that are on the line still come.
+    """Yield the outcome of each frame in order. After `stop`, the frames on the line are still inspected.
 
-    Errors: whatever the source raises, after the outcomes of its frames.
+    Errors: those of the source, after the outcomes of its frames.
     """
     control = Control(report, stop, tell)
     feeder = _Feeder(source, line, settings, control, report)
@@ -180,7 +180,7 @@ def outcomes(
 
 
 class _Watch:
-    """Looks at what comes, and at what does not: stalls, repeated pictures, another size."""
+    """Detects stalls, repeated pictures and changes of size."""
 
     def __init__(self, control: Control, report: Report, stall: float) -> None:
         self._control, self._report, self._stall = control, report, stall
@@ -190,14 +190,14 @@ class _Watch:
         self._shape: tuple[int, ...] = ()
 
     def gave_up(self, feeder: _Feeder) -> bool:
-        """Tell of a stall; say whether a source that was told to stop has not done so for too long."""
+        """Report a stall; return whether the source did not stop within GRACE seconds."""
         now = time.monotonic()
         quiet = now - feeder.latest
         if self._control.stop.is_set():
             self._stopped = self._stopped or now
             if now - self._stopped > GRACE:
                 self._report.stopped = True
-                self._control.tell(f"the source did not stop within {GRACE:g} s; it was left alone")
+                self._control.tell(f"the source did not stop within {GRACE:g} s; its thread was abandoned")
                 return True
         elif self._stall and quiet > self._stall and not self._stalled:
             self._stalled = True
@@ -206,23 +206,23 @@ class _Watch:
         return False
 
     def look(self, outcome: Outcome) -> Outcome:
-        """Compare with the frame before; tell of what changed."""
+        """Compare a frame with the previous one, and report changes."""
         label = outcome.frame.label
         if self._stalled:
             self._stalled = False
-            self._control.tell(f"{label}: frames come again")
+            self._control.tell(f"{label}: frames arrive again")
         if outcome.picture is None:
             return outcome
         digest, shape = outcome.picture.digest, outcome.picture.full
         if self._shape and shape != self._shape:
             (h, w), (before_h, before_w) = shape, self._shape
-            self._control.tell(f"{label}: {w} × {h} pixels, after frames of {before_w} × {before_h}")
+            self._control.tell(f"{label}: {w} × {h} pixels; previous frames had {before_w} × {before_h}")
         self._repeats = self._repeats + 1 if digest == self._digest else 0
         self._digest, self._shape = digest, shape
         if self._repeats:
             self._report.repeated += 1
         if self._repeats == 1:
-            self._control.tell(f"{label}: the same picture as the frame before. Has the camera frozen?")
+            self._control.tell(f"{label}: the same picture as the previous frame. Check whether the camera is frozen.")
         return replace(outcome, repeats=self._repeats)
 
 
@@ -232,24 +232,24 @@ def pictures(
     workers: int = 0,
     draw: Callable[[Outcome], bytes | None] | None = None,
 ) -> Generator[Outcome, None, None]:
-    """Yield the outcomes of pictures that are all there, in order; one worker inspects them in the caller's thread.
+    """Yield the outcomes of a known set of pictures, in order; one worker inspects in the thread of the caller.
 
-    Errors: every exception that no single picture caused.
+    Errors: all exceptions except ImageError.
     """
     line, frames = Line(inspector, workers, draw), (Frame(each, number=n) for n, each in enumerate(sources, 1))
     with (
         nullcontext(map(line.inspect, frames))
         if workers == 1
-        else closing(outcomes(Iterated(frames), line, Settings(), Report(), threading.Event(), _untold)) as found
+        else closing(outcomes(Iterated(frames), line, Settings(), Report(), threading.Event(), _silent)) as results
     ):
-        for outcome in found:
+        for outcome in results:
             if outcome.fault and not isinstance(outcome.fault, ImageError):
                 raise outcome.fault
             yield outcome
 
 
-def _untold(sentence: str) -> None:
-    """Say nothing: pictures that are all there neither stall nor get lost."""
+def _silent(sentence: str) -> None:
+    """Do nothing: a known set of pictures has no stalls and no lost frames."""
 
 
 def stream(
@@ -265,12 +265,12 @@ def stream(
     """Hand the outcome of each frame to the sink; see `Inspector.stream`."""
     report, line = Report(), Line(inspector, settings.workers, draw)
     stop = stop or threading.Event()
-    with closing(outcomes(source, line, settings, report, stop, tell)) as found:
-        for outcome in found:
+    with closing(outcomes(source, line, settings, report, stop, tell)) as results:
+        for outcome in results:
             try:
                 sink(outcome)
             except Exception as error:
-                raise _undelivered(error, outcome, found, stop) from error
+                raise _undelivered(error, outcome, results, stop) from error
             report.frames += 1
             report.verdicts[outcome.verdict] += 1
             report.failed += outcome.inspection is None
@@ -278,7 +278,7 @@ def stream(
 
 
 def _undelivered(error: Exception, outcome: Outcome, rest: Iterator[Outcome], stop: threading.Event) -> AndonError:
-    """Stop the line, and name what was inspected but could not be handed on."""
+    """Stop the line, and list the frames that were inspected but not handed to the sink."""
     stop.set()
     names = [outcome.frame.label]
     try:
@@ -289,5 +289,5 @@ def _undelivered(error: Exception, outcome: Outcome, rest: Iterator[Outcome], st
     kind = "" if isinstance(error, AndonError) else f"{type(error).__name__}: "
     return AndonError(
         f"the sink failed at {outcome.frame.label}: {kind}{error}\n"
-        f"{many} inspected and not handed on: {few(names, 10)}. Inspect them again when the cause is removed."
+        f"{many} inspected, but not handed to the sink: {few(names, 10)}. Remove the cause, then inspect them again."
     )

@@ -1,4 +1,4 @@
-"""Which source is meant: by an object, or by a text such as the command line has."""
+"""Make a source from an object, or from a text such as an argument of the command line."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +19,7 @@ from andon.streams.sources import VIDEOS, Iterated, Video
 
 
 def of(source: "Source | Iterable[Any] | str | Path") -> Source:
-    """What a line takes: a source as it is, an iterable of pictures or frames, a folder or a video by its path."""
+    """Return a source: from a source, an iterable of pictures or frames, or the path of a folder or video."""
     if isinstance(source, str | Path):
         return named(str(source))
     if isinstance(source, bytes | np.ndarray | image.Image):
@@ -37,10 +37,11 @@ def of(source: "Source | Iterable[Any] | str | Path") -> Source:
 
 
 def named(text: str, watch: bool = False, channels: int = 3, **folder: Any) -> Source:
-    """The source that a text names: a folder, a video file, a camera's number or URL, `genicam:`, `simulated:FOLDER`.
+    """Return the source that a text names: a folder, a video file, a camera's number or URL, `genicam:`,
+    `simulated:FOLDER`.
 
-    `watch` waits for further files in a folder; `channels` 1 makes gray pictures of cameras and videos; `folder` holds
-    options of `Folder`. AndonError for a text that names nothing.
+    With `watch`, a folder waits for new files. With `channels` 1, cameras and videos with equal channels give gray
+    pictures. `folder` are options of `Folder`. AndonError for any other text.
     """
     kind, colon, rest = text.partition(":")
     if colon and kind == "genicam":
@@ -56,7 +57,7 @@ def named(text: str, watch: bool = False, channels: int = 3, **folder: Any) -> S
         return Video(path, channels)
     if files.is_file(text) and path.suffix.lower() in SUFFIXES:
         raise AndonError(f"{text}: one picture; expected a folder, a video or a camera. Use `andon inspect` for it.")
-    what = "a file of no known kind of video" if files.is_file(text) else "there is no such file or folder"
+    what = "not a video file" if files.is_file(text) else "no such file or folder"
     raise AndonError(
         f"{text}: {what}; expected a folder, a video ({', '.join(sorted(VIDEOS))}), the number or URL of a camera, "
         "genicam:, genicam:ADDRESS or simulated:FOLDER. Check the path."

@@ -1,4 +1,4 @@
-"""A camera without hardware: to try a line, and to test one."""
+"""A simulated camera, for trials and tests of a line."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ Fault = Literal["lost", "skipped", "stalled"]
 
 
 class Simulated:
-    """A camera that shows the pictures of a folder over and over, at a steady rate.
+    """A camera that shows the pictures of a folder repeatedly, at a constant rate.
 
-    `faults` says what goes wrong before the frame of a number, counted from 1: "lost", the cable is pulled and the next
-    two attempts to connect fail; "skipped", the frame never arrives; "stalled", it comes ten intervals late.
+    `faults` maps the number of a frame, from 1, to a fault before it: "lost": the cable is unplugged and the next two
+    attempts to connect fail; "skipped": the frame is missing; "stalled": it is ten intervals late.
     """
 
-    FAILURES = 2  # attempts to connect that fail when it is lost
+    FAILURES = 2  # failed attempts to connect after "lost"
 
     def __init__(
         self,
@@ -29,15 +29,15 @@ class Simulated:
         rate: float = 5.0,
         faults: Mapping[int, Fault] | None = None,
     ) -> None:
-        """Take a folder, or pictures as `image.read` takes them, and the frames a second. AndonError without any."""
+        """`pictures`: a folder, or sources for `image.read`; `rate`: frames per second. AndonError without pictures."""
         if isinstance(pictures, Path):
             if not files.is_folder(pictures):
-                raise AndonError(f"{pictures}: no such folder; expected pictures for the simulated camera to show.")
+                raise AndonError(f"{pictures}: no such folder; expected a folder of pictures. Check the path.")
             pictures = sorted(path for path in pictures.iterdir() if path.suffix.lower() in SUFFIXES)
         if not pictures:
-            raise AndonError("the simulated camera has no pictures to show. Name a folder that holds some.")
+            raise AndonError("the simulated camera has no pictures to show. Name a folder of pictures.")
         if not rate > 0:
-            raise AndonError(f"rate = {rate}; expected frames a second, above 0.")
+            raise AndonError(f"rate = {rate}; expected a number of frames per second above 0. Correct it.")
         self._pictures, self._interval, self._faults = pictures, 1 / rate, dict(faults or {})
         self._number, self._failures, self._due = 0, 0, 0.0
 
@@ -45,7 +45,7 @@ class Simulated:
         """Connect."""
         if self._failures:
             self._failures -= 1
-            raise CameraLost("the simulated cable is pulled.")
+            raise CameraLost("the simulated cable is unplugged.")
         self._due = time.monotonic()
 
     def grab(self, seconds: float) -> Shot | None:
@@ -53,7 +53,7 @@ class Simulated:
         fault = self._faults.pop(self._number + 1, None)
         if fault == "lost":
             self._failures = self.FAILURES
-            raise CameraLost("the simulated cable was pulled.")
+            raise CameraLost("the simulated cable was unplugged.")
         if fault == "skipped":
             self._number += 1
         if fault == "stalled":

@@ -1,4 +1,4 @@
-"""Where outcomes go: records and pictures on disk. Any function of an outcome is a sink too."""
+"""Sinks: records and heat maps on disk. Any function of an outcome is a sink too."""
 
 import re
 from collections.abc import Callable
@@ -18,9 +18,9 @@ Which = Literal["all", "alarms", "none"]
 
 
 def each(*sinks: Sink) -> Sink:
-    """Hand every outcome to several sinks, to all of them also when one fails; the first error is raised then."""
+    """Return a sink that calls several sinks; all are called even when one fails, then the first error is raised."""
 
-    def take(outcome: Outcome) -> None:
+    def call(outcome: Outcome) -> None:
         errors = []
         for sink in sinks:
             try:
@@ -30,18 +30,18 @@ def each(*sinks: Sink) -> Sink:
         if errors:
             raise errors[0]
 
-    return take
+    return call
 
 
 def recorded(records: Records) -> Sink:
-    """Write the record of every outcome, as `andon inspect` does, with part, number and time of the frame."""
+    """Return a sink that writes the record of every outcome, with part, number and time of the frame."""
     return lambda outcome: records.add(outcome.record())
 
 
 class HeatMaps:
-    """Pictures with heat map below a folder: drawn on the line (`draw`), written in order (the sink itself).
+    """Heat maps in a folder: drawn in the threads of the line (`draw`), written in order (the sink itself).
 
-    A picture that cannot be written is told, and stops nothing: its record is written already.
+    A heat map that cannot be written is reported; the line continues, because the record is already written.
     """
 
     def __init__(
@@ -53,25 +53,26 @@ class HeatMaps:
         which: Which = "alarms",
         place: Callable[[Frame], Path] | None = None,
     ) -> None:
-        """`which` pictures: all, those with REVIEW or REJECT, or none; `place` names a frame's picture in the folder.
+        """`which`: all, those of REVIEW and REJECT, or none; `place` gives the path of a frame's heat map in the
+        folder.
 
-        AndonError when the folder cannot be made.
+        AndonError when the folder cannot be created.
         """
         self._folder, self._scale, self._scores, self._tell = folder, scale, calibration.scores, tell
         self._which, self._place = which, place or placed(None)
         files.make_folder(folder)
 
     def draw(self, outcome: Outcome) -> bytes | None:
-        """Draw the picture of an outcome, as PNG; None when it is not wanted, or there is no picture."""
-        read, found = outcome.picture, outcome.inspection
+        """Draw the heat map of an outcome as PNG; None if it is not wanted, or there is no picture."""
+        picture, inspection = outcome.picture, outcome.inspection
         wanted = self._which == "all" or (self._which == "alarms" and outcome.verdict in _ALARMS)
-        if read is None or found is None or not wanted:
+        if picture is None or inspection is None or not wanted:
             return None
-        drawn = render.overlay(read.pixels, found.anomaly_map, self._scale, found.regions)
-        return image.png(render.labelled(drawn, found, self._scores))
+        drawn = render.overlay(picture.pixels, inspection.anomaly_map, self._scale, inspection.regions)
+        return image.png(render.labelled(drawn, inspection, self._scores))
 
     def __call__(self, outcome: Outcome) -> None:
-        """Write what was drawn."""
+        """Write the heat map."""
         if outcome.drawn is None:
             return
         target = self._folder / self._place(outcome.frame)
@@ -83,7 +84,7 @@ class HeatMaps:
 
 
 def placed(below: Path | None) -> Callable[[Frame], Path]:
-    """Names the pictures of frames: by the path of a file below a folder, or by time, number and part."""
+    """Return a function that names heat maps: by the path of the file in a folder, or by time, number and part."""
 
     def place(frame: Frame) -> Path:
         if isinstance(frame.content, str | Path):

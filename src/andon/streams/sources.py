@@ -20,15 +20,15 @@ VIDEOS = frozenset({".avi", ".mp4", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".m
 class Iterated:
     """An iterable of pictures: paths, bytes, arrays (RGB or gray), or `Frame`s with name, part and time.
 
-    Arrays are copied as they come: the program may use its buffer again.
+    Arrays are copied on arrival, so that the caller may reuse the buffer.
     """
 
     def __init__(self, pictures: Iterable[Any]) -> None:
-        """Take what `image.read` takes, and frames with it."""
+        """Take sources for `image.read`, or frames."""
         self._pictures = pictures
 
     def frames(self, control: Control) -> Iterator[Frame]:
-        """Yield one after another."""
+        """Yield the frames in order."""
         for picture in self._pictures:
             frame = picture if isinstance(picture, Frame) else Frame(picture)
             yield frame if not isinstance(frame.content, np.ndarray) else _copied(frame)
@@ -39,7 +39,7 @@ def _copied(frame: Frame) -> Frame:
 
 
 def rgb(frame: Any, channels: int) -> Pixels:
-    """A picture as OpenCV gives it, (H, W) or BGR, as RGB; with `channels` 1 gray, if its three channels are equal."""
+    """Convert a picture of OpenCV, (H, W) or BGR, to RGB; with `channels` 1 to gray, if its channels are equal."""
     if frame.ndim == 2 or frame.shape[2] == 1:
         return np.asarray(frame)
     if channels == 1 and (frame[..., 0] == frame[..., 1]).all() and (frame[..., 1] == frame[..., 2]).all():
@@ -48,19 +48,20 @@ def rgb(frame: Any, channels: int) -> Pixels:
 
 
 class Video:
-    """A video file, frame by frame, as fast as the line takes them. Its frames are compressed: no proof rests on them.
+    """The frames of a video file, as fast as the line inspects them. They are compressed, so do not use them as a
+    proof.
 
-    A file that ends before its last frame is told, and the frames that are missing count as lost.
+    If a file ends before its last frame, this is reported, and the missing frames count as lost.
     """
 
     def __init__(self, path: str | Path, channels: int = 3) -> None:
-        """`channels` 1 makes gray pictures of frames whose three channels are equal. AndonError when it is no file."""
+        """With `channels` 1, frames with three equal channels become gray. AndonError when the file does not exist."""
         self._path, self._channels = Path(path), channels
         if not files.is_file(path):
             raise AndonError(f"{path}: no such file; expected a video. Check the path.")
 
     def frames(self, control: Control) -> Iterator[Frame]:
-        """Yield until the end. AndonError when nothing of it can be decoded."""
+        """Yield frames until the end. AndonError when no frame can be decoded."""
         name = self._path.as_posix()
         video = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
         try:
@@ -75,10 +76,11 @@ class Video:
                 yield Frame(rgb(pixels, self._channels), f"{name}, frame {count}", time=time)
             if not count and not control.stop.is_set():
                 raise AndonError(
-                    f"{name}: no frame can be decoded; expected a video. Is it whole? Convert it to MP4 with H.264."
+                    f"{name}: no frame can be decoded; expected a video. Copy it again, or convert it to MP4 with "
+                    "H.264."
                 )
             if count < total and not control.stop.is_set():
-                sentence = f"{name}: ended after {count} of {total} frames. Is the file whole?"
+                sentence = f"{name}: ended after {count} of {total} frames. The file may be incomplete; copy it again."
                 control.lose(total - count, sentence)
         finally:
             video.release()
@@ -88,9 +90,9 @@ class Limited:
     """The first frames of another source."""
 
     def __init__(self, source: Source, count: int) -> None:
-        """No more than `count` are taken from it."""
+        """Limit a source to `count` frames."""
         self._source, self._count = source, count
 
     def frames(self, control: Control) -> Iterator[Frame]:
-        """Yield them."""
+        """Yield at most `count` frames."""
         return islice(self._source.frames(control), self._count)

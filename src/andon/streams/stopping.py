@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as the wish to stop: what is on the line is finished and handed on."""
+"""Stop a line by Ctrl-C or SIGTERM: frames on the line are finished and handed to the sink."""
 
 import signal
 import threading
@@ -11,20 +11,20 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") i
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C or SIGTERM sets; the second one ends the program at once.
+    """Yield an event that the first Ctrl-C or SIGTERM sets; a second signal ends the program at once.
 
-    Only the main thread of a program can call it.
+    Call it only from the main thread.
     """
     stop = threading.Event()
     before = {each: signal.getsignal(each) for each in SIGNALS}
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         for each in SIGNALS:
             signal.signal(each, signal.default_int_handler)
-        threading.Thread(target=stop.set).start()  # this thread may hold the lock of the event just now
+        threading.Thread(target=stop.set).start()  # this thread may hold the lock of the event
 
     for each in SIGNALS:
-        signal.signal(each, heard)
+        signal.signal(each, handle)
     try:
         yield stop
     finally:

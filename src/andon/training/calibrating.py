@@ -1,5 +1,6 @@
-"""Good images → calibration: on images held out, crossed in folds, or on new ones for a finished bundle."""
+"""Good images → calibration: on held-out images, crossed in folds, or on new images for an existing bundle."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from andon import detectors, files, inspector, render
 from andon.binomial import clopper_pearson
 from andon.bundle import Bundle
-from andon.calibration import HIGHEST, Calibration, HeldOut, percent
+from andon.calibration import HIGHEST, Calibration, HeldOut, judge, percent
 from andon.data import dataset
 from andon.data.dataset import Sample
 from andon.data.survey import SIDE, Prepared, Tell, prepare
 from andon.engines.runtime import Runtime
-from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
-from andon.inspection import Scorer
+from andon.errors import BundleError, DatasetError, ImageError, RecipeError, TrainingError
+from andon.inspection import Scorer, Verdict
 from andon.inspector import Scan
 from andon.pictures import image
 from andon.pictures.appearance import Appearance, GoodAppearance
@@ -26,7 +27,7 @@ from andon.progress import Progress, silent
 from andon.recipe import CROSS_BELOW, Decision, Recipe, validate
 from andon.render import Picture, Scale
 
-ODD = 0.01  # share of new good images that may look unlike those of before
+ODD = 0.01  # greatest share of new good images with another appearance than the earlier ones
 
 
 class Calibrated(NamedTuple):
@@ -38,16 +39,16 @@ class Calibrated(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """A held-out image with one of the highest scores, as the sheet shows it."""
+    """A held-out image with one of the highest scores, for the sheet."""
 
     score: float
     name: str
-    pixels: NDArray[Any]  # (h, w, c), shrunk
-    anomaly_map: NDArray[Any]  # (h, w), shrunk
+    pixels: NDArray[Any]  # (h, w, c), reduced
+    anomaly_map: NDArray[Any]  # (h, w), reduced
 
 
 def crosses(recipe: Recipe, samples: Sequence[Sample]) -> bool:
-    """Whether the calibration is crossed: asked for, or few parts and a detector that is fitted quickly."""
+    """Whether the calibration is crossed: by the recipe, or with few parts and a quickly fitted detector."""
     few = len({sample.group for sample in samples}) < CROSS_BELOW
     method, quick = recipe.split.method, detectors.get(recipe.detector.name).quick
     return method == "cross" or (method == "auto" and few and quick)
@@ -59,10 +60,10 @@ def calibrate(
     recipe: Recipe,
     progress: Progress,
 ) -> Calibrated:
-    """Score held-out good images on the path that inspection takes, each by the scorer of its fold.
+    """Score held-out good images as inspection does, each with the scorer of its fold.
 
-    `folds` pairs a function that makes a scorer with the images that it has not learnt, `total` in all; one pair is a
-    plain split.
+    `folds` are pairs of a function that makes a scorer, and the images that this scorer has not learnt; `total` is the
+    number of all images. One pair is a simple split.
     Errors: DatasetError when no image can be used, TrainingError when a score is not a number.
     """
     found: list[HeldOut] = []
@@ -78,14 +79,14 @@ def calibrate(
             scanned = inspector.scan_tiles(each.placement, each.tiles, shape, scorer)
             if not (np.isfinite(scanned.score) and np.isfinite(scanned.map.values).any()):
                 raise TrainingError(
-                    f"{each.name}: the graph gave a score or map that is not a number. Train again with other settings."
+                    f"{each.name}: the graph gave a score or map that is not a number. Train with other settings."
                 )
             found.append(inspector.held_out(scanned, each.sample.group, each.sample.path.name, each.digest, fold))
             looks.append(each.look)
             shown = sorted([*shown, _shown(scanned, each)], key=lambda one: -one.score)[:HIGHEST]
     progress("calibrating", total, total)
     if not found:
-        raise DatasetError(f"none of {total} good images could be used to calibrate.")
+        raise DatasetError(f"none of {total} good images can be used for calibration. Add good images.")
     calibration = Calibration.learn(found, len(folds) > 1, GoodAppearance.of(looks))
     scale = Scale.of(calibration.typical, calibration.thresholds(recipe.decision).pixel)
     return Calibrated(calibration, _sheet(shown, scale), tuple(looks))
@@ -97,7 +98,7 @@ def _shown(scanned: Scan, picture: Prepared) -> Shown:
 
 
 def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
-    """Read and prepare new images for a bundle; `warn` hears of those that cannot be used."""
+    """Read and prepare new images for a bundle; `warn` gets a sentence for each unusable image."""
     registered_to = bundle.load_reference()
     for sample in samples:
         try:
@@ -109,7 +110,7 @@ def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle
 
 
 def _sheet(shown: Sequence[Shown], scale: Scale) -> bytes:
-    """Draw each image beside its heat map, all on one scale."""
+    """Draw each image beside its heat map, all with the same scale."""
     pictures = [_beside(each, scale) for each in shown]
     captions = [f"{each.name}  score {each.score:.4g}" for each in shown]
     return render.encode(render.contact_sheet(pictures, captions, columns=1, side=2 * SIDE), "jpg")
@@ -131,17 +132,17 @@ def recalibrate(
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
 ) -> Bundle:
-    """Replace a bundle's calibration by one on new good images, without retraining.
+    """Replace the calibration of a bundle by one on new good images, without training.
 
-    Images that the bundle learnt from are left out: their scores are lower than those of new parts. A pattern of
-    groups in the recipe holds for the new images too, if no other is given. `tell` and `warn` as in `training.train`.
+    Images that the bundle learnt from are left out, because their scores are lower than those of new parts. Without
+    `groups`, the pattern of groups of the recipe is used. `tell` and `warn`: as in `training.train`.
     """
     warn, trained_by = warn or tell, bundle.recipe.data.groups
     if groups is None and trained_by:
         if dataset.is_table(trained_by):
             raise DatasetError(
-                f"the bundle was calibrated by the groups in {trained_by}, which names other images. "
-                "Give groups for these (--groups); '(.*)' makes each image its own."
+                f"the bundle was calibrated with the groups in {trained_by}, a table of other images. Give groups for "
+                "the new images (--groups); with '(.*)' each image is a group."
             )
         groups = trained_by
     data = dataset.load(folder, groups=groups, good=good)
@@ -154,11 +155,11 @@ def recalibrate(
     learnt = bundle.manifest.learnt_from(digests.values())
     fresh = [sample for sample, known in zip(new, learnt, strict=True) if not known]
     if any(learnt):
-        warn(f"left out: {sum(learnt)} of {len(new)} good images, from which the bundle learnt")
+        warn(f"left out: {sum(learnt)} of {len(new)} good images: the bundle was trained on them")
     if not fresh:
         raise DatasetError(
-            f"{folder}: no good images that the bundle has not learnt from, among {len(data.samples)}. "
-            "Calibration needs new good images, outside a test split."
+            f"{folder}: no new good images among {len(data.samples)} images. Calibration needs good images that the "
+            "bundle was not trained on, outside a test split."
         )
     samples = united(fresh, [digests[sample.path] for sample in fresh], warn)
     found = calibrate(
@@ -166,46 +167,74 @@ def recalibrate(
     )
     for sentence in _changes(bundle, found):
         warn(sentence)
-    event = f"{now()} calibrated on {found.calibration.images} good images"
+    event = f"{now()} from {bundle.digest()}: calibrated on {found.calibration.images} good images"
     return bundle.revise(event, calibration=found.calibration, sheet=found.sheet)
 
 
-def _changes(bundle: Bundle, found: Calibrated) -> list[str]:
-    """Say in what new good images differ from those of the calibration that they replace."""
-    old, new, said = bundle.calibration, found.calibration, []
+def before_and_after(before: Bundle, after: Bundle) -> list[str]:
+    """Say what a recalibration changes: the thresholds, and the verdicts on the good images that it was made on.
+
+    Errors: BundleError when the bundles have different graphs, whose scores cannot be compared.
+    """
+    if before.graph != after.graph:
+        raise BundleError(
+            "the two bundles have different graphs; expected one bundle before and after a recalibration."
+        )
+    old, new = (each.calibration.thresholds(each.recipe.decision) for each in (before, after))
+    sentences = [
+        f"{name} threshold: {was:.4g} before, {now:.4g} after"
+        for name, was, now in zip(old._fields, old, new, strict=True)
+        if was != now
+    ]
+    counts = []
+    for thresholds in (old, new):
+        verdicts = Counter(judge(score, thresholds) for score in after.calibration.scores)
+        counts.append(", ".join(f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict]))
+    sentences.append(f"of these {after.calibration.images} good images: {counts[0]} before, {counts[1]} after")
+    if new.review > old.review or new.reject > old.reject:
+        sentences.append(
+            "a higher threshold also passes defects that were stopped before. Inspect the challenge parts before this "
+            f"bundle is used. To go back, activate the bundle {before.digest()[:12]}… again."
+        )
+    return sentences
+
+
+def _changes(bundle: Bundle, calibrated: Calibrated) -> list[str]:
+    """Warnings: differences of the new good images from those of the previous calibration."""
+    old, new, warnings = bundle.calibration, calibrated.calibration, []
     usual, advice = old.appearance, "If the product or the camera has changed, train again"
     odd = [
         (name, oddities)
-        for name, look in zip(new.names, found.looks, strict=True)
+        for name, look in zip(new.names, calibrated.looks, strict=True)
         if usual and (oddities := usual.oddities(look))
     ]
     if clopper_pearson(len(odd), new.images)[0] > ODD:
         name, oddities = odd[0]
-        said.append(
-            f"{len(odd)} of {new.images} images look unlike the good ones of before ({name}: {oddities[0]}). {advice}."
+        warnings.append(
+            f"{len(odd)} of {new.images} images differ from the good images before ({name}: {oddities[0]}). {advice}."
         )
     decision = bundle.recipe.decision.model_copy(update={"review_threshold": None})
     scores, _ = new.units(new.scores, decision.per)
     above = int((scores > old.thresholds(decision).review).sum())
     rate = max(decision.review_rate, old.supported_rate)
     if clopper_pearson(above, len(scores))[0] > rate:
-        said.append(
-            f"{above} of {len(scores)} good {decision.per}s are above the review threshold that they replace, of which "
-            f"{percent(rate)} was promised. {advice}; look at the highest: a defective part among them hides others."
+        warnings.append(
+            f"{above} of {len(scores)} good {decision.per}s are above the previous review threshold; {percent(rate)} "
+            f"was promised. {advice}. Look at the highest scores: a defective part among them raises the threshold."
         )
-    return said
+    return warnings
 
 
 def united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> list[Sample]:
-    """Let copies of one file (digests (n,)) count as one part, and say so."""
+    """Count copies of one file (digests (n,)) as one part, and report them."""
     copies = len(digests) - len(set(digests))
     if copies:
-        warn(f"{copies} of {len(digests)} good images are copies of another's file; such copies count as one part")
+        warn(f"{copies} of {len(digests)} good images are copies of another file; copies count as one part")
     return dataset.merge_groups(samples, digests)
 
 
 def _digest(sample: Sample) -> str:
-    """SHA-256 of the file; one that cannot be read is like no other, and calibration says why it is left out."""
+    """SHA-256 of the file; the path for an unreadable file, which calibration reports and leaves out."""
     try:
         return files.digest(image.contents(sample.path)[0])
     except ImageError:
@@ -213,9 +242,9 @@ def _digest(sample: Sample) -> str:
 
 
 def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
-    """Give a bundle other rates or thresholds. A new rate takes the place of a threshold that was set by hand.
+    """Change rates or thresholds of a bundle. A new rate replaces a threshold that was set by hand.
 
-    RecipeError when a rate comes with the threshold that would override it, or a value is impossible.
+    RecipeError for a rate together with its threshold, and for an impossible value.
     """
     decision = bundle.recipe.decision.model_dump()
     for key in changes:
@@ -227,9 +256,9 @@ def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
     decided = validate(Decision, {**decision, **changes}, "decision")
     recipe = bundle.recipe.model_copy(update={"decision": decided})
     event = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    return bundle.revise(f"{now()} decision changed: {event}", recipe=recipe)
+    return bundle.revise(f"{now()} from {bundle.digest()}: decision changed: {event}", recipe=recipe)
 
 
 def now() -> str:
-    """The time, UTC, ISO 8601."""
+    """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,9 +1,9 @@
-"""The export gate: a graph is written into a bundle only if it says what the fitted detector says.
+"""The export gate: a graph is written into a bundle only if its outputs equal those of the fitted detector.
 
-Every engine is held against the fitted detector on good training tiles of several parts and on spoiled copies of them,
-for the range of an output goes from good to defective: on good tiles alone it may be almost flat. Each output is held
-against its own range. Scores that are means of a map differ far less than the map's values do, so the range of the map
-would let a graph pass that puts scores in another order.
+Every engine is compared with the fitted detector on good training tiles of several parts, and on corrupted copies of
+them: an output may be almost constant on good tiles, so its range needs defective ones. The difference of each output
+is relative to its own range. Scores that are means of a map differ much less than the values of the map, so relative to
+the range of the map, a graph with another order of scores could pass.
 """
 
 import importlib.util
@@ -18,10 +18,10 @@ from andon.errors import TrainingError
 from andon.geometry import tiling
 from andon.inspection import Array, Pixels, Scores
 
-TOLERANCE = 1e-3  # of an output's range: how far the graph may be from the fitted detector
-ROUNDING = 32 * float(np.finfo(np.float32).eps)  # of an output's largest value: what is allowed in any case
-GOOD = 8  # good tiles; as many are spoiled
-SPOILED = (  # left, top, right, bottom, shares of the side; how much the values change, as a share of half their range
+TOLERANCE = 1e-3  # greatest difference, as a share of the range of an output
+ROUNDING = 32 * float(np.finfo(np.float32).eps)  # difference that is always allowed, as a share of the largest value
+GOOD = 8  # good tiles, and as many corrupted ones
+CORRUPTIONS = (  # left, top, right, bottom as shares of the side; change of the values as a share of half their range
     (0.25, 0.25, 0.75, 0.75, 1.0),
     (0.0, 0.0, 0.5, 0.5, 0.5),
     (0.4, 0.1, 0.6, 0.9, 1.0),
@@ -34,12 +34,12 @@ SPOILED = (  # left, top, right, bottom, shares of the side; how much the values
 
 
 def check(model: Detector, graph: bytes, tiles: Tiles) -> dict[str, float]:
-    """Hold every engine's scores and maps against the fitted detector's, in batches of 1, of 2 and of as many as
-    inspection gives a graph at once.
+    """Compare scores and maps of every engine with those of the fitted detector, in batches of 1, of 2 and of the size
+    that inspection uses.
 
-    Returns engine → largest difference as a share of the output's range. TrainingError when that is more than
-    TOLERANCE, or when scores that differ by more than it are in another order. BundleError when an engine cannot load
-    the graph.
+    Returns engine → largest difference, as a share of the range of the output. TrainingError when it is more than
+    TOLERANCE, or when scores that differ by more than TOLERANCE are in another order. BundleError when an engine cannot
+    load the graph.
     """
     pixels = probes(tiles)
     expected = _in_batches(model.score, pixels)
@@ -51,25 +51,25 @@ def check(model: Detector, graph: bytes, tiles: Tiles) -> dict[str, float]:
     for engine in engines:
         scorer, parity[engine] = Runtime(graph, engine), 0.0
         for rows in _batches(len(pixels)):
-            found = _in_batches(scorer.score, pixels[rows])
-            for name, have, want, spread in zip(("score", "map"), found, expected, ranges, strict=True):
-                apart = _apart(have, want[rows], spread)
-                if not apart <= TOLERANCE:
+            outputs = _in_batches(scorer.score, pixels[rows])
+            for name, output, want, spread in zip(("score", "map"), outputs, expected, ranges, strict=True):
+                difference = _difference(output, want[rows], spread)
+                if not difference <= TOLERANCE:
                     raise TrainingError(
-                        f"the graph on {engine} differs from the fitted {model.name}: the {name} by {apart:.2g} of its "
-                        f"range, in a batch of {len(rows)}; at most {TOLERANCE:g} is allowed."
+                        f"the graph on {engine} differs from the fitted {model.name}: the {name} by {difference:.2g} "
+                        f"of its range, in a batch of {len(rows)}; at most {TOLERANCE:g} is allowed."
                     )
-                parity[engine] = max(parity[engine], apart)
-            if len(rows) == len(pixels) and not _same_order(found.image, expected.image, TOLERANCE * ranges[0]):
+                parity[engine] = max(parity[engine], difference)
+            if len(rows) == len(pixels) and not _same_order(outputs.image, expected.image, TOLERANCE * ranges[0]):
                 raise TrainingError(
-                    f"the graph on {engine} differs from the fitted {model.name}: it puts the scores of tiles in "
+                    f"the graph on {engine} differs from the fitted {model.name}: its scores of tiles have "
                     "another order."
                 )
     return parity
 
 
 def probes(tiles: Tiles) -> Pixels:
-    """Return good tiles of up to GOOD parts, and as many or more spoiled copies: (n, t, t, c)."""
+    """Return up to GOOD good tiles, of different parts if possible, and corrupted copies: (n, t, t, c)."""
     firsts = np.unique(np.asarray(tiles.groups), return_index=True)[1]
     others = np.setdiff1d(np.arange(len(tiles)), firsts)
     rows = sorted(np.concatenate([np.sort(firsts), others])[:GOOD].tolist())
@@ -80,12 +80,12 @@ def probes(tiles: Tiles) -> Pixels:
         done += len(batch)
         if len(good) == len(rows):
             break
-    spoiled = [_spoiled(good[number % len(good)], *how) for number, how in enumerate(SPOILED)]
-    return np.stack([*good, *spoiled])
+    corrupted = [_corrupt(good[number % len(good)], *how) for number, how in enumerate(CORRUPTIONS)]
+    return np.stack([*good, *corrupted])
 
 
-def _spoiled(tile: Pixels, left: float, top: float, right: float, bottom: float, share: float) -> Pixels:
-    """Move the values of a rectangle by a share of half their range; the upper half of them goes down."""
+def _corrupt(tile: Pixels, left: float, top: float, right: float, bottom: float, share: float) -> Pixels:
+    """Change the values of a rectangle by a share of half their range: low values up, high values down."""
     out, (height, width) = tile.copy(), tile.shape[:2]
     area = out[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     half = np.iinfo(tile.dtype).max // 2
@@ -95,13 +95,13 @@ def _spoiled(tile: Pixels, left: float, top: float, right: float, bottom: float,
 
 
 def _in_batches(score: Callable[[Pixels], Scores], pixels: Pixels) -> Scores:
-    """Score tiles (n, t, t, c), as many at once as inspection does."""
+    """Score tiles (n, t, t, c) in the batches of inspection."""
     pieces = [score(np.stack(batch)) for batch in tiling.batches(pixels, pixels.shape[1:3])]
     return Scores(*(np.concatenate(values) for values in zip(*pieces, strict=True)))
 
 
 def _batches(count: int) -> Iterator[NDArray[np.intp]]:
-    """Yield which tiles are scored together: all of them; then some good and some spoiled ones, by two and alone."""
+    """Yield the rows of each batch: all; then pairs and single tiles, good and corrupted."""
     rows = np.arange(count)
     yield rows
     yield rows[[0, -1]]
@@ -110,18 +110,18 @@ def _batches(count: int) -> Iterator[NDArray[np.intp]]:
 
 
 def _range(values: Array) -> float:
-    """The range of an output; never less than that of which TOLERANCE is float32's rounding."""
+    """The range of an output; at least so large that TOLERANCE exceeds the rounding of float32."""
     return max(float(np.ptp(values)), ROUNDING * float(np.abs(values).max()) / TOLERANCE, 1e-30)
 
 
-def _apart(found: Array, expected: Array, spread: float) -> float:
-    """Largest difference as a share of a range; NaN when anything is not finite or of another shape."""
-    if found.shape != expected.shape or not (np.isfinite(found).all() and np.isfinite(expected).all()):
+def _difference(output: Array, expected: Array, spread: float) -> float:
+    """Largest difference as a share of a range; NaN for values that are not finite, or another shape."""
+    if output.shape != expected.shape or not (np.isfinite(output).all() and np.isfinite(expected).all()):
         return float("nan")
-    return float(np.abs(found.astype(np.float64) - expected).max()) / spread
+    return float(np.abs(output.astype(np.float64) - expected).max()) / spread
 
 
-def _same_order(found: Array, expected: Array, tolerance: float) -> bool:
-    """Whether scores (n,) are in the order expected, wherever those expected differ by more than a tolerance."""
+def _same_order(output: Array, expected: Array, tolerance: float) -> bool:
+    """Whether scores (n,) have the expected order, for pairs that differ by more than the tolerance."""
     above = expected[:, None].astype(np.float64) - expected[None] > tolerance
-    return bool((found[:, None] > found[None])[above].all())
+    return bool((output[:, None] > output[None])[above].all())

@@ -1,4 +1,4 @@
-"""What a recipe makes of some pictures: where each is registered, cropped, inspected and tiled, drawn into it."""
+"""Preview of a recipe: registration, crop, region of interest and tiles, drawn into some pictures."""
 
 from collections.abc import Sequence
 
@@ -27,11 +27,10 @@ Colour = tuple[int, int, int]
 
 
 def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Tell = lambda sentence: None) -> Picture:
-    """Draw `count` of the images to learn from, by the recipe's seed, as a contact sheet.
+    """Draw `count` random good images as a contact sheet, with the seed of the recipe.
 
-    The view (crop; where parts are registered, as it lies in the picture) is outlined in yellow, the region of interest
-    in green, tiles in blue; what is not inspected is dark. `warn` hears of
-    those that cannot be used.
+    The view (crop and registration) is outlined in yellow, the region of interest in green, tiles in blue; areas that
+    are not inspected are dark. `warn` gets a sentence for each unusable image.
     Errors: RecipeError when the recipe names no images, DatasetError when none is good.
     """
     if not recipe.data.images:
@@ -49,8 +48,8 @@ def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Te
         pictures.append(picture)
         captions.append(caption)
     progress("drawing", len(drawn), len(drawn))
-    made = render.contact_sheet(pictures, captions, COLUMNS, SIDE)
-    return np.vstack([made, _legend(made.shape[1], recipe.geometry)])
+    contact_sheet = render.contact_sheet(pictures, captions, COLUMNS, SIDE)
+    return np.vstack([contact_sheet, _legend(contact_sheet.shape[1], recipe.geometry)])
 
 
 def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Reference | None:
@@ -67,7 +66,7 @@ def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Re
 
 
 def _one(sample: Sample, settings: Geometry, registered_to: Reference | None, warn: Tell) -> tuple[Picture, str]:
-    """Draw one picture, SIDE pixels its longer side, and say what is inspected of it."""
+    """Draw one picture, longer side SIDE pixels, and its caption."""
     name = sample.path.name
     try:
         read = image.read(sample.path)
@@ -93,8 +92,8 @@ def _one(sample: Sample, settings: Geometry, registered_to: Reference | None, wa
         _draw(picture, [_placed(points, view, scale) for points in outlines], REGION, 2)
     if settings.crop is not None or view.matrix is not None:
         _draw(picture, [_placed(_box(0, 0, w, h), view, scale)], VIEW, 2)
-    found = view.registration
-    where = f", {found.angle:.1f} deg, quality {found.quality:.2f}" if found else ""
+    pose = view.registration
+    where = f", {pose.angle:.1f} deg, quality {pose.quality:.2f}" if pose else ""
     return picture, f"{name}: {view.share:.1%} in {counted(len(places), 'tile')}{where}"
 
 
@@ -103,7 +102,7 @@ def _box(x: int, y: int, width: int, height: int) -> Array:
 
 
 def _outlines(roi: views.Mask | None, shape: tuple[int, int]) -> list[Array]:
-    """The outlines (n, 2) of what is inspected of a view (h, w), those of holes among them."""
+    """The outlines (n, 2) of the inspected area of a view (h, w), including those of holes."""
     if roi is None:
         return [_box(0, 0, shape[1], shape[0])]
     contours, _ = cv2.findContours(roi.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
@@ -111,7 +110,7 @@ def _outlines(roi: views.Mask | None, shape: tuple[int, int]) -> list[Array]:
 
 
 def _placed(points: Array, view: View, scale: float) -> views.Points:
-    """Bring points (n, 2) of a view into the drawn picture."""
+    """Transform points (n, 2) of a view to the drawn picture."""
     if view.matrix is not None:
         placed = points @ view.matrix[:, :2].T + view.matrix[:, 2]
     else:
@@ -125,7 +124,7 @@ def _draw(picture: Picture, lines: Sequence[views.Points], colour: Colour, width
 
 
 def _legend(width: int, settings: Geometry) -> Picture:
-    """Say what the colours mean."""
+    """Draw the legend of the colours."""
     strip: Picture = np.full((32, width, 3), 255, np.uint8)
     x = 12
     for colour, words in ((VIEW, "crop and registration"), (REGION, "region of interest"), (TILE, "tiles")):

@@ -1,4 +1,4 @@
-"""How small a defect may be: what the detector resolves at its input size, in pixels of the picture."""
+"""The smallest defect that a detector resolves at its input size, in pixels of the picture."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from andon.geometry.views import STEP, Geometry
 from andon.pictures import image
 from andon.recipe import Recipe
 
-LARGEST = 1024  # geometry.size that is still suggested; beyond it, tiles
+LARGEST = 1024  # largest geometry.size to suggest; for more, tiles are suggested
 
 
 def smallest_defect(frame: tuple[int, int], geometry: Geometry, stride: int) -> float:
@@ -25,7 +25,7 @@ def smallest_defect(frame: tuple[int, int], geometry: Geometry, stride: int) -> 
 
 
 def sentence(frame: tuple[int, int], geometry: Geometry, stride: int) -> str:
-    """Say how small a defect may be."""
+    """State the size of the smallest defect."""
     height, width = geometry.input
     how = "in tiles of" if geometry.tiles else "at an input of"
     pixels = math.ceil(smallest_defect(frame, geometry, stride))
@@ -36,38 +36,40 @@ def sentence(frame: tuple[int, int], geometry: Geometry, stride: int) -> str:
 
 
 def advice(frame: tuple[int, int], geometry: Geometry, stride: int, pixels: float) -> str:
-    """Say whether a square defect of so many pixels of an image (H, W) is large enough, and what to change if not."""
-    found, said = smallest_defect(frame, geometry, stride), sentence(frame, geometry, stride)
-    if found <= pixels:
-        return f"{said}; a defect of {pixels:g} is large enough"
+    """State whether a defect of `pixels` a side in an image (H, W) is large enough, and what to change if not."""
+    smallest, start = smallest_defect(frame, geometry, stride), sentence(frame, geometry, stride)
+    if smallest <= pixels:
+        return f"{start}; a defect of {pixels:g} is large enough"
     area = (geometry.size or geometry.input[0]) ** 2
-    size = STEP * math.ceil(math.sqrt(area) * found / pixels / STEP)
+    size = STEP * math.ceil(math.sqrt(area) * smallest / pixels / STEP)
     if not geometry.tiles and size <= LARGEST:
-        return f"{said}; for a defect of {pixels:g} set size = {size}, which takes {size**2 / area:.1f} times the time"
+        return f"{start}; for a defect of {pixels:g} set size = {size}, which takes {size**2 / area:.1f} times the time"
     if not geometry.tiles and 2 * stride <= pixels:
         return (
-            f"{said}; for a defect of {pixels:g} set geometry.tiles = true: tiles see the picture at its own "
-            f"resolution, and a defect of {2 * stride} is large enough"
+            f"{start}; for a defect of {pixels:g} set geometry.tiles = true: tiles have the full resolution of the "
+            f"picture, and a defect of {2 * stride} is large enough"
         )
     return (
-        f"{said}; a defect of {pixels:g} is too small for this detector even at the picture's own resolution, where it "
-        f"needs {2 * stride}. Use a camera or lens that shows it larger, or a detector that compares pixels, such as "
+        f"{start}; a defect of {pixels:g} is too small for this detector even at full resolution, where it needs "
+        f"{2 * stride}. Use a camera or lens with a higher resolution, or a detector that compares pixels, such as "
         "variation"
     )
 
 
 def length(text: str) -> float:
-    """Read a length in pixels, as 6 or 6px. RecipeError when it is none."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px)?", text.strip().lower())
-    if not found or float(found[1]) == 0:
-        raise RecipeError(f"smallest defect '{text}': expected a length in pixels of your picture, as 6px.")
-    return float(found[1])
+    """Read a length in pixels, such as 6 or 6px. RecipeError for other texts."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(px)?", text.strip().lower())
+    if not match or float(match[1]) == 0:
+        raise RecipeError(
+            f"smallest defect '{text}': expected a length in pixels of your picture, such as 6px. Correct it."
+        )
+    return float(match[1])
 
 
 def findings(recipe: Recipe, good: Sequence[Sample], stride: int, wanted: float | None = None) -> list[Finding]:
-    """Say, as a note, how small a defect may be for a detector on these good images; with advice on one that is wanted.
+    """A note on the smallest defect of a detector on these good images, with advice for a defect of `wanted` pixels.
 
-    Nothing where no image can be read.
+    Empty if no image can be read.
     """
     for sample in good:
         try:
@@ -75,6 +77,6 @@ def findings(recipe: Recipe, good: Sequence[Sample], stride: int, wanted: float 
         except ImageError:
             continue
         settings = with_input_shape(recipe, good).geometry
-        said = advice(frame, settings, stride, wanted) if wanted else sentence(frame, settings, stride)
-        return [Finding("note", "smallest-defect", f"{said}.")]
+        text = advice(frame, settings, stride, wanted) if wanted else sentence(frame, settings, stride)
+        return [Finding("note", "smallest-defect", f"{text}.")]
     return []

@@ -1,10 +1,10 @@
-"""Good pictures that look like defects: each is compared with small memory banks that have not seen it.
+"""Good pictures that look like defects: each is compared with small memory banks that do not contain it.
 
-Defects that were put into the folder of good parts by mistake are learnt as good. A detector that learnt them does not
-find them, nor others like them. Here the pictures are dealt into `FOLDS` banks at random, and each picture is compared
-with the banks it is not in. Of each patch the distances to these banks are sorted. The smallest counts for nothing: a
-patch is usual only if several banks know one like it, so that a few defects of one kind do not vouch for each other.
-What is listed may be a good part of a rare kind: a person has to look.
+A defective part in the folder of good parts is learnt as good; then the detector finds neither it nor similar defects.
+Here, pictures are distributed at random over `FOLDS` banks, and each picture is compared with the banks that do not
+contain it. The distances of each patch to these banks are sorted, and the smallest are ignored: a patch is usual only
+if it is similar to patches in several banks, so that a few similar defects do not hide each other. A listed picture may
+also be a good part of a rare kind: a person must look at it.
 """
 
 import math
@@ -31,20 +31,23 @@ from andon.pictures import image
 from andon.progress import Progress, silent
 from andon.recipe import Recipe
 
-NETWORK, BLOCK = "efficientnet-lite0", 10  # the coarser of the two stages of `memory-bank`: it finds, the other shows
+NETWORK, BLOCK = (
+    "efficientnet-lite0",
+    10,
+)  # the coarser of the two stages of `memory-bank`
 FOLDS = 10  # banks
-VOTES = (1, 3)  # a patch is compared with its second and fourth nearest bank; a picture counts by the worse of the two
-MEMORIES = 500  # patches that a bank keeps
-LEAST = 20  # pictures below which nothing is said: the banks know too little
+VOTES = (1, 3)  # ranks: second and fourth nearest bank of a patch; the higher deviation of the two counts
+MEMORIES = 500  # patches in a bank
+LEAST = 20  # fewest pictures; with fewer, banks are too small
 SIDES = (64, 256)  # pixels a side, least and most; tiles are resized to a multiple of the network's stride
-TILES = 1000  # that are compared with each other at a time: at most 400 MB
+TILES = 1000  # tiles compared at a time: at most 400 MB
 LEAST_SPREAD = 0.02  # of the logarithm of the score
 SHOWN, MOST_SHOWN = 12, 48  # pictures on the contact sheet
 FAR = 4.0  # robust standard deviations of the logarithm of the score
 
 
 class Judged(NamedTuple):
-    """A good picture, and how strange it is to the banks that have not seen it."""
+    """A good picture, and its deviation from the banks that do not contain it."""
 
     sample: Sample
     deviations: float  # robust standard deviations above the median of all pictures
@@ -56,59 +59,59 @@ class Judged(NamedTuple):
 
 
 def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
-    """Judge the good pictures of a folder, those of a test split left out, the strangest first.
+    """Judge the good pictures of a folder, without a test split, highest deviation first.
 
-    None where they are too few, or cannot be learnt from together.
+    Empty if there are too few, or if they cannot be used together.
     """
     good = data.training_images()
     if len(good) < LEAST:
         return []
     try:
         survey = survey_images(good, Recipe(), Store(), progress)
-    except AndonError:  # of which the check of the folder tells
+    except AndonError:  # reported by the check of the folder
         return []
     return judge(survey, Recipe().geometry, 0, progress)
 
 
 def judge(survey: Survey, settings: Geometry, seed: int, progress: Progress = silent) -> list[Judged]:
-    """Judge the surveyed pictures, the strangest first; none where they are too few."""
+    """Judge the surveyed pictures, highest deviation first; empty if there are too few."""
     samples = dataset.merge_groups(survey.samples, [survey.digests[sample.path] for sample in survey.samples])
     deviations = strangeness(samples, survey, settings, seed, progress)
     return [Judged(samples[i], float(deviations[i])) for i in np.argsort(-deviations)]
 
 
 def findings(judged: Sequence[Judged], data: Dataset) -> list[Finding]:
-    """Say which pictures look like defects, for the report of a check."""
+    """The pictures that look like defects, for the report of a check."""
     names = tuple((data.relative(one.sample),) for one in judged if one.suspect)
     if not names:
         return []
     message = (
         f"{len(names)} good image{'s look like defects' if len(names) > 1 else ' looks like a defect'}. Look at "
-        "suspects.jpg, which andon check writes with --out, and move those that are defective out of the good folder:"
+        "suspects.jpg, which `andon check --out` writes, and move defective ones out of the folder of good images:"
     )
     return [Finding("warning", "suspect", message, names)]
 
 
 def warning(judged: Sequence[Judged], folder: str) -> str:
-    """Say before a training which pictures look like defects; empty where none does."""
+    """A warning before a training: the pictures that look like defects; empty if there are none."""
     names = [one.sample.path.name for one in judged if one.suspect]
     if not names:
         return ""
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return (
         f"{len(names)} of {len(judged)} good images look{'s' * (len(names) == 1)} like a defect: {listed}. They are "
-        f"learnt as good. Look at them (andon check {folder} --out DIR writes a contact sheet), and move those that "
-        "are defective out of the good folder."
+        f"learnt as good. Look at them (`andon check {folder} --out DIR` writes a contact sheet), and move defective "
+        "ones out of the folder of good images."
     )
 
 
 def shown(judged: Sequence[Judged]) -> int:
-    """How many of the strangest are drawn: the suspects, or `SHOWN` where they are fewer, `MOST_SHOWN` at most."""
+    """Number of pictures on the contact sheet: all suspects, but at least `SHOWN` and at most `MOST_SHOWN`."""
     return min(max(sum(one.suspect for one in judged), SHOWN), MOST_SHOWN, len(judged))
 
 
 def sheet(judged: Sequence[Judged]) -> bytes:
-    """Draw the strangest (see `shown`), each with its deviations, as a JPEG; of one picture or more."""
+    """Draw the pictures with the highest deviations (see `shown`) as a JPEG; at least one picture."""
     count = shown(judged)
     pictures = [render.display(image.read(one.sample.path).pixels) for one in judged[:count]]
     captions = [f"{'SUSPECT ' * one.suspect}{one.deviations:.1f} sd  {one.sample.path.name}" for one in judged[:count]]
@@ -118,9 +121,9 @@ def sheet(judged: Sequence[Judged]) -> bytes:
 def strangeness(
     samples: Sequence[Sample], survey: Survey, settings: Geometry, seed: int = 0, progress: Progress = silent
 ) -> NDArray[np.float64]:
-    """Return by how many robust standard deviations (n,) each picture lies above the median; of too few pictures, (0,).
+    """Robust standard deviations (n,) of each picture above the median; (0,) for too few pictures.
 
-    Pictures of one group are dealt together, so that none is compared with another of its own part. Very many are
+    Pictures of one group are in the same bank, so that no picture is compared with others of its part. Large sets are
     judged in several lots.
     """
     rng = np.random.default_rng(seed)
@@ -130,17 +133,17 @@ def strangeness(
     group = np.array([groups[sample.group] for sample in samples])
     tiles = sum(len(survey.entries[sample.path].tiles) for sample in samples)
     lots = min(math.ceil(tiles / TILES), len(groups) // LEAST)
-    dealt = rng.permutation(len(groups))
-    found = np.zeros(len(samples))
+    order = rng.permutation(len(groups))
+    deviations = np.zeros(len(samples))
     for lot in range(lots):
-        chosen = np.flatnonzero(dealt[group] % lots == lot)
+        chosen = np.flatnonzero(order[group] % lots == lot)
         counts = [len(survey.entries[samples[int(i)].path].tiles) for i in chosen]
-        fold = np.repeat(dealt[group[chosen]] // lots % FOLDS, counts)
+        fold = np.repeat(order[group[chosen]] // lots % FOLDS, counts)
         patches = _features(GoodTiles([samples[int(i)] for i in chosen], survey, settings), progress)
         first = np.cumsum([0, *counts])[:-1]
         scores = _scores(patches, fold, rng, progress)
-        found[chosen] = np.max([_deviations(np.maximum.reduceat(of_tiles, first)) for of_tiles in scores], axis=0)
-    return found
+        deviations[chosen] = np.max([_deviations(np.maximum.reduceat(of_tiles, first)) for of_tiles in scores], axis=0)
+    return deviations
 
 
 def _features(tiles: GoodTiles, progress: Progress) -> Array:
@@ -148,21 +151,23 @@ def _features(tiles: GoodTiles, progress: Progress) -> Array:
     (stage,) = features.select(NETWORK, [BLOCK])
     describe = features.Extractor(NETWORK, [BLOCK])
     side = min(max(min(tiles.shape) // stage.stride * stage.stride, SIDES[0]), SIDES[1])
-    found = np.empty((len(tiles), side // stage.stride, side // stage.stride, stage.channels), np.float32)
+    means = np.empty((len(tiles), side // stage.stride, side // stage.stride, stage.channels), np.float32)
     done = 0
     for batch in tiles:
         small = [cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA) for tile in batch]
         (maps,) = describe(np.stack(small).reshape(len(batch), side, side, tiles.channels))
-        found[done : done + len(batch)] = average(maps, 3).transpose(0, 2, 3, 1)
+        means[done : done + len(batch)] = average(maps, 3).transpose(0, 2, 3, 1)
         done += len(batch)
         progress("looking for defects among the good images", done, len(tiles))
-    return found
+    return means
 
 
 def _scores(
     patches: Array, fold: NDArray[np.intp], rng: np.random.Generator, progress: Progress
 ) -> list[NDArray[np.float64]]:
-    """Score tiles (n,) by their patches (n, g, g, c) against the banks they are not in: one score a vote."""
+    """Score tiles (n,) by their patches (n, g, g, c) against the banks that do not contain them: one score for each
+    vote.
+    """
     n, grid, channels = len(patches), patches.shape[1], patches.shape[3]
     rows = patches.reshape(-1, channels)
     mean, whiten = whitening(rows[rng.permutation(len(rows))[:20_000]], 1e-3)
@@ -176,7 +181,7 @@ def _scores(
             continue
         memories = pool[k_centre(pool, min(MEMORIES, len(pool)), rng)]
         around = neighbour_distance(memories, pool, 10)
-        offset = (memories**2).sum(axis=1) - 0.7 * np.maximum(around, np.median(around))  # as `memory-bank` has it
+        offset = (memories**2).sum(axis=1) - 0.7 * np.maximum(around, np.median(around))  # as in `memory-bank`
         nearest = np.concatenate(
             [(part @ (-2 * memories.T) + offset).min(axis=1) for part in np.array_split(white, math.ceil(n / 64))]
         )
@@ -193,7 +198,7 @@ def _scores(
 
 
 def _deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Robust standard deviations of the logarithm above the median, by the quarter above it: scores are skewed."""
+    """Robust standard deviations of the logarithm above the median, from the third quartile: scores are skewed."""
     logs = np.log(np.maximum(scores, np.finfo(np.float32).tiny))
     middle, upper = np.quantile(logs, (0.5, 0.75))
     deviations: NDArray[np.float64] = (logs - middle) / max(float(upper - middle) / 0.6745, LEAST_SPREAD)

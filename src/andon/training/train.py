@@ -27,7 +27,7 @@ from andon.recipe import Recipe, validate
 from andon.training import gate, resolution, suspects, workplace
 from andon.training.calibrating import calibrate, crosses, now, united
 
-LAPS = 5  # runs of which the median is told
+LAPS = 5  # runs; their median is reported
 
 
 def compose(
@@ -41,10 +41,10 @@ def compose(
     groups: str | Path | None = None,
     good: Sequence[str] = (),
 ) -> Recipe:
-    """Make the recipe for a folder of good images, a recipe file or a recipe, with what is given here replaced."""
+    """Make a recipe from a folder of good images, a recipe file or a recipe; arguments replace its values."""
     if not isinstance(source, str | Path | Recipe) or source == "":
-        found = "an empty name" if source == "" else f"a {type(source).__name__}"
-        raise RecipeError(f"the source is {found}; expected a folder of good images, a recipe file or a Recipe.")
+        what = "an empty name" if source == "" else f"a {type(source).__name__}"
+        raise RecipeError(f"the source is {what}; expected a folder of good images, a recipe file or a Recipe.")
     if isinstance(source, Recipe):
         recipe = source
     elif Path(source).suffix.lower() == ".toml":
@@ -53,13 +53,13 @@ def compose(
         folders = [name for name in Path(source).resolve().parts[1:] if name.lower() not in ("train", "good")]
         recipe = Recipe.model_validate({"product": folders[-1] if folders else "", "data": {"images": str(source)}})
     values = recipe.model_dump()
-    for section, given in (
+    for section, changes in (
         (values, {"seed": seed}),
         (values["detector"], {"name": detector, "preset": preset, "settings": settings}),
         (values["geometry"], {"size": size}),
         (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
     ):
-        section.update({key: value for key, value in given.items() if value is not None})
+        section.update({key: value for key, value in changes.items() if value is not None})
     if values["geometry"]["size"] is None:
         recipe = validate(Recipe, values, "recipe")
         kind = detectors.get(recipe.detector.name)
@@ -85,14 +85,14 @@ def train(
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
 ) -> Bundle:
-    """Learn a product from a folder of good images, or by a recipe, and write the bundle `out`.
+    """Train on a folder of good images, or by a recipe, and write the bundle `out`.
 
-    `tell` gets sentences for people: the forecast before the fit, what the calibration can promise. `warn` gets those
-    on images that were left out or do not count, and is `tell` where none is given. A detector trained by gradient
-    runs on `device`, for `seconds` in place of its steps; while it trains its checkpoints lie in `OUT.training`, and
-    after a kill the same call goes on from there. One training at a time writes to OUT. The tiles of all images lie in
-    one temporary file of at most `storage_mb` megabytes in `OUT.training`, which is gone when the process is.
-    Raises an AndonError, and writes nothing, when no bundle worth having comes of it.
+    `tell` gets messages: the forecast before the fit, the rates that the calibration supports. `warn` gets warnings
+    about images that are left out or do not count; default: `tell`. A detector trained by gradient uses `device`, and
+    trains for `seconds` instead of its number of steps. Its checkpoints are in `OUT.training`; after a kill, the same
+    call continues from them. Only one training at a time may write OUT. The tiles of all images are in a temporary file
+    of at most `storage_mb` megabytes in `OUT.training`, which is deleted when the process ends.
+    Errors: AndonError when the training fails; then no bundle is written.
     """
     recipe = compose(
         source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
@@ -132,7 +132,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
 
     run = replace(run, images=[sample.path for sample in data.samples], memo=Memo(store))
     forecast = model.forecast(tiles, run)
-    refits = len(sides.folds) - 1 if sides.crossed else 0  # each of n folds learns from n - 1 shares of n
+    refits = len(sides.folds) - 1 if sides.crossed else 0  # n fits, each on (n - 1) / n of the images
     tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
     held_out = sum(map(len, sides.folds))
     calibrating = timings["read"] * held_out / len(survey.samples) + refits * forecast.seconds
@@ -202,22 +202,22 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
 
 
 def _cost(model: Detector, recipe: Recipe, scorer: Runtime, tile: Pixels) -> str:
-    """Say how long a tile (1, h, w, c) takes on this machine, and about how long with other presets."""
+    """State the time of a tile (1, h, w, c) on this machine, and about that of other presets."""
     laps = []
     for _ in range(LAPS):
         began = time.perf_counter()
         scorer.score(tile)
         laps.append(time.perf_counter() - began)
     took, own = 1000 * float(np.median(laps)), model.times.get(recipe.detector.preset)
-    said = f"the detector takes {took:.0f} ms a tile on this machine (preset {recipe.detector.preset})"
+    text = f"the detector takes {took:.0f} ms per tile on this machine (preset {recipe.detector.preset})"
     if own is None or recipe.geometry.size != model.sizes[recipe.detector.preset]:
-        return said
+        return text
     others = [f"{preset} about {took * share / own:.0f} ms" for preset, share in model.times.items() if share != own]
-    return f"{said}; {', '.join(others)}"
+    return f"{text}; {', '.join(others)}"
 
 
 def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dataset, list[Sample]]:
-    """Find the images: the data set, and those of defects that are learnt from. DatasetError when none is good."""
+    """Find the images: the data set, and the images of defects to learn from. DatasetError when none is good."""
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
@@ -227,9 +227,9 @@ def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dat
     learnt = _taken(defective, model, data, warn)
     if not data.training_images():
         raise DatasetError(
-            f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Taken as defects by "
-            f"their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these folders "
-            "holds good parts, name it: --good NAME."
+            f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Defects by the "
+            f"names of their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these "
+            "folders contains good parts, name it: --good NAME."
         )
     for sentence in data.sources():
         tell(sentence)
@@ -240,17 +240,17 @@ class _Sides(NamedTuple):
     """The good images, divided between learning and calibration."""
 
     survey: Survey
-    recipe: Recipe  # with what was learnt about the images spelled out
+    recipe: Recipe  # with the values found for the images
     fit: list[Sample]
-    folds: list[list[Sample]]  # those to calibrate on: one fold that is not learnt, or `crossed`
-    crossed: bool  # each fold is scored by a detector of its own, and all is learnt
+    folds: list[list[Sample]]  # images to calibrate on: one held-out fold, or several if `crossed`
+    crossed: bool  # each fold is scored by a detector that learnt the others; the final detector learns all
     skipped: int  # images that cannot be used
 
 
 def _divided(
     data: Dataset, recipe: Recipe, store: Store, reduce: bool, progress: Progress, tell: Tell, warn: Tell
 ) -> _Sides:
-    """Look the good images over, divide them, and register them where the recipe asks for it.
+    """Survey the good images, divide them, and register them if the recipe says so.
 
     `reduce`: as `survey_images`.
     """
@@ -263,8 +263,8 @@ def _divided(
     if survey.rule.maximum:
         recipe = recipe.with_maximum(survey.rule.maximum)
         tell(
-            f"16-bit files with values up to {survey.rule.maximum}, which are scaled to the full range; a picture with "
-            "higher values will be refused. If these are only dark, set input.maximum = 65535."
+            f"16-bit files with values up to {survey.rule.maximum}: they are scaled to the full range, and pictures "
+            "with higher values will be refused. If these pictures are only dark, set input.maximum = 65535."
         )
     samples = united(survey.samples, [survey.digests[sample.path] for sample in survey.samples], warn)
     crossed, skipped = crosses(recipe, samples), len(survey.skipped)
@@ -276,8 +276,8 @@ def _divided(
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
-        said = reference.provenance(survey.reference, survey.poses.values())
-        tell(f"registered to {said['reference']}: {said['registered']}")
+        registration = reference.provenance(survey.reference, survey.poses.values())
+        tell(f"registered to {registration['reference']}: {registration['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{survey.share:.1%} of each picture is inspected")
     folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
@@ -287,55 +287,55 @@ def _divided(
 
 
 def _again(run: Run, out: Path) -> str:
-    """Say how to come to the export gate once more."""
+    """Say how to repeat the export gate."""
     how = "install another version of onnxruntime or openvino"
     report = "Please report this with the recipe"
     if any(path.is_file() for path in run.written):
         return (
             f"{report}. The trained weights are kept in {run.folder}: {how} and run the same `andon train` with "
-            f"`-o {out}` again. It goes on from these weights and does not train anew."
+            f"`-o {out}` again. It continues from these weights and does not train again."
         )
     return f"{report}, or {how} and run the same `andon train` again."
 
 
 def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
-    """Choose the images of defects that the detector learns from. DatasetError when it needs some and has none."""
+    """Choose the images of defects to learn from. DatasetError when the detector needs some and there are none."""
     need, by_settings = model.defects, "" if model.defects == type(model).defects else " with these settings"
     if defective and need == "none":
         folders = ", ".join(sorted({sample.defect for sample in defective}))
         warn(
-            f"left out: {counted(len(defective), 'image')}, taken as defects by their folders: {folders}. "
-            f"{model.name} learns from good parts only{by_settings}; if they are good, move them into the folder of "
+            f"left out: {counted(len(defective), 'image')} of defects, by the names of their folders: {folders}. "
+            f"{model.name} learns from good parts only{by_settings}. If they are good, move them into the folder of "
             "good images."
         )
-    taken = [s for s in defective if need == "images" or (need != "none" and s.mask)]
-    if need in ("masks", "masks if any") and len(taken) < len(defective):
+    chosen = [s for s in defective if need == "images" or (need != "none" and s.mask)]
+    if need in ("masks", "masks if any") and len(chosen) < len(defective):
         first = next(sample for sample in defective if not sample.mask)
         warn(
-            f"left out: {len(defective) - len(taken)} of {len(defective)} images of defects, which have no mask, such "
-            f"as {data.relative(first)}. {model.name} learns where defects are; the mask of an "
+            f"left out: {len(defective) - len(chosen)} of {len(defective)} images of defects, which have no mask, such "
+            f"as {data.relative(first)}. {model.name} needs masks; the mask of an "
             "image DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask.png."
         )
     if data.stray_masks and need != "none":
         warn(
-            f"masks that match no image of a defect, and are not learnt from: {len(data.stray_masks)}, such as "
+            f"left out: {counted(len(data.stray_masks), 'mask')} that match no image of a defect, such as "
             f"{data.stray_masks[0].relative_to(data.root).as_posix()}. The mask of an image DEFECT/NAME.png is "
             "ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png; rename them."
         )
-    if not taken and need in REQUIRED:
+    if not chosen and need in REQUIRED:
         with_masks = " with masks in ground_truth" if need == "masks" else ""
         others = [name for name in detectors.names() if detectors.get(name).defects != "images" and name != model.name]
         raise DatasetError(
             f"{data.root}: no images of defects{with_masks} to learn from; {model.name} needs some"
-            f"{by_settings}, in train/DEFECT beside train/good. These learn without: {', '.join(others)}."
+            f"{by_settings}, in train/DEFECT beside train/good. Detectors that do not need them: {', '.join(others)}."
         )
-    return taken
+    return chosen
 
 
 def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
-    """Build the recipe's detector, and the recipe with every setting spelled out, for the bundle to keep.
+    """Build the detector of a recipe, and the recipe with all settings, for the bundle.
 
-    RecipeError when detector, preset, settings and geometry do not fit together.
+    RecipeError for an impossible combination of detector, preset, settings and geometry.
     """
     kind = detectors.get(recipe.detector.name)
     preset = _preset(kind, recipe)
@@ -345,8 +345,8 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
     if model.position_aware and recipe.geometry.tiles:
         changed = "" if kind.position_aware else " with these settings"
         raise RecipeError(
-            f"recipe: {kind.name} knows where in the image a patch lies{changed}, so it cannot work on tiles cut from "
-            "it. Set geometry.tiles = false, or choose another detector (`andon detectors`)."
+            f"recipe: {kind.name} depends on the position in the image{changed}, so it cannot work on tiles. "
+            "Set geometry.tiles = false, or choose another detector (`andon detectors`)."
         )
     chosen = recipe.detector.model_copy(
         update={"preset": preset, "settings": config.model_dump(mode="json", exclude_none=True)}
@@ -356,7 +356,7 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
         if geometry.shape and geometry.shape[0] != geometry.shape[1]:
             raise RecipeError(
                 f"recipe: geometry.shape = {list(geometry.shape)}, but {kind.name} takes square input only. Leave "
-                "shape out; aspect = 'stretch' squeezes pictures into a square, 'keep' repeats their edge around them."
+                "shape out; aspect = 'stretch' resizes pictures to a square, 'keep' repeats their edges to a square."
             )
         if geometry.aspect == "free":
             geometry = geometry.model_copy(update={"aspect": "stretch", "shape": None})
@@ -364,7 +364,7 @@ def construct(recipe: Recipe) -> tuple[Detector, Recipe]:
 
 
 def _preset(kind: type[Detector], recipe: Recipe) -> str:
-    """Return the recipe's preset, or the detector's first. RecipeError when the detector has no such preset."""
+    """The preset of the recipe, or the first of the detector. RecipeError for an unknown preset."""
     preset = recipe.detector.preset or next(iter(kind.presets))
     if preset not in kind.presets:
         raise RecipeError(f"recipe: detector.preset: {unknown('preset', preset, kind.presets)}")

@@ -1,4 +1,4 @@
-"""OUT.training: where one training at a time keeps its checkpoints until the bundle OUT is written."""
+"""OUT.training: the folder of the checkpoints of a training, until the bundle OUT is written."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,14 +9,14 @@ from andon import files
 
 @contextmanager
 def opened(out: Path) -> Iterator[Path]:
-    """Make and lock the working folder of a bundle; at the end it is removed if nothing else is in it.
+    """Create and lock the working folder of a bundle; at the end it is removed if it is empty.
 
-    Of a symbolic link it is the folder beside the file that the link names. AndonError when another training works
-    there, or when it cannot be made.
+    For a symbolic link, it is beside the file that the link names. AndonError when another training uses the folder, or
+    when it cannot be created.
     """
     place = files.target(out)
     folder = place.with_name(place.name + ".training")
-    busy = f"another training is going to write {out}. Wait until it has ended, or write the bundle to another place."
+    busy = f"another training is writing {out}. Wait until it ends, or choose another path for the bundle."
     try:
         with files.lock_folder(folder, busy) as lock:
             try:
@@ -30,7 +30,7 @@ def opened(out: Path) -> Iterator[Path]:
 
 
 def clear(written: Iterable[Path]) -> None:
-    """Delete what a training wrote: files, and folders in which nothing else is."""
+    """Delete the files of a training, and its folders if they are empty."""
     for path in sorted(written, reverse=True):  # a file before its folder
         with suppress(OSError):
             if files.is_folder(path):

@@ -44,6 +44,7 @@ from andon.graphs.parts import input_tiles, ints, shared_weights
 from andon.inspection import Array, Pixels, Scores
 
 CALIBRATED_ON = 150  # training tiles, at most, from which the usual distances are learnt
+TOGETHER = 250  # memories that all patches are compared with at once: the distances to them stay in the cache
 FAR = np.float32(1e9)  # more than any squared distance: added to that of memories that do not count
 
 
@@ -282,16 +283,18 @@ class MemoryBank(NumpyDetector):
         q = op.gemm(rows, _const(np.pad(bank.whiten, ((0, 0), (0, 1)))), _const(np.append(-bank.mean @ bank.whiten, 1)))
         # |q − b|² − credit = |[q, 1]|² + [q, 1]·[−2b; |b|² − credit − 1]: nothing elementwise touches the
         # patches × memories matrix.
-        offset = ((bank.memories**2).sum(axis=1) - bank.credit - 1)[None]
-        memories = _const(np.vstack([-2 * bank.memories.T, offset]))
-        if apart is not None:
-            memories = op.concat(
-                [_const(-2 * bank.memories.T), op.add(_const(offset), op.unsqueeze(apart, ints(0)))], axis=0
-            )
-        near = op.add(
-            op.reduce_min(op.matmul(q, memories), axes=(1,), keepdims=1),
-            op.reduce_sum(op.mul(q, q), ints(1), keepdims=1),
-        )
+        offset = (bank.memories**2).sum(axis=1) - bank.credit - 1
+        nearest = []
+        for start in range(0, len(offset), TOGETHER):
+            block = slice(start, start + TOGETHER)
+            memories = _const(np.vstack([-2 * bank.memories[block].T, offset[None, block]]))
+            if apart is not None:
+                away = op.unsqueeze(op.slice(apart, ints(start), ints(start + TOGETHER)), ints(0))
+                memories = op.concat(
+                    [_const(-2 * bank.memories[block].T), op.add(_const(offset[None, block]), away)], axis=0
+                )
+            nearest.append(op.reduce_min(op.matmul(q, memories), axes=(1,), keepdims=1))
+        near = op.add(op.min(nearest), op.reduce_sum(op.mul(q, q), ints(1), keepdims=1))
         near, white = op.reshape(near, ints(-1, 1, h, w)), op.reshape(q, ints(-1, h, w, c + 1))
         if usual is not None:
             one = np.pad(usual.mean, ((0, 0), (0, 0), (0, 1)), constant_values=1)

@@ -1,8 +1,8 @@
-"""Detectors × products × resolutions × seeds, each cell trained and measured in a process of its own.
+"""Benchmarks: detectors × products × resolutions × seeds. Each cell is trained and measured in a separate process.
 
-`plan` reads what is to be run and refuses what cannot be; `cell` is one training and its evaluation; `run` goes through
-the cells and can be killed at any moment; `ranks` says which differences are more than chance; `report` shows it all.
+`plan` reads a plan and refuses impossible ones; `cell` trains and evaluates one cell; `run` runs all cells and can be
+killed at any time; `ranks` computes which differences are significant; `report` writes the results.
 
-Rules that are in the code, not in prose: a product without a test split is refused, since its evaluation would see what
-was learnt; a cell gives training the folder and nothing of what evaluation found; no setting is chosen here.
+The code enforces three rules: a product without a test split is refused, because its training images would be
+evaluated; training gets no result of an evaluation; the benchmark chooses no settings.
 """

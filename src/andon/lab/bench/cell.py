@@ -1,7 +1,7 @@
-"""One cell of a benchmark, in a process of its own: train, evaluate, and write what came of it as one file.
+"""One cell of a benchmark, in a separate process: train, evaluate, and write the result as one file.
 
-Run by `run` as `python -m andon.bench.cell`, with a `Job` as one line of JSON on standard input. The process ends when
-its standard input does, so a benchmark that is killed leaves nothing running.
+`andon.lab.bench.run` starts it as `python -m andon.lab.bench.cell`, with a `Job` as one line of JSON on standard input.
+The process ends when standard input is closed, so a killed benchmark leaves no process running.
 """
 
 import json
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class Job(BaseModel):
-    """A cell, and where its files go."""
+    """A cell, and the paths of its files."""
 
     product: str
     detector: str
@@ -39,11 +39,11 @@ class Job(BaseModel):
     recipe: str  # TOML
     data_digest: str
     result: Path
-    work: Path  # a folder of its own; a killed training goes on from what is in it
-    keep: Path | None  # where the bundle is to be kept
+    work: Path  # folder of this cell alone; a killed training continues from its contents
+    keep: Path | None  # path for the bundle; None: it is deleted
 
     def head(self) -> Json:
-        """What a result says of its cell, whatever came of it."""
+        """The entries that every result has, also that of a failed cell."""
         return {
             **self.model_dump(include={"product", "detector", "size", "seed"}),
             "recipe": self.recipe,
@@ -54,14 +54,14 @@ class Job(BaseModel):
 
 
 def run(job: Job) -> Json:
-    """Train and measure. AndonError when the detector, the settings or the images do not allow it."""
+    """Train and evaluate. AndonError when detector, settings or images do not allow it."""
     began = time.perf_counter()
     recipe = Recipe.parse(job.recipe, "cell")
     files.make_folder(job.work)
     path = job.work / "part.andon"
     bundle = train(recipe, path)
     inspector = Inspector.load(path)
-    found = evaluating.evaluate(
+    metrics = evaluating.evaluate(
         inspector, dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
     ).metrics
     result = {
@@ -73,9 +73,9 @@ def run(job: Job) -> Json:
         "fit_seconds": bundle.manifest.timings["fit"],
         "total_seconds": time.perf_counter() - began,
         "peak_mb": peak_mb(),
-        "latency_p50_ms": found["milliseconds"].pop("p50"),  # one image at a time, from the file to the verdict
-        "latency_p95_ms": found["milliseconds"].pop("p95"),
-        "metrics": found,
+        "latency_p50_ms": metrics["milliseconds"].pop("p50"),  # one image at a time, from the file to the verdict
+        "latency_p95_ms": metrics["milliseconds"].pop("p95"),
+        "metrics": metrics,
     }
     if job.keep:
         files.make_folder(job.keep.parent)
@@ -84,18 +84,18 @@ def run(job: Job) -> Json:
 
 
 def save(job: Job, result: Json) -> None:
-    """Write a result where it belongs, whole or not at all; what is no UTF-8 in a file's name becomes a "?"."""
+    """Write a result to its path, completely or not at all. Bytes of a path that are not UTF-8 become "?"."""
     result["made"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     files.write(job.result, files.strict_json(result, indent=1, ascii_only=False).encode(errors="replace"))
 
 
 def _end_with_parent() -> None:
-    os.read(0, 1)  # returns when the other end is closed; sys.stdin would hold a lock that the end of Python wants
+    os.read(0, 1)  # returns when the parent closes the pipe; sys.stdin has a lock that Python needs at exit
     os._exit(1)
 
 
 def main() -> None:
-    """Run the job that standard input names, and write its result, or why there is none."""
+    """Run the job of standard input, and write its result or its error."""
     job = Job.model_validate(json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:

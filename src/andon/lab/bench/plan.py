@@ -1,4 +1,4 @@
-"""The plan of a benchmark: TOML → cells. What cannot be run by its words alone is refused before anything runs."""
+"""The plan of a benchmark: TOML → cells. Impossible plans are refused before anything runs."""
 
 import tomllib
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from andon.errors import AndonError, RecipeError
 from andon.recipe import Recipe, validate
 from andon.training.train import construct
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # it names a file, and a row of a table
-OCCLUSIONS = "occlusion_images"  # the setting that names a folder
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]  # used as a file name and in tables
+OCCLUSIONS = "occlusion_images"  # a setting that is the path of a folder
 
 
 class Contender(BaseModel):
@@ -23,30 +23,30 @@ class Contender(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
-    label: Name | None = None  # what the tables call it; needed where one detector stands in the plan twice
-    preset: str = ""  # the detector's first, if not given
+    label: Name | None = None  # name in tables; required if the plan has a detector twice
+    preset: str = ""  # empty: the first of the detector
     settings: dict[str, Any] = {}
 
     @property
     def called(self) -> str:
-        """What the tables call it."""
+        """Name in tables."""
         return self.label or self.name
 
 
 class Product(BaseModel):
-    """A folder with a training and a test side."""
+    """A folder with training and test images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: Name
-    folder: str  # relative to the plan, as every path in it
+    folder: str  # relative to the plan, as all paths
     groups: str = ""  # CSV or expression, as in a recipe
-    geometry: dict[str, Any] = {}  # as in a recipe, but for the size
-    published: str = ""  # "dataset/product" of the published tables, where this is one of their products
+    geometry: dict[str, Any] = {}  # as in a recipe, without the size
+    published: str = ""  # "dataset/product" in the published tables, if they contain this product
 
 
 class Plan(BaseModel):
-    """What is to be run: every detector on every product, at every size, with every seed."""
+    """A plan: every detector on every product, at every size, with every seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -54,22 +54,22 @@ class Plan(BaseModel):
     products: Annotated[list[Product], Field(min_length=1)]
     sizes: Annotated[list[int], Field(min_length=1)] = [256]  # pixels a side
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
-    published: str = ""  # a file of published figures to set beside ours
-    keep_bundles: bool = False  # a cell's bundle is measured and thrown away unless asked for
+    published: str = ""  # file of published figures for the report
+    keep_bundles: bool = False  # whether bundles are kept after their evaluation
 
 
 class Cell(NamedTuple):
     """One training and its evaluation."""
 
     product: str
-    detector: str  # as the tables call it
+    detector: str  # name in tables
     size: int
     seed: int
     recipe: Recipe
 
     @property
     def place(self) -> Path:
-        """Where its result lies below the folder of results, without the ending."""
+        """Path of its result in the folder of results, without suffix."""
         return Path(self.product, self.detector, f"{self.size}-{self.seed}")
 
     def __str__(self) -> str:
@@ -77,14 +77,14 @@ class Cell(NamedTuple):
 
 
 def load(path: str | Path) -> Plan:
-    """Read a plan; its paths become absolute. RecipeError names the key that is wrong."""
+    """Read a plan, with absolute paths. RecipeError names a wrong key."""
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins a file with a mark
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}). Expected a plan, a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}.") from None
+        raise RecipeError(f"{path}: not TOML: {error}. Correct the file.") from None
     plan = _validated(values, str(path))
     here = path.resolve().parent
     detectors = [
@@ -107,7 +107,7 @@ def load(path: str | Path) -> Plan:
 
 
 def _beside(here: Path, values: dict[str, Any], key: str, *inner: str) -> dict[str, Any]:
-    """The values; the path under these keys, where there is one, is taken from `here`."""
+    """Return the values, with the path at these keys, if any, made absolute from `here`."""
     value = values.get(key)
     if inner and isinstance(value, dict):
         return {**values, key: _beside(here, value, *inner)}
@@ -115,7 +115,7 @@ def _beside(here: Path, values: dict[str, Any], key: str, *inner: str) -> dict[s
 
 
 def _validated(values: dict[str, Any], name: str) -> Plan:
-    """Build the plan, with errors that name an unknown key inside a list too."""
+    """Build the plan; errors also name unknown keys inside lists."""
     for key, model in (("detectors", Contender), ("products", Product)):
         entries = values.get(key)
         for entry in entries if isinstance(entries, list) else []:
@@ -125,43 +125,43 @@ def _validated(values: dict[str, Any], name: str) -> Plan:
 
 
 def cells(plan: Plan) -> list[Cell]:
-    """All cells in the order they are run: seeds outermost, so that an early table has every detector and product.
+    """All cells in the order of the run: seeds outermost, so that an early table has every detector and product.
 
-    Errors: RecipeError for the first that cannot be run, with the entry of the plan that it comes from.
+    Errors: RecipeError for the first impossible cell, with its entry of the plan.
     """
-    found = combined(plan)
+    cells = combined(plan)
     for product in plan.products:
         _check_folder(product)
-    return found
+    return cells
 
 
 def combined(plan: Plan) -> list[Cell]:
-    """All cells, as `cells`, without a look into the products' folders. RecipeError for the first that cannot be."""
-    _distinct("detector", [entry.called.lower() for entry in plan.detectors], "Give each a label of its own.")
-    _distinct("product", [entry.name.lower() for entry in plan.products], "Give each a name of its own.")
-    _distinct("size", plan.sizes, "Name it once.")
-    _distinct("seed", plan.seeds, "Name it once.")
-    found: list[Cell] = []
+    """All cells, as `cells`, without reading the folders of the products. RecipeError for the first impossible cell."""
+    _distinct("detector", [entry.called.lower() for entry in plan.detectors], "Give each its own label.")
+    _distinct("product", [entry.name.lower() for entry in plan.products], "Give each its own name.")
+    _distinct("size", plan.sizes, "List it once.")
+    _distinct("seed", plan.seeds, "List it once.")
+    cells: list[Cell] = []
     for seed in plan.seeds:
         for size in plan.sizes:
             for product in plan.products:
-                found += [
+                cells += [
                     Cell(product.name, entry.called, size, seed, _recipe(entry, product, size, seed))
                     for entry in plan.detectors
                 ]
     first: dict[str, Cell] = {}
-    for cell in found:
+    for cell in cells:
         same = first.setdefault(cell.recipe.model_copy(update={"product": ""}).dump(), cell)
         if same is not cell:
-            raise RecipeError(f"the plan has one cell twice: {same} is the same as {cell}. Take one of them out.")
-    return found
+            raise RecipeError(f"the plan has the same cell twice: {same} and {cell}. Remove one of them.")
+    return cells
 
 
 def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
     where = f"plan: product '{product.name}', detector '{entry.called}'"
     if "size" in product.geometry:
         raise RecipeError(
-            f"{where}: geometry.size belongs to the whole plan. Set sizes = [{product.geometry['size']}]."
+            f"{where}: geometry.size is a setting of the whole plan. Set sizes = [{product.geometry['size']}]."
         )
     values = {
         "product": product.name,
@@ -169,7 +169,7 @@ def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
         "data": {"images": product.folder, "groups": product.groups},
         "geometry": {**product.geometry, "size": size},
         "detector": entry.model_dump(exclude={"label"}),
-        "split": {"method": "split"},  # every detector learns from the same images, whether its fit is quick or not
+        "split": {"method": "split"},  # every detector learns from the same images, also those with a quick fit
     }
     recipe = validate(Recipe, values, where)
     try:
@@ -184,20 +184,20 @@ def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
         )
     if folder and not files.is_folder(folder):
         raise RecipeError(
-            f"{where}: settings.{OCCLUSIONS}: there is no folder {folder}; expected one of pictures, relative to the "
-            "plan. Correct the path, or leave it out."
+            f"{where}: settings.{OCCLUSIONS}: there is no folder {folder}; expected a folder of pictures, relative to "
+            "the plan. Correct the path, or leave it out."
         )
     return recipe
 
 
 def outside(recipe: Recipe) -> tuple[str, str]:
-    """What training reads besides the images: the reference picture, and the folder that fills occlusions; or ""."""
+    """Paths that training reads besides the images: reference picture and folder of occlusions; "" for none."""
     registration = recipe.geometry.registration
     return registration.reference if registration else "", recipe.detector.settings.get(OCCLUSIONS, "")
 
 
 def _check_folder(product: Product) -> None:
-    """Refuse a folder without a training and a test side: evaluation would see what was learnt."""
+    """Raise RecipeError for a folder without training and test images: evaluation would use training images."""
     try:
         data = dataset.load(product.folder, groups=product.groups or None)
     except AndonError as error:

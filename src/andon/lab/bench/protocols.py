@@ -1,17 +1,16 @@
-"""The one-class protocol: a data set of classes → one product a class, in which that class is good and no other is.
+"""The one-class protocol: a data set of classes → one product for each class, in which only this class is good.
 
-Each class is normal in turn: its training images are `train/good`, and the test images of all classes are `test/good`
-and `test/<class>`. They are written as PNG files in MVTec layout below the folder of results, so that all that follows
-is the one path. Read are, in their published layouts:
+Its training images are `train/good`; the test images of all classes are `test/good` and `test/<class>`. They are
+written as PNG files in MVTec layout in the folder of results. These published layouts are read:
 
-- MNIST, Fashion-MNIST and what else comes as IDX files (LeCun, Cortes, Burges): `train-images-idx3-ubyte`,
-  `train-labels-idx1-ubyte`, `t10k-…` for the test side, plain or `.gz`.
+- MNIST, Fashion-MNIST and other IDX files (LeCun, Cortes, Burges): `train-images-idx3-ubyte`,
+  `train-labels-idx1-ubyte`, `t10k-…` for the test images, plain or `.gz`.
 - CIFAR-10 (Krizhevsky 2009), the binary version: `data_batch_1.bin` … `data_batch_5.bin`, `test_batch.bin`.
-- COIL-100 (Nene, Nayar, Murase 1996): `obj<number>__<angle>.png`. It has no official split; ours takes a fifth of the
-  angles, drawn with seed 0 and the same for every object, as the test side. Neighbouring views are nearly alike, so
-  this is an easy test: it asks for the object, not for views that were never seen.
-- A folder with `train` and `test` is one product already, and a folder of such folders (BTAD: 01, 02, 03) is several;
-  nothing of these is written anew.
+- COIL-100 (Nene, Nayar, Murase 1996): `obj<number>__<angle>.png`. It has no official split; here the test images
+  are a fifth of the angles, drawn with seed 0, the same for every object. Neighbouring views are similar, so this test
+  is easy.
+- A folder with `train` and `test` is one product, and a folder of such folders (BTAD: 01, 02, 03) is several; these are
+  used in place.
 """
 
 import gzip
@@ -42,10 +41,10 @@ from andon.recipe import validate
 
 Tell = Callable[[str], None]
 
-FORMAT = 1  # of what is written
+FORMAT = 1  # of the written folders
 MOST_SIDE = 1024  # pixels
 MOST_BYTES = 1024**3  # of one file, unpacked
-DEFLATED = 1032  # to one: the most that deflate can shrink anything
+DEFLATED = 1032  # greatest ratio of compression of deflate
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TEST_ANGLES = 0.2  # share of COIL-100's angles
 SPLIT_SEED = 0
@@ -56,46 +55,46 @@ class Picture(NamedTuple):
     """One picture of a data set of classes."""
 
     split: str  # train or test
-    label: str  # its class
-    name: str  # of its file
+    label: str  # class
+    name: str  # of the file
     png: Callable[[], bytes]
 
 
 class Classes(NamedTuple):
-    """A data set of classes, read and found whole."""
+    """A complete data set of classes."""
 
-    kind: str  # of its files
+    kind: str  # layout of the files
     sources: list[Path]
     pictures: list[Picture]
 
     @property
     def labels(self) -> list[str]:
-        """The classes, in the order of their names, numbers by size."""
-        found = {picture.label for picture in self.pictures}
-        return sorted(found, key=lambda label: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", label)])
+        """The classes, sorted by name, with numbers in numerical order."""
+        labels = {picture.label for picture in self.pictures}
+        return sorted(labels, key=lambda label: [int(s) if s.isdigit() else s for s in re.split(r"(\d+)", label)])
 
 
 def one_class(plan: Plan, out: str | Path, progress: Progress = silent, tell: Tell = lambda sentence: None) -> Plan:
-    """Replace every product that is a data set of classes by one product a class, written below `out`/data.
+    """Replace every product that is a data set of classes by one product for each class, written into `out`/data.
 
-    What was written before is kept as long as its sources and itself are what they were. Errors: DatasetError for a
-    folder in none of the layouts, and for files that are damaged; nothing is written then.
+    Files of an earlier run are kept if they and their sources are unchanged. Errors: DatasetError for a folder in none
+    of the layouts, and for damaged files; nothing is written then.
     """
-    found = [(product, _folders(product) or _read(product)) for product in plan.products]
+    contents = [(product, _folders(product) or _read(product)) for product in plan.products]
     products: list[Product] = []
-    for product, what in found:
-        if isinstance(what, Classes):
-            products += _written(product, what, Path(out) / "data" / product.name, progress, tell)
+    for product, content in contents:
+        if isinstance(content, Classes):
+            products += _written(product, content, Path(out) / "data" / product.name, progress, tell)
         else:
-            products += what
+            products += content
     return plan.model_copy(update={"products": products})
 
 
 def kind(folder: str | Path) -> str:
-    """Name the layout of a data set of classes by the names of its files; "" where it is none."""
+    """The layout of a data set of classes, by the names of its files; "" for any other folder."""
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
-    except (OSError, ValueError):  # ValueError: no path at all
+    except (OSError, ValueError):  # ValueError: an invalid path
         return ""
     patterns = {"IDX": _IDX, "CIFAR-10": _CIFAR, "COIL-100": _COIL}
     return next((kind for kind, pattern in patterns.items() if any(pattern.fullmatch(name) for name in names)), "")
@@ -107,7 +106,7 @@ _COIL = re.compile(r"obj(\d+)__(\d+)\.png")
 
 
 def _folders(product: Product) -> list[Product]:
-    """The products that a folder holds as folders; none when it holds nothing of the kind."""
+    """The products in a folder: itself, or its subfolders with `train`; empty if there are none."""
     folder = Path(product.folder)
     if files.is_folder(folder / "train"):
         return [product]
@@ -121,34 +120,38 @@ def _folders(product: Product) -> list[Product]:
 def _part(product: Product, name: str, folder: Path) -> Product:
     published = f"{product.published}/{name}" if product.published else ""
     values = {**product.model_dump(), "name": f"{product.name}-{name}", "folder": str(folder), "published": published}
-    return validate(Product, values, f"{folder}: as a product of its own")
+    return validate(Product, values, f"{folder}: as a separate product")
 
 
 def _read(product: Product) -> Classes:
-    """Read a data set of classes and make sure that it is whole."""
+    """Read a data set of classes and check that it is complete."""
     folder = Path(product.folder)
     readers = {"IDX": _idx, "CIFAR-10": _cifar10, "COIL-100": _coil100}
     layout = kind(folder)
     if not layout:
-        found = "no such files" if files.is_folder(folder) else "nothing"
+        problem = "no data set of classes here" if files.is_folder(folder) else "no such folder"
         raise DatasetError(
-            f"{folder}: {found} here; expected for the one-class protocol IDX files (train-images-idx3-ubyte, …), "
+            f"{folder}: {problem}; expected for the one-class protocol IDX files (train-images-idx3-ubyte, …), "
             "CIFAR-10's binary version (data_batch_1.bin, …), COIL-100 (obj1__0.png, …), or folders with train and "
-            "test. Name the folder that holds them."
+            "test. Name the folder with these files."
         )
     classes = readers[layout](folder)
     sides = [{picture.label for picture in classes.pictures if picture.split == side} for side in ("train", "test")]
     one_sided = sorted(sides[0] ^ sides[1])
     if one_sided or len(classes.labels) < 2:
-        what = f"class {one_sided[0]} is on one side only" if one_sided else f"{len(classes.labels)} class"
+        what = (
+            f"class {one_sided[0]} is only in the training or only in the test images"
+            if one_sided
+            else f"{len(classes.labels)} class"
+        )
         raise DatasetError(
-            f"{folder}: {what}; expected two classes or more, each in training and test. Use the whole data set."
+            f"{folder}: {what}; expected two classes or more, each in training and test. Use the complete data set."
         )
     return classes
 
 
 def _idx(folder: Path) -> Classes:
-    """Training and test side of four IDX files."""
+    """Training and test images from four IDX files."""
     pictures: list[Picture] = []
     sources = []
     for split, prefix in (("train", "train"), ("test", "t10k")):
@@ -156,8 +159,8 @@ def _idx(folder: Path) -> Classes:
         pixels, labels = (_idx_array(path, dims) for path, dims in zip(places, (3, 1), strict=True))
         if len(pixels) != len(labels):
             raise DatasetError(
-                f"{places[1]}: {len(labels)} labels for {len(pixels)} images in {places[0].name}; expected as many. "
-                "Take both files from one download."
+                f"{places[1]}: {len(labels)} labels for {len(pixels)} images in {places[0].name}; expected equal "
+                "numbers. Use both files of one download."
             )
         sources += places
         pictures += _pictures(split, pixels, [str(label) for label in labels.tolist()])
@@ -173,7 +176,7 @@ def _idx_place(folder: Path, prefix: str, what: str, dims: int) -> Path:
 
 
 def _idx_array(path: Path, dims: int) -> NDArray[np.uint8]:
-    """Read the bytes (n, …) of an IDX file. Its header is held against its length before anything is allocated."""
+    """Read the bytes (n, …) of an IDX file. The header is compared with the length before memory is allocated."""
     again = "Download it again."
     packed = path.suffix == ".gz"
     try:
@@ -185,24 +188,24 @@ def _idx_array(path: Path, dims: int) -> NDArray[np.uint8]:
                     f"IDX file of bytes in {dims} dimensions. {again}"
                 )
             shape = tuple(int.from_bytes(head[at : at + 4], "big") for at in range(4, 4 + 4 * dims, 4))
-            told = f"{path}: its header says {' × '.join(str(length) for length in shape)} bytes"
+            header = f"{path}: its header states {' × '.join(str(length) for length in shape)} bytes"
             size, there = math.prod(shape), path.stat().st_size
             fits = all(image.MIN_SIDE <= side <= MOST_SIDE for side in shape[1:]) and 0 < size <= MOST_BYTES
             if len(head) < 4 + 4 * dims or not fits:
                 raise DatasetError(
-                    f"{told}; expected 1 or more of {image.MIN_SIDE} to {MOST_SIDE} pixels a side, at most "
+                    f"{header}; expected 1 or more images of {image.MIN_SIDE} to {MOST_SIDE} pixels a side, at most "
                     f"{MOST_BYTES >> 20} MiB. {again}"
                 )
             if not packed and there != len(head) + size:
-                raise DatasetError(f"{told}, and the file has {there}; expected {len(head) + size}. {again}")
+                raise DatasetError(f"{header}, but the file has {there}; expected {len(head) + size}. {again}")
             if packed and size > DEFLATED * there:
-                raise DatasetError(f"{told}, which {there} compressed bytes cannot hold. {again}")
-            data = file.read(size + 1)  # a byte more than there should be, so that more is seen and not unpacked
+                raise DatasetError(f"{header}, which {there} compressed bytes cannot contain. {again}")
+            data = file.read(size + 1)  # one byte more than expected, to detect a longer file without unpacking it
     except (OSError, EOFError, zlib.error) as error:  # gzip's own errors are OSErrors
         raise DatasetError(f"{path}: cannot be read: {error}; expected an IDX file. {again}") from None
     if len(data) != size:
-        found = "more" if len(data) > size else str(len(data))
-        raise DatasetError(f"{told}, and {found} are there; expected {size}. {again}")
+        count = "more" if len(data) > size else str(len(data))
+        raise DatasetError(f"{header}, but the file contains {count}; expected {size}. {again}")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 
@@ -218,7 +221,7 @@ def _cifar10(folder: Path) -> Classes:
         what = (
             f"{missing.stem} is CIFAR-10's Python version, a pickle, which andon never loads"
             if pickled
-            else "it is not there"
+            else "no such file"
         )
         raise DatasetError(
             f"{missing}: {what}; expected CIFAR-10's binary version. Download cifar-10-binary.tar.gz from "
@@ -231,7 +234,7 @@ def _cifar10(folder: Path) -> Classes:
         raise DatasetError(f"{labels_file}: cannot be read: {error.strerror}. Allow reading.") from None
     fit = all(re.fullmatch(r"[A-Za-z0-9][\w+-]*", n) and folders.Names().kind(n) in ("", "bad") for n in labels)
     if len(labels) != 10 or len(set(labels)) != 10 or not fit:
-        raise DatasetError(f"{labels_file}: names {labels[:3]}, …; expected ten classes. Download it again.")
+        raise DatasetError(f"{labels_file}: classes {labels[:3]}, …; expected ten different names. Download it again.")
     pictures: list[Picture] = []
     for split, paths in sides.items():
         records = np.concatenate([_cifar_records(path) for path in paths])
@@ -244,7 +247,8 @@ def _cifar_records(path: Path) -> NDArray[np.uint8]:
     record, size = 1 + 3 * 32 * 32, path.stat().st_size
     if not 0 < size <= MOST_BYTES or size % record:
         raise DatasetError(
-            f"{path}: {size} bytes; expected records of {record}, a class and 32 × 32 pixels. Download it again."
+            f"{path}: {size} bytes; expected records of {record} bytes: a class and 32 × 32 RGB pixels. Download it "
+            "again."
         )
     try:
         records = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, record)
@@ -252,13 +256,14 @@ def _cifar_records(path: Path) -> NDArray[np.uint8]:
         raise DatasetError(f"{path}: cannot be read: {error.strerror}. Allow reading.") from None
     if records[:, 0].max() > 9:
         raise DatasetError(
-            f"{path}: a class {records[:, 0].max()}; expected 0 to 9. Is it CIFAR-100? Name CIFAR-10's binary version."
+            f"{path}: class {records[:, 0].max()}; expected 0 to 9. It may be CIFAR-100; name the binary version of "
+            "CIFAR-10."
         )
     return records
 
 
 def _coil100(folder: Path) -> Classes:
-    """Objects, each from the same angles; some of the angles, the same for all, are the test side."""
+    """Objects at the same angles; some angles, the same for all objects, are the test images."""
     views: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
         if named := _COIL.fullmatch(path.name):
@@ -268,7 +273,7 @@ def _coil100(folder: Path) -> Classes:
         ((number, sorted(set(angles) - set(of))) for number, of in views.items() if len(of) < len(angles)), None
     )
     if lacking or len(angles) < 2:
-        what = f"obj{lacking[0]} is not shown at angle {lacking[1][0]}" if lacking else "there is one angle"
+        what = f"obj{lacking[0]} has no picture at angle {lacking[1][0]}" if lacking else "only one angle"
         raise DatasetError(
             f"{folder}: {what}; expected every object at every angle (COIL-100 has 72). Unpack the data set again."
         )
@@ -285,7 +290,7 @@ def _coil100(folder: Path) -> Classes:
 
 
 def _pictures(split: str, pixels: NDArray[np.uint8], labels: Sequence[str]) -> Iterator[Picture]:
-    """Pictures (n, h, w) or (n, h, w, 3) with their classes, named by their place in the file."""
+    """Pictures (n, h, w) or (n, h, w, 3) with their classes, named by their position in the file."""
     for j, label in enumerate(labels):
         yield Picture(split, label, f"{j:05}.png", partial(_png, pixels[j]))
 
@@ -296,18 +301,18 @@ def _png(pixels: Pixels) -> bytes:
 
 
 def _written(product: Product, found: Classes, place: Path, progress: Progress, tell: Tell) -> list[Product]:
-    """Write the pictures once, and link each class's product to them."""
+    """Write the pictures once, and make the product of each class from links to them."""
     sources = files.digest_of_all((path.name, files.digest(path.read_bytes())) for path in sorted(found.sources))
     expected = {"format": FORMAT, "kind": found.kind, "sources": sources}
     stage = f"writing {product.name}"[:16]
     try:
-        for left in place.parent.glob(f".{place.name}.part*"):  # by a kill
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in place.parent.glob(f".{place.name}.part*"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
         mark = _mark(place)
         if mark is None or {**mark, "images": None} != {**expected, "images": None}:
-            why = "" if mark is None else ": the files it was made from have changed"
+            why = "" if mark is None else ": its source files have changed"
         elif mark["images"] != _digest(place / POOL):
-            why = ": what was written is no longer what it was"
+            why = ": the written pictures have changed"
         else:
             why = None
         if why is not None:
@@ -326,21 +331,21 @@ def _written(product: Product, found: Classes, place: Path, progress: Progress, 
 
 
 def _mark(place: Path) -> dict[str, object] | None:
-    """What was written here; None where there is nothing. AndonError when there is something that is not ours."""
+    """The mark of an earlier run; None if nothing exists here. AndonError when something else exists here."""
     with suppress(OSError, ValueError):
         found = json.loads((place / MARK).read_text(encoding="utf-8"))
         if isinstance(found, dict) and "images" in found:
             return found
     if place.exists():
         raise AndonError(
-            f"{place}: there is something here that andon did not write; expected nothing, for the pictures of this "
-            "product go here. Move it away, or choose another output folder."
+            f"{place}: andon did not write this folder; expected nothing here, because the pictures of this product "
+            "will be written here. Move it, or choose another output folder."
         )
     return None
 
 
 def _write(found: Classes, expected: dict[str, object], place: Path, stage: str, progress: Progress) -> None:
-    """Write all pictures and the mark beside their place; together they take its name, whole or not at all."""
+    """Write all pictures and the mark into a temporary folder, then rename it."""
     with _whole(place.with_name(f".{place.name}.part"), place) as half:
         for split in ("train", "test"):
             for label in found.labels:
@@ -359,7 +364,7 @@ def _digest(pool: Path) -> str:
 
 
 def _lay_out(found: Classes, label: str, place: Path) -> None:
-    """Make the product in which one class is good, anew: its files are links where the disk knows them, else copies."""
+    """Make the product in which one class is good, from hard links, or copies if the disk has no links."""
     with _whole(place / ".class.part", place / label) as half:
         for split in ("train", "test"):
             for other in found.labels if split == "test" else [label]:
@@ -377,13 +382,13 @@ def _lay_out(found: Classes, label: str, place: Path) -> None:
 
 @contextmanager
 def _whole(half: Path, place: Path) -> Iterator[Path]:
-    """Fill the folder `half`; it replaces `place` when the block ends well, and goes away when it does not."""
+    """Fill the folder `half`; it replaces `place` if the block succeeds, and is removed if it fails."""
     old = half.with_name(f"{half.name}.old")
     for left in (half, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
         yield half
-        if place.exists():  # moved first: of a folder that is half removed nobody could tell whose it is
+        if place.exists():  # renamed first: a partly removed folder would have no mark
             place.rename(old)
         half.rename(place)
     finally:

@@ -1,4 +1,4 @@
-"""What a benchmark found, as `results.md` and `results.html`: ours, and ours beside what was published."""
+"""The report of a benchmark, `results.md` and `results.html`: our figures, and published figures beside them."""
 
 import json
 import tomllib
@@ -37,7 +37,7 @@ ORACLE = {
     "image_f1_max_oracle": "Image F1 at the best threshold, oracle",
     "pixel_f1_max_oracle": "Pixel F1 at the best threshold, oracle",
 }
-COSTS = {  # column → heading, and what a value is divided by
+COSTS = {  # column → heading, and divisor
     "fit_seconds": ("fit, s", 1.0),
     "total_seconds": ("train and evaluate, s", 1.0),
     "peak_mb": ("peak memory, MB", 1.0),
@@ -55,11 +55,11 @@ class Table(NamedTuple):
     words: str
     head: list[str]
     rows: list[list[str]]
-    labels: int = 1  # how many columns, from the left, are words
+    labels: int = 1  # number of columns of text, from the left
 
 
 class Results:
-    """The rows of a benchmark, looked up by product, size and detector."""
+    """The rows of a benchmark, selected by product, size and detector."""
 
     def __init__(self, rows: Sequence[Json]) -> None:
         """Take the rows in the order of the plan."""
@@ -73,29 +73,29 @@ class Results:
         return [r for r in self.rows if r["status"] == "done" and all(r[key] == value for key, value in of.items())]
 
     def over_seeds(self, column: str, **of: Any) -> list[float]:
-        """A column's values of one product, size and detector, one a seed."""
+        """The values of a column for a product, size and detector, one for each seed."""
         return [row[column] for row in self.done(**of) if row[column] is not None]
 
     def measurable(self, column: str, size: int) -> list[str]:
-        """Products on which any detector has this figure: without masks there is none over pixels."""
+        """Products for which any detector has this figure; pixel figures need masks."""
         return [p for p in self.products if self.over_seeds(column, product=p, size=size)]
 
     def mark(self, **of: Any) -> str:
-        """The sign of a detector whose control is near its image AUROC in any of these cells."""
+        """The mark of a detector whose control is near its image AUROC in any of these cells."""
         return f" {MARK}" if any(row["control_near"] for row in self.done(**of)) else ""
 
     def over_products(self, column: str, size: int, detector: str, products: Sequence[str]) -> list[float]:
-        """The mean over products, one a seed; only of seeds that every one of the products has."""
+        """The mean over products for each seed that has a result for every product."""
         means = []
         for seed in dict.fromkeys(row["seed"] for row in self.rows):
-            found = [self.over_seeds(column, product=p, size=size, detector=detector, seed=seed) for p in products]
-            if found and all(found):
-                means.append(fmean(values[0] for values in found))
+            values = [self.over_seeds(column, product=p, size=size, detector=detector, seed=seed) for p in products]
+            if values and all(values):
+                means.append(fmean(each[0] for each in values))
         return means
 
 
 def write(out: str | Path) -> Path:
-    """Write `results.md`, `results.html` and the plots into the folder of a benchmark; returns the page."""
+    """Write `results.md`, `results.html` and the plots into the folder of a benchmark; return the page."""
     out = Path(out)
     rows = table.rows(out)
     found = Results(rows)
@@ -105,7 +105,7 @@ def write(out: str | Path) -> Path:
         *_published(found, described["published"], _read_published(out)),
         *_figures(found, RATES, "Thresholds come from held-out good images only."),
         _costs(found),
-        *_figures(found, ORACLE, "Tuned on the labels of the test data: an oracle's figure, no promise for any part."),
+        *_figures(found, ORACLE, "Threshold tuned on the labels of the test data (oracle): not valid for new parts."),
     ]
     drawn: list[tuple[str, str, str]] = []  # file, caption, SVG
     refused = []
@@ -144,17 +144,17 @@ def write(out: str | Path) -> Path:
     images = [f"![{caption}]({name})\n\n{caption}" for name, caption, _ in drawn]
     lines = ["# Results", READING, counts, *map(_markdown, tables), "## Ranks and cost", *images, *refused]
     lines += ["## Cells without a result", *(f"- {_cell(failure)}" for failure in failures)] if failures else []
-    lines += ["## How it was made", *(f"- {sentence}" for sentence in provenance)]
+    lines += ["## Provenance", *(f"- {sentence}" for sentence in provenance)]
     files.write(out / "results.md", ("\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n").encode())
     return out / "results.html"
 
 
 READING = (
-    "Figures in per cent: mean ± standard deviation over seeds, and in brackets the number of seeds. "
-    "Each detector learnt from good images alone; settings, epochs and thresholds come from the plan and from good "
-    "images. What was tuned on test data is labelled *oracle*. "
-    f"{MARK} marks a detector whose control is near its image AUROC in some cell: at least half of what it has above "
-    "50 % is left with the annotated defects painted over, so it may measure light, focus or background."
+    "Figures in per cent: mean ± standard deviation over seeds, with the number of seeds in brackets. "
+    "Detectors learn from good images only; settings, epochs and thresholds come from the plan and from good images. "
+    "Figures tuned on test data are labelled *oracle*. "
+    f"{MARK} marks a detector whose control is near its image AUROC in a cell: with the annotated defects painted "
+    "over, at least half of the image AUROC above 50 % remains, so it may measure light, focus or background."
 )
 
 
@@ -211,8 +211,8 @@ def _costs(found: Results) -> Table:
                 ]
             )
     words = (
-        "Means over products and seeds. One image at a time, from the file to the verdict with map and regions; memory "
-        "is the most that the process held, training and evaluation together."
+        "Means over products and seeds. One image at a time, from the file to the verdict with map and regions. "
+        "Memory: peak of the process in training and evaluation."
     )
     return Table("Cost", words, ["detector", "size", *(heading for heading, _ in COSTS.values())], rows, 2)
 
@@ -238,7 +238,7 @@ def _read_published(out: Path) -> list[Json]:
 
 
 def _published(found: Results, stands_for: dict[str, str], tables: Sequence[Json]) -> list[Table]:
-    """One table a figure: published methods down, published and ours across, those of our own detectors first."""
+    """One table for each figure: a row for each published method, columns for published and our figures."""
     made = []
     choices = {(row["detector"], row["size"]): tomllib.loads(row["recipe"])["detector"] for row in found.rows}
     for column, title in FIGURES.items():
@@ -262,10 +262,10 @@ def _published(found: Results, stands_for: dict[str, str], tables: Sequence[Json
                     rows.append((not ours, -(mean or 0), [*cells, f"{mean:.2f}" if mean is not None else NONE]))
         if rows:
             head = ["method", "source", "our detector"]
-            head += [f"{p}, {who}" for p in products for who in ("published", "ours")] + ["its mean, published"]
+            head += [f"{p}, {who}" for p in products for who in ("published", "ours")] + ["mean, published"]
             words = (
-                "As their authors publish it, and ours where it is the same method; the published mean is over all "
-                "products of its source. Ours first, then by that mean."
+                "Figures as published by the authors, and ours for the same method. The published mean is over all "
+                "products of the source. Our methods come first; rows are sorted by this mean."
             )
             rows.sort(key=lambda row: row[:2])
             made.append(Table(f"{title}: published | ours", words, head, [cells for *_, cells in rows], 3))
@@ -273,7 +273,7 @@ def _published(found: Results, stands_for: dict[str, str], tables: Sequence[Json
 
 
 def _value(published: Json, row: Json, product: str) -> float | None:
-    """What a row of a published table says of "dataset/product"."""
+    """The figure of "dataset/product" in a row of a published table."""
     dataset, _, name = product.partition("/")
     if published["dataset"] != dataset or name not in published["products"]:
         return None
@@ -282,7 +282,7 @@ def _value(published: Json, row: Json, product: str) -> float | None:
 
 
 def _same(choices: dict[tuple[str, int], Json], row: Json) -> list[tuple[str, int]]:
-    """Our detectors, as the plan calls them, that are a published row's method with its settings; and their sizes."""
+    """Names and sizes of our detectors that are the method of a published row, with its settings."""
     wanted = row.get("settings", {}).items()
     return [
         ours
@@ -325,7 +325,7 @@ def _points(found: Results) -> list[Mark]:
 
 
 def _provenance(rows: Sequence[Json]) -> list[str]:
-    """Versions and machines, each with the number of cells where there are several."""
+    """Versions and machines; with the numbers of cells if they differ."""
 
     def several(what: str, values: Iterable[str]) -> str:
         counts: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Going through the cells of a plan: each in a process of its own, each result one file, written whole or not at all.
+"""Run the cells of a plan: each in a separate process, each result one file, written completely or not at all.
 
-What is finished is kept when the run is interrupted or killed, and the same command goes on from there. A cell is run
-again, and that is said, when its recipe or the contents of a picture that it reads have changed, or when it failed.
+After an interruption or a kill, the same command continues with the remaining cells. A cell is run again, with a
+message, when its recipe or the contents of its pictures have changed, or when it failed.
 """
 
 import json
@@ -26,17 +26,17 @@ from andon.pictures import image
 from andon.progress import Progress, silent
 
 Protocol = Literal["train-test", "one-class"]
-"""What the folders of a plan hold: a training and a test side, or classes of which each is normal in turn."""
+"""Contents of the folders of a plan: training and test images, or classes, each of which is normal in turn."""
 
 Tell = Callable[[str], None]
 
 
 class Summary(NamedTuple):
-    """What a run did."""
+    """The counts of a run."""
 
     done: int
     failed: int
-    kept: int  # of those, how many had been finished before
+    kept: int  # cells finished by an earlier run
     parquet: Path
 
 
@@ -47,22 +47,23 @@ def run(
     tell: Tell = lambda sentence: None,
     protocol: Protocol = "train-test",
 ) -> Summary:
-    """Run the plan at `path` into the folder `out`. AndonError, before anything runs, when it cannot be run.
+    """Run the plan at `path` into the folder `out`. AndonError, before anything runs, when it is impossible.
 
-    A cell that fails is a row with the error's text, and the others go on.
+    A cell that fails is a row with the text of its error; the others are still run.
     """
     plan, out = plans.load(path), Path(out)
     table.check_parquet()
     _check_place(out, plan)
     if protocol == "one-class":
-        plans.combined(plan)  # what is wrong with the plan is said before pictures are written
+        plans.combined(plan)  # an impossible plan is refused before pictures are written
         with _alone(out):
             plan = protocols.one_class(plan, out, progress, tell)
             return _run_all(plan, plans.cells(plan), out, progress, tell)
     if product := next((product for product in plan.products if protocols.kind(product.folder)), None):
         raise RecipeError(
             f"plan: product '{product.name}': {product.folder} holds the classes of {protocols.kind(product.folder)} "
-            "files, no training and test side of one product. Make each class normal in turn: --protocol one-class."
+            "files, not training and test images of one product. Use each class as normal in turn: --protocol "
+            "one-class."
         )
     cells = plans.cells(plan)
     with _alone(out):
@@ -70,20 +71,20 @@ def run(
 
 
 def _check_place(out: Path, plan: Plan) -> None:
-    """Refuse a folder that holds other things than results, and a new one among the images of a product."""
+    """Raise RecipeError for a folder with other files than results, and for a folder among the images of a product."""
     with suppress(AndonError):
         table.planned(out)
         return
     for product in plan.products:
         if files.is_folder(product.folder) and out.resolve().is_relative_to(Path(product.folder).resolve()):
             raise RecipeError(
-                f"{out}: the results would lie in the folder of product '{product.name}', {product.folder}; expected a "
-                "place of their own. Choose another with --out."
+                f"{out}: the results would be in the folder of product '{product.name}', {product.folder}; expected a "
+                "separate folder. Choose another with --out."
             )
-    with suppress(OSError):  # a file, or not to be read: whatever needs the folder says so
+    with suppress(OSError):  # a file, or unreadable: reported later
         if not files.is_file(out / ".lock") and any(out.iterdir()):
             raise RecipeError(
-                f"{out}: there are other files in this folder; expected an empty or new folder, or one of an earlier "
+                f"{out}: this folder contains other files; expected an empty or new folder, or that of an earlier "
                 "bench. Choose another with --out."
             )
 
@@ -100,15 +101,15 @@ def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, t
     files.check_writable(out / "results.parquet")
     for written in ("cells/*/*", "bundles/*/*", "products"):
         for half in out.glob(f"{written}/.*????????.part"):
-            half.unlink()  # what a killed run was writing
+            half.unlink()  # incomplete files of a killed run
     _describe(plan, cells, out)
     digests = {product.name: contents(product, out / "products", progress, tell) for product in plan.products}
-    others = {read: _outside(*read) for read in {plans.outside(cell.recipe) for cell in cells}}
+    others = {paths: _outside(*paths) for paths in {plans.outside(cell.recipe) for cell in cells}}
     jobs = [_job(cell, plan, _joined(digests[cell.product], others[plans.outside(cell.recipe)]), out) for cell in cells]
     waiting = [j for j, job in enumerate(jobs) if not _finished(job, tell)]
     kept = len(cells) - len(waiting)
     if kept:
-        tell(f"{kept} of {len(cells)} cells were finished before")
+        tell(f"{kept} of {len(cells)} cells are already finished")
     try:
         for number, j in enumerate(waiting):
             progress("cells", kept + number, len(cells))
@@ -116,7 +117,7 @@ def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, t
             left = _time_left([jobs[k] for k in waiting[number + 1 :]], jobs)
             tell(f"[{kept + number + 1}/{len(cells)}] {cells[j]}: {_outcome(result)}{left}")
         progress("cells", len(cells), len(cells))
-        shutil.rmtree(out / ".work", ignore_errors=True)  # marks of cells that failed
+        shutil.rmtree(out / ".work", ignore_errors=True)  # marks of failed cells
     finally:
         parquet = table.parquet(out)
     failed = sum(row["status"] != "done" for row in table.rows(out))
@@ -124,7 +125,7 @@ def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, t
 
 
 def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
-    """Leave beside the results what a report needs of the plan."""
+    """Write the parts of the plan that a report needs beside the results."""
     described = {
         "cells": [{**cell._asdict(), "recipe": cell.recipe.dump(), "place": cell.place.as_posix()} for cell in cells],
         "published": {product.name: product.published for product in plan.products if product.published},
@@ -137,7 +138,7 @@ def _describe(plan: Plan, cells: Sequence[Cell], out: Path) -> None:
 def contents(product: Product, folder: Path, progress: Progress = silent, tell: Tell = lambda sentence: None) -> str:
     """SHA-256 over names and contents of a product's images and masks, and its groups.
 
-    Only files whose size or time of change differ from the last run's are read again.
+    Only files whose size or time of change differ from the last run are read again.
     """
     cache = folder / f"{product.name}.json"
     try:
@@ -156,7 +157,7 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
     changed = [name for name in now.keys() & before.keys() if now[name][2] != before[name][2]]
     if before and (lost or new or changed):
         tell(
-            f"{product.name}: since the last run {len(lost)} files were lost, {len(new)} came and {len(changed)} "
+            f"{product.name}: since the last run {len(lost)} files were removed, {len(new)} added and {len(changed)} "
             "changed; its cells are run again"
         )
     files.write(cache, files.strict_json(now).encode())
@@ -166,7 +167,7 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
 
 
 def _seen(path: Path, name: str, known: list[object]) -> list[object]:
-    """A picture's size, time of change and digest, or what is known of it; if it cannot be read, why, as its digest."""
+    """Size, time of change and digest of a picture, from `known` if unchanged; if unreadable, the error as digest."""
     stamp: list[object] = [None, None]
     with suppress(OSError):
         state = path.stat()
@@ -175,20 +176,20 @@ def _seen(path: Path, name: str, known: list[object]) -> list[object]:
             return known
     try:
         return [*stamp, files.digest(image.contents(path, name)[0])]
-    except ImageError as error:  # training names it
+    except ImageError as error:  # training reports it
         return [None, None, str(error)]
 
 
 def _outside(reference: str, folder: str) -> list[tuple[str, str]]:
-    """Names and digests of the pictures that training reads besides the product's."""
-    named = [("reference", Path(reference))] if reference else []
+    """Names and digests of the pictures that training reads besides those of the product."""
+    pictures = [("reference", Path(reference))] if reference else []
     if folder:
-        named += [(path.relative_to(folder).as_posix(), path) for path in dataset.images(Path(folder))]
-    return [(name, str(_seen(path, name, [])[2])) for name, path in named]
+        pictures += [(path.relative_to(folder).as_posix(), path) for path in dataset.images(Path(folder))]
+    return [(name, str(_seen(path, name, [])[2])) for name, path in pictures]
 
 
 def _joined(product: str, others: list[tuple[str, str]]) -> str:
-    """One digest for a product's and for other pictures; the product's own where there are no others."""
+    """One digest of a product and of other pictures; that of the product if there are no others."""
     return files.digest_of_all([("product", product), *others]) if others else product
 
 
@@ -207,18 +208,18 @@ def _job(cell: Cell, plan: Plan, digest: str, out: Path) -> Job:
 
 
 def _finished(job: Job, tell: Tell) -> bool:
-    """Whether the cell's result stands; if not, say why where one is there, and prepare the places of its files."""
-    found, name = table.read(job.result), f"{job.product} · {job.detector} · {job.size}² · seed {job.seed}"
+    """Whether the result of a cell is valid; if not, report why, and prepare the paths of its files."""
+    result, name = table.read(job.result), f"{job.product} · {job.detector} · {job.size}² · seed {job.seed}"
     mark = job.work / "job"
     started = files.digest(f"{_decided(job.recipe)}{job.data_digest}".encode())
-    if found is None:
+    if result is None:
         pass
-    elif _decided(found["recipe"]) != _decided(job.recipe):
+    elif _decided(result["recipe"]) != _decided(job.recipe):
         tell(f"{name}: its recipe has changed; it is run again")
-    elif found["data_digest"] != job.data_digest:
+    elif result["data_digest"] != job.data_digest:
         tell(f"{name}: its images have changed; it is run again")
-    elif found["status"] == "failed":
-        tell(f"{name}: it failed; it is tried again")
+    elif result["status"] == "failed":
+        tell(f"{name}: it failed; it is run again")
     elif job.keep and not files.is_file(job.keep):
         tell(f"{name}: its bundle was not kept; it is run again")
     else:
@@ -227,14 +228,14 @@ def _finished(job: Job, tell: Tell) -> bool:
         if place:
             files.prepare(place)
     if files.is_folder(job.work) and (not files.is_file(mark) or mark.read_text() != started):
-        shutil.rmtree(job.work)  # of another recipe or other images; a training may go on from its own only
+        shutil.rmtree(job.work)  # of another recipe or other images: a training must not continue from it
     files.make_folder(job.work)
     files.write(mark, started.encode())
     return False
 
 
 def _decided(recipe: str) -> Json:
-    """The recipe without its paths: where the images lie does not matter, what they are is in the digest."""
+    """The recipe without paths; the contents of the images are in the digest."""
     values = {**tomllib.loads(recipe), "data": None}
     values["geometry"].get("registration", {}).pop("reference", None)
     values["detector"]["settings"].pop(plans.OCCLUSIONS, None)
@@ -242,25 +243,29 @@ def _decided(recipe: str) -> Json:
 
 
 def _run_cell(job: Job) -> Json:
-    """Run a cell in a process of its own and return its result; a process that dies is a failure too."""
+    """Run a cell in a separate process and return its result; a process that dies is a failed cell."""
     job.result.unlink(missing_ok=True)
     command = [sys.executable, "-m", "andon.lab.bench.cell"]
-    # A session of its own, so that Ctrl-C reaches this process alone, which then ends that one.
+    # A separate session: Ctrl-C reaches only this process, which then ends the other.
     started = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True)
     with suppress(BrokenPipeError), started as process:
         assert process.stdin is not None
         try:
             process.stdin.write(files.strict_json(job.model_dump(mode="json")) + "\n")
             process.stdin.flush()
-            process.wait()  # its standard input stays open: it ends when this process does
+            process.wait()  # standard input stays open: the cell ends with this process
         except BaseException:
             process.kill()
             raise
     status = started.wait()
     result = table.read(job.result)
     if result is None:
-        how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        result = {**job.head(), "status": "failed", "error": f"its process {how}; signal 9 is often lack of memory"}
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        result = {
+            **job.head(),
+            "status": "failed",
+            "error": f"its process {how}; signal 9 often means that memory ran out",
+        }
         save(job, result)
     shutil.rmtree(job.work, ignore_errors=True)
     return result
@@ -274,13 +279,13 @@ def _outcome(result: Json) -> str:
 
 
 def _time_left(waiting: Sequence[Job], jobs: Sequence[Job]) -> str:
-    """Estimate from the finished cells: those of the same detector and size, else all."""
+    """Estimate the remaining time from finished cells of the same detector and size, otherwise from all."""
     seconds: dict[tuple[str, int] | None, list[float]] = {}
     for job in jobs:
-        found = table.read(job.result)
-        if found and found["status"] == "done":
+        result = table.read(job.result)
+        if result and result["status"] == "done":
             for key in ((job.detector, job.size), None):
-                seconds.setdefault(key, []).append(found["total_seconds"])
+                seconds.setdefault(key, []).append(result["total_seconds"])
     if not waiting or not seconds:
         return ""
     known = [seconds.get((job.detector, job.size), seconds[None]) for job in waiting]

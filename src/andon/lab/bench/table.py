@@ -1,4 +1,4 @@
-"""The results of a benchmark as one table: a row a cell, in the order of the plan, from one JSON file each."""
+"""The results of a benchmark as a table: a row for each cell, in the order of the plan, read from its JSON file."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from andon.errors import AndonError
 
 Json = dict[str, Any]
 
-COLUMNS: dict[str, tuple[str, str]] = {  # column → its type in Parquet, and where in a result it stands
+COLUMNS: dict[str, tuple[str, str]] = {  # column → type in Parquet, and path in a result
     "product": ("string", "product"),
     "detector": ("string", "detector"),
     "size": ("int64", "size"),
@@ -33,7 +33,7 @@ COLUMNS: dict[str, tuple[str, str]] = {  # column → its type in Parquet, and w
     "hit_rate_low": ("double", "metrics.hits.interval.0"),
     "hit_rate_high": ("double", "metrics.hits.interval.1"),
     "control_auroc": ("double", "metrics.control.auroc"),
-    "control_near": ("bool", "metrics.control.near"),  # null in results from before there was a control
+    "control_near": ("bool", "metrics.control.near"),  # null in old results without a control
     "review_threshold": ("double", "metrics.decision.review.threshold"),
     "review_promised_rate": ("double", "metrics.decision.review.promised_rate"),
     "review_escapes": ("int64", "metrics.decision.review.escapes.count"),
@@ -58,28 +58,28 @@ COLUMNS: dict[str, tuple[str, str]] = {  # column → its type in Parquet, and w
     "training_digest": ("string", "training.digest"),
     "bundle_digest": ("string", "bundle_digest"),
     "machine": ("string", "machine"),
-    "versions": ("json", "versions"),  # JSON text, as those below
+    "versions": ("json", "versions"),  # JSON text, as the following columns
     "training": ("json", "training"),
     "groups": ("json", "metrics.groups"),
     "defects": ("json", "metrics.defects"),
     "evaluation": ("json", "metrics"),
 }
 MEASURED = ("fit_seconds", "total_seconds", "peak_mb", "bundle_bytes", "latency_p50_ms", "latency_p95_ms", "made")
-"""What two runs of one cell cannot have in common (a bundle holds timings, so its size varies by a few bytes);
-everything else is decided by recipe, data and versions."""
+"""Columns that differ between two runs of a cell (a bundle contains timings, so its size varies by a few bytes); all
+others follow from recipe, data and versions."""
 
 
 def read(path: Path) -> Json | None:
-    """Read a cell's result; None where there is none that can be read, so that the cell is run."""
+    """Read the result of a cell; None if it is missing or unreadable, so that the cell is run."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("status") in ("done", "failed") else None
+    return result if isinstance(result, dict) and result.get("status") in ("done", "failed") else None
 
 
 def planned(out: Path) -> list[Json]:
-    """The cells of the plan whose results lie here. AndonError when this is no folder of results."""
+    """The cells of the plan of a folder of results. AndonError for any other folder."""
     try:
         cells: list[Json] = json.loads((out / "plan.json").read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -90,12 +90,12 @@ def planned(out: Path) -> list[Json]:
 
 
 def rows(out: Path) -> list[Json]:
-    """The table: every column of every cell of the plan; cells that have not been run are `missing`."""
-    found = []
+    """The table: all columns of all cells of the plan; cells without a result have the status `missing`."""
+    rows = []
     for cell in planned(out):
         result = read(out / "cells" / f"{cell['place']}.json") or {**cell, "status": "missing"}
-        found.append({column: _value(result, kind, path) for column, (kind, path) in COLUMNS.items()})
-    return found
+        rows.append({column: _value(result, kind, path) for column, (kind, path) in COLUMNS.items()})
+    return rows
 
 
 def _value(result: Json, kind: str, path: str) -> Any:
@@ -123,12 +123,10 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise AndonError(
-            "results are gathered as Parquet, which needs pyarrow. Install it: pip install 'andon[bench]'"
-        ) from None
+        raise AndonError("the table of results needs pyarrow. Install it: pip install 'andon[bench]'") from None
     return pyarrow, pyarrow.parquet
 
 
 def check_parquet() -> None:
-    """Find out, before long work, whether the table can be written."""
+    """Raise AndonError, before long work, when the table cannot be written."""
     _pyarrow()

@@ -93,7 +93,7 @@ def _makers(name: str, size: int, preset: str) -> list[tuple[str, Callable[[], S
     if name.endswith(".toml"):
         return [_contender(entry, size) for entry in plans.load(name).detectors]
     if not (files.is_file(name) or name.endswith(".andon") or os.sep in name):
-        raise RecipeError(f"{unknown('detector', name, detectors.names())} There is no bundle of that name either.")
+        raise RecipeError(f"{unknown('detector', name, detectors.names())} There is no bundle with this name.")
     bundle = Bundle.load(name)
     return [(name, lambda: _from_bundle(name, bundle))]
 

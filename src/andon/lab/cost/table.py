@@ -1,4 +1,4 @@
-"""The costs of detectors as a table, and as figures 5 and 6 of source [4]. The words of its head:
+"""The costs of detectors as a table, and as figures 5 and 6 of source [4]. Columns:
 
 - parameters: constants of the graph that are weights or biases of convolutions, transposed convolutions and matrix
   products; stored features of good parts are included if the graph multiplies with them.
@@ -86,7 +86,7 @@ def write(rows: Sequence[Row], out: Path) -> None:
     writer.writerow(Row._fields)
     writer.writerows(rows)
     provenance = f"{machine()}, {os.cpu_count()} cores; " + ", ".join(f"{k} {v}" for k, v in versions().items())
-    words = __doc__.partition("The words of its head:")[2].strip()
+    words = __doc__.partition("Columns:")[2].strip()
     times = [plots.Bar(_label(row), [row.p50_ms], f"{_figure(row.p50_ms)} ms") for row in rows]
     sizes = [
         plots.Bar(row.detector, parts, f"{_figure(sum(parts))} MB")
