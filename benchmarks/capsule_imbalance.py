@@ -32,7 +32,7 @@ from andon.detector import Labelled, Run
 from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
 from andon.evaluate import metrics
 from andon.inspection import Pixels, Scores
-from andon.nn.labelled import parted
+from andon.nn.labelled import split_labels
 from andon.nn.learned import Network
 from andon.pictures import image
 from segmenter_masks import DATA, kept, pieces
@@ -107,7 +107,7 @@ class PlainNetwork(Network):
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Cross-entropy of labelled tiles (n, c + 1, t, t)."""
-        pixels, masks = parted(tiles)
+        pixels, masks = split_labels(tiles)
         return F.binary_cross_entropy_with_logits(self.logit(pixels), masks.flatten(1).any(dim=1).float())
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
@@ -154,7 +154,7 @@ def located(samples: Sequence[dataset.Sample], found: Scores) -> dict[str, float
 def figures(product: str, folder: Path, options: argparse.Namespace, done: set[tuple[Any, ...]]) -> Iterator[Any]:
     """Train and test what is not done yet; yield one figure after another."""
     data = dataset.load(folder)
-    good, of = read(data.to_learn(), options.size), pieces(product, data.defective("test"))
+    good, of = read(data.training_images(), options.size), pieces(product, data.defective("test"))
     defective = [read(piece, options.size) for piece in of]
     tested = read(data.good("test"), options.size)
     for seed in options.seeds:

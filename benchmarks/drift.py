@@ -166,7 +166,7 @@ def record(inspector: Inspector, path: Path, change: Callable[[Pixels], Pixels])
     """What a record of the station says for drift."""
     read = image.read(path)
     pixels = change(read.pixels)
-    look = appearance.of(pixels)
+    look = appearance.measure(pixels)
     shares = {key: getattr(look, key) / look.top for key in ("mean", "sharpness")}
     return {"score": inspector.inspect(pixels).score, "appearance": shares}
 

@@ -15,7 +15,7 @@ from andon import files, render
 from andon.bundle import Bundle
 from andon.data import dataset
 from andon.data.dataset import Sample
-from andon.engines.runtime import rebuilder
+from andon.engines.runtime import reconstructor
 from andon.geometry import tiling, views
 from andon.inspector import Inspector
 
@@ -32,18 +32,18 @@ def main() -> None:
     bundle = Bundle.load(options.bundle)
     if bundle.recipe.geometry.tiles:
         parser.error("the bundle cuts tiles; expected one that sees images whole")
-    inspector, rebuild = Inspector(bundle), rebuilder(bundle.graph)
+    inspector, rebuild = Inspector(bundle), reconstructor(bundle.graph)
     pictures, captions = [], []
     for sample in drawn(dataset.load(options.folder), options.count, options.seed):
         read, found = inspector.scan(sample.path)
-        view = views.align(read.pixels, bundle.recipe.geometry, read.name, bundle.registered_to())
+        view = views.align(read.pixels, bundle.recipe.geometry, read.name, bundle.load_reference())
         tile = np.stack([tile for _, tile in tiling.split(view, bundle.recipe.geometry)])
         rebuilt = (rebuild(tile)[0] * 255).round().astype(np.uint8)
         mask = np.zeros(read.pixels.shape[:2], bool) if sample.mask is None else dataset.mask(sample.mask)
         pictures += [
             render.display(tile[0]),
             render.display(rebuilt),
-            render.heat(found.anomaly_map, inspector.scale),
+            render.heat_map(found.anomaly_map, inspector.scale),
             render.display((mask[..., None] * 255).astype(np.uint8)),
         ]
         captions += [f"{sample.defect} {sample.path.stem}", "reconstruction", f"map, score {found.score:.4g}", "mask"]

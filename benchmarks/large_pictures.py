@@ -45,7 +45,7 @@ def _view(inspector: Inspector, read: image.Image) -> views.View:
     return views.align(read.pixels, inspector.recipe.geometry, read.name, inspector.reference, read.full)
 
 
-def _found(inspector: Inspector, data: bytes) -> tiling.Joined:
+def _found(inspector: Inspector, data: bytes) -> tiling.ViewMap:
     found = inspector.score(inspector.prepare(inspector.read(data)))
     assert found is not None
     return found.map
@@ -67,15 +67,15 @@ def main() -> None:
     pictures = {1: full.read(data), by: reduced.read(data)}
     cut = {each: _view(full, read) for each, read in pictures.items()}
     joined = _found(reduced, data)
-    enlarged, least = joined.whole(), full.min_area(frame)
+    enlarged, least = joined.enlarge(), full.min_area(frame)
     low, usual = float(np.nanmedian(joined.values)), full.thresholds.pixel
     tile = next(tiling.split(cut[by], geometry))[1][None]
 
-    def fresh() -> tiling.Joined:
-        return tiling.Joined(joined.raw, joined.view)  # nothing of it is kept from the round before
+    def fresh() -> tiling.ViewMap:
+        return tiling.ViewMap(joined.raw, joined.view)  # nothing of it is kept from the round before
 
     def before() -> Any:
-        whole = _found(full, data).whole()
+        whole = _found(full, data).enlarge()
         return regions.find(whole, usual, least)
 
     stages: dict[str, Callable[[], Any]] = {
@@ -83,12 +83,12 @@ def main() -> None:
         "decode and digest, full (before)": lambda: image.read(data),
         f"decode and digest, sides ÷ {by}": lambda: image.read(data, reduced=by),
         "digest of the pixels, where an array comes in": lambda: files.digest(pictures[1].pixels.data),
-        "appearance, full (before)": lambda: appearance.of(pictures[1].pixels),
-        "appearance": lambda: appearance.of(pictures[by].pixels),
+        "appearance, full (before)": lambda: appearance.measure(pictures[1].pixels),
+        "appearance": lambda: appearance.measure(pictures[by].pixels),
         "view and tiles, full (before)": lambda: list(tiling.split(_view(full, pictures[1]), geometry)),
         "view and tiles": lambda: list(tiling.split(_view(full, pictures[by]), geometry)),
         "graph, one tile": lambda: full.scorer.score(tile),
-        "map enlarged (before)": lambda: fresh().whole(),
+        "map enlarged (before)": lambda: fresh().enlarge(),
         "map": lambda: fresh().values,
         "regions of the enlarged map, low threshold (before)": lambda: regions.find(enlarged, low, least),
         "regions, low threshold": lambda: regions.find(joined.values, low, least, joined.matrix, frame),

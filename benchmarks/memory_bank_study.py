@@ -96,7 +96,7 @@ def row(name: str, options: argparse.Namespace, settings: dict[str, Any], seed: 
     """Fit, score, measure."""
     fit, held, test, labels, masks = load(name, seed)
     size = options.size or MemoryBank.sizes[options.preset]
-    geometry = views.Geometry(size=size, aspect=options.aspect).shaped([picture.shape[:2] for picture in fit])
+    geometry = views.Geometry(size=size, aspect=options.aspect).with_shape([picture.shape[:2] for picture in fit])
     detector = MemoryBank(Settings(**{**MemoryBank.presets[options.preset], **settings}), seed)
     start = time.perf_counter()
     detector.fit(Images(fit, geometry), Run(augment=Augment(flip=options.flip, quarter_turns=options.quarter_turns)))

@@ -133,7 +133,7 @@ def copies(source: Path, target: Path, train: int, test: int, move: bool) -> Pat
 
     labelled = [s for s in data.samples if s.split == "test"]
     good, bad = ([s for s in labelled if s.good is side] for side in (True, False))
-    for sample in [*evenly(data.to_learn(), train), *good, *evenly(bad, test)]:
+    for sample in [*evenly(data.training_images(), train), *good, *evenly(bad, test)]:
         pixels = image.read(sample.path).pixels
         matrix = random_pose(rng, 10, 0.05, pixels.shape) if move else np.eye(2, 3)
         place = target / sample.split / (sample.defect or "good") / f"{sample.path.stem}.png"

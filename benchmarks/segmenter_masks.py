@@ -67,7 +67,7 @@ def arrange(product: str, seed: int, out: Path) -> tuple[int, int]:
     halves = {"train": [s for i in order[: len(of) // 2] for s in of[i]]}
     halves["test"] = [s for i in order[len(of) // 2 :] for s in of[i]]
     for split, defective in halves.items():
-        good = data.to_learn() if split == "train" else data.good("test")
+        good = data.training_images() if split == "train" else data.good("test")
         for sample in (*good, *defective):
             link(sample.path, out / split / sample.defect / sample.path.name)
             if sample.mask:

@@ -52,7 +52,7 @@ def main() -> None:
     model, recipe = construct(recipe)
     assert isinstance(model, TransformClassification)
     data = dataset.load(options.folder)
-    looked = survey.look_over(data.to_learn(), recipe, Store(), lambda stage, done, total: None)
+    looked = survey.survey_images(data.training_images(), recipe, Store(), lambda stage, done, total: None)
     model.fit(survey.GoodTiles(looked.samples, looked, recipe.geometry), Run(tell=print))
 
     tested = [sample for sample in data.samples if sample.split == "test"]

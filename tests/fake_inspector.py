@@ -18,10 +18,10 @@ from andon.recipe import Decision, Recipe
 from andon.render import Scale
 
 
-def whole(anomaly_map) -> tiling.Joined:
+def whole(anomaly_map) -> tiling.ViewMap:
     """A map as large as its image."""
     frame = anomaly_map.shape
-    return tiling.Joined(anomaly_map, Placement(frame, (0, 0), frame, None))
+    return tiling.ViewMap(anomaly_map, Placement(frame, (0, 0), frame, None))
 
 
 class FakeInspector:

@@ -10,7 +10,7 @@ import pytest
 
 from andon.inspection import Pixels
 from andon.pictures import appearance, image
-from andon.pictures.appearance import Usual
+from andon.pictures.appearance import GoodAppearance
 from conftest import part
 
 
@@ -38,8 +38,8 @@ def brighter(pixels: Pixels) -> Pixels:
     return np.minimum(pixels.astype(float) * 3, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
 
 
-def learnt(kind: Callable[[int, int], Pixels], depth: int, count: int = 40) -> Usual:
-    return Usual.of([appearance.of(kind(seed, depth)) for seed in range(count)])
+def learnt(kind: Callable[[int, int], Pixels], depth: int, count: int = 40) -> GoodAppearance:
+    return GoodAppearance.of([appearance.measure(kind(seed, depth)) for seed in range(count)])
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -47,33 +47,33 @@ def learnt(kind: Callable[[int, int], Pixels], depth: int, count: int = 40) -> U
 def test_good_pictures_are_not_odd_and_others_are(kind: Callable[[int, int], Pixels], depth: int) -> None:
     usual = learnt(kind, depth)
     fresh = [kind(seed, depth) for seed in range(100, 130)]
-    assert sum(bool(usual.oddities(appearance.of(pixels))) for pixels in fresh) <= 1
+    assert sum(bool(usual.oddities(appearance.measure(pixels))) for pixels in fresh) <= 1
     top = np.iinfo(fresh[0].dtype).max
     for change, word in (
         (np.zeros_like, "black"),
         (lambda p: np.full_like(p, top), "white"),
-        (lambda p: np.full_like(p, p.mean()), "next to nothing"),
+        (lambda p: np.full_like(p, p.mean()), "almost uniform"),
         (lambda p: (p * 0.4).astype(p.dtype), "darker"),
         (brighter, "saturated"),
         (blurred, "blurred"),
         (noisy, "sharper or noisier"),
     ):
         for pixels in fresh[:5]:
-            told = usual.oddities(appearance.of(change(pixels)))
+            told = usual.oddities(appearance.measure(change(pixels)))
             assert any(word in sentence for sentence in told), (word, told)
 
 
 def test_numbers_stand_beside_those_of_good_pictures() -> None:
-    (sentence,) = learnt(gray, 8).oddities(appearance.of(np.zeros((128, 128, 1), np.uint8)))
+    (sentence,) = learnt(gray, 8).oddities(appearance.measure(np.zeros((128, 128, 1), np.uint8)))
     assert sentence.startswith("the picture is black (mean gray 0.0; good pictures ")
 
 
 def test_blue_and_red_exchanged_is_told_apart_from_another_light() -> None:
     usual, good = learnt(coloured, 8), coloured(200)
-    (sentence,) = usual.oddities(appearance.of(good[:, :, ::-1].copy()))
+    (sentence,) = usual.oddities(appearance.measure(good[:, :, ::-1].copy()))
     assert "blue and red seem to be exchanged" in sentence
     warm = np.clip(good * np.array([1.2, 1.0, 0.5]), 0, 255).astype(np.uint8)
-    assert any("the colours differ" in told for told in usual.oddities(appearance.of(warm)))
+    assert any("the colours differ" in told for told in usual.oddities(appearance.measure(warm)))
 
 
 def test_blue_and_red_exchanged_is_told_where_they_are_equal_on_average() -> None:
@@ -83,46 +83,46 @@ def test_blue_and_red_exchanged_is_told_where_they_are_equal_on_average() -> Non
         pixels[16:, :, 2] += 15
         return np.clip(pixels, 0, 255).astype(np.uint8)
 
-    usual = Usual.of([appearance.of(cables(seed)) for seed in range(30)])
-    assert abs(appearance.of(cables(99)).balance) < 0.02
-    assert not usual.oddities(appearance.of(cables(99)))
-    assert any("exchanged" in told for told in usual.oddities(appearance.of(cables(99)[:, :, ::-1].copy())))
+    usual = GoodAppearance.of([appearance.measure(cables(seed)) for seed in range(30)])
+    assert abs(appearance.measure(cables(99)).balance) < 0.02
+    assert not usual.oddities(appearance.measure(cables(99)))
+    assert any("exchanged" in told for told in usual.oddities(appearance.measure(cables(99)[:, :, ::-1].copy())))
 
 
 def test_another_scene_of_the_same_light_is_told() -> None:
     usual = learnt(gray, 8)
     shuffled = [gray(seed).reshape(4, 32, 4, 32, 1)[::-1, :, [2, 0, 3, 1]].reshape(128, 128, 1) for seed in (201, 202)]
     for pixels in shuffled:
-        assert any("another scene" in told for told in usual.oddities(appearance.of(pixels)))
+        assert any("another scene" in told for told in usual.oddities(appearance.measure(pixels)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 10])
 def test_few_pictures_make_wide_ranges_and_finite_numbers(count: int) -> None:
     usual = learnt(gray, 8, count)
     json.loads(usual.model_dump_json(), parse_constant=pytest.fail)
-    assert Usual.model_validate_json(usual.model_dump_json()) == usual
-    assert not [told for seed in range(100, 120) for told in usual.oddities(appearance.of(gray(seed)))]
-    assert usual.oddities(appearance.of(np.zeros((128, 128, 1), np.uint8)))
+    assert GoodAppearance.model_validate_json(usual.model_dump_json()) == usual
+    assert not [told for seed in range(100, 120) for told in usual.oddities(appearance.measure(gray(seed)))]
+    assert usual.oddities(appearance.measure(np.zeros((128, 128, 1), np.uint8)))
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 700, 3), (1300, 9, 1)])
 def test_flat_pictures_of_any_shape_have_finite_statistics(shape: tuple[int, ...], value: int) -> None:
-    found = appearance.of(np.full(shape, value, np.uint8))
+    found = appearance.measure(np.full(shape, value, np.uint8))
     assert np.isfinite([*found[:7], *found.bands, *found.thumbnail]).all()
-    usual = Usual.of([found] * 4)
+    usual = GoodAppearance.of([found] * 4)
     assert not usual.oddities(found)
 
 
 def test_a_picture_of_another_depth_is_told() -> None:
-    assert "full scale" in learnt(gray, 8).oddities(appearance.of(gray(0, 16)))[0]
+    assert "full scale" in learnt(gray, 8).oddities(appearance.measure(gray(0, 16)))[0]
 
 
 def test_a_shift_of_a_set_is_told_though_each_picture_is_usual() -> None:
     light = np.linspace(0.8, 1.2, 60)
-    good = [appearance.of((gray(seed) * gain / 1.3).astype(np.uint8)) for seed, gain in enumerate(light)]
-    usual = Usual.of(good)
-    dark = [appearance.of((gray(seed) * 0.8 / 1.3).astype(np.uint8)) for seed in range(100, 115)]
+    good = [appearance.measure((gray(seed) * gain / 1.3).astype(np.uint8)) for seed, gain in enumerate(light)]
+    usual = GoodAppearance.of(good)
+    dark = [appearance.measure((gray(seed) * 0.8 / 1.3).astype(np.uint8)) for seed in range(100, 115)]
     assert not any(usual.oddities(a) for a in dark)
     assert any("darker" in told for told in usual.shifts(dark))
     assert not usual.shifts(good[::4])
@@ -134,15 +134,15 @@ def test_real_good_pictures_are_not_odd_and_other_products_are(shared_data: Path
     def of(folder: str, count: int) -> list[Pixels]:
         return [image.read(path).pixels for path in sorted((shared_data / folder).iterdir())[:count]]
 
-    usual = Usual.of([appearance.of(pixels) for pixels in of(f"{product}/train/good", 120)])
+    usual = GoodAppearance.of([appearance.measure(pixels) for pixels in of(f"{product}/train/good", 120)])
     fresh = of(f"{product}/test/good", 40)
-    assert sum(bool(usual.oddities(appearance.of(pixels))) for pixels in fresh) <= len(fresh) // 20
-    assert all(usual.oddities(appearance.of(blurred(pixels))) for pixels in fresh)
+    assert sum(bool(usual.oddities(appearance.measure(pixels))) for pixels in fresh) <= len(fresh) // 20
+    assert all(usual.oddities(appearance.measure(blurred(pixels))) for pixels in fresh)
     if fresh[0].shape[2] == 3:
-        exchanged = [usual.oddities(appearance.of(p[:, :, ::-1].copy())) for p in fresh]
+        exchanged = [usual.oddities(appearance.measure(p[:, :, ::-1].copy())) for p in fresh]
         assert all("exchanged" in " ".join(told) for told in exchanged)
     for other in {"mvtec_ad/bottle", "mvtec_ad/screw", "magnetic_tile"} - {product}:
-        strange = [bool(usual.oddities(appearance.of(pixels))) for pixels in of(f"{other}/test/good", 20)]
+        strange = [bool(usual.oddities(appearance.measure(pixels))) for pixels in of(f"{other}/test/good", 20)]
         assert sum(strange) >= 0.9 * len(strange)
     if product.endswith("screw"):  # its good test pictures are darker than those to learn from
-        assert any("darker" in told for told in usual.shifts([appearance.of(pixels) for pixels in fresh]))
+        assert any("darker" in told for told in usual.shifts([appearance.measure(pixels) for pixels in fresh]))

@@ -248,7 +248,7 @@ def one(tmp_path: Path) -> Path:
         ("mine", "this folder contains other files.*--out"),
         ("ring", "in the folder of product 'ring'.*--out"),
         ("ring/results", "in the folder of product 'ring'.*--out"),
-        ("plan.toml", "a file is in its place"),
+        ("plan.toml", "a file of this name exists"),
     ],
 )
 def test_a_folder_with_other_files_is_refused_for_results(
@@ -296,7 +296,7 @@ def test_a_place_that_is_taken_is_noticed_before_anything_runs(
     taken.parent.mkdir(parents=True)
     taken.mkdir() if kind == "folder" else taken.touch()
     (one.parent / "out/.lock").touch()
-    with pytest.raises(AndonError, match=f"it is a {kind}|a {kind} is in its place"):
+    with pytest.raises(AndonError, match=f"it is a {kind}|a {kind} of this name exists"):
         run.run(one, one.parent / "out")
     assert not stand_in
 

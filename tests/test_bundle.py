@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from andon import files
-from andon.bundle import DIGITS, FORMAT, MEMBERS, NEEDED, Bundle, Manifest, _seal
+from andon.bundle import DIGITS, FORMAT, MEMBERS, REQUIRED, Bundle, Manifest, _seal
 from andon.calibration import Calibration
 from andon.engines import wire
-from andon.engines.runtime import Runtime, rebuilder
+from andon.engines.runtime import Runtime, reconstructor
 from andon.errors import AndonError, BundleError
 from andon.recipe import Decision
 
@@ -107,12 +107,18 @@ def foreign_member(members: dict[str, bytes]) -> None:
         (lambda data: rewritten(data, foreign_member), "a ZIP file with ../../evil.py"),
         (lambda data: rewritten(data, lambda m: m.pop("graph.onnx") and None), "expected a bundle with"),
         (lambda data: rewritten(data, lambda m: resealed(m, format=99), True), "bundle format 99; this andon reads"),
-        (lambda data: rewritten(data, lambda m: resealed(m, digests={}), True), "lacks the digest of a member"),
-        (lambda data: rewritten(data, bent_calibration, True), "40 parts, 40 scores and 0 peaks; expected as many"),
-        (lambda data: rewritten(data, lambda m: None, True, zipfile.ZIP_LZMA), "a method that bundles do not use"),
+        (
+            lambda data: rewritten(data, lambda m: resealed(m, digests={}), True),
+            "lists digests of no members; expected calibration.json",
+        ),
+        (
+            lambda data: rewritten(data, bent_calibration, True),
+            "40 parts, 40 scores and 0 peaks; expected the same number",
+        ),
+        (lambda data: rewritten(data, lambda m: None, True, zipfile.ZIP_LZMA), "another method than deflate"),
         (
             lambda data: rewritten(data, lambda m: m.update({"recipe.toml": bytes(17 << 20)}), True, DEFLATED),
-            "recipe.toml would unpack to more than 16 MiB",
+            "expected at most 16 MiB",
         ),
     ],
 )
@@ -146,7 +152,7 @@ def test_only_a_bundle_is_overwritten_by_one(bundle_file: Path, tmp_path: Path, 
     for _ in range(2):
         bundle.save(place)
     place.write_bytes(there)
-    with pytest.raises(BundleError, match="not a bundle exists here; it is not overwritten"):
+    with pytest.raises(BundleError, match="exists and is not a bundle; it is not overwritten"):
         bundle.save(place)
     assert place.read_bytes() == there
 
@@ -154,7 +160,7 @@ def test_only_a_bundle_is_overwritten_by_one(bundle_file: Path, tmp_path: Path, 
 def test_what_was_done_to_a_bundle_is_in_its_history(bundle_file: Path, tmp_path: Path) -> None:
     bundle = Bundle.load(bundle_file)
     recipe = bundle.recipe.model_copy(update={"decision": Decision(review_rate=0.2)})
-    bundle.changed("rates changed", recipe=recipe).save(tmp_path / "b.andon")
+    bundle.revise("rates changed", recipe=recipe).save(tmp_path / "b.andon")
     again = Bundle.load(tmp_path / "b.andon")
     assert again.manifest.history == ["rates changed"]
     assert again.recipe.decision.review_rate == 0.2
@@ -167,7 +173,7 @@ def test_a_bundle_is_written_through_a_link(bundle_file: Path, tmp_path: Path) -
     bundle.save(file)
     file.chmod(0o660)
     link.symlink_to("v3.andon")
-    bundle.changed("again").save(link)
+    bundle.revise("again").save(link)
     assert link.is_symlink() and file.stat().st_mode & 0o777 == 0o660
     assert Bundle.load(file).manifest.history == ["again"]
 
@@ -242,8 +248,8 @@ def test_bent_contents_with_right_digests_are_refused(
 @pytest.mark.parametrize(
     ("bend", "message"),
     [
-        (lambda text: text[:-1] + b', "typical": 0.5, "seed": 3}', "comes twice in one JSON object"),
-        (lambda text: text[:-1] + b', "other": [1, {"a": 1, "a": 2}]}', "the name 'a' comes twice"),
+        (lambda text: text[:-1] + b', "typical": 0.5, "seed": 3}', "occurs twice in one JSON object"),
+        (lambda text: text[:-1] + b', "other": [1, {"a": 1, "a": 2}]}', "the name 'a' occurs twice"),
         (lambda text: text[:-1] + b', "other": NaN}', "NaN: expected a finite number"),
         (lambda text: text[:-1] + b', "other": -1e999}', "-1e999: expected a finite number"),
     ],
@@ -404,8 +410,8 @@ def test_a_graph_may_not_refer_to_other_files(
     file.write_bytes(sealed({**members, "graph.onnx": graph}))
     with pytest.raises(BundleError, match=r"bad\.andon: the graph refers to data in other files"):
         Bundle.load(file)
-    for start in (Runtime, rebuilder, lambda graph: Runtime(graph, "openvino")):
-        if start in (Runtime, rebuilder) or importlib.util.find_spec("openvino"):
+    for start in (Runtime, reconstructor, lambda graph: Runtime(graph, "openvino")):
+        if start in (Runtime, reconstructor) or importlib.util.find_spec("openvino"):
             with pytest.raises(BundleError, match="the graph refers to data in other files"):
                 start(graph)
 
@@ -424,7 +430,7 @@ def test_the_page_on_the_format_is_complete() -> None:
     rows = re.findall(r"^\| `([a-z.]+)` \| (yes|no) \| (\d+) (MiB|GiB) \|", page, re.MULTILINE)
     limits = {name: int(number) * 1024 ** (2 if unit == "MiB" else 3) for name, _, number, unit in rows}
     assert limits == MEMBERS
-    assert sorted(name for name, needed, _, _ in rows if needed == "yes") == NEEDED
+    assert sorted(name for name, needed, _, _ in rows if needed == "yes") == REQUIRED
     for field in (*Manifest.model_fields, *Calibration.model_fields):
         assert f"`{field}`" in page
     assert f"now {FORMAT}" in page and f"first {DIGITS} hexadecimal" in page

@@ -85,11 +85,11 @@ def test_the_promise_holds_for_any_one_image_of_a_new_part() -> None:
 def test_it_says_which_rate_so_many_images_support() -> None:
     sentences = learn([float(i) for i in range(24)]).describe(Decision())
     assert sentences == [
-        "review: at most 5.0 % of good images, from 24 held-out good images. In the long run this calibration stops "
-        "between 0.1 % and 14.2 %.",
-        "reject: 24 held-out good images support a false-reject rate of 4.0 %; 1.0 % needs 99 images for calibration; "
-        "with cross-conformal calibration, 99 in all. Until then no part gets REJECT: one beyond all held-out parts "
-        "gets REVIEW.",
+        "review: at most 5.0 % of good images, from 24 held-out good images. In the long run, 0.1 % to 14.2 % of good "
+        "images exceed this threshold.",
+        "reject: 24 held-out good images support a false-reject rate of 4.0 %; 1.0 % needs 99 images for calibration, "
+        "or 99 in total for cross-conformal calibration. Until then no part gets REJECT: a score above all held-out "
+        "scores gets REVIEW.",
     ]
 
 
@@ -156,7 +156,7 @@ def test_a_gap_in_the_highest_scores_is_told() -> None:
     scores = [999, 962, 250, 173, *np.linspace(60, 118, 40).tolist()]
     held = [HeldOut(str(i), s, s, 0.0, f"{i}.png", f"{i:064}") for i, s in enumerate(scores)]
     found = Calibration.learn(held)
-    assert found.outstanding() == 4
+    assert found.outliers() == 4
     sentence = found.describe(Decision())[-1]
     assert sentence.startswith("gap: the highest held-out scores are 999, 962, 250, 173 (0.png, 1.png, 2.png, 3.png)")
     assert [each.name for each in found.highest()] == ["0.png", "1.png", "2.png", "3.png", "43.png"]
@@ -166,7 +166,7 @@ def test_a_gap_in_the_highest_scores_is_told() -> None:
 @pytest.mark.parametrize("draw", ["normal", "exponential", "uniform"])
 def test_usual_scores_show_no_gap(draw: str) -> None:
     rng = np.random.default_rng(0)
-    told = sum(learn(getattr(rng, draw)(size=40).tolist()).outstanding() > 0 for _ in range(300))
+    told = sum(learn(getattr(rng, draw)(size=40).tolist()).outliers() > 0 for _ in range(300))
     assert told < 300 * 0.15
 
 
@@ -177,10 +177,12 @@ def test_a_crossed_calibration_says_what_is_proved_and_what_is_simulated() -> No
     assert (found.folds, found.supported_rate) == (5, 1 / 41)
     assert found.proved_rate(0.05) == pytest.approx(2 * 0.05 + (1 - 5 / 40) / 6)
     assert Calibration.learn(held).proved_rate(0.05) == 0.05
-    simulated = found.simulated(0.05, "image")
+    simulated = found.simulate(0.05, "image")
     assert simulated is not None and simulated[1] == 40 and simulated[0] <= 6
     sentence = found.describe(Decision())[0]
-    assert sentence.startswith("review: about 5.0 % of good images, from 40 held-out good images crossed in 5 folds (")
+    assert sentence.startswith(
+        "review: about 5.0 % of good images, from 40 held-out good images in 5 cross-conformal folds ("
+    )
     assert "proved for the detectors of the folds: at most 24.6 %" in sentence
 
 
@@ -207,7 +209,7 @@ def test_it_says_what_a_threshold_by_hand_does(decision: Decision, sentence: str
 
 @pytest.mark.parametrize("values", [{"part": []}, {"peaks": [1.0, 2.0]}, {"scores": [float("nan")]}])
 def test_a_calibration_that_is_none(values: dict[str, list[float]]) -> None:
-    with pytest.raises(ValueError, match=r"as many of each|finite"):
+    with pytest.raises(ValueError, match=r"the same number of each|finite"):
         Calibration.model_validate({"part": [0], "scores": [1.0], "peaks": [1.0], "typical": 0.0, **values})
 
 

@@ -352,7 +352,7 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["inspect", "{bundle}", "nowhere"], "nowhere: no such file"),
         (["inspect", "{bundle}", "{empty}"], "no images"),
         (["train", "{empty}"], "no images"),
-        (["train", "nowhere"], "there is nothing here"),
+        (["train", "nowhere"], "no such file or folder"),
         (["train", "{parts}", "--detector", "memory"], "unknown detector 'memory'. Did you mean 'memory-bank'?"),
         (["train", "{parts}", "-o", "{empty}/no/b.andon"], "there is no folder"),
         (["train", "{parts}", "-o", "{empty}"], "it is a folder"),
@@ -364,19 +364,22 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["features", "build", "resnet50"], "unknown feature network 'resnet50'"),
         (["features", "build", "legacy_xception"], "--weights FILE"),
         (["features", "build", "efficientnet-lite1", "--sha256", "ab"], "--sha256 without --weights"),
-        (["features", "build", "efficientnet-lite1", "--out", "{bundle}"], "the folder cannot be made"),
+        (["features", "build", "efficientnet-lite1", "--out", "{bundle}"], "the folder cannot be created"),
         (["compare", "{bundle}", "{bundle}"], "expected the folder of labelled images as the last argument"),
-        (["compare", "{bundle}", "{bundle}", "{parts}", "-o", "{bundle}"], "the folder cannot be made"),
-        (["study", "moments", "{parts}", "-o", "{bundle}"], "the folder cannot be made"),
+        (["compare", "{bundle}", "{bundle}", "{parts}", "-o", "{bundle}"], "the folder cannot be created"),
+        (["study", "moments", "{parts}", "-o", "{bundle}"], "the folder cannot be created"),
         (["nonsense"], "nonsense"),
         (["inspect", "{bundle}", ""], "an argument is empty"),
         (["inspect", "{bundle}", "{pipe}"], "a pipe or device; expected a picture"),
         (["inspect", "{bundle}", "x" * 300], "file name too long"),
         (["inspect", "{bundle}", "{parts}", "--threads", "100000"], "--threads"),
-        (["inspect", "{bundle}", "{parts}/test/good", "--out", "{bundle}"], "the folder cannot be made: a file is in"),
-        (["evaluate", "{bundle}", "{parts}", "--out", "{bundle}"], "the folder cannot be made: a file is in its place"),
-        (["train", "x" * 300, "-o", "{empty}/b"], "there is nothing here"),
-        (["train", "{parts}", "-o", "{parts}/test/good/100.png"], "a file that is not a bundle exists here"),
+        (["inspect", "{bundle}", "{parts}/test/good", "--out", "{bundle}"], "the folder cannot be created: a file of"),
+        (
+            ["evaluate", "{bundle}", "{parts}", "--out", "{bundle}"],
+            "the folder cannot be created: a file of this name exists",
+        ),
+        (["train", "x" * 300, "-o", "{empty}/b"], "no such file or folder"),
+        (["train", "{parts}", "-o", "{parts}/test/good/100.png"], "this file exists and is not a bundle"),
         (["train", "{parts}", "-o", "x" * 300], "file name too long"),
         (["train", "{parts}", "--groups", "(" + "x" * 300 + ")"], "no match"),
         (["calibrate", "{bundle}", "--min-area", "3", "-o", "{parts}/test/good/100.png"], "it is not overwritten"),
@@ -411,11 +414,11 @@ def test_folders_are_told_and_unknown_ones_refused(tmp_path: Path, parts: Path, 
         code, _, err = run(capsys, *call)
         assert code == 2 and "left (41), right (40)" in err and "--good 'left'" in err
     code, _, err = run(capsys, "train", root, "--good", "left", "-o", tmp_path / "a.andon", "--size", "64")
-    assert code == 0 and "learning from the images in left (41)" in err and "100.0% of each picture is inspected" in err
+    assert code == 0 and "training images in left (41)" in err and "100.0% of each picture is inspected" in err
     assert "40 mask" in err and "1 system folder" in err and "loop.png: cannot be read: too many levels" in err
     code, out, _ = run(capsys, "check", root, "--good", "left", "-q")
-    assert code == 1 and "to learn left 41" in out
+    assert code == 1 and "training left 41" in out
     code, _, err = run(capsys, "calibrate", tmp_path / "a.andon", root, "--good", "right")
-    assert "calibrating on the images in right (40)" in err
+    assert "calibration images in right (40)" in err
     code, _, err = run(capsys, "inspect", tmp_path / "a.andon", root / "left")
     assert code == 1 and "loop.png" in err

@@ -82,7 +82,7 @@ def compared(tmp_path: Path) -> compare.Comparison:
 def test_equal_bundles_cannot_be_told_apart(compared: compare.Comparison) -> None:
     (difference,) = compared.differences()
     assert difference == ("a", "b", 0.0, (0.0, 0.0), 1.0)
-    assert compare_page.headline(compared, [difference]).endswith("it cannot be told apart from b.")
+    assert compare_page.headline(compared, [difference]).endswith("the difference to b is not significant.")
 
 
 def test_share_above_is_of_good_images_with_ties_half(compared: compare.Comparison) -> None:
@@ -134,7 +134,7 @@ def test_images_are_laid_out_by_the_vectors_a_bundle_makes(
     page = compare_page.html(found).decode()
     assert "Which pictures a detector finds alike" in page and "deep: embeddings" in page
     monkeypatch.setattr(compare_page, "FEWEST", 11)
-    assert compare_page.clouds(found) == ([], "left out, for 10 images are too few; it needs 11")
+    assert compare_page.clouds(found) == ([], "not available for 10 images; it needs at least 11")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "sklearn" else find(name, *of))
     assert "scikit-learn is not installed" in compare_page.html(found).decode()
@@ -147,7 +147,7 @@ def test_names_are_told_apart_and_bundles_are_needed(bundle_file: Path, tmp_path
     assert list(compare.load([bundle_file, other])) == [f"{bundle_file.parent.name}/ring", "line2/ring"]
     with pytest.raises(AndonError, match="two or more"):
         compare.load([bundle_file])
-    with pytest.raises(AndonError, match="named twice"):
+    with pytest.raises(AndonError, match="given twice"):
         compare.load([bundle_file, bundle_file])
     with pytest.raises(BundleError, match="missing"):
         compare.load([bundle_file, tmp_path / "missing.andon"])

@@ -7,7 +7,7 @@ from markupsafe import escape
 
 from andon.data import dataset
 from andon.evaluate import control
-from andon.evaluate.control import MARK, grown, hit, margin, near, painted
+from andon.evaluate.control import MARK, dilate, hit, margin, near, paint_over
 from andon.evaluate.evaluating import evaluate
 from andon.evaluate.report import html
 from fake_inspector import FakeInspector, paint_set
@@ -113,7 +113,7 @@ def test_paint_continues_the_surroundings_and_changes_nothing_else(dtype, channe
     slope = np.broadcast_to(np.linspace(0.1, 0.9, SIDE)[None, :, None] * top, (SIDE, SIDE, channels)).astype(dtype)
     area = square((40, 40), (0, 100), size=20)
     spoiled = np.where(area[..., None], top, slope).astype(dtype)
-    filled = painted(spoiled, area)
+    filled = paint_over(spoiled, area)
     assert filled.dtype == dtype and filled.shape == slope.shape
     assert (filled[~area] == slope[~area]).all()
     inner = square((40, 40), size=20)
@@ -122,16 +122,16 @@ def test_paint_continues_the_surroundings_and_changes_nothing_else(dtype, channe
 
 def test_paint_needs_surroundings():
     with pytest.raises(ValueError, match="covers the whole picture"):
-        painted(np.zeros((9, 9, 1), np.uint8), np.ones((9, 9), bool))
+        paint_over(np.zeros((9, 9, 1), np.uint8), np.ones((9, 9), bool))
     pixels = np.full((9, 9, 1), 7, np.uint8)
-    assert (painted(pixels, np.zeros((9, 9), bool)) == pixels).all()
+    assert (paint_over(pixels, np.zeros((9, 9), bool)) == pixels).all()
     one = np.ones((9, 9), bool)
     one[0, 0] = False
-    assert (painted(pixels, one) == 7).all()
+    assert (paint_over(pixels, one) == 7).all()
 
 
 def test_masks_grow_by_the_margin_in_every_direction():
-    assert grown(square((40, 40)), 2).sum() == 10 * 10 + 4 * 10 * 2 + 4  # of a corner (1, 1) alone is near
+    assert dilate(square((40, 40)), 2).sum() == 10 * 10 + 4 * 10 * 2 + 4  # of a corner (1, 1) alone is near
 
 
 def test_a_detector_of_the_background_is_marked(lit):
@@ -151,7 +151,7 @@ def test_a_detector_of_the_defect_is_not_marked(lit):
     assert not found["near"]
     assert not any(MARK in sentence for sentence in figures.summary())
     assert figures.metrics["hits"]["count"] == figures.metrics["hits"]["n"] == 20
-    assert "The heat map's peak lies inside the defect in 20 of 20 images" in " ".join(figures.summary())
+    assert "The peak of the heat map is inside the defect in 20 of 20 images" in " ".join(figures.summary())
 
 
 def test_the_report_says_it_in_words_and_marks_the_figure(lit):
@@ -159,7 +159,7 @@ def test_the_report_says_it_in_words_and_marks_the_figure(lit):
     assert str(escape(control.NEAR)) in page
     assert "control †" in page
     page = html(evaluate(FakeInspector(), dataset.load(lit))).decode()
-    assert str(escape("The heat map's peak lies inside the defect in 20 of 20 images")) in page
+    assert str(escape("The peak of the heat map is inside the defect in 20 of 20 images")) in page
     assert "control †" not in page and str(escape(control.NEAR)) not in page
 
 

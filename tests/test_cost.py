@@ -352,7 +352,7 @@ def test_a_damaged_bundle_and_a_folder_that_cannot_be_written_are_refused(
         run.run(["variation", str(broken)])
     (tmp_path / "file").write_text("")
     code, _, err = command(capsys, "cost", "variation", "--out", tmp_path / "file", "-q")
-    assert code == 2 and "a file is in its place" in err
+    assert code == 2 and "a file of this name exists" in err
 
 
 def test_a_failure_is_reported_and_the_others_are_measured(quick: None, monkeypatch: Any, capsys: Any) -> None:

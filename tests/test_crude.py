@@ -16,7 +16,7 @@ from andon.evaluate import crude, report
 from andon.evaluate.evaluating import evaluate
 from andon.inspection import Pixels
 from andon.pictures import appearance
-from andon.pictures.appearance import Usual
+from andon.pictures.appearance import GoodAppearance
 from conftest import part, save, scratched
 from fake_inspector import FakeInspector
 
@@ -54,9 +54,9 @@ def painted(root: Path, change: object = None, suffix: str = "png") -> Path:
     [
         (light, "png", "mean gray", "light"),
         (focus, "png", "sharpness", "focus"),
-        (cut, "png", "size in pixels", "how the images were cut"),
-        (None, "bmp", "file type", "how the images were saved"),
-        (None, "jpg", "bytes per pixel", "how the images were saved"),
+        (cut, "png", "size in pixels", "the size of the images"),
+        (None, "bmp", "file type", "the type of the files"),
+        (None, "jpg", "bytes per pixel", "the compression of the files"),
     ],
 )
 def test_what_separates_good_from_defective_is_told(
@@ -76,7 +76,7 @@ def test_an_honest_test_set_is_not_told(tmp_path: Path) -> None:
 
 
 def test_rankings_are_folded_with_their_intervals() -> None:
-    look = appearance.of(gray_part(0))
+    look = appearance.measure(gray_part(0))
     measured = [
         crude.Crude(dict.fromkeys(crude.MEANING, float(value)), "png", look) for value in (5, 6, 7, 8, 1, 2, 3, 9)
     ]
@@ -106,7 +106,7 @@ def test_the_equalised_figure_has_the_gain_divided_out(tmp_path: Path) -> None:
         save(tmp_path / f"test/good/{seed:03}.png", dim(seed))
         save(tmp_path / f"test/scratch/{seed:03}.png", light(dim(seed)))
     inspector = FakeInspector()
-    usual = Usual.of([appearance.of(dim(seed)) for seed in range(300, 320)])
+    usual = GoodAppearance.of([appearance.measure(dim(seed)) for seed in range(300, 320)])
     inspector.calibration = inspector.calibration.model_copy(update={"appearance": usual})
     evaluation = evaluate(inspector, dataset.load(tmp_path))
     figures = json.loads(evaluation.json())
@@ -132,7 +132,7 @@ def test_without_a_finding_nothing_is_inspected_twice(tmp_path: Path) -> None:
 
 
 def test_good_test_images_that_differ_from_training_are_told(tmp_path: Path) -> None:
-    usual = Usual.of([appearance.of(gray_part(seed)) for seed in range(60)])
+    usual = GoodAppearance.of([appearance.measure(gray_part(seed)) for seed in range(60)])
     rows = []
     for seed in range(100, 100 + COUNT):
         path = save(tmp_path / f"{seed}.png", (gray_part(seed) * 0.9).astype(np.uint8))
@@ -140,7 +140,7 @@ def test_good_test_images_that_differ_from_training_are_told(tmp_path: Path) -> 
     inspector = FakeInspector()
     inspector.calibration = inspector.calibration.model_copy(update={"appearance": usual})
     (sentence, *_) = crude.figures(inspector, rows, None)["sentences"]
-    assert "Good test images differ from those to calibrate on" in sentence
+    assert "Good test images differ from those of the calibration" in sentence
     assert "darker" in sentence
 
 

@@ -38,7 +38,7 @@ def test_no_tiles_is_an_error() -> None:
 
 def test_tiles_of_some_rows_come_in_batches() -> None:
     tiles = tiles_of(12, side=256)
-    found = list(data.of_rows(tiles, np.array([11, 0, 1, 2, 3, 4, 5, 6, 7])))
+    found = list(data.batches_of(tiles, np.array([11, 0, 1, 2, 3, 4, 5, 6, 7])))
     assert [len(batch) for batch in found] == [8, 1]
     np.testing.assert_array_equal(np.concatenate(found), tiles.tiles[[11, 0, 1, 2, 3, 4, 5, 6, 7]])
 
@@ -156,10 +156,10 @@ def test_flips_and_turns_are_those_of_the_square() -> None:
 
 def test_a_rotation_turns_and_repeats_the_edge() -> None:
     tile = torch.rand(1, 3, 9, 9)
-    quarter = data.rotated(tile, torch.tensor([90.0]))
+    quarter = data.rotate(tile, torch.tensor([90.0]))
     torch.testing.assert_close(quarter, torch.rot90(tile, 1, (2, 3)), rtol=0, atol=1e-5)
     flat = torch.full((2, 3, 9, 9), 0.7)
-    torch.testing.assert_close(data.rotated(flat, torch.tensor([10.0, -33.0])), flat)
+    torch.testing.assert_close(data.rotate(flat, torch.tensor([10.0, -33.0])), flat)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -169,8 +169,8 @@ def test_stored_tiles_move_as_floats_do(channels: int, kind: type) -> None:
     tile = (smooth.astype(np.float64) * (np.iinfo(kind).max / 255)).astype(kind)
     flip = data._flips(torch.tensor([[0, 1]]))
     move = data._quarter_turns(torch.tensor([3])) @ flip @ data._rotations(torch.tensor([17.0]))
-    stored = data.floats(data._moved(tile, move[0].double().numpy())[None])
-    floated = data._sampled(data.floats(tile[None]), move)
+    stored = data.floats(data._warp(tile, move[0].double().numpy())[None])
+    floated = data._sample(data.floats(tile[None]), move)
     assert (stored - floated).abs().max() < 0.01  # OpenCV's positions are whole 32nds of a pixel
 
 

@@ -123,21 +123,21 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
         pytest.skip("this machine does not let us make links")
     data = dataset.load(tmp_path / "in", good="*")
     assert list(seen(data)) == ["a/1.png", "far/2.png"]
-    assert data.ignored == {"link back to a folder above": 1} and not data.unreadable
+    assert data.ignored == {"link to a parent folder": 1} and not data.unreadable
 
 
 @pytest.mark.parametrize(
     ("names", "ask", "message"),
     [
-        (["a.png"], "gone", "gone: there is nothing here; expected a folder of images. Check the path."),
-        (["a.png"], "a.png", "a.png: there is a file here; expected a folder of images. Check the path."),
+        (["a.png"], "gone", "gone: no such file or folder; expected a folder of images. Check the path."),
+        (["a.png"], "a.png", "a.png: a file; expected a folder of images. Check the path."),
         (["x/a.txt", "x/b.txt"], "x", "x: no images, but 2 text; expected PNG, JPEG, TIFF, BMP, WebP or PGM."),
         (["ground_truth/crack/1.png"], ".", ": no images, but 1 mask; expected PNG"),
-        (["bolt/train/good/1.png"], ".", ": the data set bolt; expected one. Name it."),
+        (["bolt/train/good/1.png"], ".", ": contains the data set bolt; expected the folder of one data set. Use"),
         (
             ["bolt/train/good/1.png", "bolt/ground_truth/crack/1.png", "nut/ground_truth/crack/1.png"],
             ".",
-            ": several data sets, bolt, nut; expected one. Name one of them.",
+            ": contains the data sets bolt, nut; expected the folder of one data set. Use",
         ),
     ],
 )
@@ -191,7 +191,7 @@ def test_what_the_name_of_a_folder_says(kind: str, names: str) -> None:
 )
 def test_of_several_folders_one_must_be_known_as_good(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(
-        DatasetError, match=r"places, and none is known to hold good parts: .* \(1\).*Name the good one: --good "
+        DatasetError, match=r"places: .* \(1\).*; expected one place that is known as good. Give the good one: --good "
     ):
         dataset.load(tree(tmp_path, *names))
     labels = {s.defect for s in dataset.load(tmp_path, good=["*"]).samples}
@@ -199,7 +199,7 @@ def test_of_several_folders_one_must_be_known_as_good(tmp_path: Path, names: lis
 
 
 def test_the_name_that_is_proposed_for_good_is_that_of_most_images(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"Name the good one: --good 'годные' or"):
+    with pytest.raises(DatasetError, match=r"Give the good one: --good 'годные' or"):
         dataset.load(tree(tmp_path, "брак/0.png", "годные/0.png", "годные/1.png"))
 
 
@@ -210,15 +210,17 @@ def test_folders_may_be_named_as_good(tmp_path: Path) -> None:
         "right/0.png": "right",
     }
     assert [s.defect for s in dataset.load(tmp_path, good=["masks"]).good()] == ["good"]
-    assert dataset.load(tmp_path, good=["."]).learnt_from() == {".": 1}
-    with pytest.raises(DatasetError, match=r"no folder of images fits 'middle', named as good; there are: left, right"):
+    assert dataset.load(tmp_path, good=["."]).training_folders() == {".": 1}
+    with pytest.raises(
+        DatasetError, match=r"no folder of images matches 'middle', given as good; expected one of: left, right"
+    ):
         dataset.load(tmp_path, good=["left", "middle"])
 
 
 @pytest.mark.parametrize("name", ["ng", "masks", "#recycle"])
 def test_a_folder_of_that_name_alone_is_not_learnt_from(tmp_path: Path, name: str) -> None:
-    assert not dataset.load(tree(tmp_path / name, "lot/1.png")).to_learn()
-    assert dataset.load(tmp_path / name, good=[name]).learnt_from() == {"lot": 1}
+    assert not dataset.load(tree(tmp_path / name, "lot/1.png")).training_images()
+    assert dataset.load(tmp_path / name, good=[name]).training_folders() == {"lot": 1}
 
 
 def test_masks_and_thumbnails_are_no_parts(tmp_path: Path) -> None:
@@ -227,10 +229,10 @@ def test_masks_and_thumbnails_are_no_parts(tmp_path: Path) -> None:
         tmp_path, *beside, "@eaDir/1.png", "good/@eaDir/1.png", "labels/9.png", "good/Thumbs.db", "good/alone_mask.png"
     )
     data = dataset.load(tmp_path)
-    assert [data.relative(s) for s in data.to_learn()] == ["good/1.png", "good/2.png", "good/alone_mask.png"]
+    assert [data.relative(s) for s in data.training_images()] == ["good/1.png", "good/2.png", "good/alone_mask.png"]
     assert data.sources() == [
-        "learning from the images in good (3)",
-        "no pictures of parts: 4 mask, 2 system folder, 1 text, 1 system",
+        "training images in good (3)",
+        "not used as pictures of parts: 4 mask, 2 system folder, 1 text, 1 system",
     ]
     assert seen(data)["ng/3.png"] == ("", "ng", "ng/3.seg.png")
     assert [p.name for p in data.stray_masks] == ["9.png"] and len(data.good_masks) == 2
@@ -286,9 +288,11 @@ def test_an_unreadable_folder_is_one_bad_entry(tmp_path: Path, monkeypatch: pyte
     assert [s.path.name for s in data.samples] == ["1.png"]
     assert data.unreadable == (
         f"{(tmp_path / 'b').as_posix()}: cannot be read: permission denied. "
-        "Allow reading, mend the link, or move it away.",
+        "Allow reading, repair the link, or remove it.",
     )
-    with pytest.raises(DatasetError, match=r"b: cannot be read: Permission denied\. Allow reading, or name another\."):
+    with pytest.raises(
+        DatasetError, match=r"b: cannot be read: Permission denied\. Allow reading, or use another folder\."
+    ):
         dataset.load(tmp_path / "b")
 
 
@@ -375,14 +379,14 @@ def test_masks_in_a_folder_are_united(tmp_path: Path) -> None:
         (tmp_path / f"{i}.png").write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
     np.testing.assert_array_equal(dataset.mask(tmp_path), disc((20, 20, 1), (40, 40, 1)) > 0)
     (tmp_path / "2.png").write_bytes(cv2.imencode(".png", disc((20, 20, 255), side=61))[1].tobytes())
-    with pytest.raises(ImageError, match="masks of several sizes for one image; expected one size"):
+    with pytest.raises(ImageError, match="masks of different sizes for one image; expected one size"):
         dataset.mask(tmp_path)
 
 
 def test_inverted_masks_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(cv2.imencode(".png", 255 - disc((20, 20, 255)))[1].tobytes())
-    with pytest.raises(ImageError, match="of the image and nearly all of its border: black and white seem to be exch"):
+    with pytest.raises(ImageError, match="of the image and almost all of its border: black and white seem to be exch"):
         dataset.mask(path)
 
 
@@ -422,19 +426,19 @@ def test_without_groups_each_image_is_its_own(tmp_path: Path) -> None:
     [
         ("gone.csv", "gone.csv: no such file; expected a CSV with the group of each image."),
         ("part(", "group pattern 'part(': not a regular expression: "),
-        ("part", "group pattern 'part': nothing in it is in brackets; expected one capture group."),
+        ("part", "group pattern 'part': no capture group; expected one."),
         (
             r"(\d)\.png",
             r"group pattern '(\d)\.png': no match for 4 of 6 good images: a.png, b.png, c.png, …; "
-            "expected a group for every good image. Add them, or move the images away.",
+            "expected a group for every good image. Add the missing groups, or remove the images.",
         ),
         ("x,y\na,b\n", "columns x, y; expected one of path, file, filename, image, stem and one of group,"),
         ("", "columns none; expected one of path"),
         ("stem,group\n", "no row for 6 of 6 good images"),
         ("stem,group\na,1,x\n", "1 rows have more cells than the 2 columns stem, group."),
-        ("x" * 300, "nothing in it is in brackets"),
+        ("x" * 300, "no capture group"),
         ("stem,group\na,1\nb,1\nc,2\n1,1\n", "no row for 2 of 6 good images: 2.png, d.png; expected a group for"),
-        ("stem,group\na,1\na,2\n", "a.png has 2 groups: 1, 2; expected one. Name images by their relative path"),
+        ("stem,group\na,1\na,2\n", "a.png has 2 groups: 1, 2; expected one. Use relative paths of images"),
     ],
 )
 def test_groups_that_are_none(tmp_path: Path, groups: str, message: str) -> None:
@@ -507,12 +511,12 @@ def test_folds_are_even_and_keep_groups_whole(groups: list[int], count: int, see
 )
 def test_copies_are_in_one_group(groups: str, digests: str, joined: str) -> None:
     given = [Sample(Path(f"{i}.png"), "", "", None, group) for i, group in enumerate(groups)]
-    found = [sample.group for sample in dataset.united(given, list(digests))]
+    found = [sample.group for sample in dataset.merge_groups(given, list(digests))]
     assert [[a == b for b in found] for a in found] == [[a == b for b in joined] for a in joined]
 
 
 def test_the_split_needs_two_groups() -> None:
-    with pytest.raises(DatasetError, match=r"3 good images in 1 group; .* and 8 images or more are advised."):
+    with pytest.raises(DatasetError, match=r"3 good images in 1 group; .* better 8 images or more."):
         dataset.split_good(samples([1, 1, 1]), 0.2, seed=0)
 
 

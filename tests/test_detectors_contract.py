@@ -371,7 +371,7 @@ def test_settings_that_are_said_to_change_no_weights_change_none(name: str, tmp_
             for array in set(one.files) - {"facts"}:
                 np.testing.assert_array_equal(one[array], other[array])
     new(name, **steps | others).fit(tiles, Run(folder=tmp_path / "a", tell=told.append))
-    assert sum("going on from step 3" in sentence for sentence in told) == len(found)
+    assert sum("continuing from step 3" in sentence for sentence in told) == len(found)
 
 
 def test_gray_of_16_bits(name: str) -> None:

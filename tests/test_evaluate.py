@@ -11,9 +11,10 @@ import pytest
 from markupsafe import escape
 
 from andon.data import dataset
+from andon.data.masks import read_sized
 from andon.errors import DatasetError, ImageError
 from andon.evaluate import metrics
-from andon.evaluate.evaluating import evaluate, read_mask
+from andon.evaluate.evaluating import evaluate
 from andon.evaluate.report import html
 from andon.recipe import Decision
 from fake_inspector import FakeInspector, paint, paint_set
@@ -89,8 +90,8 @@ def test_bad_files_and_masks_are_listed_and_the_run_goes_on(painted):
     evaluation = evaluate(FakeInspector(), dataset.load(painted))
     assert len(evaluation.errors) == 3
     assert any("020.png" in error for error in evaluation.errors)
-    assert any("060_mask.png: mask of 30 × 30 pixels on an image of 24 × 24" in error for error in evaluation.errors)
-    assert any("080_mask.png: the mask marks nothing; expected" in error for error in evaluation.errors)
+    assert any("060_mask.png: mask of 30 × 30 pixels for an image of 24 × 24" in error for error in evaluation.errors)
+    assert any("080_mask.png: the mask marks no pixel; expected" in error for error in evaluation.errors)
     figures = evaluation.metrics
     assert figures["errors"] == list(evaluation.errors)
     assert (figures["image"]["n_good"], figures["image"]["n_defective"]) == (4, 6)
@@ -165,7 +166,7 @@ def test_folders_without_labels_are_refused(tmp_path):
     (tmp_path / "000.png").unlink()
     (tmp_path / "good").mkdir()
     (tmp_path / "good/000.png").write_bytes(b"\x89PNG\r\n\x1a\n not really")
-    with pytest.raises(DatasetError, match="none of 1 images could be inspected"):
+    with pytest.raises(DatasetError, match="0 of 1 images could be inspected"):
         evaluate(FakeInspector(), dataset.load(tmp_path))
 
 
@@ -175,10 +176,10 @@ def test_masks_are_true_above_half_of_their_largest(tmp_path, top):
     values[2, 3] = top
     path = tmp_path / "mask.png"
     path.write_bytes(cv2.imencode(".png", values)[1].tobytes())
-    assert np.argwhere(read_mask(path, (10, 12))).tolist() == [[2, 3]]
+    assert np.argwhere(read_sized(path, (10, 12)).area).tolist() == [[2, 3]]
     path.write_bytes(cv2.imencode(".png", np.zeros((10, 12), np.uint8))[1].tobytes())
-    with pytest.raises(ImageError, match="the mask marks nothing"):
-        read_mask(path, (10, 12))
+    with pytest.raises(ImageError, match="the mask marks no pixel"):
+        read_sized(path, (10, 12))
 
 
 def test_images_that_the_bundle_learnt_from_are_counted_and_told(painted):
@@ -189,7 +190,7 @@ def test_images_that_the_bundle_learnt_from_are_counted_and_told(painted):
     inspector.manifest = inspector.manifest.model_copy(update={"learnt": learnt})
     known = evaluate(inspector, dataset.load(painted))
     assert known.metrics["data"]["learnt_from"] == 3
-    assert known.summary()[0].startswith("The bundle learnt from 3 of these 11 images")
+    assert known.summary()[0].startswith("The bundle was trained on 3 of these 11 images")
 
 
 def test_names_need_not_be_valid_unicode(painted):
@@ -215,9 +216,9 @@ def test_masks_that_are_missing_left_over_or_numbered_are_told(painted):
     (painted / "test/dent/lost").symlink_to("lost")
     evaluation = evaluate(FakeInspector(), dataset.load(painted))
     assert [sentence.partition(";")[0].partition(",")[0] for sentence in evaluation.warnings] == [
-        "1 of 6 images of defects without mask",
+        "1 of 6 images of defects have no mask",
         "1 mask without an image of a defect",
-        "2 masks with numbers of classes",
+        "2 masks with class numbers",
     ]
     assert evaluation.metrics["warnings"] == evaluation.warnings
     assert "lost: cannot be read" in evaluation.errors[0] and "black and white seem to be exch" in evaluation.errors[1]

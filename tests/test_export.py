@@ -279,7 +279,7 @@ def test_a_folder_of_something_else_is_refused(
 
 def test_a_place_that_is_no_folder_is_refused(bundle_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    places = {"file": "a file is in the place", "file/below": "a file is in its place", "x" * 300: "name too long"}
+    places = {"file": "a file is in the place", "file/below": "a file of this name exists", "x" * 300: "name too long"}
     for place, match in places.items():
         with pytest.raises(AndonError, match=match):
             export(Bundle.load(bundle_file), tmp_path / place)

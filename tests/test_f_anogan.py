@@ -181,7 +181,7 @@ def test_a_killed_training_resumes_in_its_stage(stage: int, step: int, tmp_path:
         FAnogan(Settings(**TINY), 0).fit(tiles, Run(kill_at(stage, step), device="cpu", folder=tmp_path))
     messages: list[str] = []
     resumed = FAnogan(Settings(**TINY), 0).fit(tiles, Run(tell=messages.append, device="cpu", folder=tmp_path))
-    assert any(f"going on from step {step}" in sentence for sentence in messages)
+    assert any(f"continuing from step {step}" in sentence for sentence in messages)
     np.testing.assert_array_equal(resumed.score(tiles.tiles).image, whole.score(tiles.tiles).image)
     assert len(resumed.curve.splitlines()) == len(whole.curve.splitlines())
     assert {path.parent.name for path in tmp_path.rglob(checkpoint.NAME)} == {"gan", "encoder"}

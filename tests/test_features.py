@@ -48,7 +48,7 @@ def test_gray_is_repeated_and_16_bit_is_not_cast_to_8(kind: type[np.uint8] | typ
 def test_unknown_network_and_block_are_errors_that_help() -> None:
     with pytest.raises(AndonError, match="Did you mean 'efficientnet-lite0'"):
         features.load("efficientnet_lite0", [4])
-    with pytest.raises(AndonError, match="no block 11; it has blocks 0 to 10"):
+    with pytest.raises(AndonError, match="no block 11; expected blocks from 0 to 10"):
         features.load(LITE0, [4, 11])
     with pytest.raises(AndonError, match="at least one block"):
         features.load(LITE0, [])
@@ -63,7 +63,7 @@ def test_absent_damaged_and_altered_graphs_are_refused(tmp_path: Path, monkeypat
     with pytest.raises(AndonError, match="efficientnet_lite1"):
         features.load("efficientnet-lite1", [4])
     file.write_bytes(features.find(LITE0).read_bytes())  # a graph, but another network's
-    with pytest.raises(AndonError, match="damaged or foreign"):
+    with pytest.raises(AndonError, match="damaged or another graph"):
         features.load("efficientnet-lite1", [4])
 
 

@@ -113,7 +113,11 @@ def test_a_device_a_pipe_and_a_linked_folder_are_not_replaced(tmp_path: Path, wr
     (tmp_path / "folder").mkdir()
     (tmp_path / "null").symlink_to(os.devnull)
     (tmp_path / "link").symlink_to("folder")
-    for name, message in (("pipe", "a pipe"), ("null", "it is a device"), ("link", "it is a folder. Name a file")):
+    for name, message in (
+        ("pipe", "a pipe"),
+        ("null", "it is a device"),
+        ("link", "it is a folder. Give the path of a file"),
+    ):
         with pytest.raises(AndonError, match=message):
             write(tmp_path / name)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and stat.S_ISCHR(Path(os.devnull).stat().st_mode)
@@ -153,7 +157,9 @@ def test_a_full_temporary_folder_is_named_by_what_spills_into_it(
     with pytest.raises(AndonError) as caught:
         metrics.add(np.random.default_rng(0).random((200, 200), np.float32), truth, "scratch")
         metrics.figures()
-    assert str(caught.value).startswith(f"{tmp_path}: the scores of pixels cannot be kept there: no space left on dev")
+    assert str(caught.value).startswith(
+        f"{tmp_path}: the scores of pixels cannot be stored there: no space left on dev"
+    )
     assert "TMPDIR" in str(caught.value)
 
 
@@ -162,5 +168,5 @@ def test_no_temporary_folder_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch)
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(files.tempfile, "gettempdir", missing)
-    with pytest.raises(AndonError, match=r"the temporary folder: numbers cannot be kept there: no usable temporary"):
+    with pytest.raises(AndonError, match=r"the temporary folder: numbers cannot be stored there: no usable temporary"):
         files.Scratch("numbers")

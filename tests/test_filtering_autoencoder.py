@@ -26,7 +26,7 @@ from andon.detectors.filtering_autoencoder import (  # noqa: E402
     weighted_error,
 )
 from andon.detectors.filtering_autoencoder.corruption import Corrupted  # noqa: E402
-from andon.engines.runtime import rebuilder  # noqa: E402
+from andon.engines.runtime import reconstructor  # noqa: E402
 from andon.errors import BundleError, DatasetError, RecipeError, TrainingError  # noqa: E402
 from andon.inspection import Array  # noqa: E402
 from andon.lab import study  # noqa: E402
@@ -308,7 +308,7 @@ def test_bundle_rebuilds_images_and_occlusions_must_not_be_test_images(
     data, path = bundle
     loaded = Bundle.load(path)
     one = image.read(data / "test/good/100.png").pixels[None]
-    rebuilt = rebuilder(loaded.graph)(one)
+    rebuilt = reconstructor(loaded.graph)(one)
     assert rebuilt.shape == (1, 96, 96, 3) and rebuilt.min() >= 0 and rebuilt.max() <= 1
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/x.png").write_bytes((data / "test/good/100.png").read_bytes())
@@ -353,14 +353,14 @@ def test_orthogonality_counts_the_nearest(bundle: tuple[Path, Path], tmp_path: P
     assert rows["width"].tolist() == list(study.WIDTHS)
     assert rows["corrupted"][0] == 1 and (rows["distance"] > 0).all()
     assert len(list(tmp_path.glob("*.svg"))) == 2
-    with pytest.raises(BundleError, match="rebuilds no pictures"):
+    with pytest.raises(BundleError, match="has no output 'reconstruction'"):
         study.orthogonality(Bundle.load(bundle_file), data)
 
 
 def test_studies_report_images_that_they_leave_out(bundle: tuple[Path, Path], tmp_path: Path) -> None:
     for path in (bundle[0] / "train/good").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    cut = dataset.split_good(dataset.load(tmp_path).to_learn(), 0.2, 0)[0][3].path
+    cut = dataset.split_good(dataset.load(tmp_path).training_images(), 0.2, 0)[0][3].path
     cut.write_bytes(cut.read_bytes()[:900])
     values = {"data": {"images": str(tmp_path)}, "geometry": {"size": 64}}
     registering = {**values, "geometry": {"size": 64, "registration": {"max_rotation": 0.0}}}

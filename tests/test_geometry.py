@@ -137,7 +137,7 @@ def test_twenty_megapixels_stay_under_a_gigabyte() -> None:
 
 
 def test_a_crop_outside_the_image_says_what_to_do() -> None:
-    with pytest.raises(ImageError, match=r"small.png: 50×40 pixels; the recipe's crop .* reaches to 70×30"):
+    with pytest.raises(ImageError, match=r"small.png: 50×40 pixels; the recipe's crop .* needs 70×30"):
         views.align(noise(40, 50), Geometry(size=64, crop=(20, 0, 50, 30)), "small.png")
 
 
@@ -175,7 +175,7 @@ def test_batches_are_bounded_by_pixels(t: int, sizes: list[int]) -> None:
 def test_a_small_region_is_refused_unless_asked_for() -> None:
     corners = [[(10, 10), (14, 10), (14, 14)]]
     for values in ({"include": corners}, {"crop": (0, 0, 8, 8)}):
-        with pytest.raises(ImageError, match=r"p.png: only 0\.\d\d% of its 200×100 pixels lie in the recipe's"):
+        with pytest.raises(ImageError, match=r"p.png: only 0\.\d\d% of its 200×100 pixels are in the recipe's"):
             views.align(noise(100, 200), Geometry(**values), "p.png")
         view = views.align(noise(100, 200), Geometry(**values, small_region=True), "p.png")
         assert 0 < view.share < 0.01
@@ -205,7 +205,7 @@ def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"geometry.include: .*roi.png: no such file"):
         Recipe.load(tmp_path / "r.toml")
     (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", drawn * 0)[1].tobytes())
-    with pytest.raises(RecipeError, match=r"roi.png: nothing is white; expected white where the picture is to be insp"):
+    with pytest.raises(RecipeError, match=r"roi.png: nothing is white; expected white where the picture is insp"):
         Recipe.load(tmp_path / "r.toml")
 
 
@@ -224,25 +224,25 @@ def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
 def test_the_input_takes_the_aspect_of_the_pictures(
     frames: list[tuple[int, int]], size: int, shape: tuple[int, int]
 ) -> None:
-    shaped = Geometry(size=size).shaped(frames)
+    shaped = Geometry(size=size).with_shape(frames)
     assert shaped.input == shape
     assert abs(np.log(shape[0] * shape[1] / size**2)) < 0.1
 
 
 def test_the_shape_is_that_of_the_crop_and_of_squares_where_asked_for() -> None:
-    assert Geometry(size=256, crop=(0, 0, 1260, 500)).shaped([(900, 1300)]).input == (160, 416)
+    assert Geometry(size=256, crop=(0, 0, 1260, 500)).with_shape([(900, 1300)]).input == (160, 416)
     for square in (
         Geometry(size=256, aspect="stretch"),
         Geometry(size=256, aspect="keep"),
         Geometry(size=256, tiles=True),
     ):
-        assert square.shaped([(500, 1260)]).input == (256, 256)
-    assert Geometry(size=256, shape=(64, 128)).shaped([(500, 1260)]).input == (64, 128)
+        assert square.with_shape([(500, 1260)]).input == (256, 256)
+    assert Geometry(size=256, shape=(64, 128)).with_shape([(500, 1260)]).input == (64, 128)
 
 
 def test_a_long_view_is_neither_squeezed_nor_padded() -> None:
     pixels = noise(500, 1260)
-    settings = Geometry(size=256).shaped([(500, 1260)])
+    settings = Geometry(size=256).with_shape([(500, 1260)])
     view = views.align(pixels, settings, "long.png")
     ((place, tile),) = tiling.split(view, settings)
     assert tile.shape == (160, 416, 1)

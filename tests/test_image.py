@@ -90,9 +90,9 @@ def webp(pixels: np.ndarray, flags: int, *extra: tuple[bytes, bytes]) -> bytes:
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp", ".webp", ".pgm", ".ppm"])
 def test_lossless_formats_give_back_what_was_written(tmp_path: Path, suffix: str, pixels: np.ndarray) -> None:
     path = tmp_path / f"Prüfling 1.final{suffix.upper()}"
-    depths, channels = image._HOLDS[suffix]
+    depths, channels = image._FORMATS[suffix]
     if pixels.itemsize * 8 not in depths or (pixels.shape[2] if pixels.ndim == 3 else 1) not in channels:
-        with pytest.raises(ImageError, match="cannot hold"):
+        with pytest.raises(ImageError, match="cannot store"):
             image.write(path, pixels)
         return
     if suffix == ".webp":
@@ -140,12 +140,12 @@ ODD_FILES: dict[str, tuple[bytes, object, tuple[str, ...]]] = {  # file, its fir
     "PGM of a 12-bit camera": (
         b"P5 8 8 4095\n" + b"\x0f\xff" * 64,
         [[4095]] * 4,
-        ("values up to 4095 of 65535, kept as stored",),
+        ("values up to 4095 of 65535, not rescaled",),
     ),
     "JPEG with padding before its end": (
         encoded(".jpg", GRAY)[:-2] + bytes(9) + b"\xff\xd9",
         None,
-        ("stray bytes before its end ignored",),
+        ("extra bytes before the end of the JPEG ignored",),
     ),
     "JPEG with more behind its end": (encoded(".jpg", GRAY) + b"more", None, ()),
 }
@@ -223,7 +223,7 @@ def test_arrays_are_taken_as_they_are(array: np.ndarray, expected: np.ndarray, n
 JPEG = encoded(".jpg", np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))
 PNG = encoded(".png", GRAY)
 ADVICE = "andon reads PNG, JPEG, BMP, TIFF, WebP or PGM/PPM. Convert it, for example to PNG."
-CUT = "truncated or damaged: the file ends before its picture does. Copy or export it again."
+CUT = "truncated or damaged: the file ends before the end of the picture. Copy or export it again."
 SCALE = "expected 8 or 16 bits, unsigned. Scale it to 16-bit PNG by one fixed range for all images."
 CONVERT = "expected gray or RGB. Convert it to 8- or 16-bit PNG."
 REFUSED: dict[str, tuple[bytes, str]] = {
@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "PNG with a wrong bit": (PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "the checksum of its part IDAT is wrong."),
     "PNG with rows missing": (
         png([bytes(16)] * 8, 16, 8, 0, height=64),
-        "damaged: its compressed data holds 136 bytes; expected 1088 bytes. Copy",
+        "damaged: its compressed data contains 136 bytes; expected 1088 bytes. Copy",
     ),
     "truncated JPEG": (JPEG[: len(JPEG) // 2], CUT),
     "JPEG without its end": (JPEG[:-2], CUT),
@@ -251,14 +251,14 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "12-bit TIFF": (tiff(GRAY16, 1, bits=12), "12-bit samples; expected 8 or 16 bits. Convert it to"),
     "12-bit JPEG": (JPEG.replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc1\0\x0b\x0c"), "12-bit samples; expected 8 or"),
     "PGM of few values": (b"P5 8 8 15\n" + bytes(64), "values only up to 15; expected 255 or 65535."),
-    "multi-page TIFF": (tiff(GRAY, 1, pages=3), "3 pages; expected one picture. Save each as its own file."),
+    "multi-page TIFF": (tiff(GRAY, 1, pages=3), "3 pages; expected one picture. Save each as a separate file."),
     "animated PNG": (
         png([bytes(16)] * 8, 16, 8, 0, chunk(b"acTL", struct.pack(">II", 2, 0))),
-        "2 frames; expected one picture. Save each as its own file.",
+        "2 frames; expected one picture. Save each as a separate file.",
     ),
     "animated WebP": (
         webp(RGB, 0x02, *[(b"ANMF", bytes(16))] * 2),
-        "2 frames; expected one picture. Save each as its own file.",
+        "2 frames; expected one picture. Save each as a separate file.",
     ),
     "GIF": (b"GIF89a" + bytes(20), f"GIF file; {ADVICE}"),
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(20), f"HEIC file; {ADVICE}"),
@@ -267,13 +267,13 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "DICOM": (bytes(128) + b"DICM", f"DICOM file; {ADVICE}"),
     "digital negative": (tiff(GRAY16, 32803), f"16-bit camera RAW TIFF; {CONVERT}"),
     "CIELAB TIFF": (tiff(RGB, 8), f"8-bit CIELAB TIFF; {CONVERT}"),
-    "CMYK JPEG without mark": (CMYK_JPEG[:ADOBE] + CMYK_JPEG[ADOBE + 16 :], "JPEG with CMYK without the Adobe mark"),
+    "CMYK JPEG without mark": (CMYK_JPEG[:ADOBE] + CMYK_JPEG[ADOBE + 16 :], "JPEG with CMYK without an Adobe marker"),
     "transparent TIFF": (tiff(np.dstack([RGB, GRAY]), 2, t338=2), "TIFF with transparent pixels, whose colours"),
     "16-bit TIFF in planes": (tiff(RGB16, 2, t284=2), f"TIFF with 16-bit samples in separate planes; {CONVERT}"),
     "16-bit gray TIFF with alpha": (tiff(np.dstack([GRAY16] * 2), 1), f"TIFF with 16-bit gray with alpha; {CONVERT}"),
     "1 pixel wide": (
         png([b"\0"] * 50, 1, 8, 0),
-        "1 × 50 pixels; expected at least 8 × 8. Check the file: this is no photograph.",
+        "1 × 50 pixels; expected at least 8 × 8. Check that the file is a photograph.",
     ),
     "decompression bomb": (
         png([bytes(8)], 60000, 8, 0, height=60000),
@@ -327,7 +327,7 @@ def test_an_image_made_by_hand_is_checked_like_its_array() -> None:
 def test_refused_sources(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"gone.png: no such file; expected a picture. Check the path."):
         image.read(tmp_path / "gone.png")
-    with pytest.raises(ImageError, match=r"a folder; expected one picture. Name a file in it."):
+    with pytest.raises(ImageError, match=r"a folder; expected one picture. Give the path of a file."):
         image.read(str(tmp_path))
     with pytest.raises(ImageError, match=r"a list; expected a path, the bytes of a file or a NumPy array."):
         image.read([[1, 2]])  # type: ignore[arg-type]
@@ -374,7 +374,7 @@ BOTTLE = Input(channels=3, depth=8, size=(16, 12))
     [
         (RGB16, "16-bit image; this bundle was trained on 8-bit images. Convert it, or retrain with 16-bit images."),
         (GRAY, "gray image; this bundle was trained on colour images. Convert it, or retrain with gray images."),
-        (RGB[:, :9], "9 × 12 pixels; this bundle was trained on images of 16 × 12. Set the camera as it was for them"),
+        (RGB[:, :9], "9 × 12 pixels; this bundle was trained on images of 16 × 12. Set the camera to this size"),
     ],
 )
 def test_a_bundle_refuses_other_images(pixels: np.ndarray, message: str) -> None:
@@ -390,12 +390,12 @@ def test_a_bundle_takes_its_own_and_any_size_if_it_says_so() -> None:
 
 def test_training_images_must_agree() -> None:
     gray, colour = Input(channels=1, depth=8, size=(20, 10)), Input(channels=3, depth=8, size=(20, 10))
-    assert image.agree({"a": gray, "b": gray}) == gray
-    assert image.agree({"a": gray, "b": gray.model_copy(update={"size": (9, 9)})}).size is None
+    assert image.common_input({"a": gray, "b": gray}) == gray
+    assert image.common_input({"a": gray, "b": gray.model_copy(update={"size": (9, 9)})}).size is None
     with pytest.raises(ImageError, match=r"^x.png: one of 3 8-bit gray and 1 8-bit colour images; .*remove x.png.$"):
-        image.agree({"a": gray, "x.png": colour, "b": gray, "c": gray})
+        image.common_input({"a": gray, "x.png": colour, "b": gray, "c": gray})
     with pytest.raises(ImageError, match="no images"):
-        image.agree({})
+        image.common_input({})
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -427,7 +427,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, ask: Callable[[Path], Non
     (tmp_path / "file").write_bytes(b"x")
     for place, message in (
         (tmp_path / "gone" / "a.png", "there is no folder"),
-        (tmp_path, "it is a folder. Name a file."),
+        (tmp_path, "it is a folder. Give the path of a file."),
         (tmp_path / "file" / "a.png", "there is no folder"),
     ):
         with pytest.raises(AndonError, match=message):
@@ -437,5 +437,5 @@ def test_places_that_cannot_be_written(tmp_path: Path, ask: Callable[[Path], Non
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"no picture format is known by '.foo'. Use one of .png"):
+    with pytest.raises(ImageError, match=r"'.foo' is no known picture format. Use one of .png"):
         image.write(tmp_path / "a.foo", GRAY)

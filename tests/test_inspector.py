@@ -42,7 +42,7 @@ def test_a_scratch_is_rejected_and_shown_where_it_is(inspector: Inspector) -> No
 
 
 def test_an_image_that_was_learnt_is_said_to_be(inspector: Inspector, parts: Path) -> None:
-    note = "the bundle learnt from this image, so its score is too low"
+    note = "the bundle was trained on this image, so its score is too low"
     assert note in inspector.inspect(parts / "train/good/003.png").notes
     assert note not in inspector.inspect(parts / "test/good/103.png").notes
 
@@ -136,7 +136,7 @@ def test_what_is_not_a_number_never_passes(bundle_file: Path, value: float, wher
         found = Inspector(bundle, scorer=Broken(tile)).inspect(part(1))
         assert found.verdict is Verdict.REJECT
         assert math.isnan(found.score) and math.isnan(found.p_value)
-        assert "the graph gave a score or map that is not a number" in found.notes
+        assert "the graph returned a score or map that is not finite" in found.notes
         record = json.loads(json.dumps(found.record(), allow_nan=False))
         assert record["score"] is record["p_value"] is None
 
@@ -300,7 +300,7 @@ def test_an_engine_that_cannot_be(bundle_file: Path, options: tuple[Any, ...], m
 
 @pytest.mark.parametrize("sources", ["folder", Path("folder"), b"png", np.zeros((9, 9), np.uint8)])
 def test_many_wants_several(inspector: Inspector, sources: Any) -> None:
-    with pytest.raises(AndonError, match="inspect_many was given one"):
+    with pytest.raises(AndonError, match="the argument of inspect_many is a single"):
         inspector.inspect_many(sources)
 
 
@@ -309,7 +309,7 @@ def test_a_graph_that_does_not_fit_its_recipe_is_refused(bundle_file: Path, engi
     pytest.importorskip(engine)
     bundle = Bundle.load(bundle_file)
     other = bundle.manifest.input.model_copy(update={"channels": 1, "depth": 16})
-    with pytest.raises(BundleError, match=r"tiles of .* 3 channels, 8 bits; .* say .* 1 channels, 16 bits"):
+    with pytest.raises(BundleError, match=r"tiles of .* 3 channels, 8 bits; .* have .* 1 channels, 16 bits"):
         Inspector(replace(bundle, manifest=bundle.manifest.model_copy(update={"input": other})), engine)
 
 

@@ -42,7 +42,7 @@ def test_a_factor_is_divided_out(depth: int) -> None:
     learnt = Light.learn("gain", [light.grid(dim(seed, depth)) for seed in range(8)])
     plain = dim(20, depth)
     for factor in (0.6, 1.4):
-        found = learnt.divide(lit(plain, factor))
+        found = learnt.correct(lit(plain, factor))
         assert found.note == "" and found.pixels.dtype == plain.dtype and found.pixels.shape == plain.shape
         assert away(found.pixels, plain) < 0.03 < away(lit(plain, factor), plain)
 
@@ -51,7 +51,7 @@ def test_a_smooth_field_is_divided_out_and_a_factor_is_not_enough(depth: int) ->
     grids = [light.grid(dim(seed, depth)) for seed in range(8)]
     plain = dim(20, depth)
     lopsided = lit(plain, gradient(120, 120))
-    by_field, by_gain = (Light.learn(kind, grids).divide(lopsided).pixels for kind in ("field", "gain"))
+    by_field, by_gain = (Light.learn(kind, grids).correct(lopsided).pixels for kind in ("field", "gain"))
     of_field, of_gain, wanted = (pixels / pixels.mean() for pixels in (by_field, by_gain, plain))
     assert np.abs(of_field - wanted).mean() < 0.03 < 0.12 < np.abs(of_gain - wanted).mean()
 
@@ -59,7 +59,7 @@ def test_a_smooth_field_is_divided_out_and_a_factor_is_not_enough(depth: int) ->
 def test_a_defect_stays_a_defect() -> None:
     learnt = Light.learn("field", [light.grid(dim(seed)) for seed in range(8)])
     pixels, mask = scratched(30, 120)
-    found = learnt.divide(lit(pixels, 0.6)).pixels
+    found = learnt.correct(lit(pixels, 0.6)).pixels
     expected = lit(part(30, 120), 0.6)
     inside = mask > 0
     assert np.abs(found.astype(float) - expected)[inside].mean() > 40
@@ -70,7 +70,7 @@ def test_a_half_covered_picture_keeps_the_light_of_the_rest() -> None:
     learnt = Light.learn("gain", [light.grid(dim(seed)) for seed in range(8)])
     covered = dim(40)
     covered[:50] = 10
-    found = learnt.divide(covered).pixels
+    found = learnt.correct(covered).pixels
     assert away(found[60:], dim(40)[60:]) < 0.03
 
 
@@ -78,15 +78,15 @@ def test_a_half_covered_picture_keeps_the_light_of_the_rest() -> None:
 def test_light_that_saturates_is_told(level: int) -> None:
     learnt = Light.learn("field", [light.grid(dim(seed)) for seed in range(8)])
     pixels = np.full((120, 120, 3), level, np.uint8)
-    found = learnt.divide(pixels)
+    found = learnt.correct(pixels)
     assert "too dark or too bright" in found.note
     np.testing.assert_array_equal(found.pixels, pixels)
 
 
 def test_a_factor_beyond_reason_is_limited_and_told() -> None:
     learnt = Light.learn("gain", [light.grid(part(seed, 120)) for seed in range(8)])
-    found = learnt.divide(lit(part(9, 120), 0.15))
-    assert "by more than 4 times" in found.note
+    found = learnt.correct(lit(part(9, 120), 0.15))
+    assert "by more than a factor of 4" in found.note
     assert found.pixels.mean() == pytest.approx(4 * lit(part(9, 120), 0.15).mean(), rel=0.02)
 
 
@@ -120,7 +120,7 @@ def test_a_bundle_divides_the_light_out_as_its_training_did(tmp_path: Path) -> N
     )
     assert plain.manifest.input.light is None
     learnt = even.manifest.input.light
-    assert learnt is not None and light._decoded(learnt.reference).shape == (GRID, GRID)
+    assert learnt is not None and light._decode(learnt.reference).shape == (GRID, GRID)
     dark, good = lit(part(77), 0.42 * gradient(96, 96)), lit(part(77), 0.6)
     scores = [
         [Inspector.load(tmp_path / f"{kind}.andon").inspect(pixels).score for pixels in (dark, good)]

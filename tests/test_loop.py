@@ -106,7 +106,7 @@ def test_a_killed_training_ends_in_the_same_weights(step: int, tmp_path: Path) -
         fit(schedule(), Run(killer(step), augment=VARIED, device="cpu", folder=tmp_path))
     said: list[str] = []
     resumed, loop, curve = fit(schedule(), Run(tell=said.append, augment=VARIED, device="cpu", folder=tmp_path))
-    assert f"going on from step {step}" in said[0]
+    assert f"continuing from step {step}" in said[0]
     assert same(whole, resumed)
     assert loop.state.step == 40 and len(curve.splitlines()) == 5
 
@@ -212,7 +212,7 @@ def test_what_changes_no_weights_may_be_changed_on_the_way(changed: dict[str, An
         fit(schedule(), Run(killer(13), device="cpu", folder=tmp_path))
     said: list[str] = []
     resumed, _, _ = fit(schedule(**changed), Run(tell=said.append, device="cpu", folder=tmp_path))
-    assert "going on from step 13" in said[0] and same(whole, resumed)
+    assert "continuing from step 13" in said[0] and same(whole, resumed)
 
 
 def test_a_fit_tells_what_it_wrote(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
 
 def test_a_checkpoint_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AndonError, match="cannot be made for checkpoints"):
+    with pytest.raises(AndonError, match="the folder for checkpoints cannot be created"):
         fit(schedule(), Run(device="cpu", folder=tmp_path / "file" / "training"))
 
 

@@ -83,7 +83,7 @@ def test_binomial_interval_agrees_with_the_beta_quantiles():
 
 def test_binomial_interval_of_nothing_is_everything():
     assert metrics.clopper_pearson(0, 0) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="3 cases in 2"):
+    with pytest.raises(ValueError, match="3 events in 2"):
         metrics.clopper_pearson(3, 2)
 
 

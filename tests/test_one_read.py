@@ -61,7 +61,7 @@ def test_an_image_is_a_source(inspector: Inspector, tmp_path: Path) -> None:
         inspector.inspect(image.Image(part(1).astype(float), "mine"))  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="16-bit"):
         inspector.read(part(1, depth=16))
-    with pytest.raises(AndonError, match="inspect_many was given one Image"):
+    with pytest.raises(AndonError, match="the argument of inspect_many is a single Image"):
         inspector.inspect_many(read)  # type: ignore[arg-type]
 
 
@@ -126,7 +126,7 @@ def test_a_report_leaves_out_pictures_that_changed(tmp_path: Path, spoil: Callab
     after = {gallery.title: gallery for gallery in report.galleries(evaluation)}
     assert len(before["Escapes"].cards) - len(after["Escapes"].cards) == 1
     assert "010.png" in after["Escapes"].words and reason in after["Escapes"].words
-    assert before["Caught"] == after["Caught"]
+    assert before["Detected defects"] == after["Detected defects"]
     report.write(evaluation, tmp_path / "out")
     assert reason in (tmp_path / "out/report.html").read_text()
 
@@ -167,8 +167,8 @@ def test_a_training_learns_from_the_bytes_whose_digests_it_keeps(tmp_path: Path)
     for seed in range(20):
         save(tmp_path / "good" / f"{seed:02}.png", part(seed, side=64))
     recipe = Recipe.model_validate({"data": {"images": str(tmp_path / "good")}, "geometry": {"size": 64}})
-    good = dataset.load(tmp_path / "good").to_learn()
-    seen = survey.look_over(good, recipe, Store(), lambda *_: None)
+    good = dataset.load(tmp_path / "good").training_images()
+    seen = survey.survey_images(good, recipe, Store(), lambda *_: None)
     tiles = survey.GoodTiles(good, seen, recipe.geometry)
     before = np.concatenate(list(tiles))
     assert len(before) == 20

@@ -143,7 +143,7 @@ def test_btad_is_read_as_it_is_published(tmp_path: Path) -> None:
     for product in ("01", "02", "03"):
         data = dataset.load(root / product)
         assert data.layout == "mvtec" and not data.stray_masks
-        assert len(data.to_learn()) == len(data.good("test")) == 3
+        assert len(data.training_images()) == len(data.good("test")) == 3
         assert {sample.defect for sample in data.defective("test")} == {"ko"}
         for sample in data.defective("test"):
             assert sample.mask is not None and sample.mask.stem == sample.path.stem
@@ -178,7 +178,7 @@ def test_written_pictures_are_kept_until_they_or_their_source_change(tmp_path: P
     assert "the written pictures have changed" in again()[0]
     image.read(file)
     (out / "data/set/2/train/good/00002.png").unlink()  # of a class only: laid out anew
-    assert again() == [] and len(dataset.load(out / "data/set/2").to_learn()) == 10
+    assert again() == [] and len(dataset.load(out / "data/set/2").training_images()) == 10
     (out / "data/set/.images/train/0/00000.png").unlink()
     assert "the written pictures have changed" in again()[0]
     mnist(root, side=20)

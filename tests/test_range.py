@@ -59,22 +59,20 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     ],
 )
 def test_the_range_in_use(highest: int, bits: int, maximum: int | None) -> None:
-    assert image.in_use(highest, bits) == maximum
+    assert image.used_range(highest, bits) == maximum
 
 
 def test_samples_are_spread_over_all_bits_and_none_is_beyond() -> None:
     read = Image(np.arange(4096, dtype=np.uint16).reshape(64, 64, 1), "a.png")
-    spread = image.scaled(read, 4095).pixels
+    spread = image.rescale(read, 4095).pixels
     np.testing.assert_array_equal(spread, full(read.pixels))
-    assert image.scaled(read, None) is read and image.scaled(read, 65535) is read
-    once = image.scaled(read, 4095)
-    assert image.scaled(once, 4095) is once  # an image that `Inspector.read` gave is not spread again
+    assert image.rescale(read, None) is read and image.rescale(read, 65535) is read
+    once = image.rescale(read, 4095)
+    assert image.rescale(once, 4095) is once  # an image that `Inspector.read` gave is not spread again
     eight = Image(np.zeros((8, 8, 1), np.uint8), "b.png")
-    assert image.scaled(eight, 4095) is eight
-    with pytest.raises(
-        ImageError, match=r"^a.png: values up to 4095; expected at most 1023, the range of the training"
-    ):
-        image.scaled(read, 1023)
+    assert image.rescale(eight, 4095) is eight
+    with pytest.raises(ImageError, match=r"^a.png: values up to 4095; expected at most 1023, as in the training"):
+        image.rescale(read, 1023)
 
 
 @pytest.mark.parametrize("registration", ["", "[geometry.registration]\n"], ids=["plain", "registered"])

@@ -49,7 +49,7 @@ def jpeg(seed: int, height: int = 480, width: int = 640, spot: bool = False) -> 
 def test_the_view_is_never_made_smaller_than_the_input(
     settings: dict[str, Any], frame: tuple[int, int], expected: int
 ) -> None:
-    geometry = Geometry.model_validate(settings).shaped([frame])
+    geometry = Geometry.model_validate(settings).with_shape([frame])
     assert tiling.reduction(frame, geometry) == expected
 
 
@@ -104,8 +104,8 @@ def test_training_and_inspection_see_the_same_pixels_and_tell_full_coordinates(t
     inspector = Inspector.load(tmp_path / "b.andon")
     rule = inspector.manifest.input
     assert (rule.reduced, rule.size) == (4, (640, 480))
-    samples = dataset.load(folder).to_learn()
-    seen = survey.look_over(samples, inspector.recipe, Store(), lambda *_: None, reduce=True)
+    samples = dataset.load(folder).training_images()
+    seen = survey.survey_images(samples, inspector.recipe, Store(), lambda *_: None, reduce=True)
     for sample in samples[:3]:
         prepared = inspector.prepare(inspector.read(sample.path))
         assert prepared.view is not None
@@ -127,5 +127,5 @@ def test_full_decoding_is_kept_where_sizes_or_light_differ(tmp_path: Path, setti
         height = 480 if settings or seed else 496
         (tmp_path / f"{seed}.jpg").write_bytes(jpeg(seed, height))
     recipe = Recipe.model_validate({"geometry": {"size": 64, "aspect": "stretch"}, **settings})
-    seen = survey.look_over(dataset.load(tmp_path).to_learn(), recipe, Store(), lambda *_: None, reduce=True)
+    seen = survey.survey_images(dataset.load(tmp_path).training_images(), recipe, Store(), lambda *_: None, reduce=True)
     assert seen.rule.reduced == 1

@@ -100,11 +100,11 @@ def test_regions_at_the_detectors_scale_are_those_of_the_enlarged_map(settings: 
     pixels, known = smooth(480, 640), None
     if "registration" in settings:
         pixels, known = turned(pixels)
-    geometry = Geometry.model_validate(settings).shaped([(480, 640)])
+    geometry = Geometry.model_validate(settings).with_shape([(480, 640)])
     view = views.align(pixels, geometry, "spots", known)
     pieces = [(place, tile[..., 0].astype(np.float32)) for place, tile in tiling.split(view, geometry)]
     joined = tiling.collect(view, pieces)
-    enlarged, level = joined.whole(), 165.0 if known else 150.0
+    enlarged, level = joined.enlarge(), 165.0 if known else 150.0
     step = float(np.abs(joined.matrix[:, :2]).sum(axis=1).max())  # pixels of the image along a pixel of the map
     before, _ = regions.find(enlarged, level, 40)
     after, _ = regions.find(joined.values, level, 40, joined.matrix, view.frame)
@@ -123,7 +123,7 @@ def test_a_map_finer_than_its_view_is_judged_at_the_views_scale() -> None:
     view = views.align(smooth(100, 120), Geometry(size=256, aspect="stretch"), "small")
     joined = tiling.collect(view, [(next(tiling.places(view, Geometry(size=256, aspect="stretch"))), np.eye(256))])
     assert joined.values.shape == view.shape and np.array_equal(joined.matrix, np.eye(2, 3))
-    np.testing.assert_array_equal(joined.values, joined.whole())
+    np.testing.assert_array_equal(joined.values, joined.enlarge())
 
 
 def test_a_region_of_interest_thinner_than_a_pixel_of_the_map_is_inspected() -> None:

@@ -25,15 +25,15 @@ def region(box=(40, 20, 20, 10)):
 
 def test_threshold_lies_in_the_middle_of_the_scale():
     assert SCALE == (1.0, 5.0, 3.0)
-    assert SCALE.place(np.float32([0, 1, 3, 5, 9])).tolist() == [0, 0, 0.5, 1, 1]
+    assert SCALE.normalize(np.float32([0, 1, 3, 5, 9])).tolist() == [0, 0, 0.5, 1, 1]
     degenerate = Scale.of(2.0, 2.0)
     assert degenerate.low < degenerate.threshold < degenerate.high
     assert Scale.of(0.0, 0.0).low < Scale.of(0.0, 0.0).high
 
 
 def test_heat_is_not_scaled_to_its_own_image():
-    alone = render.heat(blob(value=1.2), SCALE)
-    beside = render.heat(blob(value=50.0), SCALE)
+    alone = render.heat_map(blob(value=1.2), SCALE)
+    beside = render.heat_map(blob(value=50.0), SCALE)
     np.testing.assert_array_equal(alone[:20], beside[:20])
     assert beside[25, 50].astype(int).sum() > 500 > alone[25, 50].astype(int).sum()
 
@@ -47,7 +47,7 @@ def test_only_the_given_regions_are_outlined():
 
 
 def test_colours_rise_in_lightness():
-    colours = render.heat(np.linspace(1, 5, 64, dtype=np.float32)[None], SCALE)
+    colours = render.heat_map(np.linspace(1, 5, 64, dtype=np.float32)[None], SCALE)
     lightness = cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0, :, 0].astype(int)
     assert (np.diff(lightness) >= 0).all()
 
@@ -55,7 +55,7 @@ def test_colours_rise_in_lightness():
 def test_uninspected_areas_are_gray_in_the_heat_map_and_hatched_in_the_overlay():
     anomaly_map = blob()
     anomaly_map[:, :20] = np.nan
-    assert (render.heat(anomaly_map, SCALE)[:, :20] == 200).all()
+    assert (render.heat_map(anomaly_map, SCALE)[:, :20] == 200).all()
     white = np.full((60, 90, 3), 255, np.uint8)
     picture = render.overlay(white, anomaly_map, SCALE, side=90, bar=False)
     assert picture[:, :19].max() < 160

@@ -143,7 +143,7 @@ def test_report_warns_when_more_are_stopped_than_promised(tmp_path):
         paint(tmp_path / f"good/{value:03}.png", value)
     page = page_of(tmp_path)
     assert "The review threshold stops 20 of 20" in page.text
-    assert "recalibrate on good images taken like these" in page.text
+    assert "recalibrate on good images like these" in page.text
     by_hand = page_of(tmp_path, FakeInspector(Decision(review_threshold=3.0, reject_threshold=5.0)))
     assert "recalibrate" not in by_hand.text
     assert "set by hand" in by_hand.text
@@ -164,9 +164,9 @@ def test_galleries_are_bounded_and_take_every_type(tmp_path):
             paint(tmp_path / f"{kind}/{value:03}.png", value)
     evaluation = evaluate(FakeInspector(), dataset.load(tmp_path))
     found = {gallery.title: gallery for gallery in report.galleries(evaluation)}
-    assert [card.row.defect for card in found["Caught"].cards] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
-    assert all(110 <= card.row.score <= 120 for card in found["Caught"].cards)
-    assert len(found["Close calls"].cards) == 6
+    assert [card.row.defect for card in found["Detected defects"].cards] == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
+    assert all(110 <= card.row.score <= 120 for card in found["Detected defects"].cards)
+    assert len(found["Close to the threshold"].cards) == 6
     assert found["Escapes"].words == "No defective image passes."
 
 
@@ -177,7 +177,7 @@ def test_everything_is_written_into_a_new_folder(painted, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["metrics.json", "report.html", "scores.csv"]
     assert json.loads((out / "metrics.json").read_text("utf-8"))["image"]["n_good"] == 5
     (tmp_path / "file").write_text("")
-    with pytest.raises(AndonError, match="cannot be made"):
+    with pytest.raises(AndonError, match="cannot be created"):
         report.write(evaluation, tmp_path / "file" / "report")
 
 

@@ -41,7 +41,7 @@ def test_threads_share_one_engine(bundle_file: Path, engine: Engine) -> None:
 def test_an_engine_goes_to_another_process(bundle_file: Path, engine: Engine) -> None:
     scorer, tiles = Runtime(Bundle.load(bundle_file).graph, engine, threads=1), noise(2, 96)
     copy = pickle.loads(pickle.dumps(scorer))
-    assert (copy.engine, copy.takes) == (scorer.engine, scorer.takes)
+    assert (copy.engine, copy.tiles) == (scorer.engine, scorer.tiles)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(scorer.score, tiles).result()
     np.testing.assert_allclose(found.image, scorer.score(tiles).image, rtol=1e-5)

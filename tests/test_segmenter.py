@@ -16,7 +16,7 @@ from andon.detectors.segmenter.networks import NETWORKS, Name, pool, unpool  # n
 from andon.engines import runtime  # noqa: E402
 from andon.errors import DatasetError  # noqa: E402
 from andon.inspection import Pixels  # noqa: E402
-from andon.nn.learned import Network, exported  # noqa: E402
+from andon.nn.learned import Network, export_network  # noqa: E402
 from conftest import Marked, Stack  # noqa: E402
 
 SIDE = 64
@@ -136,7 +136,7 @@ def test_training_uses_labelled_defects_if_there_are_masks_else_synthetic_ones()
     )  # 2 · 6 and 12 good tiles
     assert "each 1 times" in messages_of_fit(Spots(4, masked=2), share=0.0)[0]
     for defects, tiles in (("labelled", Spots()), ("auto", Spots(4, masked=0)), ("labelled", Spots(4, masked=0))):
-        with pytest.raises(DatasetError, match="no images of defects to learn from"):
+        with pytest.raises(DatasetError, match="no images of defects for training"):
             messages_of_fit(tiles, defects=defects)
 
 
@@ -177,7 +177,7 @@ def test_unpooling_can_be_exported() -> None:
             return unpooled.amax(dim=(1, 2)), unpooled
 
     tiles = torch.relu(torch.rand(3, 1, 16, 16) - 0.7)  # as after a ReLU: many windows are all 0
-    session = runtime.session(exported(Pooling(), 16, 1), threads=1)
+    session = runtime.session(export_network(Pooling(), 16, 1), threads=1)
     exported_map = session.run(["map"], {"tiles": tiles.numpy()})[0]
     np.testing.assert_array_equal(exported_map, Pooling()(tiles)[1].numpy())
 

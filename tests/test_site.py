@@ -23,7 +23,8 @@ def test_site_builds_strictly_and_needs_no_network(tmp_path):
     pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
     assert [name for name, page in pages.items() if LOADED.search(page)] == []
     assert "The held-out scores of the bundle" in pages["api/inspecting.html"]  # a docstring
-    assert "Share of good parts that may get REJECT" in pages["api/training.html"]  # a field's comment
+    assert "Allowed share of good parts that get REJECT" in pages["api/training.html"]  # a field's docstring
+    assert "Expected share of good parts with at least this score" in pages["api/inspecting.html"]  # a field's comment
 
 
 def test_every_page_is_in_the_navigation():

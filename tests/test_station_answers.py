@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from andon.geometry.tiling import Joined, unseen
+from andon.geometry.tiling import ViewMap, empty_map
 from andon.geometry.views import Placement
 from andon.inspection import Thresholds
 from andon.station import work
@@ -35,8 +35,8 @@ def placed(kind: str) -> Placement:
 
 @pytest.mark.parametrize("kind", ["whole", "cropped", "region", "registered", "registered region"])
 def test_a_kept_map_is_drawn_as_the_map_of_the_inspection(kind: str) -> None:
-    joined = Joined(smooth((40, 50)), placed(kind))
-    expected, kept = joined.whole(), Map.from_bytes(Map.of(joined).to_bytes()).whole()
+    joined = ViewMap(smooth((40, 50)), placed(kind))
+    expected, kept = joined.enlarge(), Map.from_bytes(Map.of(joined).to_bytes()).enlarge()
     assert kept.shape == expected.shape
     both = np.isfinite(kept) & np.isfinite(expected)
     assert both.sum() > 0.95 * np.isfinite(expected).sum()
@@ -52,22 +52,22 @@ def test_a_large_map_is_reduced_and_keeps_its_peaks() -> None:
     values[1234, 567] = 7.0
     roi = np.ones(values.shape, np.bool_)
     roi[:1000] = False
-    kept = Map.of(Joined(values, Placement(values.shape, (0, 0), values.shape, roi)))
+    kept = Map.of(ViewMap(values, Placement(values.shape, (0, 0), values.shape, roi)))
     assert math.prod(kept.shape) <= 1.01 * MOST_VALUES and len(kept.values) == 2 * math.prod(kept.shape)
-    drawn = kept.whole()
+    drawn = kept.enlarge()
     y, x = np.unravel_index(np.nanargmax(drawn), drawn.shape)
     assert abs(y - 1234) <= 3 and abs(x - 567) <= 3
     assert np.isnan(drawn[:990]).all() and np.isfinite(drawn[1010:]).all()
 
 
 def test_a_map_without_any_value_and_one_of_zeros() -> None:
-    assert np.isnan(Map.of(unseen((12, 20))).whole()).all()
-    zeros = Joined(np.zeros((8, 8), np.float32), Placement((8, 8), (0, 0), (8, 8), None))
-    assert (Map.of(zeros).whole() == 0).all()
+    assert np.isnan(Map.of(empty_map((12, 20))).enlarge()).all()
+    zeros = ViewMap(np.zeros((8, 8), np.float32), Placement((8, 8), (0, 0), (8, 8), None))
+    assert (Map.of(zeros).enlarge() == 0).all()
 
 
 def test_what_is_no_map_is_refused() -> None:
-    whole = Map.of(Joined(smooth((40, 50)), placed("registered"))).to_bytes()
+    whole = Map.of(ViewMap(smooth((40, 50)), placed("registered"))).to_bytes()
     for data in (b"", b"{}\n", b"[]\n", b"1\n", whole[:-1], whole + b"x", whole.replace(b"50", b"-1", 1)):
         with pytest.raises(ValueError):
             Map.from_bytes(data)

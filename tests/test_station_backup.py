@@ -202,7 +202,7 @@ def test_a_backup_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / "out", str(tmp_path / "none.db"), [], "there is no such database"),
         (tmp_path / "out", url, [tmp_path / "nothing"], "expected a file or folder that is there"),
         (tmp_path / "out", url, [tmp_path / "x", tmp_path / "one" / "x"], "each name once"),
-        (tmp_path / "x" / "out", url, [], "a file is in its place"),
+        (tmp_path / "x" / "out", url, [], "a file of this name exists"),
     ):
         with pytest.raises(AndonError, match=words):
             copies.backup(database, out, None, also)
@@ -290,7 +290,7 @@ def test_the_commands_of_the_audit(database: str, tmp_path: Path, capsys: Any, m
         (("audit", "verify", "--noted", "1:ab"), "--noted without --station"),
         (("audit", "verify", "--station", "line 1", "--noted", "x"), "expected NUMBER:DIGEST"),
         (("audit", "verify", "--station", "line 9"), "holds no records of station 'line 9'"),
-        (("audit", "verify", "--pictures", "A FILE"), "a file is in its place"),
+        (("audit", "verify", "--pictures", "A FILE"), "a file of this name exists"),
         (("audit", "export", "t.csv", "--since", "yesterday"), "expected 2026-11-26 or"),
         (("audit", "export", "t.csv", "--kind", "inspektion"), "Did you mean 'inspection'?"),
         (("audit", "export", "no/folder/t.csv"), "there is no folder"),

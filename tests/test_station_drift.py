@@ -108,7 +108,7 @@ def test_a_defect_now_and_then_is_no_drift_and_rejects_in_a_row_are() -> None:
 
 def test_all_measures_are_charted_and_a_dimmed_lamp_or_a_blurred_lens_is_named() -> None:
     def record(seed: int, change: Callable[[np.ndarray], np.ndarray]) -> dict[str, object]:
-        look = appearance.of(change(part(seed)))
+        look = appearance.measure(change(part(seed)))
         shares = {"mean": look.mean / look.top, "sharpness": look.sharpness / look.top}
         return {"score": float(seed % 7), "appearance": shares, "registration": {"quality": 0.9 + 0.001 * (seed % 5)}}
 

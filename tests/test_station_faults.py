@@ -178,7 +178,7 @@ def test_a_read_only_disk_is_told_and_passes(disk: Disk) -> None:
         archive.put(b"two")
     with pytest.raises(StorageError, match="cannot be removed: read-only"):
         archive.remove(kept)
-    with pytest.raises(StorageError, match="the folder cannot be made"):
+    with pytest.raises(StorageError, match="the folder cannot be created"):
         Archive(disk.folder / "new")
     assert archive.open(kept) == b"one"
     disk.remount("rw")
@@ -190,9 +190,9 @@ def test_a_read_only_disk_is_told_and_passes(disk: Disk) -> None:
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AndonError, match="a file is in its place"):
+    with pytest.raises(AndonError, match="a file of this name exists"):
         Ledger(str(tmp_path / "file" / "r.db"), "s")
-    with pytest.raises(StorageError, match="the folder cannot be made"):
+    with pytest.raises(StorageError, match="the folder cannot be created"):
         Archive(tmp_path / "file" / "pictures")
 
 

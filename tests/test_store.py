@@ -72,12 +72,12 @@ def test_values_of_a_tile_are_computed_once_while_there_is_room(megabytes: int) 
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AndonError, match=r"nowhere: the tiles of the training images cannot be kept there"):
+    with pytest.raises(AndonError, match=r"nowhere: the tiles of the training images cannot be stored there"):
         Store(folder=tmp_path / "nowhere")
     if Path("/dev/full").exists():
         store = Store(folder=tmp_path)
         os.dup2(os.open("/dev/full", os.O_WRONLY), store._file._file.fileno())
-        with pytest.raises(AndonError, match="cannot be kept there: no space left"):
+        with pytest.raises(AndonError, match="cannot be stored there: no space left"):
             slot = store.put(np.zeros(1_000_000, np.uint8))
             _ = store[slot]
 
@@ -107,8 +107,8 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
     for seed in range(3):
         save(tmp_path / "good" / f"{seed}.png", part(seed, side=150))
     recipe = Recipe.model_validate({"geometry": geometry})
-    samples = dataset.load(tmp_path / "good").to_learn()
-    seen = survey.look_over(samples, recipe, Store(), lambda *_: None)
+    samples = dataset.load(tmp_path / "good").training_images()
+    seen = survey.survey_images(samples, recipe, Store(), lambda *_: None)
     for sample in samples:
         kept = seen.prepared(sample, recipe.geometry)
         stored = inspector.scan_tiles(kept.placement, kept.tiles, (64, 64), Mean())
@@ -120,6 +120,6 @@ def test_a_picture_scores_from_the_store_as_from_its_file(tmp_path: Path, geomet
 def test_a_whole_picture_in_the_store_is_not_in_memory_too() -> None:
     pictures, read = Pictures(Store()), image.read(part(1))
     pictures.keep(Path("a.png"), read)
-    bare, _ = pictures._kept[Path("a.png")]
+    bare, _ = pictures._stored[Path("a.png")]
     assert bare.pixels.size == 0 and bare.pixels.base is None
     np.testing.assert_array_equal(pictures.read(Path("a.png")).pixels, read.pixels)

@@ -139,11 +139,11 @@ def test_a_sidecar_makes_a_network_known_and_its_digest_is_held(folder: Path) ->
     np.testing.assert_allclose(found, np.full((1, 2, 2, 2), 3))
     assert features.digest(first) != features.digest(toy(folder, 2.0))  # initialisers count
     (folder / "toy.onnx").write_bytes(first.SerializeToString())
-    with pytest.raises(AndonError, match=r"damaged or foreign.*andon features build toy --weights FILE"):
+    with pytest.raises(AndonError, match=r"damaged or another graph.*andon features build toy --weights FILE"):
         features.load("toy", [0])
     with pytest.raises(AndonError, match="Did you mean 'toy'"):
         features.load("toyy", [0])
-    with pytest.raises(AndonError, match="toy has no block 10; it has blocks 0 to 0"):
+    with pytest.raises(AndonError, match="toy has no block 10; expected blocks from 0 to 0"):
         DeepKnn(Settings(network="toy"), 0)
     (folder / "toy.onnx").unlink()
     with pytest.raises(AndonError, match="not on this machine"):
@@ -178,11 +178,11 @@ def test_weights_of_another_network_damaged_or_dangerous_are_refused(tmp_path: P
     good = Small().state_dict()
     with pytest.raises(AndonError, match=r"SHA-256 [0-9a-f]{64}, expected 1234.*correct --sha256"):
         build(saved(tmp_path / "w.pth", good), "1234")
-    with pytest.raises(AndonError, match="not the weights of small: it has in another shape 2 of 11"):
+    with pytest.raises(AndonError, match="not the weights of small: 2 tensors of another shape, such as"):
         build(saved(tmp_path / "wide.pth", Small(12).state_dict()))
-    with pytest.raises(AndonError, match=r"lacks 2 of 11 tensors, such as 'deep.bias'"):
+    with pytest.raises(AndonError, match=r"2 tensors missing, such as 'deep.bias'"):
         build(saved(tmp_path / "less.pth", {k: v for k, v in good.items() if not k.startswith("deep")}))
-    with pytest.raises(AndonError, match="unlike the network, 1 of 11 tensors, such as 'layer9'"):
+    with pytest.raises(AndonError, match="1 tensor unknown, such as 'layer9'"):
         build(saved(tmp_path / "more.pth", good, layer9=torch.zeros(1)))
     with pytest.raises(AndonError, match="not finite"):
         build(saved(tmp_path / "nan.pth", good, **{"deep.bias": torch.full((8,), torch.nan)}))
@@ -194,7 +194,7 @@ def test_weights_of_another_network_damaged_or_dangerous_are_refused(tmp_path: P
     with pytest.raises(AndonError, match="no weights can be read"):
         build(tmp_path / "module.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(AndonError, match="no table of tensors"):
+    with pytest.raises(AndonError, match="contains no named tensors"):
         build(tmp_path / "list.pth")
     assert not folder.exists()
 

@@ -106,7 +106,7 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
         save(tmp_path / "good" / f"{seed}.png", part(seed) if kind != "16 bits" else part(seed, depth=16) // 16)
     recipe = training.compose(tmp_path / "good", **FAST)
     if kind == "registered":
-        recipe = recipe.registering(Register(max_rotation=5))
+        recipe = recipe.with_registration(Register(max_rotation=5))
     if kind == "light":
         recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"light": "gain"})})
     if not room:
@@ -119,7 +119,7 @@ def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
 
 def test_tiles_beyond_the_budget_are_an_error(good: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"need about \d+ MB of temporary storage; this training may use 1 MB\. Raise storage_mb"
+        TrainingError, match=r"need about \d+ MB of temporary storage; this training may use 1 MB\. Increase storage_mb"
     ):
         training.train(good, tmp_path / "a.andon", storage_mb=1, **{**FAST, "size": 256})
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
@@ -162,7 +162,7 @@ def test_a_failed_gate_keeps_what_was_learnt(good: Path, tmp_path: Path, monkeyp
             assert not out.exists() and (tmp_path / "b.andon.training/checkpoint.npz").is_file()
     whole = training.train(good, tmp_path / "whole.andon", **LEARNED)
     again = training.train(good, out, tell=told.append, **LEARNED)
-    assert any("going on from step 3" in sentence for sentence in told)
+    assert any("continuing from step 3" in sentence for sentence in told)
     assert not any(sentence.startswith("step ") for sentence in told)  # none was taken anew
     assert again.digest() == whole.digest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.andon", "good", "whole.andon"]
@@ -214,7 +214,7 @@ def test_the_lock_of_a_killed_training_locks_nobody_out(good: Path, tmp_path: Pa
 
 def test_a_working_folder_that_cannot_be_made_is_an_error(good: Path, tmp_path: Path) -> None:
     (tmp_path / "b.andon.training").write_text("a file")
-    with pytest.raises(AndonError, match=r"training: the folder cannot be made: a file is in its place"):
+    with pytest.raises(AndonError, match=r"training: the folder cannot be created: a file of this name exists"):
         training.train(good, tmp_path / "b.andon", **FAST)
 
 
@@ -267,7 +267,7 @@ def test_calibration_leaves_out_what_was_learnt_and_what_is_to_test(parts: Path,
     bundle, told = training.train(split, tmp_path / "b.andon"), list[str]()
     assert len(bundle.manifest.learnt) == 32 and {len(name) for name in bundle.manifest.learnt} == {16}
     assert calibrating.recalibrate(bundle, parts, tell=told.append).calibration.images == 8
-    assert told[0] == "calibrating on the images in train/good (40)"
+    assert told[0] == "calibration images in train/good (40)"
     assert told[-1] == "left out: 32 of 40 good images: the bundle was trained on them"
 
 
@@ -352,8 +352,8 @@ def one_gray(folder: Path) -> None:
     ("spoil", "options", "kind", "message"),
     [
         (one_image, {}, DatasetError, "1 "),
-        (no_image, {}, DatasetError, "none of 12 images can be used"),
-        (one_gray, {}, ImageError, "training images must be alike in colour and depth"),
+        (no_image, {}, DatasetError, "0 of 12 images are usable"),
+        (one_gray, {}, ImageError, "all training images must have the same channels and depth"),
         (None, {"detector": "memory-banc"}, RecipeError, "Did you mean 'memory-bank'?"),
         (None, {"preset": "standart"}, RecipeError, "unknown preset 'standart'. Did you mean 'standard'?"),
         (None, {"settings": {"banks": 3}}, RecipeError, "unknown key 'banks'. Did you mean 'bank'?"),
@@ -374,7 +374,7 @@ def test_what_cannot_be_trained_is_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("source", "message"), [("nowhere", "there is nothing here"), ("nowhere.toml", "cannot be read")]
+    ("source", "message"), [("nowhere", "no such file or folder"), ("nowhere.toml", "cannot be read")]
 )
 def test_a_source_that_is_not_there(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(AndonError, match=message):

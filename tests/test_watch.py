@@ -192,4 +192,4 @@ def test_a_missing_source_is_an_error_of_the_call(bundle_file: Path, source: str
 def test_an_output_folder_that_cannot_be_made(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "out").touch()
     code, _, err = run(capsys, "watch", bundle_file, parts, "--out", tmp_path / "out")
-    assert code == 2 and "a file is in its place" in err
+    assert code == 2 and "a file of this name exists" in err

@@ -1,4 +1,4 @@
-"""Visual inspection of manufactured parts: learns from good parts only, keeps its promise about false rejects.
+"""Visual inspection of manufactured parts: trained on good parts, with a calibrated false-reject rate.
 
 >>> from andon import Inspector, train
 >>> train("parts/good", "bottle.andon")
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import andon` is quick."""
+    """Import a public name at its first use, so that `import andon` is fast."""
     if name == "AndonError":
         from andon.errors import AndonError
 

@@ -1,4 +1,4 @@
-"""Exact intervals of a rate: Clopper and Pearson's, and the long-run rate of one calibrated threshold."""
+"""Exact intervals of rates: Clopper-Pearson, and the long-run rate of one calibrated threshold."""
 
 import math
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact confidence interval of a rate of which `k` cases in `n` were seen; without cases, (0, 1)."""
+    """Exact confidence interval (low, high) of a rate with `k` events in `n` trials; (0, 1) for n = 0."""
     if not 0 <= k <= n:
-        raise ValueError(f"{k} cases in {n}; expected 0 ≤ k ≤ n")
+        raise ValueError(f"{k} events in {n} trials; expected 0 ≤ k ≤ n")
     tail = (1 - level) / 2
     low = 0.0 if k == 0 else 1 - rate_with_tail(n - k, n, tail)
     return low, 1.0 if k == n else rate_with_tail(k, n, tail)
@@ -31,13 +31,13 @@ def rate_with_tail(k: int, n: int, tail: float) -> float:
 
 
 def long_run(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the rate at which new values exceed the k-th largest of n earlier ones, 1 ≤ k ≤ n.
+    """Interval (low, high) of the rate at which new values exceed the k-th largest of n earlier values, 1 ≤ k ≤ n.
 
-    Over all draws of n values from one continuous distribution that rate follows Beta(k, n + 1 − k), with mean
-    k / (n + 1): Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
+    For n values drawn from a continuous distribution, this rate follows Beta(k, n + 1 − k) with mean k / (n + 1):
+    Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
     """
     if not 1 <= k <= n:
         raise ValueError(f"the {k}-th largest of {n} values; expected 1 ≤ k ≤ n")
     tail = (1 - level) / 2
-    # Beta(k, n + 1 − k) lies below p with the probability that a binomial of n cases at rate p reaches k.
+    # P(Beta(k, n + 1 − k) ≤ p) = P(Binomial(n, p) ≥ k)
     return rate_with_tail(k - 1, n, 1 - tail), rate_with_tail(k - 1, n, tail)

@@ -1,6 +1,6 @@
-"""part.andon: one file with the graph, the recipe, the calibration and a manifest of digests. No pickle, ever.
+"""part.andon: one ZIP archive with the graph, the recipe, the calibration and a manifest of digests.
 
-A ZIP archive of named members, so that anybody can look inside; nothing in it is ever executed or unpacked to disk.
+It contains no pickle. Nothing in it is executed or unpacked to disk.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from andon.pictures.image import Input
 from andon.recipe import Recipe
 
 FORMAT = 1
-MEMBERS = {  # name: bytes it may unpack to
+MEMBERS = {  # name: largest unpacked size in bytes
     "manifest.json": 16 * 1024**2,
     "graph.onnx": 2 * 1024**3,
     "recipe.toml": 16 * 1024**2,
@@ -39,13 +39,13 @@ MEMBERS = {  # name: bytes it may unpack to
     "reference.png": 2 * 1024**3,
     "highest.jpg": 16 * 1024**2,
 }
-NEEDED = sorted(set(MEMBERS) - {"curve.csv", "reference.png", "highest.jpg"})
-LARGEST = sum(MEMBERS.values())  # bytes of a bundle
-DIGITS = 16  # of an image's SHA-256 that name it in the manifest
+REQUIRED = sorted(set(MEMBERS) - {"curve.csv", "reference.png", "highest.jpg"})
+MAX_BYTES = sum(MEMBERS.values())  # of a bundle
+DIGITS = 16  # leading digits of an image's SHA-256 that identify it in the manifest
 
 
 class Manifest(BaseModel):
-    """Where a bundle comes from, and the digest of everything in it."""
+    """Provenance of a bundle, and the digests of its members."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,36 +54,36 @@ class Manifest(BaseModel):
     seed: int
     detector: str
     input: Input
-    versions: dict[str, str]  # andon, Python and the packages that made it
+    versions: dict[str, str]  # package → version, of andon, Python and the packages used in training
     machine: str
     data: dict[str, Any]  # counts, and the digest of all training images
-    timings: dict[str, float]  # seconds each step took
+    timings: dict[str, float]  # step → seconds
     parity: dict[str, float]  # engine → largest difference from the fitted detector, as a share of the score range
-    history: list[str] = []  # what was done to the bundle since it was trained
-    learnt: list[str] = []  # the first DIGITS of the SHA-256 of each image file that was fitted on
+    history: list[str] = []  # changes since training
+    learnt: list[str] = []  # the first DIGITS of the SHA-256 of each training image
     digests: dict[str, str] = {}  # member → SHA-256
 
     def learnt_from(self, digests: Iterable[str]) -> list[bool]:
-        """Whether each image, by the SHA-256 of its file, was fitted on: its score is lower than that of a new part."""
-        known = set(self.learnt)
-        return [digest[:DIGITS] in known for digest in digests]
+        """For each SHA-256 of an image file: whether it is a training image, so that its score is too low."""
+        training = set(self.learnt)
+        return [digest[:DIGITS] in training for digest in digests]
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """What `part.andon` holds."""
+    """The contents of `part.andon`."""
 
     graph: bytes  # serialised ONNX
     recipe: Recipe
     calibration: Calibration
     manifest: Manifest
-    curve: str = ""  # how the loss fell in training by gradient, as CSV
-    reference: bytes = b""  # the picture that parts are registered to, as PNG, where the recipe asks for it
+    curve: str = ""  # CSV: the loss of each step of gradient training
+    reference: bytes = b""  # PNG: the reference picture, if the recipe uses registration
     sheet: bytes = b""  # JPEG: the held-out images with the highest scores, which set the thresholds
 
     def save(self, path: str | Path) -> None:
-        """Write the bundle; the file appears whole or not at all. AndonError as `check_place`."""
-        check_place(path)
+        """Write the bundle, completely or not at all. AndonError as `check_writable`."""
+        check_writable(path)
         members = {
             "graph.onnx": self.graph,
             "recipe.toml": self.recipe.dump().encode(),
@@ -108,10 +108,10 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | Path) -> "Bundle":
-        """Read and verify a bundle. BundleError says what is wrong with a file that is not one, or not whole."""
+        """Read and verify a bundle. BundleError when the file is no bundle, or is damaged."""
         path = Path(path)
         members = _unpack(_read(path), path)
-        with _refusing(path):
+        with _parser_errors(path):
             version = _json(members["manifest.json"]).get("format")
             if version != FORMAT:
                 raise BundleError(
@@ -127,14 +127,17 @@ class Bundle:
             wire.check(members["graph.onnx"])
         reference = members.get("reference.png", b"")
         if bool(reference) != (recipe.geometry.registration is not None):
-            raise BundleError(f"{path}: its recipe and reference.png do not fit together. Train the bundle again.")
+            raise BundleError(
+                f"{path}: {'contains a' if reference else 'lacks its'} reference.png, although its recipe "
+                f"{'uses no' if reference else 'uses'} registration. Train the bundle again."
+            )
         sheet = members.get("highest.jpg", b"")
         return cls(members["graph.onnx"], recipe, calibration, manifest, curve, reference, sheet)
 
-    def registered_to(self) -> Reference | None:
-        """The reference that parts are registered to, ready; None where the recipe asks for none.
+    def load_reference(self) -> Reference | None:
+        """Prepare the reference of the registration; None if the recipe uses none.
 
-        Errors: BundleError when the picture is none that can be registered to.
+        Errors: BundleError when parts cannot be registered to the picture.
         """
         settings = self.recipe.geometry.registration
         if settings is None:
@@ -142,32 +145,32 @@ class Bundle:
         try:
             return Reference(self.reference, settings, "reference.png")
         except ImageError as error:
-            raise BundleError(f"the bundle's reference cannot be used: {error} Train the bundle again.") from None
+            raise BundleError(f"the bundle's reference is not usable: {error} Train the bundle again.") from None
 
     def digest(self) -> str:
-        """SHA-256 over the digests of graph, recipe, calibration and reference: names this decision-maker everywhere.
+        """SHA-256 over the digests of graph, recipe, calibration and reference; it identifies the bundle in records.
 
-        Where its images lay is left out of the recipe: moving them changes no decision.
+        Paths of images in the recipe are excluded, because they change no decision.
         """
         parts = [
             self.graph,
-            self.recipe.anywhere().dump().encode(),
+            self.recipe.without_paths().dump().encode(),
             self.calibration.model_dump_json(indent=1).encode(),
         ]
         if self.reference:
             parts.append(self.reference)
         return files.digest("".join(files.digest(part) for part in parts).encode())
 
-    def changed(self, event: str, **parts: Any) -> "Bundle":
-        """Return a bundle with other parts, and `event` in its history."""
+    def revise(self, event: str, **parts: Any) -> "Bundle":
+        """Return a copy with these fields replaced and `event` added to its history."""
         manifest = self.manifest.model_copy(update={"history": [*self.manifest.history, event]})
         return replace(self, manifest=manifest, **parts)
 
 
-def check_place(path: str | Path) -> None:
-    """Find out, before long work, whether a bundle may be written here: nowhere over anything but a bundle.
+def check_writable(path: str | Path) -> None:
+    """Check, before long work, that a bundle can be written here. Only bundles and empty files are overwritten.
 
-    Errors: BundleError when there is another file, AndonError as `files.writing`.
+    Errors: BundleError when another file exists here; AndonError as `files.writing`.
     """
     path = Path(path)
     files.check_writable(path)
@@ -178,24 +181,25 @@ def check_place(path: str | Path) -> None:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, io.SEEK_END) - len(_seal(b""))))
             end = file.read()
-    if end and not end.startswith(_SEALED):  # an empty file is free to take
-        raise BundleError(
-            f"{path}: a file that is not a bundle exists here; it is not overwritten. Name another place."
-        )
+    if end and not end.startswith(_SEALED):
+        raise BundleError(f"{path}: this file exists and is not a bundle; it is not overwritten. Choose another path.")
 
 
 def _verify(manifest: Manifest, members: dict[str, bytes], path: Path) -> None:
-    """Hold every member against its digest, before anything in it is looked at."""
+    """Compare every member with its digest, before it is parsed."""
     if set(manifest.digests) != set(members) - {"manifest.json"}:
-        raise BundleError(f"{path}: manifest.json lacks the digest of a member, or has one too many; refused.")
+        raise BundleError(
+            f"{path}: manifest.json lists digests of {', '.join(sorted(manifest.digests)) or 'no members'}; expected "
+            f"{', '.join(sorted(set(members) - {'manifest.json'}))}. Use the original bundle."
+        )
     for name, digest in manifest.digests.items():
         if files.digest(members[name]) != digest:
             raise BundleError(f"{path}: {name} was altered after training. Use the original bundle.")
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn whatever a parser raises into a BundleError that names the file: it is given bytes from anywhere."""
+def _parser_errors(path: Path) -> Iterator[None]:
+    """Convert every error of a parser into a BundleError that names the file: the bytes are not trusted."""
     try:
         yield
     except (MemoryError, BundleError) as error:
@@ -204,46 +208,50 @@ def _refusing(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: {error}") from None
     except Exception as error:
         raise BundleError(
-            f"{path}: its contents do not fit its format: {error or type(error).__name__}. "
+            f"{path}: damaged or not a bundle: {error or type(error).__name__}. "
             "Copy the bundle again, or train it again."
         ) from error
 
 
 def _read(path: Path) -> bytes:
-    """Read a file that begins as a bundle does, and is not larger than one can be."""
+    """Read a file, if it starts like a bundle and is at most MAX_BYTES long."""
     try:
         with path.open("rb") as file:
             data = file.read(len(_START))
             if data == _START:
-                data += file.read(LARGEST)
+                data += file.read(MAX_BYTES)
             size = os.fstat(file.fileno()).st_size
-    except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
         raise BundleError(f"{path}: cannot be read ({reason}). Expected a bundle made by `andon train`.") from None
-    if not data.startswith(_START) or len(data) > LARGEST:
+    if not data.startswith(_START) or len(data) > MAX_BYTES:
         raise BundleError(f"{path}: not a bundle ({size} bytes). Expected a file made by `andon train`.")
     return data
 
 
 def _unpack(data: bytes, path: Path) -> dict[str, bytes]:
-    """Return the members of a bundle, none missing, none foreign, none too large, none damaged."""
-    with _refusing(path):
+    """Return the members of a bundle. BundleError when one is missing, unknown, too large or damaged."""
+    with _parser_errors(path):
         try:
             archive = zipfile.ZipFile(io.BytesIO(data))
             entries = {entry.filename: entry for entry in archive.infolist()}
-            whole = set(NEEDED) <= set(entries) <= set(MEMBERS)
-            if not whole or len(archive.infolist()) != len(entries):
+            expected = set(REQUIRED) <= set(entries) <= set(MEMBERS)
+            if not expected or len(archive.infolist()) != len(entries):
                 raise BundleError(
                     f"{path}: a ZIP file with {', '.join(sorted(entries)[:5])}; "
-                    f"expected a bundle with {', '.join(NEEDED)}. Was it made by `andon train`?"
+                    f"expected a bundle with {', '.join(REQUIRED)}. Use a file made by `andon train`."
                 )
             for name, entry in entries.items():
                 if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise BundleError(
-                        f"{path}: {name} is encrypted, or compressed by a method that bundles do not use; refused."
+                        f"{path}: {name} is encrypted, or compressed by another method than deflate. "
+                        "Use the original bundle."
                     )
                 if entry.file_size > MEMBERS[name]:
-                    raise BundleError(f"{path}: {name} would unpack to more than {MEMBERS[name] >> 20} MiB; refused.")
+                    raise BundleError(
+                        f"{path}: {name} unpacks to {entry.file_size} bytes; expected at most "
+                        f"{MEMBERS[name] >> 20} MiB. Use the original bundle."
+                    )
             members = {name: archive.read(entry) for name, entry in entries.items()}
         except (zipfile.BadZipFile, EOFError, zlib.error) as error:
             raise BundleError(
@@ -261,22 +269,22 @@ _SEALED = b"andon "
 
 
 def _seal(manifest: bytes) -> bytes:
-    """What the archive's comment says of its manifest."""
+    """Return the archive's comment: the SHA-256 of its manifest."""
     return _SEALED + hashlib.sha256(manifest).hexdigest().encode()
 
 
 def _json(data: bytes) -> dict[str, Any]:
-    """Read a JSON object in which no name comes twice and every number is finite. ValueError when it is not one."""
-    found = json.loads(data, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__}; expected an object")
-    return found
+    """Read a JSON object. ValueError when it is none, repeats a name, or contains a number that is not finite."""
+    value = json.loads(data, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__}; expected an object")
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = Counter(name for name, _ in pairs)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"the name '{twice[0]}' comes twice in one JSON object")
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"the name '{repeated[0]}' occurs twice in one JSON object")
     return dict(pairs)
 
 
@@ -287,11 +295,11 @@ def _finite(text: str) -> float:
 
 
 def machine() -> str:
-    """Name the kind of machine and its system."""
+    """Return processor architecture, operating system and its release."""
     return f"{platform.machine()} {platform.system()} {platform.release()}"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what comes of a training."""
+    """Return the versions of Python and of the packages that affect the result of a training."""
     packages = ("andon", "numpy", "onnx", "onnxruntime", "opencv-python-headless", "simplejpeg", "spox")
     return {"python": platform.python_version(), **{package: version(package) for package in packages}}

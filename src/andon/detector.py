@@ -1,4 +1,4 @@
-"""What a detector is. No torch in this contract: a detector that needs it says so by importing it in its own file."""
+"""The contract of a detector. It does not need torch; a detector that does imports torch in its own file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,51 +18,53 @@ if TYPE_CHECKING:
     import onnx
 
 Need = Literal["none", "images", "masks", "masks if any"]
-"""Which images of defects a detector learns from besides those of good parts: none, some, or some that have masks."""
-REQUIRED: tuple[Need, ...] = ("images", "masks")  # without which a detector cannot learn
+"""Images of defects that a detector uses in training: none, images, images with masks, or images with masks if any."""
+REQUIRED: tuple[Need, ...] = ("images", "masks")  # needs without which training is impossible
 
 
 class Labelled(NamedTuple):
     """A batch of tiles of defective parts."""
 
     pixels: Pixels  # (b, t, t, c)
-    masks: NDArray[np.bool_]  # (b, t, t), what is defective; all of a tile that has no mask
+    masks: NDArray[np.bool_]  # (b, t, t), True where defective; everywhere if the image has no mask
 
 
 class Defects(Protocol):
-    """The training tiles of defective parts: as many passes as a detector wants, each in the same order."""
+    """The training tiles of defective parts. It can be iterated repeatedly, always in the same order."""
 
-    groups: Sequence[int]  # (n,), as those of `Tiles`
+    groups: Sequence[int]  # (n,), as in `Tiles`
 
     def __len__(self) -> int:
-        """How many tiles one pass yields."""
+        """Number of tiles."""
         ...
 
     def __getitem__(self, rows: Sequence[int]) -> Labelled:
-        """The tiles at these places of a pass, as a copy."""
+        """The tiles with these indices, as a copy."""
         ...
 
     def __iter__(self) -> Iterator[Labelled]:
-        """Batches of tiles, of the same side, channels and depth as the good ones."""
+        """Batches of tiles, of the same size, channels and depth as the good tiles."""
         ...
 
 
 class Tiles(Protocol):
-    """The training tiles: as many passes as a detector wants, each in the same order."""
+    """The training tiles of good parts. It can be iterated repeatedly, always in the same order."""
 
     shape: tuple[int, int]  # height and width, pixels
-    side: int  # t: height and width of square tiles, as all detectors but those that are not `square` get them
+    side: int  # t: height and width of square tiles, pixels
     channels: int  # 1 or 3
     depth: int  # 8 or 16 bits
-    groups: Sequence[int]  # (n,), tiles of one part, lot or session have the same number, below 0 if it is defective
-    defects: Defects | None  # for detectors that learn from them, where there are any
+    groups: Sequence[
+        int
+    ]  # (n,), the same number for all tiles of one part, lot or session; negative for defective parts
+    defects: Defects | None  # None without images of defects, or for detectors that do not use them
 
     def __len__(self) -> int:
-        """How many tiles one pass yields."""
+        """Number of tiles."""
         ...
 
     def __getitem__(self, rows: Sequence[int]) -> Pixels:
-        """The tiles (b, h, w, c) at these places of a pass, as a copy."""
+        """The tiles (b, h, w, c) with these indices, as a copy."""
         ...
 
     def __iter__(self) -> Iterator[Pixels]:
@@ -71,56 +73,62 @@ class Tiles(Protocol):
 
 
 Compute = Callable[[Pixels], Sequence[Array]]
-"""Computes arrays (n, …) from tiles (n, h, w, c), each row from its tile alone."""
+"""Computes arrays (n, …) from tiles (n, h, w, c); each row depends on its tile only."""
 
 
-def anew(name: str, tiles: Pixels, compute: Compute) -> list[Array]:
-    """Compute without a store: the memo of a single fit."""
+def uncached(name: str, tiles: Pixels, compute: Compute) -> list[Array]:
+    """The memo of a single fit: compute without a store."""
     return list(compute(tiles))
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a fit is run: what does not change what is learnt from how many steps."""
+    """The circumstances of a fit: progress, device, files. They do not belong to a detector's settings."""
 
     progress: Progress = silent
-    tell: Callable[[str], None] = lambda sentence: None  # sentences for people
-    augment: Augment = Augment()  # how training tiles may be varied
-    folder: Path | None = None  # for checkpoints and caches: a killed fit goes on from here
-    device: str = ""  # "cpu", "cuda", …; empty: the best there is
-    seconds: float | None = None  # stop after this long, in place of the detector's number of steps
-    written: set[Path] = field(default_factory=set)  # files and folders in `folder` that this fit owns; grows
-    memo: Callable[[str, Pixels, Compute], list[Array]] = anew  # computes once what several fits need of a tile
-    images: Sequence[Path] = ()  # every file of the data set, the test's too: images from elsewhere are none of them
+    tell: Callable[[str], None] = lambda sentence: None  # receives messages for people
+    augment: Augment = Augment()
+    folder: Path | None = None  # for checkpoints and caches, from which an interrupted fit continues
+    device: str = ""  # "cpu", "cuda", …; empty: the fastest available
+    seconds: float | None = None  # time limit, instead of the detector's number of steps
+    written: set[Path] = field(default_factory=set)  # files and folders in `folder` that this fit has written
+    memo: Callable[[str, Pixels, Compute], list[Array]] = (
+        uncached  # computes what several fits need of a tile only once
+    )
+    images: Sequence[
+        Path
+    ] = ()  # all files of the data set, test images included; never used as images of other objects
 
 
 QUIET = Run()
 
 
 class Forecast(NamedTuple):
-    """What a fit is expected to take, said before it starts."""
+    """Expected time and memory of a fit."""
 
     seconds: float
-    megabytes: float  # at the peak, beyond what the process holds already
+    megabytes: float  # additional memory at the peak
 
 
 class Detector(Protocol):
-    """Learns from tiles of good parts and ends as one ONNX graph."""
+    """Is trained on tiles of good parts and exports one ONNX graph."""
 
     name: ClassVar[str]
-    position_aware: ClassVar[bool]  # knows where in the image a patch lies, so cannot work on tiles cut from it
-    defects: ClassVar[Need]  # of the class; an instance may need others by its settings
-    square: ClassVar[bool]  # takes square tiles only
-    sizes: ClassVar[dict[str, int]]  # preset → geometry.size where the recipe gives none; geometry's default where none
-    times: ClassVar[dict[str, float]]  # preset → time of a picture as a multiple of the fastest preset's, about
-    quick: ClassVar[bool]  # a fit takes seconds, so that a calibration can be crossed without being asked for
+    position_aware: ClassVar[bool]  # uses the position of a patch in the image, so it cannot work on tiles of an image
+    defects: ClassVar[Need]  # of the class; the settings of an instance can change it
+    square: ClassVar[bool]  # needs square tiles
+    sizes: ClassVar[dict[str, int]]  # preset → default of geometry.size; without an entry, the default of Geometry
+    times: ClassVar[dict[str, float]]  # preset → approximate time per picture, relative to the fastest preset
+    quick: ClassVar[bool]  # a fit takes seconds, so that cross-conformal calibration is the default for few parts
     Config: ClassVar[type[BaseModel]]
-    presets: ClassVar[dict[str, dict[str, Any]]]  # name → settings that differ from the defaults; the first is usual
+    presets: ClassVar[
+        dict[str, dict[str, Any]]
+    ]  # name → settings that differ from the defaults; the first is the default
     stride: int  # pixels of a tile between neighbouring positions of the map before it is enlarged
-    curve: str  # after a fit by gradient: how the loss fell, as CSV; else empty
+    curve: str  # after gradient training: the loss of each step, as CSV; else empty
 
     def __init__(self, config: Any, seed: int) -> None:
-        """Take the settings; nothing is learnt yet."""
+        """Store the settings."""
         ...
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
@@ -128,11 +136,11 @@ class Detector(Protocol):
         ...
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Learn from good tiles; a second call forgets the first."""
+        """Train on good tiles; a second call starts again."""
         ...
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score without the graph; only the export gate and the tests compare with this."""
+        """Score without the graph, for the export gate and the tests."""
         ...
 
     def graph(self) -> "onnx.ModelProto":
@@ -141,13 +149,13 @@ class Detector(Protocol):
 
 
 class DetectorSettings(BaseModel):
-    """Settings of a detector: fields with a docstring each; what is unknown or of another type is refused."""
+    """Settings of a detector, each with a docstring; an unknown setting or a wrong type is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class NumpyDetector:
-    """What detectors that are fitted without gradients have in common. `fit` sets `_fitted` when it is done."""
+    """Base of detectors that are fitted without gradients. `fit` sets `_fitted` at its end."""
 
     name: ClassVar[str]
     defects: ClassVar[Need] = "none"
@@ -160,7 +168,7 @@ class NumpyDetector:
     curve = ""
 
     def __init__(self, config: Any, seed: int) -> None:
-        """Take the settings; nothing is learnt yet."""
+        """Store the settings."""
         self.config = config
         self.seed = seed
         self._fitted = False
@@ -171,10 +179,10 @@ class NumpyDetector:
 
 
 def unfitted(name: str) -> TrainingError:
-    """Say that a detector was asked for what only a fitted one can do."""
+    """Return the error for a detector that must be fitted first."""
     return TrainingError(f"this {name} is not fitted; expected a fitted detector. Call fit(tiles) first.")
 
 
 def no_tiles() -> TrainingError:
-    """Say that there is nothing to learn from."""
+    """Return the error for a training without tiles."""
     return TrainingError("no training tiles; expected at least one image of a good part. Add good images.")

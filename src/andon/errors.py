@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Anything else that goes wrong is a bug of ours and shows its traceback.
+"""Errors that a user can correct. Any other exception is a bug in andon and shows its traceback.
 
 Every message has three parts: what was found, what was expected, and what to do.
 """
@@ -9,27 +9,27 @@ from difflib import get_close_matches
 
 
 class AndonError(Exception):
-    """The base of every error a user can mend; the command line prints it and ends with exit code 2."""
+    """Base of all errors that a user can correct; the command line prints it and ends with exit code 2."""
 
 
 class ImageError(AndonError):
-    """A file, byte string or array that is not a picture andon can take, or not one this bundle can take."""
+    """A file, byte string or array that is not a supported picture, or not one that the bundle accepts."""
 
 
 class DatasetError(AndonError):
-    """A folder that does not hold what was asked of it."""
+    """A folder of images that cannot be used as intended."""
 
 
 class RecipeError(AndonError):
-    """A recipe or setting with an unknown key or an impossible value."""
+    """A recipe or setting with an unknown key or an invalid value."""
 
 
 class BundleError(AndonError):
-    """A bundle that is not one, is damaged, or may not be written."""
+    """A file that is no bundle, is damaged, or may not be written."""
 
 
 class TrainingError(AndonError):
-    """A training that cannot give a bundle worth having."""
+    """A training that cannot produce a usable bundle."""
 
 
 class StorageError(AndonError):
@@ -37,12 +37,12 @@ class StorageError(AndonError):
 
 
 def damaged(name: str, what: str) -> ImageError:
-    """The error for a picture file that is not whole."""
+    """Return the error for a picture file that is truncated or damaged."""
     return ImageError(f"{name}: truncated or damaged: {what}. Copy or export it again.")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """Say that `name` is not known as a `kind`, with the nearest known name, or with all of them."""
+    """Return a message that `name` is no known `kind`, with the nearest known name, or with all of them."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."
@@ -50,18 +50,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Write a number with its noun, in the plural unless it is one: 2 images, 2 images of defects."""
+    """Return a number with its noun, in the plural unless it is 1: "2 images", "2 images of defects"."""
     head, of, rest = noun.partition(" of ")
     return f"{count} {head}{'s' * (count != 1)}{of}{rest}"
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
-    """List the first names of many for a sentence."""
+    """Return the first `most` names, separated by commas, with "…" if there are more."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; torch, OpenCV and ONNX Runtime have no class of their own for that."""
+    """Whether an error means that memory ran out; torch, OpenCV and ONNX Runtime have no exception class for it."""
     phrases = ("out of memory", "can't allocate memory", "Failed to allocate", "Insufficient memory", "bad_alloc")
     return (
         isinstance(error, MemoryError)

@@ -1,7 +1,7 @@
-"""Files written whole or not at all, locked folders, and the digests that name contents.
+"""Files that are written completely or not at all, locked folders, and digests of contents.
 
-A file is written through a symbolic link: the file that the link names is replaced and the link stays. Permissions
-and group of a file that is replaced are kept. A link that names no file yet makes that file, in a folder that exists.
+At a symbolic link, the file that it points to is replaced, or created if its folder exists; the link stays. A replaced
+file keeps its permissions and group.
 """
 
 import errno
@@ -23,35 +23,35 @@ from andon.errors import AndonError
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
-LOCK = ".lock"  # the file in a locked folder
+LOCK = ".lock"  # name of the lock file in a folder
 STORAGE_MB = 16_000  # temporary storage of a training, in megabytes, where no other budget is set
-PROBE = 64 * 1024  # bytes: a full disk still takes an empty file
+PROBE = 64 * 1024  # bytes of a trial file: even a full disk accepts an empty file
 
 
 def digest(*data: bytes | memoryview) -> str:
-    """SHA-256 of the data, one part after the other, as 64 hexadecimal digits."""
-    found = hashlib.sha256()
+    """SHA-256 of the concatenated data as 64 hexadecimal digits."""
+    sha256 = hashlib.sha256()
     for part in data:
-        found.update(part)
-    return found.hexdigest()
+        sha256.update(part)
+    return sha256.hexdigest()
 
 
 def digest_of_all(named: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 over the names and digests of several files; a name need not be valid Unicode."""
-    return digest("\n".join(f"{name} {each}" for name, each in named).encode(errors="surrogateescape"))
+    """SHA-256 over pairs of file name and digest; names may be invalid Unicode."""
+    return digest("\n".join(f"{name} {sha256}" for name, sha256 in named).encode(errors="surrogateescape"))
 
 
 def finite(value: Any) -> Any:
-    """Plain data with None in place of each float that JSON cannot hold: NaN and the infinities."""
+    """Return plain data with None for each NaN and infinity, which JSON cannot represent."""
     if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def strict_json(value: Any, indent: int | None = None, ascii_only: bool = True) -> str:
-    """Plain data as JSON that every parser takes: null in place of NaN and infinity."""
+    """Return plain data as standard JSON, with null for NaN and infinity."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
 
 
@@ -64,12 +64,12 @@ def canonical_json(value: Any) -> str:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file; what cannot be a path, a long regular expression say, is none."""
+    """Whether the path is an existing regular file; False for an invalid path, such as a long regular expression."""
     return _kind(path) == "file"
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder; what cannot be a path is none."""
+    """Whether the path is an existing folder; False for an invalid path."""
     return _kind(path) == "folder"
 
 
@@ -82,28 +82,29 @@ def _kind(path: str | Path) -> str:
 
 
 def make_folder(path: str | Path) -> None:
-    """Make a folder, and those above it, where there is none. AndonError when that cannot be."""
+    """Create a folder and its parents if they do not exist. AndonError when that is not possible."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = "a file is in its place" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        raise AndonError(f"{path}: the folder cannot be made: {reason}. Choose another output folder.") from None
+        in_the_way = isinstance(error, FileExistsError | NotADirectoryError)
+        cause = "a file of this name exists" if in_the_way else reason(error)
+        raise AndonError(f"{path}: the folder cannot be created: {cause}. Choose another output folder.") from None
 
 
 def write(path: str | Path, data: bytes) -> None:
-    """Write the file so that it is there whole, or not at all. Errors: as `writing`."""
+    """Write a file completely or not at all. Errors: as `writing`."""
     with writing(path) as file:
         file.write(data)
 
 
 def target(path: str | Path) -> Path:
-    """Return the file that is written at this path: itself, or what a symbolic link names, over several links too."""
+    """Return the path itself, or the path that a symbolic link finally points to."""
     path = Path(path)
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out, before long work, whether `writing` will be allowed to. Errors: as `writing`."""
+    """Check, before long work, that `writing` will be possible. Errors: as `writing`."""
     place = Path(path)
     try:
         place = target(path)
@@ -120,18 +121,20 @@ def check_writable(path: str | Path) -> None:
 
 
 def prepare(path: str | Path) -> None:
-    """Make the folder of a file that comes after long work, and find out whether it may be written. Errors: of both."""
+    """Create the folder of an output file and check that the file can be written, before long work.
+
+    Errors: as `make_folder` and `check_writable`.
+    """
     make_folder(target(path).parent)
     check_writable(path)
 
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing under a temporary name beside `path`; it takes its name when the block ends well.
+    """Open a temporary file in the folder of `path`; it is renamed to `path` when the block ends without an error.
 
-    Symbolic links, permissions and group are kept. An error in the block, Ctrl-C included, leaves what was at `path` as
-    it was. Errors: AndonError when the folder is missing, may not be written to, or is full, or when there is something
-    at `path` that is not a file.
+    Symbolic links, permissions and group are kept. After an error in the block, Ctrl-C included, `path` is unchanged.
+    Errors: AndonError when the folder is missing, not writable or full, or when `path` exists and is no regular file.
     """
     place = Path(path)
     temporary: Path | None = None
@@ -141,7 +144,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
         temporary = place.with_name(f".{place.name[:40]}.{secrets.token_hex(4)}.part")  # 255 bytes, in any script
         with temporary.open("xb") as file:
             if old is not None:
-                with suppress(OSError, AttributeError):  # another's group; no groups on Windows
+                with suppress(OSError, AttributeError):  # the group of another user; Windows has no groups
                     os.chown(temporary, -1, old.st_gid)
                 temporary.chmod(stat.S_IMODE(old.st_mode) & 0o777)
             yield file
@@ -157,36 +160,37 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _mode(place: Path) -> os.stat_result | None:
-    """Return what the system says of the file that is replaced; None when there is none. OSError when it is no file."""
+    """Return the status of the file that will be replaced; None without a file. OSError when it is no regular file."""
     try:
-        found = place.stat()
+        status = place.stat()
     except FileNotFoundError:
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is a device, a pipe or a socket")
-    return found
+    return status
 
 
 def _unwritable(path: str | Path, place: Path, error: OSError) -> str:
     link = "" if place == Path(path) else f", a link to {place},"
     if isinstance(error, IsADirectoryError) or is_folder(place):
-        return f"{path}{link}: cannot be written: it is a folder. Name a file."
+        return f"{path}{link}: cannot be written: it is a folder. Give the path of a file."
     if not is_folder(place.parent):
-        return f"{path}{link}: cannot be written: there is no folder {place.parent}. Create it, or name another."
+        return f"{path}{link}: cannot be written: there is no folder {place.parent}. Create it, or choose another path."
     return (
         f"{path}{link}: cannot be written: {reason(error)}. Free space or allow writing in {place.parent}, "
-        "or name another place."
+        "or choose another path."
     )
 
 
 @contextmanager
-def alone(folder: str | Path, busy: str) -> Iterator[Path]:
-    """Keep other processes out of a folder, made where there is none, for the time of a block; yield its lock file.
+def lock_folder(folder: str | Path, busy: str) -> Iterator[Path]:
+    """Lock a folder against other processes during a block; create it if it does not exist; yield its lock file.
 
-    The lock ends with the process, however that ends: the file that a killed process leaves locks nobody out.
-    Errors: AndonError, with the sentence `busy`, when another holds it; as `make_folder`; when the folder cannot lock.
+    The operating system releases the lock when the process ends, even if it is killed.
+    Errors: AndonError with the message `busy` when another process has the lock; AndonError as `make_folder`, and when
+    the file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -197,8 +201,10 @@ def alone(folder: str | Path, busy: str) -> Iterator[Path]:
     except Timeout:
         raise AndonError(f"{folder}: {busy}") from None
     except (OSError, NotImplementedError) as error:
-        why = reason(error) if isinstance(error, OSError) else "this file system knows no locks"
-        raise AndonError(f"{folder}: cannot be locked: {why}. Allow writing there, or choose another place.") from error
+        cause = reason(error) if isinstance(error, OSError) else "this file system has no locks"
+        raise AndonError(
+            f"{folder}: cannot be locked: {cause}. Allow writing there, or choose another folder."
+        ) from error
     try:
         yield Path(folder) / LOCK
     finally:
@@ -206,21 +212,22 @@ def alone(folder: str | Path, busy: str) -> Iterator[Path]:
 
 
 def reason(error: OSError) -> str:
-    """Say in lower case why the system refused."""
+    """Return the operating system's explanation of an error in lower case."""
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
 class Scratch:
-    """A temporary file without a name, gone with the process however that ends: written in order, then mapped.
+    """A temporary file without a name: written sequentially, then mapped into memory for reading.
 
-    It is written and not mapped for writing: a full disk is then an error, and not a signal that ends the process.
+    The operating system removes it when the process ends, even if it is killed. It is not mapped for writing, because a
+    full disk would then end the process by a signal instead of raising an error.
     """
 
     def __init__(self, purpose: str, folder: str | Path | None = None) -> None:
-        """Open it in a folder, or in the system's temporary folder.
+        """Open the file in a folder, or in the system's temporary folder.
 
-        `purpose` says in the message what is kept in it, in the plural.
-        AndonError, from each method, names the folder when it cannot be written to or is full.
+        `purpose` names its contents in error messages, in the plural.
+        Errors, of each method: AndonError when the folder is not writable or full.
         """
         self._purpose = purpose
         self._folder = folder or "the temporary folder"
@@ -230,12 +237,12 @@ class Scratch:
         weakref.finalize(self, _close, self._file)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Add data at the end."""
+        """Append data."""
         with self._named():
             self._file.write(data)
 
     def mapped(self, kind: "DTypeLike", shape: tuple[int, ...]) -> "NDArray[Any]":
-        """Return all that was written as an array that is read from the file on access; it outlives this object."""
+        """Return the contents as a memory-mapped array, read-only; it stays valid after this object is deleted."""
         import numpy as np
 
         with self._named():
@@ -248,11 +255,11 @@ class Scratch:
             yield
         except OSError as error:
             raise AndonError(
-                f"{self._folder}: {self._purpose} cannot be kept there: {reason(error)}. Free space or allow writing "
+                f"{self._folder}: {self._purpose} cannot be stored there: {reason(error)}. Free space or allow writing "
                 "there, or set the environment variable TMPDIR to a folder with more space."
             ) from error
 
 
 def _close(file: IO[bytes]) -> None:
-    with suppress(OSError):  # a full disk, already reported, refuses what is still buffered
+    with suppress(OSError):  # on a full disk, which is already reported, the last buffer cannot be written
         file.close()

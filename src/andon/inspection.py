@@ -1,4 +1,4 @@
-"""Results as plain data: what a detector gives (`Scores`), and what an inspection says (`Inspection`)."""
+"""Results as plain data: `Scores` of a detector, `Inspection` of an image."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,14 +15,14 @@ Pixels = NDArray[np.uint8 | np.uint16]
 
 
 class Scores(NamedTuple):
-    """What a detector says of a batch of tiles. Raw and never clamped; higher is more anomalous."""
+    """Raw scores of a batch of tiles, not clamped; higher is more anomalous."""
 
-    image: Array  # (n,)       one score a tile
-    pixel: Array  # (n, t, t)  the anomaly map
+    image: Array  # (n,)       score of each tile
+    pixel: Array  # (n, h, w)  anomaly maps
 
 
 class Scorer(Protocol):
-    """All that inspection needs of a detector."""
+    """Anything that scores tiles: the engine that runs a graph, or a stand-in."""
 
     def score(self, tiles: Pixels) -> Scores:
         """Score tiles (n, t, t, c), uint8 or uint16."""
@@ -30,7 +30,7 @@ class Scorer(Protocol):
 
 
 class Verdict(StrEnum):
-    """What to do with a part. INVALID: the part was not found in the picture, so nothing is said of it."""
+    """Decision on a part. INVALID: the part was not found in the picture, or the picture is not usable."""
 
     PASS = "PASS"
     REVIEW = "REVIEW"
@@ -39,9 +39,9 @@ class Verdict(StrEnum):
 
 
 class Thresholds(NamedTuple):
-    """A score above a threshold crosses it; all are in the raw units of the detector's score.
+    """Thresholds in the raw units of the detector's score. A score equal to a threshold does not exceed it.
 
-    `reject` is infinite where no part gets REJECT: see `Calibration.thresholds`.
+    `reject` is infinite when the verdict REJECT is disabled: see `Calibration.thresholds`.
     """
 
     review: float
@@ -50,14 +50,14 @@ class Thresholds(NamedTuple):
 
 
 class Registration(NamedTuple):
-    """Where the part was found, against the reference picture."""
+    """The pose of a part relative to the reference picture."""
 
-    quality: float  # correlation with the reference, 1: the same; below the recipe's least quality it was not found
-    angle: float  # degrees by which the part is turned, clockwise as one sees it
-    shift: tuple[float, float]  # x, y in pixels, of the middle of the reference's frame from the middle of the picture
-    scale: float  # size of the part in the picture, 1: as in the reference
-    seen: float  # share of the reference's frame that lies in the picture
-    milliseconds: float  # that finding it took
+    quality: float  # correlation with the reference, at most 1; below the recipe's least quality the part is not found
+    angle: float  # degrees, clockwise in the picture
+    shift: tuple[float, float]  # x, y in pixels, from the centre of the picture to the centre of the reference's frame
+    scale: float  # size of the part in the picture relative to the reference
+    seen: float  # share of the reference's frame inside the picture
+    milliseconds: float  # time of the registration
 
     def record(self) -> dict[str, Any]:
         """The pose as plain data for JSON."""
@@ -72,44 +72,44 @@ class Region:
     box: tuple[int, int, int, int]  # x, y, width, height
     area: int  # pixels
     centroid: tuple[float, float]  # x, y
-    peak: float  # the highest value of the map inside
+    peak: float  # maximum of the map in the area
     peak_at: tuple[int, int]  # x, y
 
 
 class Map(Protocol):
     """An anomaly map at any scale."""
 
-    def whole(self) -> Array:
+    def enlarge(self) -> Array:
         """Enlarge it to the size of the image (H, W)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """One image, inspected."""
+    """The result of one image."""
 
     source: str
     verdict: Verdict
     score: float  # NaN when INVALID
-    p_value: float  # share of good parts expected to score this high, from held-out good images; NaN when INVALID
+    p_value: float  # expected share of good parts with at least this score; NaN when INVALID
     thresholds: Thresholds
     map: Map  # at the scale of the detector; `anomaly_map` has the size of the image
     regions: tuple[Region, ...]
-    removed_regions: int  # how many are not listed: below the minimum area, or beyond the worst 100
-    milliseconds: float  # from the source to this result; of an `Image`, without reading it
-    notes: tuple[str, ...] = ()  # what was done to the image that one might not expect; why it is INVALID
-    registration: Registration | None = None  # None: the recipe asks for none
+    removed_regions: int  # number of regions that are not listed: below the minimum area, or not among the worst 100
+    milliseconds: float  # from the source to this result; for an `Image`, without reading it
+    notes: tuple[str, ...] = ()  # conversions of the image, unusual appearance, why it is INVALID
+    registration: Registration | None = None  # None if the recipe uses no registration
     digest: str = ""  # SHA-256 of the file's bytes, or of the array; see `image.Image`
     bundle: str = ""  # digest of the bundle
-    decision: str = ""  # digest of the decision: its settings and the thresholds that came of them
+    decision: str = ""  # digest of the decision: its settings and thresholds
 
     @cached_property
     def anomaly_map(self) -> Array:
-        """(H, W) in the frame of the image that came in, made when it is first asked for; NaN: not inspected."""
-        return self.map.whole()
+        """(H, W), the size of the original image, computed at first access; NaN where nothing was inspected."""
+        return self.map.enlarge()
 
     def record(self) -> dict[str, Any]:
-        """Everything but the map, as plain data for JSON; null for what is not a finite number."""
+        """Return everything but the map, as plain data for JSON; null for a number that is not finite."""
         record = {
             "source": self.source,
             "digest": self.digest,

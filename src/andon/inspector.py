@@ -1,4 +1,4 @@
-"""The path from a picture to a verdict, and the only one: calibration, evaluation and the station go this way too."""
+"""The one path from a picture to a verdict, which calibration, evaluation and the station use too."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ from andon.engines.runtime import Engine, Runtime
 from andon.errors import AndonError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
-from andon.geometry.tiling import Joined, Place
+from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
@@ -32,26 +32,26 @@ from andon.streams.line import Settings
 
 
 class Scan(NamedTuple):
-    """What the graph says of one image, before any decision."""
+    """Score and anomaly map of one image, before any decision."""
 
-    score: float  # the highest of its tiles
-    map: Joined  # at the detector's scale
+    score: float  # the highest score of its tiles
+    map: ViewMap  # at the detector's scale
     registration: Registration | None = None
 
     @property
     def anomaly_map(self) -> Array:
         """(H, W); NaN where nothing was inspected."""
-        return self.map.whole()
+        return self.map.enlarge()
 
 
 class Prepared(NamedTuple):
-    """An image on its way to a verdict, before the graph."""
+    """An image that was read and aligned, before the graph runs."""
 
     image: image.Image
-    notes: tuple[str, ...]  # what is odd about it, or why it has no view
-    view: View | None = None  # None: nothing can be said of the part, so it is INVALID
+    notes: tuple[str, ...]  # conversions, unusual appearance, or why it has no view
+    view: View | None = None  # None: the image is INVALID
     registration: Registration | None = None
-    appearance: Appearance | None = None  # None: the bundle is of before good pictures' appearance was kept
+    appearance: Appearance | None = None  # None for bundles of older versions
 
 
 def scan(
@@ -62,69 +62,70 @@ def scan(
     reference: Reference | None = None,
     full: tuple[int, int] | None = None,
 ) -> Scan:
-    """Align, split, score and join one image (H, W, c). Arguments and errors: as `views.align`."""
+    """Align an image (H, W, c), score its tiles and join their maps. Arguments and errors: as `views.align`."""
     view = views.align(pixels, settings, name, reference, full)
     return scan_tiles(view, tiling.split(view, settings), settings.input, scorer)
 
 
 def scan_tiles(view: Placement, tiles: Iterable[tuple[Place, Pixels]], shape: tuple[int, int], scorer: Scorer) -> Scan:
-    """Score and join the tiles of one view, each (*shape, c) with its place. Of tiles kept from before, the same.
+    """Score the tiles of one view, each (*shape, c) with its place, and join their maps.
 
-    One score or map value that is not finite, in any tile, makes the score NaN.
+    The score is NaN when the score or a map value of any tile is not finite.
     """
     scores: list[float] = []
 
     def maps() -> Iterator[tuple[Place, Array]]:
         for batch in tiling.batches(tiles, shape):
-            found = scorer.score(np.stack([tile for _, tile in batch]))
-            finite = np.isfinite(found.image).all() and np.isfinite(found.pixel).all()
-            scores.append(float(found.image.max()) if finite else np.nan)
-            yield from zip((place for place, _ in batch), found.pixel, strict=True)
+            result = scorer.score(np.stack([tile for _, tile in batch]))
+            finite = np.isfinite(result.image).all() and np.isfinite(result.pixel).all()
+            scores.append(float(result.image.max()) if finite else np.nan)
+            yield from zip((place for place, _ in batch), result.pixel, strict=True)
 
     joined = tiling.collect(view, maps())
     return Scan(float(np.max(scores)), joined, view.registration)
 
 
-def held_out(found: Scan, part: str, name: str, digest: str, fold: int) -> HeldOut:
-    """Reduce a scan of a held-out good image to what calibration keeps of it."""
-    values = found.map.values[np.isfinite(found.map.values)]
+def held_out(result: Scan, part: str, name: str, digest: str, fold: int) -> HeldOut:
+    """Reduce the scan of a held-out good image to the values that calibration needs."""
+    values = result.map.values[np.isfinite(result.map.values)]
     median = float(np.median(values))
-    return HeldOut(part, found.score, float(values.max()), median, name, digest, fold)
+    return HeldOut(part, result.score, float(values.max()), median, name, digest, fold)
 
 
 @dataclass(frozen=True, eq=False)
 class Inspector:
-    """A bundle, ready to inspect. It never changes: another decision is another inspector.
+    """A bundle that is ready to inspect images. It is immutable and can be shared between threads.
 
     >>> inspector = Inspector.load("bottle.andon")
     >>> inspector.inspect("incoming/017.png").verdict
     <Verdict.PASS: 'PASS'>
 
-    `threads` 0 lets the engine decide. BundleError when the graph does not fit the bundle's recipe and input.
+    `threads`: number of threads of the engine; 0: its default. Errors: BundleError when the graph does not match the
+    recipe and the input of the bundle, or when its reference is not usable.
     """
 
     bundle: Bundle
     engine: Engine = "onnxruntime"
     threads: int = 0
-    decision: Decision = None  # type: ignore[assignment]  # the bundle's, unless another is given
-    scorer: Scorer = None  # type: ignore[assignment]  # the bundle's graph on the engine, unless it runs already
+    decision: Decision = None  # type: ignore[assignment]  # default: the decision of the recipe
+    scorer: Scorer = None  # type: ignore[assignment]  # default: a new session of the engine for the bundle's graph
 
     def __post_init__(self) -> None:
-        """Start the engine."""
+        """Start the engine and check that graph and reference are usable."""
         if self.decision is None:
             object.__setattr__(self, "decision", self.recipe.decision)
         if self.scorer is None:
             runtime = Runtime(self.bundle.graph, self.engine, self.threads)
-            runtime.expect(self.recipe.geometry.input, self.manifest.input.channels, self.manifest.input.depth)
+            runtime.check_tiles(self.recipe.geometry.input, self.manifest.input.channels, self.manifest.input.depth)
             object.__setattr__(self, "scorer", runtime)
-        _ = self.reference  # a bundle whose reference cannot be used is refused now
+        _ = self.reference  # raises BundleError now, not at the first image
 
     @classmethod
     def load(cls, path: str | Path, engine: Engine | Literal["auto"] = "onnxruntime", threads: int = 0) -> Self:
-        """Read and verify a bundle. BundleError when it is not one, or not whole.
+        """Read and verify a bundle. BundleError when the file is no bundle, or is damaged.
 
-        "auto" takes the engine, and the threads where they are 0, that `andon tune` kept for this machine; where there
-        are none, engines are measured for some seconds.
+        engine: "auto" uses the engine that `andon tune` stored for this machine, and its threads if `threads` is 0;
+        without a stored result, engines are measured for some seconds.
         """
         bundle = Bundle.load(path)
         if engine == "auto":
@@ -135,13 +136,13 @@ class Inspector:
     def decide(self, decision: Decision) -> Self:
         """Return an inspector of the same bundle with other rates or thresholds.
 
-        The bundle stays as it is; `andon calibrate` writes a decision into it.
+        The bundle is unchanged. To change the decision in a bundle, use `andon calibrate`.
         """
         return replace(self, decision=decision)
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of the bundle; its decision may be another than `decision`."""
+        """The recipe of the bundle; its decision can differ from `decision`."""
         return self.bundle.recipe
 
     @property
@@ -161,13 +162,13 @@ class Inspector:
 
     @cached_property
     def decision_digest(self) -> str:
-        """SHA-256 of the decision and of the thresholds that came of it: with the bundle's it names what decided."""
+        """SHA-256 of the decision and its thresholds; with the digest of the bundle it identifies what decided."""
         return files.digest(repr((self.decision.model_dump_json(), tuple(self.thresholds))).encode())
 
     @cached_property
     def reference(self) -> Reference | None:
-        """The picture that parts are registered to, if the recipe asks for it."""
-        return self.bundle.registered_to()
+        """The reference that parts are registered to; None if the recipe uses no registration."""
+        return self.bundle.load_reference()
 
     @cached_property
     def thresholds(self) -> Thresholds:
@@ -180,84 +181,84 @@ class Inspector:
         return Scale.of(self.calibration.typical, self.thresholds.pixel)
 
     def min_area(self, frame: tuple[int, ...]) -> int:
-        """The smallest region that is listed of an image (H, W), in its pixels."""
-        chosen = self.decision.min_area
-        if chosen != "auto":
-            return chosen
-        return round(SPECK**2 * tiling.covered((frame[0], frame[1]), self.recipe.geometry))
+        """The minimum area of a listed region in an image (H, W), in pixels of the image."""
+        setting = self.decision.min_area
+        if setting != "auto":
+            return setting
+        return round(SPECK**2 * tiling.area_ratio((frame[0], frame[1]), self.recipe.geometry))
 
     def promises(self) -> list[str]:
-        """Say which false-reject rates hold, on how many parts that rests, and how far one calibration varies."""
+        """Sentences on the false-reject rates, the number of parts behind them, and their long-run intervals."""
         return self.calibration.describe(self.decision)
 
     def scan(self, source: image.Source, name: str | None = None) -> tuple[image.Image, Scan]:
-        """Read an image and score it, undecided. ImageError as `inspect`; NotFound when the part is not found."""
+        """Read and score an image, without a decision. ImageError as `inspect`; NotFound when the part is not found."""
         read = self.read(source, name)
         return read, scan(read.pixels, self.recipe.geometry, self.scorer, read.name, self.reference, read.full)
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image:
-        """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
-        taken = self.manifest.input
-        return image.accept(image.read(source, name, taken.reduced, taken.size), taken)
+        """Read an image once, to inspect it or to show it. ImageError when the bundle does not accept it."""
+        expected = self.manifest.input
+        return image.accept(image.read(source, name, expected.reduced, expected.size), expected)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
 
-        INVALID when the part is not found, or when the image looks like no good one and the recipe asks for it; else
-        a note says what is odd. ImageError when the image is not what the bundle was trained on.
+        The verdict is INVALID when the part is not found, or when the image looks different from the good images and
+        the recipe has `unusual = "invalid"`; otherwise a note describes the difference. Errors: ImageError when the
+        image is unreadable, or differs from the training images in channels, depth or size.
         """
-        began = time.perf_counter()
+        start = time.perf_counter()
         prepared = self.prepare(self.read(source, name))
-        return self.judge(prepared, self.score(prepared), began)
+        return self.judge(prepared, self.score(prepared), start)
 
     def prepare(self, read: image.Image) -> Prepared:
-        """Say what is odd about an image that was read, and cut its view: the stage before the graph.
+        """Check the appearance of an image and align it: the stage before the graph.
 
-        Errors: ImageError when the image does not hold the crop or any of the region of interest.
+        Errors: ImageError when the crop or the region of interest is outside the image.
         """
         usual = self.calibration.appearance
-        look = appearance.of(read.pixels) if usual else None
-        odd = usual.oddities(look) if usual and look else []
-        (known,) = self.manifest.learnt_from([read.digest])
-        learnt = ("the bundle learnt from this image, so its score is too low",) if known else ()
-        if odd and self.recipe.input.unusual == "invalid":
-            return Prepared(read, (*read.notes, *learnt, *odd), appearance=look)
+        look = appearance.measure(read.pixels) if usual else None
+        oddities = usual.oddities(look) if usual and look else []
+        (trained,) = self.manifest.learnt_from([read.digest])
+        notes = (*(["the bundle was trained on this image, so its score is too low"] if trained else []), *oddities)
+        if oddities and self.recipe.input.unusual == "invalid":
+            return Prepared(read, (*read.notes, *notes), appearance=look)
         try:
             view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference, read.full)
         except NotFound as missing:
-            notes = (*read.notes, str(missing), *learnt, *odd)
-            return Prepared(read, notes, None, missing.registration, look)
-        return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration, look)
+            return Prepared(read, (*read.notes, str(missing), *notes), None, missing.registration, look)
+        return Prepared(read, (*read.notes, *notes), view, view.registration, look)
 
     def score(self, prepared: Prepared) -> Scan | None:
-        """Run the graph on the tiles of a view: the stage that needs the engine. None for an image without a view."""
+        """Run the graph on the tiles of a view: the stage of the engine. None for an image without a view."""
         geometry, view = self.recipe.geometry, prepared.view
         return scan_tiles(view, tiling.split(view, geometry), geometry.input, self.scorer) if view else None
 
-    def judge(self, prepared: Prepared, found: Scan | None, began: float) -> Inspection:
-        """Decide on a scan: verdict, p-value and regions; without one the image is INVALID.
+    def judge(self, prepared: Prepared, result: Scan | None, start: float) -> Inspection:
+        """Decide on a scan: verdict, p-value and regions. Without a scan the image is INVALID.
 
-        `began` is the value of `time.perf_counter` when the work on the image began.
+        `start`: the value of `time.perf_counter` at the start of the work on the image.
         """
         read, notes = prepared.image, prepared.notes
-        if found and not np.isfinite(found.score):
-            notes = (*notes, "the graph gave a score or map that is not a number")
+        if result and not np.isfinite(result.score):
+            notes = (*notes, "the graph returned a score or map that is not finite")
         frame = read.full
-        joined = found.map if found else tiling.unseen(frame)
-        score = found.score if found else np.nan
+        joined = result.map if result else tiling.empty_map(frame)
+        score = result.score if result else np.nan
         listed, unlisted = regions.find(
             joined.values, self.thresholds.pixel, self.min_area(frame), joined.matrix, frame
         )
         return Inspection(
             source=read.name,
-            verdict=calibration.judge(score, self.thresholds) if found else Verdict.INVALID,
+            verdict=calibration.judge(score, self.thresholds) if result else Verdict.INVALID,
             score=score,
             p_value=self.calibration.p_value(score, self.decision.per),
             thresholds=self.thresholds,
             map=joined,
             regions=listed,
             removed_regions=unlisted,
-            milliseconds=1000 * (time.perf_counter() - began),
+            milliseconds=1000 * (time.perf_counter() - start),
             notes=notes,
             registration=prepared.registration,
             digest=read.digest,
@@ -275,17 +276,18 @@ class Inspector:
         tell: Callable[[str], None] = lambda sentence: None,
         draw: Callable[[Outcome], bytes | None] | None = None,
     ) -> Report:
-        """Inspect all that a source gives, and hand each outcome to the sink, in order; return when the source ends.
+        """Inspect all frames of a source and pass each outcome to the sink, in order; return when the source ends.
 
-        Reading, geometry, graph and judging of several frames overlap, and tiles that wait for the engine at the same
-        time go through the graph as one batch. A frame that cannot be inspected is an outcome with verdict INVALID.
+        The stages of several frames run in parallel, and tiles of several frames form one batch of the graph. A frame
+        that cannot be inspected gives an outcome with verdict INVALID.
 
-        `source` is one of `andon.streams`, an iterable of pictures or of `Frame`s, or a path. Once `stop` is set, from
-        any thread, frames on the line are finished and handed on. `tell` gets sentences on what goes wrong meanwhile,
-        from any thread. `draw` makes a picture of an outcome beside the inspection of others, for the sink.
+        source: a source of `andon.streams`, an iterable of pictures or of `Frame`s, or a path.
+        stop: when it is set, by any thread, frames that were already read are finished and passed to the sink.
+        tell: receives messages about problems, from any thread.
+        draw: renders a picture of an outcome for the sink, in parallel with the inspection of other frames.
 
-        Errors: AndonError when the source cannot go on, after the outcomes of all its frames; AndonError when the sink
-        fails, with the names of the frames that were inspected and not handed on.
+        Errors: AndonError when the source fails, after the outcomes of all its frames; AndonError when the sink fails,
+        with the names of frames that were inspected and not passed to the sink.
         """
         together = replace(self, scorer=Batching(self.scorer))
         return line.stream(together, naming.of(source), sink, settings, stop=stop, tell=tell, draw=draw)
@@ -295,18 +297,18 @@ class Inspector:
         sources: Iterable[image.Source],
         on_error: Callable[[image.Source, ImageError], None] | None = None,
     ) -> Iterator[Inspection]:
-        """Inspect one after another, lazily. A bad image goes to `on_error` and is skipped; without one it raises.
+        """Inspect images one by one, lazily. An ImageError is passed to `on_error`, if given, and the image skipped.
 
-        AndonError when it is given one source instead of several.
+        Errors: ImageError as `inspect`, without `on_error`; AndonError when `sources` is a single image.
         """
         if isinstance(sources, str | bytes | Path | np.ndarray | image.Image):
             raise AndonError(
-                f"inspect_many was given one {type(sources).__name__}; expected a list of images. "
+                f"the argument of inspect_many is a single {type(sources).__name__}; expected a list of images. "
                 "Use inspect for one image, or list the files of a folder."
             )
-        return self._each(sources, on_error)
+        return self._inspect_many(sources, on_error)
 
-    def _each(
+    def _inspect_many(
         self, sources: Iterable[image.Source], on_error: Callable[[image.Source, ImageError], None] | None
     ) -> Iterator[Inspection]:
         for source in sources:

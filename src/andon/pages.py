@@ -1,4 +1,4 @@
-"""Templates → HTML pages that need nothing else: styles, plots and pictures are inside, and no script."""
+"""Templates → self-contained HTML pages with embedded styles, plots and pictures, without scripts."""
 
 import base64
 from typing import Any
@@ -9,7 +9,7 @@ from andon.calibration import percent
 
 
 def render(template: str, **values: Any) -> bytes:
-    """Make a page. Every name and message in it is escaped: files may be called anything."""
+    """Render a page. All names and messages in it are escaped."""
     pages = jinja2.Environment(
         loader=jinja2.PackageLoader("andon", "templates"),
         autoescape=True,
@@ -22,10 +22,10 @@ def render(template: str, **values: Any) -> bytes:
 
 
 def data(content: bytes, kind: str) -> str:
-    """Write a picture of the given kind (png, jpeg) as an address that holds it."""
+    """Return an encoded picture of this kind ("png", "jpeg") as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def figure(value: float | None) -> str:
-    """Write a figure in [0, 1], or a dash where there is none."""
+    """Format a figure in [0, 1], or a dash for None."""
     return "–" if value is None else f"{value:.4f}"

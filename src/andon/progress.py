@@ -1,4 +1,4 @@
-"""Several stages of work as one progress: seconds done of seconds expected."""
+"""Progress of single stages and of a whole training, in seconds."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total); `total` 0 means unknown."""
 
-STAGE = "in all (s)"
+STAGE = "total (s)"
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -14,41 +14,41 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 class Overall:
-    """Passes the progress of stages on, and reports all of them as one more stage, in seconds.
+    """Forwards the progress of stages, and reports the elapsed and the total time as one more stage, in seconds.
 
-    The time left is what the plan expects, or more where the rate of the running stage says more. A phase that takes
-    longer than planned and has no rate makes it unknown: the total is then 0, and never a time that is not meant.
+    The remaining time of a phase is the planned time, or the time extrapolated from the current stage if it is longer.
+    When a phase exceeds its plan and its stage reports no rate, the total is unknown, 0.
     """
 
     def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin without a plan; nothing is reported of the whole until there is one."""
+        """Start without a plan; the total is not reported before there is one."""
         self._progress, self._clock = progress, clock
-        self._began = self._phase = clock()
-        self._planned: tuple[float, ...] = ()
-        self._stage, self._stage_began = "", self._began
+        self._start = self._phase_start = clock()
+        self._plan: tuple[float, ...] = ()
+        self._stage, self._stage_start = "", self._start
 
     def plan(self, *seconds: float) -> None:
-        """Begin a phase: the seconds that it is expected to take, and those of each phase after it."""
-        self._planned, self._phase = seconds, self._clock()
+        """Start a phase, with the expected seconds of this phase and of each later phase."""
+        self._plan, self._phase_start = seconds, self._clock()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take the progress of a stage, and report that of the whole."""
+        """Forward the progress of a stage, and report the total time."""
         self._progress(stage, done, total)
         now = self._clock()
         if stage != self._stage:
-            self._stage, self._stage_began = stage, now
-        if not self._planned:
+            self._stage, self._stage_start = stage, now
+        if not self._plan:
             return
-        left = self._planned[0] - (now - self._phase)
+        remaining = self._plan[0] - (now - self._phase_start)
         if 0 < done <= total:
-            left = max(left, (now - self._stage_began) * (total - done) / done)
+            remaining = max(remaining, (now - self._stage_start) * (total - done) / done)
             known = True
         else:
-            known = left > 0
-        elapsed, later = round(now - self._began), sum(self._planned[1:])
-        self._progress(STAGE, elapsed, round(now - self._began + max(left, 0) + later) if known else 0)
+            known = remaining > 0
+        elapsed, later = now - self._start, sum(self._plan[1:])
+        self._progress(STAGE, round(elapsed), round(elapsed + max(remaining, 0) + later) if known else 0)
 
     def finish(self) -> None:
-        """Report the whole as done."""
-        elapsed = round(self._clock() - self._began)
+        """Report the end of all stages."""
+        elapsed = round(self._clock() - self._start)
         self._progress(STAGE, elapsed, elapsed)

@@ -1,4 +1,4 @@
-"""The decisions of a person: product, input, geometry, detector and settings, decision. Written as TOML."""
+"""The recipe: a person's settings of input, geometry, detector, split and decision. A TOML file."""
 
 import math
 import re
@@ -16,81 +16,100 @@ from andon.geometry.registration import Register
 from andon.geometry.views import Geometry, embedded
 
 M = TypeVar("M", bound=BaseModel)
-WIDE = 1000  # characters of a line that is shown whole
+T = TypeVar("T")
+LONG_LINE = 1000  # characters; longer lines are shortened in a summary
 BACKSLASH = "In double quotes a backslash begins an escape: write paths and patterns in single quotes, or paths with /."
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Threshold = Annotated[float, Field(allow_inf_nan=False)]
-SPECK = 4  # pixels of a tile: a region smaller than a square of this side is finer than detectors resolve
-CROSS_BELOW = 500  # good parts; of as many or more, a fifth held out supports the default rates
+SPECK = 4  # pixels of a tile: detectors do not resolve regions smaller than a square of this side
+CROSS_BELOW = 500  # good parts; from this number on, a fifth of them supports the default rates
 
 
 class Data(BaseModel):
-    """Where the good images are."""
+    """The good images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    images: str = ""  # a folder, relative to the recipe; a data set in MVTec layout gives its train/good
-    good: Annotated[
-        tuple[str, ...], Field(strict=False)
-    ] = ()  # folders of good images whose names say nothing; "*" all
-    groups: str = ""  # which images show one part, lot or session: a CSV file, or a regular expression on the path
+    images: str = ""
+    """Folder of the images, relative to the recipe; for a data set in MVTec layout, train/good in it is used."""
+    good: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Folders of good images, if their names do not indicate it; "*": all folders."""
+    groups: str = ""
+    """Assigns images to parts, lots or sessions: a CSV file, or a regular expression on the path."""
 
 
 class InputRule(BaseModel):
-    """What the camera gives. "auto": read off the training images, which must agree."""
+    """The input from the camera. "auto": the value of the training images, which must all have the same."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     channels: Literal["auto", 1, 3] = "auto"
-    depth: Literal["auto", 8, 16] = "auto"  # bits
-    maximum: Literal["auto", 1023, 4095, 16383, 65535] = (
-        "auto"  # of 16-bit samples: what a 10-, 12- or 14-bit camera gives
-    )
-    size: Literal["auto", "any"] = "auto"  # any: images of other sizes are taken too, resized by the geometry
-    unusual: Literal["tell", "invalid"] = "tell"  # an image that looks like no good one: a note, or INVALID
-    # gain: a picture's brightness is brought to that of the good ones by one factor; field: by a smooth field
+    """1: gray; 3: RGB."""
+    depth: Literal["auto", 8, 16] = "auto"
+    """Bits per sample."""
+    maximum: Literal["auto", 1023, 4095, 16383, 65535] = "auto"
+    """Largest value of 16-bit samples, from a 10-, 12-, 14- or 16-bit camera."""
+    size: Literal["auto", "any"] = "auto"
+    """"any": images of other sizes are accepted and resized."""
+    unusual: Literal["tell", "invalid"] = "tell"
+    """For an image that looks different from the good images: "tell" adds a note, "invalid" gives verdict INVALID."""
     light: Literal["as is", "gain", "field"] = "as is"
+    """"gain": one factor brings the brightness of a picture to that of the good pictures; "field": a smooth field."""
 
 
 class Augment(BaseModel):
-    """How training tiles may be varied without becoming a different product.
+    """Variations of training tiles that still show a good part.
 
-    Used by detectors trained by gradient; `memory-bank` also remembers the flips and turns of good tiles.
+    Used by detectors trained by gradient; `memory-bank` also stores the flips and quarter turns of good tiles.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    flip: bool = False  # left-right and up-down
+    flip: bool = False
+    """Left-right and up-down."""
     quarter_turns: bool = False
-    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0  # up to so many degrees either way; the edge is repeated
-    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0  # times 1 ± up to this share
+    """Rotations by 90, 180 and 270 degrees."""
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Largest rotation in degrees, in both directions; border pixels are repeated."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Largest relative change of brightness, in both directions."""
 
 
 class Choice(BaseModel):
-    """Which detector, and its settings (`andon detectors NAME` lists them)."""
+    """The detector and its settings (`andon detectors NAME` lists them)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str = "memory-bank"
-    preset: str = ""  # the detector's first, if not given
+    preset: str = ""
+    """Default: the detector's first preset."""
     settings: dict[str, Any] = {}
+    """Settings that differ from those of the preset."""
 
 
 class Decision(BaseModel):
-    """How verdicts are made from scores. A threshold, where given, overrides the one found from its rate."""
+    """The rates or thresholds that determine verdicts. A threshold overrides its rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    review_rate: Rate = 0.05  # share of good parts that may get REVIEW or REJECT
-    reject_rate: Rate = 0.01  # share of good parts that may get REJECT
-    pixel_rate: Rate = 0.05  # share of good images that may show any region
-    review_threshold: Threshold | None = None  # raw score
+    review_rate: Rate = 0.05
+    """Allowed share of good parts that get REVIEW or REJECT."""
+    reject_rate: Rate = 0.01
+    """Allowed share of good parts that get REJECT."""
+    pixel_rate: Rate = 0.05
+    """Allowed share of good images with a region."""
+    review_threshold: Threshold | None = None
+    """Raw score; a higher score gets REVIEW."""
     reject_threshold: Threshold | None = None
+    """Raw score; a higher score gets REJECT."""
     pixel_threshold: Threshold | None = None
-    per: Literal["image", "part"] = "image"  # unit of the rates: any one image of a new part, or its worst image
-    reject_unsupported: bool = False  # REJECT beyond all held-out parts, though they are too few for reject_rate
-    # pixels of the image; smaller regions are counted, not shown. "auto": what SPECK × SPECK pixels of a tile cover
+    """Raw value of the anomaly map; higher values form regions."""
+    per: Literal["image", "part"] = "image"
+    """Unit of the rates: any one image of a new part, or its worst image."""
+    reject_unsupported: bool = False
+    """Give REJECT to scores above all held-out scores, even if the held-out parts are too few for `reject_rate`."""
     min_area: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Pixels of the image; smaller regions are counted and not listed. "auto": the area of 4 × 4 pixels of a tile."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -103,21 +122,25 @@ class Decision(BaseModel):
 
 
 class Split(BaseModel):
-    """How good images serve both learning and calibration; seeded, and groups are never divided.
+    """Division of the good images into training and calibration; seeded. Groups are never divided.
 
-    `split` holds some parts out. `cross` divides them into folds: each is scored by a detector that learnt from the
-    others, and the bundle's detector learns from all. It takes folds + 1 fits, and few parts support lower rates.
+    "split": some parts are held out for calibration. "cross": parts are divided into folds; each fold is scored by a
+    detector that is trained on the other folds, and the detector of the bundle is trained on all parts. This needs
+    folds + 1 fits, and few parts support lower rates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    method: Literal["auto", "split", "cross"] = "auto"  # auto: cross below CROSS_BELOW parts, where a fit is cheap
-    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2  # split: share of the parts held out for thresholds
-    folds: Annotated[int, Field(ge=2, le=50)] = 5  # cross: how many; at most as many as there are parts
+    method: Literal["auto", "split", "cross"] = "auto"
+    """"auto": cross for fewer than 500 parts if the detector fits quickly, else split."""
+    calibrate: Annotated[float, Field(gt=0, le=0.9)] = 0.2
+    """For "split": share of the parts that is held out."""
+    folds: Annotated[int, Field(ge=2, le=50)] = 5
+    """For "cross": number of folds; at most the number of parts."""
 
 
 class Recipe(BaseModel):
-    """Everything a person decides about one product; every part has a default but the images."""
+    """All settings of one product. Every setting has a default, except the images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -136,10 +159,10 @@ class Recipe(BaseModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a recipe; paths in it are relative to its folder. RecipeError says which key is wrong and why."""
+        """Read a recipe; paths in it are relative to its folder. RecipeError names the wrong key and the reason."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark of the encoding first
+            text = path.read_text(encoding="utf-8-sig")  # Windows editors write a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({error}). Expected a recipe, a TOML file.") from None
         folder = path.resolve().parent
@@ -149,37 +172,40 @@ class Recipe(BaseModel):
             data = data.model_copy(update={"groups": str(folder / data.groups)})
         registration = recipe.geometry.registration
         if registration and registration.reference:
-            recipe = recipe.registering(
+            recipe = recipe.with_registration(
                 registration.model_copy(update={"reference": str(folder / registration.reference)})
             )
         return recipe.model_copy(update={"product": recipe.product or path.stem, "data": data})
 
-    def anywhere(self) -> Self:
-        """The recipe without where its images lie: what of it makes decisions."""
+    def without_paths(self) -> Self:
+        """Return a copy without the paths of images: the settings that affect decisions."""
         bare, registration = self.model_copy(update={"data": Data()}), self.geometry.registration
-        return bare.registering(registration.model_copy(update={"reference": ""})) if registration else bare
+        return bare.with_registration(registration.model_copy(update={"reference": ""})) if registration else bare
 
-    def registering(self, registration: Register) -> Self:
-        """The recipe with parts registered in this way."""
+    def with_registration(self, registration: Register) -> Self:
+        """Return a copy with these settings of the registration."""
         return self.model_copy(update={"geometry": self.geometry.model_copy(update={"registration": registration})})
 
-    def up_to(self, maximum: int) -> Self:
-        """The recipe for 16-bit samples of this range."""
+    def with_maximum(self, maximum: int) -> Self:
+        """Return a copy with this largest value of 16-bit samples."""
         return self.model_copy(update={"input": self.input.model_copy(update={"maximum": maximum})})
 
     @classmethod
     def parse(cls, text: str, name: str, folder: Path | None = None) -> Self:
-        """Read a recipe from text; a picture of the region, relative to `folder`, is taken into it."""
+        """Read a recipe from text. A picture of the region, relative to `folder`, is embedded in it.
+
+        Errors: RecipeError as `load`.
+        """
         try:
             values = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             hint = f" {BACKSLASH}" if re.search(r'"[^"\n]*\\', text) else ""
             raise RecipeError(f"{name}: not TOML: {error}.{hint}") from None
         except RecursionError:
-            raise RecipeError(f"{name}: brackets nested too deep; expected a recipe. Check the file.") from None
-        for key, value in _strings(values):
+            raise RecipeError(f"{name}: brackets nested too deeply; expected a recipe. Check the file.") from None
+        for key, value in _leaves(values, str):
             if key.startswith(("data.", "geometry.")) and re.search(r"[\x00-\x1f]", value):
-                raise RecipeError(f"{name}: {key} = {value!r}: holds a control character. {BACKSLASH}")
+                raise RecipeError(f"{name}: {key} = {value!r}: contains a control character. {BACKSLASH}")
         geometry = values.get("geometry")
         if folder and isinstance(geometry, dict) and isinstance(picture := geometry.get("include"), str):
             try:
@@ -189,52 +215,43 @@ class Recipe(BaseModel):
                 raise RecipeError(f"{name}: geometry.include: {error}") from None
         return validate(cls, values, name)
 
-    def shown(self) -> str:
-        """The recipe as TOML to look at: a picture in it is cut short."""
+    def summary(self) -> str:
+        """Return the recipe as TOML for people, with long lines (embedded pictures) shortened."""
         lines = self.dump().splitlines()
-        return "\n".join(line if len(line) < WIDE else f"{line[:60]}… ({len(line)} characters)" for line in lines)
+        return "\n".join(line if len(line) < LONG_LINE else f"{line[:60]}… ({len(line)} characters)" for line in lines)
 
     def dump(self) -> str:
-        """Write the recipe as TOML, defaults included, so that a bundle tells all that was decided."""
+        """Return the recipe as TOML, defaults included."""
         text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
-        return text.encode(errors="replace").decode()  # a folder's name need not be valid Unicode
+        return text.encode(errors="replace").decode()  # the name of a folder may be invalid Unicode
 
 
 def validate(model: type[M], values: dict[str, Any], name: str) -> M:
-    """Build a model; RecipeError names key, value and expectation, and for an unknown key the nearest known one."""
-    for path, value in _floats(values):
+    """Build a model. RecipeError names key, value and expectation, and for an unknown key the nearest known key."""
+    for path, value in _leaves(values, float):
         if not math.isfinite(value):
             raise RecipeError(f"{name}: {path} = {value}: expected a finite number.")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         faults = error.errors()
-        within = {tuple(fault["loc"][:depth]) for fault in faults for depth in range(1, len(fault["loc"]))}
-        # A list is also called too short when its items are wrong; that is no fault of its own.
-        told = [fault for fault in faults if fault["type"] != "too_short" or tuple(fault["loc"]) not in within]
-        raise RecipeError("; ".join(_explain(model, fault, name) for fault in told)) from None
+        parents = {tuple(fault["loc"][:depth]) for fault in faults for depth in range(1, len(fault["loc"]))}
+        # pydantic also calls a list too short when its items are wrong: not a separate fault
+        separate = [fault for fault in faults if fault["type"] != "too_short" or tuple(fault["loc"]) not in parents]
+        raise RecipeError("; ".join(_explain(model, fault, name) for fault in separate)) from None
 
 
-def _floats(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:
-    """Every float in tables and lists, with the keys that lead to it."""
-    if isinstance(values, float):
+def _leaves(values: Any, kind: type[T], path: tuple[str, ...] = ()) -> Iterator[tuple[str, T]]:
+    """Yield all values of a type in tables and lists, each with its path of keys."""
+    if isinstance(values, kind):
         yield ".".join(path), values
     elif isinstance(values, dict | list | tuple):
         for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _floats(value, (*path, str(key)))
-
-
-def _strings(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
-    """Every string in tables and lists, with the keys that lead to it."""
-    if isinstance(values, str):
-        yield ".".join(path), values
-    elif isinstance(values, dict | list):
-        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-            yield from _strings(value, (*path, str(key)))
+            yield from _leaves(value, kind, (*path, str(key)))
 
 
 def _explain(model: type[BaseModel], error: Any, name: str) -> str:
-    """Put one of pydantic's errors into words that name the key."""
+    """Return one error of pydantic as a message that names the key."""
     path = [str(step) for step in error["loc"]]
     where = f"{name}: {'.'.join(path) or 'recipe'}"
     if error["type"] == "extra_forbidden":
@@ -247,10 +264,10 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
             owner = models[0] if models else owner
         return f"{where}: {unknown('key', path[-1], owner.model_fields)}"
     if error["type"] == "missing":
-        return f"{where}: not there; it must be given"
+        return f"{where}: missing; it is required"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{where} = {error['input']!r}: expected a section, [{'.'.join(path)}], with keys of its own"
+        return f"{where} = {error['input']!r}: expected a section [{'.'.join(path)}] with keys"
     if error["type"] in ("list_type", "tuple_type") and isinstance(error["input"], dict):
-        return f"{where}: expected a list, each entry under [[{'.'.join(path)}]]; found a single section"
+        return f"{where}: a single section; expected a list, each entry under [[{'.'.join(path)}]]"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if error["type"] == "value_error" else f"{where} = {error['input']!r}: {message}"

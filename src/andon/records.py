@@ -1,8 +1,8 @@
-"""Records of inspections as JSON lines and as CSV: one line an image, kept when the run is interrupted or killed.
+"""Records of inspections as JSON lines and as CSV, one line per image.
 
-Everywhere else a file is written beside its place and renamed. A log is the exception: it grows where it lies, each
-record by a single write of one whole line, so earlier records are never copied and never at risk, and two runs that
-write to one file interleave whole lines.
+A log is the exception to the rule that files are written under a temporary name and renamed: each record is appended by
+one write of one complete line. Earlier records survive when the run is killed, and two runs that write to the same file
+interleave complete lines.
 """
 
 import csv
@@ -26,14 +26,17 @@ COLUMNS = (
     *("regions", "x", "y", "width", "height", "peak", "milliseconds"),  # x to peak: of the worst region
     *("notes", "error", "bundle", "decision"),
 )
-"""Of the CSV: x, y, width and height in pixels; bundle and decision are digests."""
+"""Columns of the CSV file; x, y, width and height in pixels; bundle and decision are digests."""
 
 
 class Records:
-    """Appends to a JSON Lines file, and to a CSV file of the same name beside it."""
+    """Appends records to a JSON Lines file, and to a CSV file of the same name in the same folder."""
 
     def __init__(self, path: Path) -> None:
-        """Open; earlier records stay, a last line that was torn goes. AndonError when they cannot be written to."""
+        """Open the files; earlier records stay, an incomplete last line is removed.
+
+        Errors: AndonError when a file is not writable, or is a CSV file with another header.
+        """
         files.make_folder(path.parent)
         with ExitStack() as opened:
             self._json = opened.enter_context(_Log(path, _is_json))
@@ -41,7 +44,7 @@ class Records:
             self._opened = opened.pop_all()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Write one record, stamped with the time, and hand it to the operating system; all of it or nothing."""
+        """Append one record with the current time, completely or not at all."""
         stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
         self._json.add(files.strict_json(stamped).encode() + b"\n")
         self._table.add(csv_line(_row(stamped)))
@@ -56,17 +59,17 @@ class Records:
 
 
 class _Log:
-    """A file that grows by whole lines."""
+    """A file to which complete lines are appended."""
 
-    def __init__(self, path: Path, whole: Callable[[bytes], bool], header: bytes = b"") -> None:
-        """Open; `whole` tells a last line that lacks its end only from one that was torn, which goes."""
+    def __init__(self, path: Path, complete: Callable[[bytes], bool], header: bytes = b"") -> None:
+        """Open the file. `complete`: whether a last line without a line end is complete; otherwise it is removed."""
         self._path, flags = path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
         try:
             self._file = os.open(path, flags, 0o666)
         except OSError as error:
             raise AndonError(f"{path}: cannot be written ({error.strerror}). Choose another output folder.") from None
         try:
-            first = _mend(self._file, whole)
+            first = _repair(self._file, complete)
             if header and not first:
                 self.add(header)
             elif header and first != header:
@@ -81,7 +84,7 @@ class _Log:
             raise
 
     def add(self, line: bytes) -> None:
-        """Write a line by one write; all of it or nothing."""
+        """Append a line by one write, completely or not at all."""
         try:
             written = os.write(self._file, line)
             if written < len(line):  # the disk is full
@@ -99,8 +102,8 @@ class _Log:
         os.close(self._file)
 
 
-def _mend(file: int, whole: Callable[[bytes], bool]) -> bytes:
-    """End the last line of an open file: by a line end when it is whole, else by removing it. Return the first line."""
+def _repair(file: int, complete: Callable[[bytes], bool]) -> bytes:
+    """Add a missing line end after a complete last line, or remove an incomplete one. Return the first line."""
     if not os.fstat(file).st_size:
         return b""
     with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
@@ -108,7 +111,7 @@ def _mend(file: int, whole: Callable[[bytes], bool]) -> bytes:
         first, last = data[: data.find(b"\n") + 1], data[end:]
     if not last:
         return first
-    if whole(last):
+    if complete(last):
         os.write(file, b"\n")
         return first or last + b"\n"
     os.ftruncate(file, end)
@@ -124,7 +127,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _is_row(line: bytes) -> bool:
-    """Whether the line is a whole row; its last cell is a text, which ends in a quotation mark."""
+    """Whether the line is a complete row; its last cell is a text, which ends in a quotation mark."""
     try:
         rows = list(csv.reader([line.decode()], strict=True))
     except (csv.Error, UnicodeDecodeError):
@@ -133,26 +136,26 @@ def _is_row(line: bytes) -> bool:
 
 
 def _row(record: dict[str, Any]) -> list[object]:
-    known = {**record, "notes": "; ".join(record.get("notes", []))}
-    known |= {f"{name}_threshold": value for name, value in record.get("thresholds", {}).items()}
+    cells = {**record, "notes": "; ".join(record.get("notes", []))}
+    cells |= {f"{name}_threshold": value for name, value in record.get("thresholds", {}).items()}
     if "regions" in record:
-        known["regions"] = len(record["regions"])
+        cells["regions"] = len(record["regions"])
         worst = max(record["regions"], key=lambda region: region["peak"] or 0, default=None)
         if worst:
-            known |= dict(zip(("x", "y", "width", "height"), worst["box"], strict=True), peak=worst["peak"])
-    return [known.get(column) for column in COLUMNS]
+            cells |= dict(zip(("x", "y", "width", "height"), worst["box"], strict=True), peak=worst["peak"])
+    return [cells.get(column) for column in COLUMNS]
 
 
 def csv_line(values: tuple[object, ...] | list[object]) -> bytes:
-    """One line of CSV in which each text is quoted, so that no separator of a spreadsheet splits it."""
+    """Return one line of CSV in which each text is quoted, for spreadsheets with any separator."""
     line = io.StringIO()
     cells = ["" if value is None else _text(value) if isinstance(value, str) else value for value in values]
     csv.writer(line, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode(errors="backslashreplace")  # a name need not be valid Unicode
+    return line.getvalue().encode(errors="backslashreplace")  # a file name may be invalid Unicode
 
 
 def _text(value: str) -> str:
-    """A text on one line that no spreadsheet takes for a formula: those get an apostrophe in front."""
+    """Return a text on one line. An apostrophe is put before a text that a spreadsheet would read as a formula."""
     plain = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in value)
     return f"'{plain}" if plain.lstrip()[:1] in _FORMULA else plain
 

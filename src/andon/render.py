@@ -1,8 +1,8 @@
-"""Pictures for people: heat maps on one fixed scale a bundle, overlays with regions, contact sheets.
+"""Pictures for people: heat maps, overlays with regions, contact sheets.
 
-A heat map is never scaled to its own image, or a good part would glow. The scale is the bundle's, its middle colour
-is the pixel threshold: what is orange or yellow is above it. The colours (inferno) rise in lightness, so they are read
-the same in gray and by colour-blind people.
+All heat maps of a bundle have the same scale. A scale for each image would show the noise of a good part as a defect.
+The middle of the scale is the pixel threshold: orange and yellow are above it. The lightness of the colours (inferno)
+increases monotonically, so colour-blind people and prints in gray show the same order.
 """
 
 import math
@@ -22,12 +22,12 @@ from andon.inspection import Array, Inspection, Pixels, Region, Thresholds, Verd
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 Mask = NDArray[np.bool_]
 
-REGION = (0, 255, 255)  # cyan is not among the heat map's colours
+REGION = (0, 255, 255)  # cyan, which is not a colour of the heat map
 TRUTH = (255, 255, 255)
 INK = (40, 40, 40)
-THRESHOLD_AT = 0.5  # where on the scale the pixel threshold lies
-OPACITY = 0.45  # of the heat map at and above the threshold, so that the defect shows; below, it fades out
-FONT, LINE = 0.5, 20  # of the strip above an overlay: size of its letters, pixels from line to line
+THRESHOLD_AT = 0.5  # position of the pixel threshold on the scale
+OPACITY = 0.45  # of the heat map at and above the threshold; below, it decreases to 0
+FONT, LINE = 0.5, 20  # of the strip above an overlay: font size, line spacing in pixels
 COLOURS = {
     Verdict.PASS: (47, 125, 79),
     Verdict.REVIEW: (138, 109, 0),
@@ -37,7 +37,7 @@ COLOURS = {
 
 
 class Scale(NamedTuple):
-    """Values of the anomaly map at the two ends of the colours, and the pixel threshold between them."""
+    """Values of the anomaly map at the ends of the colour scale, and the pixel threshold between them."""
 
     low: float
     high: float
@@ -45,45 +45,45 @@ class Scale(NamedTuple):
 
     @classmethod
     def of(cls, typical: float, threshold: float) -> Self:
-        """Begin at the typical value of good pixels and place the threshold in the middle.
+        """Return a scale from the typical value of good pixels, with the threshold in the middle.
 
-        A threshold that is not above the typical value becomes the low end's near neighbour.
+        If the threshold is not above the typical value, the scale has a very small width.
         """
-        reach = max(threshold - typical, 1e-6 * max(abs(threshold), abs(typical), 1e-6))
-        return cls(threshold - reach, threshold + reach * (1 - THRESHOLD_AT) / THRESHOLD_AT, threshold)
+        width = max(threshold - typical, 1e-6 * max(abs(threshold), abs(typical), 1e-6))
+        return cls(threshold - width, threshold + width * (1 - THRESHOLD_AT) / THRESHOLD_AT, threshold)
 
-    def place(self, values: Array) -> Array:
-        """Where values lie on the scale: 0 at the low end, 1 at the high end, clipped; NaN stays."""
-        placed: Array = np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
-        return placed
+    def normalize(self, values: Array) -> Array:
+        """Return positions of values on the scale: 0 at the low end, 1 at the high end, clipped; NaN stays NaN."""
+        positions: Array = np.clip((values - np.float32(self.low)) / np.float32(self.high - self.low), 0, 1)
+        return positions
 
     def level(self, value: float) -> float:
-        """A value in units of the threshold: 0 at the low end, 1 at the threshold."""
+        """Return a value in units of the threshold: 0 at the low end, 1 at the threshold."""
         return (value - self.low) / (self.threshold - self.low)
 
 
 def levels(score: float, good: Sequence[float], thresholds: Thresholds) -> dict[str, float]:
-    """A score in units of each of its thresholds: 0 is the middle of the held-out `good` scores, 1 the threshold.
+    """Return a score in units of each threshold: 0 is the median of the held-out `good` scores, 1 the threshold.
 
-    A threshold that is infinite, or not above that middle, has no such unit and is left out.
+    A threshold that is infinite, or not above the median, is omitted.
     """
     middle = median(good)
     limits = {"review": thresholds.review, "reject": thresholds.reject}
-    return {name: Scale.of(middle, at).level(score) for name, at in limits.items() if middle < at < math.inf}
+    return {name: Scale.of(middle, limit).level(score) for name, limit in limits.items() if middle < limit < math.inf}
 
 
-def heat(anomaly_map: Array, scale: Scale) -> Picture:
-    """Colour a map (H, W); where it is NaN, nothing was inspected and the picture is light gray."""
-    levels = np.nan_to_num(scale.place(anomaly_map) * 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+def heat_map(anomaly_map: Array, scale: Scale) -> Picture:
+    """Colour a map (H, W); NaN, where nothing was inspected, becomes light gray."""
+    indices = np.nan_to_num(scale.normalize(anomaly_map) * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(indices, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     colours[np.isnan(anomaly_map)] = 200
     return _picture(colours)
 
 
 def display(pixels: Pixels) -> Picture:
-    """Show an image (H, W, c) on a screen: gray becomes RGB.
+    """Convert an image (H, W, c) to 8-bit RGB for display.
 
-    16 bits are windowed to the 0.5th to 99.5th percentile of this image, for the eye only: no score sees it.
+    The range of 16-bit images is the 0.5th to 99.5th percentile of the image. Scores never use this conversion.
     """
     if pixels.dtype == np.uint16:
         low, high = np.percentile(pixels[:: max(1, len(pixels) // 512)], (0.5, 99.5))
@@ -92,12 +92,12 @@ def display(pixels: Pixels) -> Picture:
 
 
 def fit(picture: Picture, side: int) -> Picture:
-    """Scale a picture so that its longer side has `side` pixels; enlarged pixels keep their edges."""
-    return _picture(_scaled(picture, side))
+    """Scale a picture so that its longer side has `side` pixels; from factor 2 on, by nearest neighbour."""
+    return _picture(_scale(picture, side))
 
 
-def _scaled(pixels: Pixels, side: int) -> Pixels:
-    """As `fit`, at any depth and with any number of channels (H, W, c)."""
+def _scale(pixels: Pixels, side: int) -> Pixels:
+    """As `fit`, for any depth and number of channels (H, W, c)."""
     h, w = pixels.shape[:2]
     factor = side / max(h, w)
     size = (max(1, round(w * factor)), max(1, round(h * factor)))
@@ -114,18 +114,19 @@ def overlay(
     side: int = 768,
     bar: bool = True,
 ) -> Picture:
-    """Lay the heat map over an image (H, W, c), with the regions outlined, and the mask (H, W) of known defects.
+    """Draw the heat map, the outlines of regions and of the mask (H, W) of true defects over an image (H, W, c).
 
-    The longer side of the image gets `side` pixels. Areas that were not inspected are dimmed and hatched. The colour
-    bar at the right has the threshold marked.
+    The longer side of the image gets `side` pixels. Areas that were not inspected are darkened and hatched. `bar`: add
+    a colour bar on the right, with the threshold marked.
     """
-    photo = display(_scaled(pixels, side))  # shrunk first: copies of a large image would take a gigabyte
+    photo = display(_scale(pixels, side))  # scaled first: float copies of a large image would need a gigabyte
     size = (photo.shape[1], photo.shape[0])
     uninspected = np.isnan(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_NEAREST))
     values = np.asarray(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
-    levels = np.nan_to_num(scale.place(values))
-    alpha = OPACITY * np.minimum(levels / THRESHOLD_AT, 1)[:, :, None] ** 1.5
-    colours = cv2.cvtColor(cv2.applyColorMap((levels * 255).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    positions = np.nan_to_num(scale.normalize(values))
+    alpha = OPACITY * np.minimum(positions / THRESHOLD_AT, 1)[:, :, None] ** 1.5
+    indices = (positions * 255).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(indices, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     picture = _picture(np.round(photo * (1 - alpha) + colours * alpha).astype(np.uint8))
     if uninspected.any():
         _hatch(picture, uninspected)
@@ -136,7 +137,7 @@ def overlay(
 
 
 def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:
-    """Draw the outlines of an area (H, W) of the image into a picture of any size, with a dark edge to stand out."""
+    """Draw the outlines of an area (H, W) of the image into a picture of any size, with a dark edge for contrast."""
     contours, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     factor = np.array([picture.shape[1] / area.shape[1], picture.shape[0] / area.shape[0]])
     lines = [np.round((contour + 0.5) * factor * 8).astype(np.int32) for contour in contours]  # in eighths of a pixel
@@ -146,8 +147,8 @@ def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:
 
 
 def _area(above: Mask, regions: Sequence[Region]) -> Mask:
-    """The pixels of those connected areas that are among the regions."""
-    area = np.zeros((above.shape[0] + 2, above.shape[1] + 2), np.uint8)  # OpenCV wants a border
+    """Return the pixels of those connected areas that belong to the regions."""
+    area = np.zeros((above.shape[0] + 2, above.shape[1] + 2), np.uint8)  # floodFill needs a border of 1 pixel
     for x, y in (region.peak_at for region in regions):
         if above[y, x]:
             cv2.floodFill(above.view(np.uint8), area, (x, y), 0, flags=8 | cv2.FLOODFILL_MASK_ONLY)
@@ -162,11 +163,11 @@ def _hatch(picture: Picture, where: Mask) -> None:
 
 
 def colour_bar(scale: Scale, height: int) -> Picture:
-    """Draw the colours of the scale, `height` pixels tall, with raw values and levels at ends and threshold."""
+    """Draw the colours of the scale, `height` pixels tall, with raw values and levels of its ends and the threshold."""
     bar = np.full((height, 96, 3), 255, np.uint8)
     top, bottom = 12, height - 12
     values = np.linspace(scale.high, scale.low, max(bottom - top, 1), dtype=np.float32)
-    bar[top:bottom, 10:28] = heat(values[:, None], scale)
+    bar[top:bottom, 10:28] = heat_map(values[:, None], scale)
     for value, below in ((scale.high, 16), (scale.threshold, 16), (scale.low, -9)):
         y = round(top + (bottom - 1 - top) * (scale.high - value) / (scale.high - scale.low))
         marked = value == scale.threshold
@@ -179,22 +180,22 @@ def colour_bar(scale: Scale, height: int) -> Picture:
 
 
 def _short(value: float) -> str:
-    """Write a value in at most seven characters."""
+    """Format a value in at most seven characters."""
     digits = 3 if value == 0 else max(0, 3 - math.ceil(math.log10(abs(value))))
     plain = f"{value:.{min(digits, 5)}f}"
     return plain if len(plain) <= 7 else f"{value:.1e}"
 
 
 def labelled(picture: Picture, inspection: Inspection, good: Sequence[float]) -> Picture:
-    """Set a strip above a picture, with verdict, score and file name; it hides no pixel. `good`: held-out scores."""
+    """Add a strip with verdict, score and file name above a picture. `good`: the held-out scores."""
     words = inspection.verdict.value
     if not math.isnan(inspection.score):
-        found = levels(inspection.score, good, inspection.thresholds)
         words += f"   score {inspection.score:.4g}" + "".join(
-            f"   {name} level {level:.2f}" for name, level in found.items()
+            f"   {name} level {level:.2f}"
+            for name, level in levels(inspection.score, good, inspection.thresholds).items()
         )
     width = picture.shape[1]
-    lines = [*_wrapped(words, width - 20), *_wrapped(Path(inspection.source).name, width - 20)]
+    lines = [*_wrap(words, width - 20), *_wrap(Path(inspection.source).name, width - 20)]
     strip = np.full((LINE * len(lines) + 10, width, 3), 255, np.uint8)
     strip[:, :6] = COLOURS[inspection.verdict]
     for j, line in enumerate(lines):
@@ -202,8 +203,8 @@ def labelled(picture: Picture, inspection: Inspection, good: Sequence[float]) ->
     return _picture(np.vstack([strip, picture]))
 
 
-def _wrapped(words: str, width: int) -> list[str]:
-    """Break words into lines of at most `width` pixels, or of one letter."""
+def _wrap(words: str, width: int) -> list[str]:
+    """Break a text into lines of at most `width` pixels, each with at least one letter."""
     lines = [""]
     for letter in _drawable(words):
         if lines[-1] and _width(lines[-1] + letter, FONT) > width:
@@ -213,7 +214,7 @@ def _wrapped(words: str, width: int) -> list[str]:
 
 
 def text(picture: Picture, words: str, at: tuple[int, int], size: float, colour: tuple[int, int, int] = INK) -> None:
-    """Write a line from its lower left corner (x, y); a character that the font lacks is written as its code."""
+    """Write a line of text; `at`: its lower left corner (x, y). Missing characters of the font are written as codes."""
     cv2.putText(picture, _drawable(words), at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
 
 
@@ -222,24 +223,24 @@ def _width(words: str, size: float) -> int:
 
 
 def _drawable(words: str) -> str:
-    """Write each character that OpenCV cannot draw as its code, as in \\u0e44."""
+    """Replace each character that OpenCV cannot draw by its code, as in \\u0e44."""
     letters = unicodedata.normalize("NFC", words)
-    return "".join(x if _known(x) else x.encode("unicode_escape").decode() for x in letters)
+    return "".join(x if _in_font(x) else x.encode("unicode_escape").decode() for x in letters)
 
 
 @cache
-def _known(letter: str) -> bool:
-    """Whether OpenCV's font has a letter: others are drawn as a question mark. Invalid Unicode crashes it."""
+def _in_font(letter: str) -> bool:
+    """Whether OpenCV's font has a letter; it draws others as a question mark, and crashes on invalid Unicode."""
     if letter.isascii() or not letter.isprintable():
         return letter.isprintable()
-    drawn = np.zeros((2, 48, 48), np.uint8)
-    for canvas, each in zip(drawn, (letter, "?"), strict=True):
-        cv2.putText(canvas, each, (8, 32), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 1)
-    return bool((drawn[0] != drawn[1]).any())
+    canvases = np.zeros((2, 48, 48), np.uint8)
+    for canvas, character in zip(canvases, (letter, "?"), strict=True):
+        cv2.putText(canvas, character, (8, 32), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 255, 1)
+    return bool((canvases[0] != canvases[1]).any())
 
 
 def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns: int, side: int = 320) -> Picture:
-    """Set pictures in rows of equal cells, each with a caption below that is cut at its end to fit."""
+    """Arrange pictures in rows of equal cells, each with a caption below, which is cut to the width of the cell."""
     if not pictures or len(pictures) != len(captions) or columns < 1:
         raise ValueError(f"{len(pictures)} pictures, {len(captions)} captions, {columns} columns")
     fitted = [fit(picture, side) for picture in pictures]
@@ -263,7 +264,7 @@ def contact_sheet(pictures: Sequence[Picture], captions: Sequence[str], columns:
 
 
 def encode(picture: Picture, kind: Literal["png", "jpg"]) -> bytes:
-    """Return the bytes of an image file."""
+    """Encode a picture as PNG or JPEG."""
     options = [cv2.IMWRITE_JPEG_QUALITY, 88] if kind == "jpg" else []
     ok, data = cv2.imencode(f".{kind}", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
     if not ok:

@@ -180,7 +180,7 @@ def check(
         judged = suspects.look(data, progress)
         further = [*suspects.findings(judged, data), *crude.findings(data, progress)]
         model, recipe = construct(compose(folder))
-        further += resolution.findings(recipe, data.to_learn(), model.stride, wanted)
+        further += resolution.findings(recipe, data.training_images(), model.stride, wanted)
         checked = check.check(data, progress, further)
     if out and judged:
         files.write(out / "suspects.jpg", suspects.sheet(judged))
@@ -336,7 +336,7 @@ def _describe(path: Path, bundle: "Bundle") -> str:
         "",
         *_highest(bundle),
         "Recipe",
-        *(f"  {line}" for line in bundle.recipe.shown().splitlines()),
+        *(f"  {line}" for line in bundle.recipe.summary().splitlines()),
         "",
         "Provenance",
         *(f"  {key}: {value}" for key, value in manifest.data.items()),

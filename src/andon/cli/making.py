@@ -137,12 +137,12 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Recalibrate a bundle on new good images, or change its rates and thresholds; the detector stays as it is."""
-    from andon.bundle import Bundle, check_place
+    from andon.bundle import Bundle, check_writable
     from andon.training import calibrating
 
     before = loaded = Bundle.load(bundle)
     target, tell = out or bundle, printer(quiet)
-    check_place(target)
+    check_writable(target)
     options = {
         "review_rate": review_rate,
         "reject_rate": reject_rate,
@@ -209,7 +209,7 @@ def features_build(
         else:
             from andon.nn.features import write
 
-            path = write(network, folder / features.file(network))
+            path = write(network, folder / features.file_name(network))
     except ImportError as error:
         raise AndonError(
             f"building feature graphs needs {error.name}. Install it: pip install 'andon[train]'"

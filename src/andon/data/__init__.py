@@ -1,1 +1,1 @@
-"""From folders of pictures to samples, groups, splits and tiles."""
+"""Folders of pictures → samples, groups, splits and tiles."""

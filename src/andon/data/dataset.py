@@ -1,4 +1,4 @@
-"""Folders and published layouts → samples; which of them show one part; the seeded split of good images."""
+"""Folders and published layouts → samples; groups of images of one part; the seeded split of good images."""
 
 import csv
 import io
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 
 from andon import files
 from andon.data import folders, labelling, masks
-from andon.data.folders import Names, plain
-from andon.data.labelling import LISTED, listed
+from andon.data.folders import Names, normalize
+from andon.data.labelling import LISTED, listing
 from andon.errors import DatasetError, counted, few
 
-ENOUGH = 8  # images: below it a calibration promises next to nothing
+ENOUGH = 8  # images: with fewer, a calibration supports only very high rates
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file and what its place says of it."""
+    """One image file with its labels."""
 
     path: Path
     split: str  # train, test, or "" outside a published layout
-    defect: str  # good, the type of defect, or "" where nothing says
+    defect: str  # good, the type of defect, or "" if unknown
     mask: Path | None
-    group: str  # images of one part, lot or session share it; the image's own relative path where none is given
+    group: str  # the same for images of one part, lot or session; default: the relative path of the image
 
     @property
     def good(self) -> bool:
@@ -43,43 +43,43 @@ class Dataset:
     root: Path
     layout: str  # mvtec (train, test, ground_truth) or folder
     samples: tuple[Sample, ...]
-    ignored: Counter[str]  # kind → how many files that are no images
-    stray_masks: tuple[Path, ...] = ()  # masks that fit no image of a defect, or several
-    grouped: bool = False  # whether groups were given
-    good_masks: tuple[Path, ...] = ()  # masks that fit images of good parts; they are not used
-    unreadable: tuple[str, ...] = ()  # sentences on folders and links that could not be followed
-    masks: int = 0  # files of masks
+    ignored: Counter[str]  # kind → number of files that are no images
+    stray_masks: tuple[Path, ...] = ()  # masks that match no image of a defect, or several
+    grouped: bool = False  # whether groups were assigned
+    good_masks: tuple[Path, ...] = ()  # masks that match images of good parts; they are not used
+    unreadable: tuple[str, ...] = ()  # sentences on unreadable folders and links
+    masks: int = 0  # number of files of masks
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The types of defect, and good where something is labelled so."""
+        """The types of defect, and good if there are images with this label."""
         return tuple(sorted({sample.defect for sample in self.samples} - {""}))
 
     def good(self, split: str | None = None) -> list[Sample]:
         """Images of good parts, of one split or of all."""
         return [s for s in self.samples if s.good and split in (None, s.split)]
 
-    def to_learn(self) -> list[Sample]:
-        """Images of good parts outside a test split: what training and calibration may see."""
+    def training_images(self) -> list[Sample]:
+        """Images of good parts outside a test split, for training and calibration."""
         return [s for s in self.good() if s.split != "test"]
 
     def defective(self, split: str | None = None) -> list[Sample]:
         """Images labelled with a defect, of one split or of all."""
         return [s for s in self.samples if s.defect not in ("", "good") and split in (None, s.split)]
 
-    def learnt_from(self) -> dict[str, int]:
-        """The folders of the images to learn from, relative to the root, and how many each holds."""
-        return dict(Counter(s.path.parent.relative_to(self.root).as_posix() for s in self.to_learn()))
+    def training_folders(self) -> dict[str, int]:
+        """The folders of the training images, relative to the root, and the number of images in each."""
+        return dict(Counter(s.path.parent.relative_to(self.root).as_posix() for s in self.training_images()))
 
-    def sources(self) -> list[str]:
-        """Sentences on the folders that are learnt from, and on what is not taken as a picture of a part."""
-        folders = {self.root.name if name == "." else name: n for name, n in self.learnt_from().items()}
-        sentences = [f"learning from the images in {listed(folders, '{0} ({1})')}"]
+    def sources(self, purpose: str = "training") -> list[str]:
+        """Sentences on the folders of good images for this purpose, and on files that are no pictures of a part."""
+        folders = {self.root.name if name == "." else name: n for name, n in self.training_folders().items()}
+        sentences = [f"{purpose} images in {listing(folders, '{0} ({1})')}"]
         others = {**({"mask": self.masks} if self.masks else {}), **self.ignored}
-        return sentences + ([f"no pictures of parts: {listed(others)}"] if others else [])
+        return sentences + ([f"not used as pictures of parts: {listing(others)}"] if others else [])
 
     def mask_problems(self, split: str | None = None) -> list[tuple[str, str, str, list[str]]]:
-        """Masks that are missing, left over or not used: severity, code, sentence and files of each kind of problem."""
+        """Masks that are missing or not used: severity, code, sentence and files of each kind of problem."""
         defective = self.defective(split)
         problems: list[tuple[str, str, str, list[str]]] = []
         missing = [self.relative(s) for s in defective if s.mask is None]
@@ -87,42 +87,46 @@ class Dataset:
             problems.append(("note", "no-masks", "no defect has a mask; only image figures can be computed.", []))
         elif missing:
             message = (
-                f"{len(missing)} of {len(defective)} images of defects without mask; pixel figures leave them out:"
+                f"{len(missing)} of {len(defective)} images of defects have no mask; pixel figures do not include them:"
             )
             problems.append(("warning", "mask-missing", message, missing))
         if strays := [path.relative_to(self.root).as_posix() for path in self.stray_masks]:
             message = (
-                f"{counted(len(strays), 'mask')} without an image of a defect, or with several that fit; "
-                "not used. Name each like its image, in a folder like its image's, or remove them:"
+                f"{counted(len(strays), 'mask')} without an image of a defect, or with several matching images; "
+                "not used. Give each the name and the folder name of its image, or remove them:"
             )
             problems.append(("warning", "mask-without-image", message, strays))
         return problems
 
     def relative(self, sample: Sample) -> str:
-        """Name a sample by its path below the root, with forward slashes."""
+        """Return the path of a sample relative to the root, with forward slashes."""
         return sample.path.relative_to(self.root).as_posix()
 
 
 def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str] = ()) -> Dataset:
-    """Find the images under a folder, and what the names of the folders say of them.
+    """Find the images under a folder, and label them by the names of their folders.
 
-    With `train` or `test` below it, the folder is read in MVTec layout; otherwise folders with a known name (`good`,
-    `NG`, `gut`, `不良品`, …) say whether their images are good, and beside a good folder every other one is a type of
-    defect. `good` names further folders of good parts, or patterns with `*`; "." is what lies directly in the folder.
-    `groups` is a CSV file or a regular expression on the path: see `grouping`.
+    With `train` or `test` below it, the folder is read in MVTec layout. Otherwise folders with a known name (`good`,
+    `NG`, `gut`, `不良品`, …) contain good or defective images, and every other folder beside a good folder is a type of
+    defect.
 
-    Errors: DatasetError when there is no such folder or no image in it, when it holds several data sets, when of
-    several folders none is known as good, when `good` fits no folder, or when good images have no group.
+    good: names of further folders of good parts, or patterns with `*`; ".": images directly in the folder.
+    groups: a CSV file or a regular expression on the path, see `assign_groups`.
+
+    Errors: DatasetError when there is no such folder or no image in it, when it contains several data sets, when it has
+    several folders and none is known as good, when `good` matches no folder, or when good images have no group.
     """
     root = Path(root)
     if not files.is_folder(root):
-        found = "a file" if files.is_file(root) else "nothing"
-        raise DatasetError(f"{root}: there is {found} here; expected a folder of images. Check the path.")
+        what = "a file" if files.is_file(root) else "no such file or folder"
+        raise DatasetError(f"{root}: {what}; expected a folder of images. Check the path.")
     names = Names(good)
     try:
         contents = folders.scan(root, names)
     except OSError as error:
-        raise DatasetError(f"{root}: cannot be read: {error.strerror}. Allow reading, or name another.") from error
+        raise DatasetError(
+            f"{root}: cannot be read: {error.strerror}. Allow reading, or use another folder."
+        ) from error
     images, ignored = contents.images, contents.ignored
     if mvtec := any(_split(root, path) for path in images):
         inside = [path for path in images if _split(root, path)]
@@ -130,12 +134,12 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
             ignored["image outside train and test"] = len(images) - len(inside)
         images = inside
     elif nested := sorted({p.relative_to(root).parts[0] for p in [*images, *contents.masks] if _in_layout(root, p)}):
-        what = f"the data set {nested[0]}" if len(nested) == 1 else f"several data sets, {', '.join(nested[:3])}"
-        raise DatasetError(f"{root}: {what}; expected one. Name {'it' if len(nested) == 1 else 'one of them'}.")
+        what = f"contains the data set{'s' * (len(nested) > 1)} {', '.join(nested[:3])}"
+        raise DatasetError(f"{root}: {what}; expected the folder of one data set. Use {root / nested[0]}.")
     if not images:
         others = {**({"mask": len(contents.masks)} if contents.masks else {}), **ignored}
-        rest = f", but {listed(others)}" if others else ""
-        raise DatasetError(f"{root}: no images{rest}; expected PNG, JPEG, TIFF, BMP, WebP or PGM. Name another folder.")
+        rest = f", but {listing(others)}" if others else ""
+        raise DatasetError(f"{root}: no images{rest}; expected PNG, JPEG, TIFF, BMP, WebP or PGM. Use another folder.")
     labels: dict[Path, str] = {}
     for split in ("train", "test") if mvtec else ("",):
         inside = [path for path in images if _split(root, path) == split] if mvtec else images
@@ -145,54 +149,56 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
             else labelling.outside_test(root, inside, split, names)
         )
     if names.unmatched:
-        there = sorted({path.parent.name for path in images if path.parent != root} or {"."})
+        existing = sorted({path.parent.name for path in images if path.parent != root} or {"."})
         raise DatasetError(
-            f"{root}: no folder of images fits {', '.join(map(repr, sorted(names.unmatched)))}, named as good; there "
-            f"are: {', '.join(there[:LISTED])}. Correct the name."
+            f"{root}: no folder of images matches {', '.join(map(repr, sorted(names.unmatched)))}, given as good; "
+            f"expected one of: {', '.join(existing[:LISTED])}. Correct the name."
         )
-    if left := len(images) - len(labels):
-        ignored["image beside a folder of good ones"] = left
+    if unlabelled := len(images) - len(labels):
+        ignored["image beside a folder of good ones"] = unlabelled
     defective = [path for path, label in labels.items() if label not in ("", "good")]
-    fitted = masks.fit(root, defective, [path for path in labels if path not in set(defective)], contents.masks, names)
+    matches = masks.match(
+        root, defective, [path for path in labels if path not in set(defective)], contents.masks, names
+    )
     samples = [
-        Sample(path, _split(root, path), labels[path], fitted.masks.get(path), path.relative_to(root).as_posix())
+        Sample(path, _split(root, path), labels[path], matches.masks.get(path), path.relative_to(root).as_posix())
         for path in images
         if path in labels
     ]
     if groups is not None:
-        samples = grouping(root, samples, groups)
+        samples = assign_groups(root, samples, groups)
     return Dataset(
         root,
         "mvtec" if mvtec else "folder",
         tuple(samples),
         ignored,
-        tuple(fitted.strays),
+        tuple(matches.strays),
         groups is not None,
-        tuple(fitted.of_good),
+        tuple(matches.of_good),
         tuple(contents.unreadable),
         len(contents.masks),
     )
 
 
 def images(folder: Path) -> list[Path]:
-    """The image files at any depth below a folder, in the order of their paths; masks and thumbnails are none."""
+    """Return the image files at any depth below a folder, in the order of their paths, without masks and thumbnails."""
     return folders.scan(folder).images
 
 
 def mask(path: Path) -> NDArray[np.bool_]:
-    """Read a mask (H, W), or a folder of masks of one image: true where it marks a defect. Errors: as `masks.read`."""
+    """Read a mask (H, W), or a folder of masks of one image: True where defective. Errors: as `masks.read`."""
     return masks.read(path).area
 
 
 def _split(root: Path, path: Path) -> str:
-    """The split that an image lies in: train, test or ""."""
+    """Return the split of an image: train, test or ""."""
     *above, _ = path.relative_to(root).parts
     return folders.split_of(above[0]) if above else ""
 
 
 def _in_layout(root: Path, path: Path) -> bool:
-    """Whether a file lies in a data set below the root."""
-    inner = [plain(name) for name in path.relative_to(root).parts[1:-1]]
+    """Whether a file belongs to a data set below the root."""
+    inner = [normalize(name) for name in path.relative_to(root).parts[1:-1]]
     return "train" in inner or "ground_truth" in inner
 
 
@@ -200,15 +206,15 @@ _FILE_COLUMNS = ("path", "file", "filename", "image", "stem")
 _GROUP_COLUMNS = ("group", "part", "lot", "session")
 
 
-def grouping(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[Sample]:
-    """Give each sample the group that a CSV file or a regular expression names.
+def assign_groups(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[Sample]:
+    """Assign each sample to a group by a CSV file or a regular expression.
 
     The CSV has one column for the image (`path` relative to the folder, `file` or `stem`), one for the group (`group`,
-    `part`, `lot`, `session`, one that ends in `_group`, or the only other one), and may have `split` where the same
-    stem occurs in train and test. The expression is searched in the relative path with forward slashes; its group
-    named `group`, or else its first, is the group.
+    `part`, `lot`, `session`, one that ends in `_group`, or the only other one), and can have `split` if the same stem
+    occurs in train and test. The expression is searched in the relative path with forward slashes; its capture group
+    named `group`, or its first one, is the group.
 
-    Errors: DatasetError when good images are left without a group, with their number and three of them.
+    Errors: DatasetError when good images have no group, with their number and three of them.
     """
     if files.is_file(groups):
         named = _from_csv(root, samples, Path(groups))
@@ -223,18 +229,18 @@ def grouping(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[
         names = few([path.relative_to(root).as_posix() for path in lost])
         raise DatasetError(
             f"{source} for {len(lost)} of {sum(s.good for s in samples)} good images: {names}; "
-            "expected a group for every good image. Add them, or move the images away."
+            "expected a group for every good image. Add the missing groups, or remove the images."
         )
     return [replace(s, group=group or s.group) for s, group in zip(samples, named, strict=True)]
 
 
 def is_table(groups: str | Path) -> bool:
-    """Whether groups are given by a table, there or not, rather than by a regular expression."""
+    """Whether `groups` is the path of a table, existing or not, and no regular expression."""
     return files.is_file(groups) or str(groups).lower().endswith(".csv")
 
 
-def united(samples: Sequence[Sample], digests: Sequence[str]) -> list[Sample]:
-    """Give samples with equal contents (n,) one group, along with all that share a group with one of them."""
+def merge_groups(samples: Sequence[Sample], digests: Sequence[str]) -> list[Sample]:
+    """Merge the groups of samples whose files are equal, by their digests (n,)."""
     leader: dict[str, str] = {}
     first: dict[str, str] = {}
 
@@ -255,12 +261,12 @@ def _from_pattern(root: Path, samples: Sequence[Sample], pattern: str) -> list[s
         raise DatasetError(f"group pattern '{pattern}': not a regular expression: {error}. Correct it.") from None
     if not search.groups:
         raise DatasetError(
-            f"group pattern '{pattern}': nothing in it is in brackets; expected one capture group. "
-            r"Put brackets around what names the part, as in 'part(\d+)_'."
+            f"group pattern '{pattern}': no capture group; expected one. "
+            r"Put parentheses around the name of the part, as in 'part(\d+)_'."
         )
     which = "group" if "group" in search.groupindex else 1
-    found = (search.search(sample.path.relative_to(root).as_posix()) for sample in samples)
-    return [match[which] if match else None for match in found]
+    matches = (search.search(sample.path.relative_to(root).as_posix()) for sample in samples)
+    return [match[which] if match else None for match in matches]
 
 
 def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | None]:
@@ -274,7 +280,7 @@ def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | N
     if long := [str(row) for row in rows if None in row]:
         raise DatasetError(
             f"{path}: {len(long)} rows have more cells than the {len(columns)} columns {', '.join(columns)}. "
-            "Name every column, and put quotes around names with a separator in them."
+            "Give every column a name, and put quotes around names that contain a separator."
         )
     key = next((c for name in _FILE_COLUMNS for c in columns if c.lower() == name), None)
     others = [c for c in columns if c != key and c.lower() != "split"]
@@ -297,50 +303,50 @@ def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | N
     def find(sample: Sample) -> str | None:
         names = (sample.path.relative_to(root).as_posix(), sample.path.name, sample.path.stem)
         keys = [(where, name) for where in ([sample.split] if split and sample.split else [""]) for name in names]
-        found: set[str] = next((named[k] for k in keys if k in named), set())
-        if len(found) > 1:
+        groups: set[str] = next((named[k] for k in keys if k in named), set())
+        if len(groups) > 1:
             raise DatasetError(
-                f"{path}: {names[0]} has {len(found)} groups: {', '.join(sorted(found)[:3])}; expected one. "
-                "Name images by their relative path, in a column 'path'."
+                f"{path}: {names[0]} has {len(groups)} groups: {', '.join(sorted(groups)[:3])}; expected one. "
+                "Use relative paths of images, in a column 'path'."
             )
-        return next(iter(found), None)
+        return next(iter(groups), None)
 
     return [find(sample) for sample in samples]
 
 
 def split_good(samples: Sequence[Sample], calibrate: float, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Divide good samples into those to fit on and those to calibrate on, seeded, both in the given order.
+    """Divide good samples into those for the fit and those for calibration, seeded; the order stays.
 
-    `calibrate` is the share of the groups held out, drawn without regard to how many images they have: a choice by size
-    would make held-out parts unlike new ones. A group is never on both sides, and each side has at least one.
+    `calibrate` is the share of the groups for calibration. Groups are drawn independently of their size, so that they
+    are distributed like new parts. A group is never on both sides, and each side has at least one.
 
     Errors: DatasetError with fewer than two groups.
     """
-    order = _shuffled(samples, seed)
-    held = set(order[: min(max(1, round(calibrate * len(order))), len(order) - 1)])
-    fit = [sample for sample in samples if sample.group not in held]
-    return fit, [sample for sample in samples if sample.group in held]
+    order = _shuffle(samples, seed)
+    held_out = set(order[: min(max(1, round(calibrate * len(order))), len(order) - 1)])
+    fit = [sample for sample in samples if sample.group not in held_out]
+    return fit, [sample for sample in samples if sample.group in held_out]
 
 
 def folds(samples: Sequence[Sample], count: int, seed: int) -> list[list[Sample]]:
-    """Divide good samples into `count` folds, seeded, each in the given order; fewer where there are fewer groups.
+    """Divide good samples into `count` folds, seeded, or into one fold per group if there are fewer; the order stays.
 
-    A group is in one fold, and the folds have as many groups as each other, give or take one. Errors: as `split_good`.
+    A group is in one fold, and the numbers of groups differ by at most one. Errors: as `split_good`.
     """
-    order = _shuffled(samples, seed)
+    order = _shuffle(samples, seed)
     count = min(count, len(order))
     fold = {group: i % count for i, group in enumerate(order)}
     return [[sample for sample in samples if fold[sample.group] == i] for i in range(count)]
 
 
-def _shuffled(samples: Sequence[Sample], seed: int) -> list[str]:
-    """The groups of samples in a seeded order. DatasetError when there are fewer than two."""
+def _shuffle(samples: Sequence[Sample], seed: int) -> list[str]:
+    """Return the groups of samples in a seeded order. DatasetError when there are fewer than two."""
     groups = sorted({sample.group for sample in samples})
     if len(groups) < 2:
         raise DatasetError(
-            f"{counted(len(samples), 'good image')} in {counted(len(groups), 'group')}; a group to learn from and "
-            f"one to calibrate on are the least, and {ENOUGH} images or more are advised. Copies of one file count as "
-            "one group. Add images, or give finer groups."
+            f"{counted(len(samples), 'good image')} in {counted(len(groups), 'group')}; expected at least two groups, "
+            f"one for the fit and one for calibration, and better {ENOUGH} images or more. Copies of one file count as "
+            "one group. Add images, or use finer groups."
         )
     shuffled: list[str] = np.random.default_rng(seed).permutation(groups).tolist()
     return shuffled

@@ -1,4 +1,4 @@
-"""What is below a folder: images, masks and what is neither; and what the name of a folder says of its images."""
+"""The files below a folder: images, masks and others; and the meaning of the names of folders."""
 
 import fnmatch
 import os
@@ -17,12 +17,12 @@ from andon.pictures.headers import SUFFIXES
 Kind = Literal["good", "bad", "mask", "system", ""]
 
 
-def _each(names: str) -> frozenset[str]:
+def _set(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
 # fmt: off
-GOOD = _each("""
+GOOD = _set("""
     good goods ok okay normal normals pass passed passes healthy nominal intact undamaged flawless qualified accept
     accepted acceptable conforming conform go defectfree faultfree nodefect nodefects withoutdefect withoutdefects
     nondefective noanomaly gut gute guten gutteil gutteile gutbilder io inordnung fehlerfrei fehlerfreie
@@ -30,9 +30,9 @@ GOOD = _each("""
     良品 良 良好 ok品 正常 正常品 正常件 合格 合格品 合格件 無欠陥 欠陥なし 異常なし 問題なし 不良なし
     好 好品 好件 正品 完好 无缺陷 無缺陷 无异常
 """)
-"""Names of folders of good parts, as `words` reduces them: English, German, Japanese, Chinese."""
+"""Names of folders of good parts, as results of `reduce`: English, German, Japanese, Chinese."""
 
-BAD = _each("""
+BAD = _set("""
     bad bads ng ngs nok nogood nogo notgood notok notnormal notpass fail fails failed failure failures fault faults
     faulty defect defects defective defectives defected anomaly anomalies anomalous abnormal abnormals abnormality
     reject rejects rejected broken damage damages damaged scrap scrapped nonconforming nonconform unacceptable
@@ -45,14 +45,14 @@ BAD = _each("""
 """)
 """Names of folders of defective parts."""
 
-MASK = _each("""
+MASK = _set("""
     mask masks maske masken groundtruth groundtruths gt gts segmentation segmentations segmentationclass
     segmentationobject seg segs annotation annotations マスク 掩膜 掩码 遮罩 蒙版 标注 標注 アノテーション
 """)
 """Names of folders of masks."""
 
 LABEL = frozenset({"label", "labels", "标签", "標籤", "ラベル"})
-"""Names of folders of masks too, but below a test split of a kind of defect: a bottle has labels."""
+"""Names of folders of masks, but of a type of defect below a test split: a bottle has labels."""
 
 SYSTEM = frozenset({
     "@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", "~snapshot", "@tmp", "@sharebin",
@@ -60,9 +60,9 @@ SYSTEM = frozenset({
     "lost.dir", "found.000", "thumb", "thumbs", "thumbnail", "thumbnails", "_thumb", "_thumbs", "_thumbnail",
     "_thumbnails", "trash", "papierkorb", "ごみ箱", "回收站", "__pycache__", "node_modules",
 })
-"""Folders that file managers, network storage and operating systems make; those that begin with a dot are others."""
+"""Folders of file managers, network storage and operating systems. Folders that start with a dot are also skipped."""
 
-_FILLERS = _each("""
+_FILLERS = _set("""
     dir dirs folder folders image images img imgs picture pictures pic pics photo photos part parts piece pieces sample
     samples data dataset set all only class product products teil teile bild bilder ordner proben muster aufnahmen
 """)
@@ -75,44 +75,44 @@ _TEXT = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".t
 
 
 @cache
-def words(name: str) -> str:
+def reduce(name: str) -> str:
     """Reduce a name to the letters of its words, without digits and words like `images`: `OK-2024` → `ok`."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", " ", unicodedata.normalize("NFKC", name))
-    each = re.findall(r"[^\W\d_]+", name.casefold())
-    return _FILLERS_CJK.sub("", "".join(word for word in each if word not in _FILLERS))
+    words = re.findall(r"[^\W\d_]+", name.casefold())
+    return _FILLERS_CJK.sub("", "".join(word for word in words if word not in _FILLERS))
 
 
-def plain(name: str) -> str:
-    """Make names equal that look equal: one Unicode form (NFC), lower case."""
+def normalize(name: str) -> str:
+    """Return a name in lower case and one Unicode form (NFC), for comparisons."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 class Names:
-    """What folders' names say: what is known here, and the folders that a person names as good."""
+    """The meaning of folder names: the known names, and the folders that the user gives as good."""
 
     def __init__(self, good: Collection[str] = ()) -> None:
-        """`good` are names or patterns with `*`; "." names the images directly in a folder."""
-        self._good = [plain(name) for name in good]
+        """good: names or patterns with `*`; ".": images directly in a folder."""
+        self._good = [normalize(name) for name in good]
         self.unmatched = set(self._good)
 
     def kind(self, name: str) -> Kind:
-        """What a folder of this name holds; "" when its name does not say. "." stands for no folder."""
-        known = _kind_of_folder(name)
+        """Return the kind of a folder of this name; "" if it is unknown. "." is no folder."""
+        kind = _kind_of_folder(name)
         for pattern in self._good:
-            exactly = plain(name) == pattern
-            if exactly or (known in ("", "good") and fnmatch.fnmatchcase(plain(name), pattern)):
+            equal = normalize(name) == pattern
+            if equal or (kind in ("", "good") and fnmatch.fnmatchcase(normalize(name), pattern)):
                 self.unmatched.discard(pattern)
                 return "good"
-        return known
+        return kind
 
 
 @cache
 def _kind_of_folder(name: str) -> Kind:
     if name == ".":
         return ""
-    if name.startswith(".") or plain(name) in SYSTEM:
+    if name.startswith(".") or normalize(name) in SYSTEM:
         return "system"
-    reduced = words(name)
+    reduced = reduce(name)
     if reduced in MASK or reduced in LABEL or re.search(r"(?i)[^a-z](mask|maske|masken|masks)$", name):
         return "mask"
     return "good" if reduced in GOOD else "bad" if reduced in BAD else ""
@@ -123,39 +123,39 @@ class Contents:
     """The files below a folder, in the order of their relative paths."""
 
     images: list[Path] = field(default_factory=list)
-    masks: list[Path] = field(default_factory=list)  # in folders of masks, or beside the image of their name
-    ignored: Counter[str] = field(default_factory=Counter)  # kind → how many entries that are neither
-    unreadable: list[str] = field(default_factory=list)  # sentences on folders and links that could not be followed
+    masks: list[Path] = field(default_factory=list)  # in folders of masks, or beside the image of the same name
+    ignored: Counter[str] = field(default_factory=Counter)  # kind → number of other files and folders
+    unreadable: list[str] = field(default_factory=list)  # sentences on unreadable folders and links
 
 
 def scan(folder: Path, names: Names | None = None) -> Contents:
-    """Find the images at any depth. What cannot be followed is one entry of `unreadable`; the rest goes on.
+    """Find the files at any depth. Unreadable folders and links are skipped and listed in `unreadable`.
 
-    Folders of the system are not entered. Errors: OSError when the folder itself cannot be read.
+    System folders are skipped. Errors: OSError when the folder itself cannot be read.
     """
-    names, found = names or Names(), Contents()
+    names, contents = names or Names(), Contents()
     pictures = []
-    for path in _walk(folder, names, found):
+    for path in _walk(folder, names, contents):
         kind = _kind_of_file(path)
         if kind != "image":
-            found.ignored[kind] += 1
+            contents.ignored[kind] += 1
         elif mask_folder(path.relative_to(folder).parts[:-1], names) is not None:
-            found.masks.append(path)
+            contents.masks.append(path)
         else:
             pictures.append(path)
-    for _, together in groupby(sorted(pictures, key=lambda path: path.parent), key=lambda path: path.parent):
-        beside = list(together)
-        stems = {plain(path.stem) for path in beside}
-        for path in beside:
-            companion = any(stem in stems for stem in readings(path.stem)[1:])
-            (found.masks if companion else found.images).append(path)
-    found.images.sort()
-    return found
+    for _, group in groupby(sorted(pictures, key=lambda path: path.parent), key=lambda path: path.parent):
+        siblings = list(group)
+        stems = {normalize(path.stem) for path in siblings}
+        for path in siblings:
+            companion = any(stem in stems for stem in image_stems(path.stem)[1:])
+            (contents.masks if companion else contents.images).append(path)
+    contents.images.sort()
+    return contents
 
 
-def readings(stem: str) -> list[str]:
-    """Which names of images a mask's name may belong to: its own, then that without `_mask`, `_gt` or the like."""
-    stem = plain(stem)
+def image_stems(stem: str) -> list[str]:
+    """Return possible image names for the name of a mask: the same name, then without `_mask`, `_gt` or the like."""
+    stem = normalize(stem)
     own = [stem]
     if match := _MARKED.fullmatch(stem):
         own.append(match["a"] or match["b"])
@@ -163,26 +163,26 @@ def readings(stem: str) -> list[str]:
 
 
 def mask_folder(folders: tuple[str, ...], names: Names) -> int | None:
-    """Which of the folders on the way to a file, from outside, is one of masks; None when none is."""
+    """Return the index of the first folder of masks in a path, from outside; None if there is none."""
     below_test = bool(folders) and split_of(folders[0]) == "test"
     for depth, name in enumerate(folders):
-        if names.kind(name) == "mask" and not (below_test and words(name) in LABEL):
+        if names.kind(name) == "mask" and not (below_test and reduce(name) in LABEL):
             return depth
     return None
 
 
 def split_of(name: str) -> str:
-    """Which split of a published layout a folder is: train, test or ""."""
-    return {"train": "train", "training": "train", "test": "test", "testing": "test"}.get(plain(name), "")
+    """Return the split of a folder in a published layout: train, test or ""."""
+    return {"train": "train", "training": "train", "test": "test", "testing": "test"}.get(normalize(name), "")
 
 
-def _walk(root: Path, names: Names, found: Contents) -> Iterator[Path]:
-    """Yield the files below a folder, sorted; a link that leads back to a folder on its own way is not followed."""
-    way, stack = [_identity(root)], [_entries(root)]
+def _walk(root: Path, names: Names, contents: Contents) -> Iterator[Path]:
+    """Yield the files below a folder, sorted; links to a parent folder are not followed."""
+    parents, stack = [_identity(root)], [_entries(root)]
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
-            way.pop()
+            parents.pop()
             stack.pop()
             continue
         path, is_folder = Path(entry.path), False
@@ -191,18 +191,18 @@ def _walk(root: Path, names: Names, found: Contents) -> Iterator[Path]:
             if not is_folder:
                 entry.stat()
             elif names.kind(entry.name) == "system":
-                found.ignored["system folder"] += 1
-            elif (here := _identity(path)) in way:
-                found.ignored["link back to a folder above"] += 1
+                contents.ignored["system folder"] += 1
+            elif (identity := _identity(path)) in parents:
+                contents.ignored["link to a parent folder"] += 1
             else:
-                inside = _entries(path)
-                way.append(here)
-                stack.append(inside)
+                entries = _entries(path)
+                parents.append(identity)
+                stack.append(entries)
         except OSError as error:
-            if is_folder or _kind_of_file(path) == "other":  # of a picture, whoever reads it says what is wrong
-                found.unreadable.append(
+            if is_folder or _kind_of_file(path) == "other":  # pictures are reported when they are read
+                contents.unreadable.append(
                     f"{path.as_posix()}: cannot be read: {(error.strerror or str(error)).lower()}. "
-                    "Allow reading, mend the link, or move it away."
+                    "Allow reading, repair the link, or remove it."
                 )
                 continue
         if not is_folder:
@@ -216,7 +216,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 def _identity(folder: Path) -> tuple[int, int] | str:
     status = folder.stat()
-    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some shares number no files
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder)  # some shares have no inodes
 
 
 def _kind_of_file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The picture that parts are registered to: the recipe's, or the good image that is most like all others."""
+"""The reference of the registration: the picture of the recipe, or the good image most similar to all others."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from andon.pictures.image import Image, Input
 from andon.progress import Progress
 from andon.recipe import Recipe
 
-THUMBNAIL = 48  # pixels a side
-SHARE, LOW = 0.7, 0.05  # the least quality is this share of what all but so many of the good images reach
+THUMBNAIL = 48  # pixels
+SHARE, LOW = 0.7, 0.05  # the least quality is SHARE times the LOW quantile of the qualities of good images
 
 
-def given(recipe: Recipe) -> Reference | None:
-    """The reference that the recipe names, if it names one. RecipeError when it cannot be used."""
+def load(recipe: Recipe) -> Reference | None:
+    """Load the reference of the recipe; None if it has none. RecipeError when it is not usable."""
     settings = recipe.geometry.registration
     if settings is None or not settings.reference:
         return None
@@ -30,84 +30,84 @@ def given(recipe: Recipe) -> Reference | None:
 
 
 def choose(
-    known: Mapping[Path, str], settings: Register, read: Callable[[Path, str], Image], progress: Progress
+    digests: Mapping[Path, str], settings: Register, read: Callable[[Path, str], Image], progress: Progress
 ) -> Reference:
-    """Take the image with the highest sum of correlations with the others, on small gray versions.
+    """Choose the image with the highest sum of correlations with the others, on small gray versions.
 
-    `known`: path → digest of images that were read before; `read` gives them again. ImageError when one has changed
-    since; DatasetError when even the image that is chosen shows nothing.
+    digests: path → digest of images that were read before; read: reads them again. Errors: ImageError when one has
+    changed; DatasetError when the chosen image has no structure.
     """
-    paths = list(known)
-    small = []
+    paths = list(digests)
+    thumbnails = []
     for done, path in enumerate(paths):
         progress("choosing reference", done, len(paths))
-        pixels = read(path, known[path]).pixels
-        shrunk = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
-        gray = shrunk.reshape(THUMBNAIL**2, -1).astype(np.float32).mean(axis=1)
+        pixels = read(path, digests[path]).pixels
+        small = cv2.resize(pixels, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+        gray = small.reshape(THUMBNAIL**2, -1).astype(np.float32).mean(axis=1)
         gray -= gray.mean()
-        small.append(gray / max(float(np.linalg.norm(gray)), 1e-6))
+        thumbnails.append(gray / max(float(np.linalg.norm(gray)), 1e-6))
     progress("choosing reference", len(paths), len(paths))
-    each = np.stack(small)
-    path = paths[int((each @ each.sum(axis=0)).argmax())]
-    likest = read(path, known[path])
+    rows = np.stack(thumbnails)
+    path = paths[int((rows @ rows.sum(axis=0)).argmax())]
+    picture = read(path, digests[path])
     try:
-        return Reference.of(likest, settings)
+        return Reference.of(picture, settings)
     except ImageError:
         raise DatasetError(
-            f"the good images show nothing to register by: the one most like the others, {likest.name}, is flat, or "
-            "too long and narrow. Take pictures that show the part and its outline, name one that does as "
-            "geometry.registration.reference, or leave geometry.registration out."
+            f"the good images are not usable for registration: the one most similar to the others, {picture.name}, is "
+            "uniform, or too long and narrow. Use pictures that show the part and its outline, set "
+            "geometry.registration.reference to such a picture, or remove geometry.registration."
         ) from None
 
 
-def fitting(reference: Reference, rule: Input) -> Reference:
-    """The reference with its samples scaled as those of the training images; RecipeError when it is of another kind."""
+def match_input(reference: Reference, rule: Input) -> Reference:
+    """Rescale a reference like the training images. RecipeError when it has other channels or another depth."""
     if (reference.input.channels, reference.input.depth) != (rule.channels, rule.depth):
         raise RecipeError(
-            f"recipe: geometry.registration.reference: {reference.name} is one of {reference.input}; the training "
-            f"images are {rule}. Name a picture from the same camera."
+            f"recipe: geometry.registration.reference: {reference.name} is one of {reference.input}; expected "
+            f"{rule}, like the training images. Use a picture from the same camera."
         )
     if not rule.maximum:
         return reference
     try:
-        picture = image.scaled(image.read(reference.data, reference.name), rule.maximum)
+        picture = image.rescale(image.read(reference.data, reference.name), rule.maximum)
     except ImageError as error:
         raise RecipeError(f"recipe: geometry.registration.reference: {error}") from None
     return Reference.of(picture, reference.settings)
 
 
-def enough(reference: Reference, found: Collection[Registration], reasons: Sequence[str]) -> None:
-    """TrainingError when most good images cannot be registered: then it is not they that are wrong."""
-    if len(found) < len(reasons):
+def require_majority(reference: Reference, poses: Collection[Registration], failures: Sequence[str]) -> None:
+    """TrainingError when most good images cannot be registered: then the reference or the limits are wrong."""
+    if len(poses) < len(failures):
         raise TrainingError(
-            f"only {len(found)} of {len(found) + len(reasons)} good images could be registered to the reference "
-            f"{reference.name}. Name a picture of the part as geometry.registration.reference, or widen max_rotation "
-            f"and max_shift. The first: {reasons[0]}"
+            f"only {len(poses)} of {len(poses) + len(failures)} good images could be registered to the reference "
+            f"{reference.name}. Set geometry.registration.reference to a picture of the part, or increase max_rotation "
+            f"and max_shift. The first failure: {failures[0]}"
         )
 
 
-def least_quality(found: Sequence[Registration]) -> float:
-    """The quality below which a part counts as not found, from good images, if any: far below what they reach."""
-    if not found:
+def least_quality(poses: Sequence[Registration]) -> float:
+    """Return the least quality of a registration: much lower than the qualities of good images, if there are any."""
+    if not poses:
         return LEAST
-    return max(LEAST, round(SHARE * float(np.quantile([each.quality for each in found], LOW)), 3))
+    return max(LEAST, round(SHARE * float(np.quantile([pose.quality for pose in poses], LOW)), 3))
 
 
-def below(path: Path, found: Registration, least: float) -> str:
-    """Why a good image is left out that fits the reference much worse than the others."""
+def low_quality(path: Path, pose: Registration, least: float) -> str:
+    """Return the message on a good image that is not used because of the low quality of its registration."""
     return (
-        f"{path.as_posix()}: registered with quality {found.quality:.2f}; from the other good images at least "
-        f"{least:.2f} is expected. Look at it."
+        f"{path.as_posix()}: registered with quality {pose.quality:.2f}; expected at least {least:.2f}, from the other "
+        "good images. Look at it."
     )
 
 
-def provenance(reference: Reference | None, found: Collection[Registration]) -> dict[str, str]:
-    """What a bundle's manifest says: which picture it was, how well good images fit it, and what finding them costs."""
+def provenance(reference: Reference | None, poses: Collection[Registration]) -> dict[str, str]:
+    """Return entries of the manifest: name of the reference; quality and time of the registration of good images."""
     if reference is None:
         return {}
-    quality, milliseconds = [each.quality for each in found], [each.milliseconds for each in found]
-    said = (
-        f"{len(found)} good images, quality {np.median(quality):.2f}, at least {min(quality):.2f}, "
+    quality, milliseconds = [pose.quality for pose in poses], [pose.milliseconds for pose in poses]
+    summary = (
+        f"{len(poses)} good images, quality {np.median(quality):.2f}, at least {min(quality):.2f}, "
         f"{np.median(milliseconds):.0f} ms each"
     )
-    return {"reference": Path(reference.name).name, "registered": said}
+    return {"reference": Path(reference.name).name, "registered": summary}

@@ -15,7 +15,7 @@ from andon.inspection import Array, Pixels
 
 
 class Slot(NamedTuple):
-    """Where an array lies in the store."""
+    """The position of an array in the store."""
 
     offset: int  # bytes
     shape: tuple[int, ...]
@@ -23,7 +23,7 @@ class Slot(NamedTuple):
 
 
 class Store:
-    """Arrays, each put once and read as often as needed; the file is gone when the process is, however that ends.
+    """Arrays in one temporary file; the system removes the file when the process ends, even if it is killed.
 
     >>> store = Store(megabytes=100)
     >>> slot = store.put(np.zeros((256, 256, 3), np.uint8))
@@ -32,7 +32,7 @@ class Store:
     """
 
     def __init__(self, megabytes: int = STORAGE_MB, folder: Path | None = None) -> None:
-        """Open the file in a folder, or in the system's temporary folder. AndonError when it cannot be written to."""
+        """Open the file in a folder, or in the system's temporary folder. AndonError when it cannot be written."""
         self.megabytes, self._folder = megabytes, folder
         self.clear()
 
@@ -43,14 +43,14 @@ class Store:
     def put(self, array: NDArray[Any], part: float = 1.0) -> Slot:
         """Add a copy of an array.
 
-        `part`: the part of all arrays that is stored already, of which an error estimates the storage needed.
-        Errors: TrainingError past the budget; AndonError when the disk is full.
+        part: share of all arrays that will be stored after this one; an error estimates the total from it.
+        Errors: TrainingError when the budget is exceeded; AndonError when the disk is full.
         """
         if not self.room(array.nbytes):
             needed = math.ceil(1.05 * (self.size + array.nbytes) / max(part, 1e-3) / 1e6)
             raise TrainingError(
                 f"the tiles of the training images need about {needed} MB of temporary storage; this training may use "
-                f"{self.megabytes} MB. Raise storage_mb (--storage-mb) to {needed}, or make tiles smaller or fewer "
+                f"{self.megabytes} MB. Increase storage_mb (--storage-mb) to {needed}, or make tiles smaller or fewer "
                 "with geometry.size, crop or overlap."
             )
         slot = Slot(self.size, array.shape, array.dtype.str)
@@ -61,22 +61,22 @@ class Store:
         return slot
 
     def clear(self) -> None:
-        """Forget all arrays and start a new file."""
+        """Delete all arrays and start a new file."""
         self._file = Scratch("the tiles of the training images", self._folder)
         self._mapped: NDArray[np.uint8] = np.empty(0, np.uint8)
         self.size = 0  # bytes
 
     def __getitem__(self, slot: Slot) -> NDArray[Any]:
-        """Return an array that was put, read-only; it outlives the store."""
+        """Return an array, read-only; it stays valid after the store is deleted."""
         if len(self._mapped) < self.size:
             self._mapped = self._file.mapped(np.uint8, (self.size,))
         return np.ndarray(slot.shape, slot.dtype, self._mapped, slot.offset)
 
 
 class Memo:
-    """Values computed from tiles, stored for the other fits of a training while there is room.
+    """Values computed from tiles, stored for the other fits of a training if there is room.
 
-    A tile is known by its content, so that fits on different rows share the values.
+    The key of a tile is its content, so that fits on different rows share the values.
     """
 
     def __init__(self, store: Store) -> None:
@@ -85,7 +85,7 @@ class Memo:
         self._slots: dict[tuple[str, bytes], list[Slot]] = {}
 
     def __call__(self, name: str, tiles: Pixels, compute: Callable[[Pixels], Sequence[Array]]) -> list[Array]:
-        """Return what `compute` makes of tiles (n, h, w, c): arrays (n, …). `name` tells computations apart."""
+        """Return the results of `compute` for tiles (n, h, w, c): arrays (n, …). `name` identifies the computation."""
         keys = [(name, hashlib.blake2b(tile.tobytes(), digest_size=16).digest()) for tile in tiles]
         if not all(key in self._slots for key in keys):
             computed = list(compute(tiles))

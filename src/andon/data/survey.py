@@ -1,4 +1,4 @@
-"""The good images, looked over once before anything is learnt: which can be used, their tiles, where the parts lie."""
+"""The first pass over the good images of a training: usable images, their tiles in the store, poses of their parts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -28,13 +28,13 @@ from andon.pictures.light import Light
 from andon.progress import Progress
 from andon.recipe import InputRule, Recipe
 
-SIDE = 420  # pixels, the longer side of a thumbnail
+SIDE = 420  # pixels: longer side of a thumbnail
 
 Tell = Callable[[str], None]
 
 
 class Prepared(NamedTuple):
-    """A picture as it is scored: decoded, aligned and cut."""
+    """A picture that was decoded, aligned and cut into tiles."""
 
     sample: Sample
     name: str
@@ -45,8 +45,8 @@ class Prepared(NamedTuple):
     tiles: list[tuple[Place, Pixels]]  # (t, t, c)
 
 
-class _Kept(NamedTuple):
-    """What the store keeps of a picture."""
+class _Entry(NamedTuple):
+    """A picture in the store."""
 
     name: str
     look: Appearance
@@ -56,45 +56,45 @@ class _Kept(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What one pass over the good images found."""
+    """The result of a pass over the good images."""
 
-    samples: list[Sample]  # those that can be used
-    rule: Input
+    samples: list[Sample]  # usable images
+    rule: Input  # their common kind
     store: Store
     pictures: Pictures
-    kept: dict[Path, _Kept]  # image → what is kept of it; none before there is a reference, where parts are registered
+    entries: dict[Path, _Entry]  # image → its tiles; empty if the reference of a registration is not yet chosen
     digests: dict[Path, str]  # image → SHA-256 of its file
-    skipped: list[str]  # why the others cannot be used
-    reference: Reference | None = None  # that the tiles are registered to
-    found: Mapping[Path, Registration] = MappingProxyType({})  # image → where its part lies, where it was registered
-    share: float = 1.0  # the least of an image, or of the reference, that is inspected
+    skipped: list[str]  # reasons why other images are not usable
+    reference: Reference | None = None  # of the registration
+    poses: Mapping[Path, Registration] = MappingProxyType({})  # image → pose of its part, with a registration
+    share: float = 1.0  # smallest inspected share of an image, or of the reference
 
     def tiles(self, path: Path) -> list[Pixels]:
         """Return the tiles (h, w, c) of an image, read-only."""
-        return [self.store[slot] for slot in self.kept[path].tiles]
+        return [self.store[slot] for slot in self.entries[path].tiles]
 
     def prepared(self, sample: Sample, settings: Geometry) -> Prepared:
-        """Return an image as it is scored, from the store."""
-        name, look, thumbnail, placement, _ = self.kept[sample.path]
+        """Return an image with its tiles from the store."""
+        name, look, thumbnail, placement, _ = self.entries[sample.path]
         tiles = list(zip(tiling.places(placement, settings), self.tiles(sample.path), strict=True))
         return Prepared(sample, name, self.digests[sample.path], look, self.store[thumbnail], placement, tiles)
 
 
 def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None) -> Prepared:
-    """Align and cut a decoded image. Errors: as `views.align`."""
+    """Align a decoded image and cut it into tiles. Errors: as `views.align`."""
     view = views.align(read.pixels, settings, read.name, registered_to, read.full)
     tiles = list(tiling.split(view, settings))
-    look, thumbnail = appearance.of(read.pixels), _thumbnail(read.pixels)
+    look, thumbnail = appearance.measure(read.pixels), _thumbnail(read.pixels)
     return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
 
 
 def _thumbnail(pixels: Pixels) -> Pixels:
-    """Shrink pixels (h, w, c) to `SIDE`."""
+    """Reduce pixels (h, w, c) so that the longer side has at most `SIDE` pixels."""
     h, w = pixels.shape[:2]
     factor = min(1.0, SIDE / max(h, w))
     size = (max(1, round(w * factor)), max(1, round(h * factor)))
-    shrunk: Pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), pixels.dtype)
-    return shrunk.reshape(size[1], size[0], -1)
+    small: Pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), pixels.dtype)
+    return small.reshape(size[1], size[0], -1)
 
 
 class GoodTiles:
@@ -103,15 +103,15 @@ class GoodTiles:
     def __init__(
         self, samples: Sequence[Sample], survey: Survey, settings: Geometry, defects: Defects | None = None
     ) -> None:
-        """Take the images to learn from."""
+        """Select the images."""
         self._store = survey.store
-        self._slots = [slot for sample in samples for slot in survey.kept[sample.path].tiles]
+        self._slots = [slot for sample in samples for slot in survey.entries[sample.path].tiles]
         self.shape: tuple[int, int] = settings.input
         self.side: int = self.shape[0]
         self.channels: int = survey.rule.channels
         self.depth: int = survey.rule.depth
         number = _numbers(samples)
-        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in survey.kept[s.path].tiles]
+        self.groups: Sequence[int] = [number[s.group] for s in samples for _ in survey.entries[s.path].tiles]
         self.defects: Defects | None = defects
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class GoodTiles:
 
 
 class DefectTiles:
-    """The tiles of images of defects, with what their masks mark, read from the store."""
+    """The tiles of images of defects and of their masks, read from the store."""
 
     def __init__(
         self,
@@ -136,12 +136,12 @@ class DefectTiles:
         warn: Tell,
         registered_to: Reference | None = None,
     ) -> None:
-        """Put the images into the store; `warn` hears of those that are left out: they or their masks are unusable."""
+        """Add the images to the store; `warn` receives messages on images and masks that are not usable."""
         self._store = store
         self._slots: list[tuple[Slot, Slot]] = []  # of a tile and of its mask
         self._geometry, self._rule, self._reference = settings, rule, registered_to
         groups: list[int] = []
-        self.digests: dict[Path, str] = {}  # of the files that are learnt from
+        self.digests: dict[Path, str] = {}  # image → SHA-256 of its file, for all that are used
         number = _numbers(samples)
         for sample in samples:
             try:
@@ -152,9 +152,9 @@ class DefectTiles:
                 continue
             if not any(mask.any() for _, mask in pieces):
                 warn(
-                    f"left out: {read.name}: nothing of what its mask marks is left in its tiles; expected a defect "
-                    "inside the crop and the region of interest. Correct them or the mask. If the defect is very "
-                    "small, raise geometry.size."
+                    f"left out: {read.name}: its tiles contain no marked pixel of its mask; expected a defect inside "
+                    "the crop and the region of interest. Correct them or the mask. If the defect is very small, "
+                    "increase geometry.size."
                 )
                 continue
             self._slots += [(store.put(tile), store.put(mask)) for tile, mask in pieces]
@@ -167,41 +167,43 @@ class DefectTiles:
 
     def __getitem__(self, rows: Sequence[int]) -> Labelled:
         tiles, masks = zip(*(self._slots[row] for row in rows), strict=True)
-        return Labelled(np.stack([self._store[each] for each in tiles]), np.stack([self._store[m] for m in masks]))
+        return Labelled(
+            np.stack([self._store[tile] for tile in tiles]), np.stack([self._store[mask] for mask in masks])
+        )
 
     def __iter__(self) -> Iterator[Labelled]:
         return (self[rows] for rows in tiling.batches(range(len(self)), self._geometry.input))
 
     def _tiles(self, sample: Sample, read: Image) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
-        """Yield the tiles (t, t, c) of one image and the mask (t, t) of each."""
+        """Yield the tiles (t, t, c) of one image, each with its mask (t, t)."""
         read = image.accept(read, self._rule)
         shape = read.pixels.shape[:2]
-        marked = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
-        if marked.shape != shape:
+        area = np.ones(shape, bool) if sample.mask is None else dataset.mask(sample.mask)
+        if area.shape != shape:
             raise ImageError(
-                f"{sample.mask}: a mask of {marked.shape[1]}×{marked.shape[0]} pixels for an image of "
+                f"{sample.mask}: a mask of {area.shape[1]}×{area.shape[0]} pixels for an image of "
                 f"{shape[1]}×{shape[0]}; expected equal sizes. Correct the mask."
             )
         top = np.iinfo(read.pixels.dtype).max
-        # As one more channel, so that the mask goes the way of the image whatever the geometry does.
-        mask = np.where(marked[..., None], top, 0).astype(read.pixels.dtype)
+        # The mask is an additional channel, so that it has the same geometry as the image.
+        mask = np.where(area[..., None], top, 0).astype(read.pixels.dtype)
         both = np.concatenate([read.pixels, mask], axis=2)
         view = views.align(both, self._geometry, read.name, self._reference)
         if view.roi is not None:
-            view.pixels[~view.roi, -1] = 0  # what is painted over is no defect
+            view.pixels[~view.roi, -1] = 0  # pixels outside the region of interest are no defect
         for _, tile in tiling.split(view, self._geometry):
-            # Of a mark thinner than a pixel of the tile, shrinking leaves little; turning leaves a faint rim around it.
-            # To learn from, any of it counts: a rim too many does less harm than a defect that is learnt as good.
-            # Nothing is measured by these masks.
+            # Resizing and rotation leave small values at thin marks and around all marks. All values above 0 count: a
+            # mask that is too large has less effect than a defect that is used as good. These masks are for training
+            # only, not for figures.
             yield tile[..., :-1], tile[..., -1] > 0
 
 
 def _numbers(samples: Sequence[Sample]) -> dict[str, int]:
-    """Number the groups of samples."""
+    """Return the number of each group of samples."""
     return {group: i for i, group in enumerate(sorted({sample.group for sample in samples}))}
 
 
-def look_over(
+def survey_images(
     good: Sequence[Sample],
     recipe: Recipe,
     store: Store,
@@ -213,13 +215,19 @@ def look_over(
     pictures: Pictures | None = None,
     reduce: bool = False,
 ) -> Survey:
-    """Decode every good image once, into the store: which can be used, and what they agree on.
+    """Decode every good image once, and add its tiles to the store.
 
-    Where parts are to be registered, there are tiles only once there is a reference. `known`: path → digest of images
-    that were looked over before; one that has changed since cannot be used. 16-bit samples are scaled from the range up
-    to `maximum`, or up to the recipe's; where neither is given there are tiles only once their range is known. Until
-    then whole `pictures` are kept, so that none is decoded again as long as there is room. `reduce`: decode JPEG at
-    reduced scale where the geometry allows it and all have one size.
+    Tiles are not cut before the reference of a registration and the range of 16-bit samples are known. Until then whole
+    `pictures` are stored, so that they are not decoded again if there is room.
+
+    registered_to: reference of the registration.
+    known: path → digest of images that were read before; an image that has changed is not usable.
+    maximum: largest value of 16-bit samples; default: the recipe's, else computed from all images.
+    light: illumination correction; default: fitted to the images, if the recipe has one.
+    reduce: decode JPEG at reduced scale if the geometry allows it and all have one size.
+
+    Errors: DatasetError when no image is usable; ImageError when images differ in channels or depth; RecipeError when
+    they differ from the recipe; TrainingError as `Store.put` and `reference.require_majority`.
     """
     pictures = pictures or Pictures(store)
     reduced = reduction(good, recipe) if reduce else 1
@@ -228,13 +236,13 @@ def look_over(
     if recipe.input.light != "as is" and light is None:
         light = light_of(good, recipe.input.light, maximum, pictures)
     highest = bits = 0
-    early = recipe.geometry.registration is not None and registered_to is None
-    found: dict[Path, Registration] = {}
-    missed: list[str] = []
+    no_reference = recipe.geometry.registration is not None and registered_to is None
+    poses: dict[Path, Registration] = {}
+    not_found: list[str] = []
     usable: list[Sample] = []
     inputs: dict[str, Input] = {}
-    kept: dict[Path, _Kept] = {}
-    regions: dict[tuple[int, int], Mask | None] = {}  # of views of one shape, the same region of interest
+    entries: dict[Path, _Entry] = {}
+    regions: dict[tuple[int, int], Mask | None] = {}  # shape of a view → region of interest, shared by equal shapes
     digests: dict[Path, str] = {}
     skipped: list[str] = []
     share = 1.0
@@ -242,60 +250,63 @@ def look_over(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.scaled(pictures.read(path, known.get(path, ""), reduced), maximum)
-            soon = early or (read.pixels.dtype == np.uint16 and maximum is None)  # its tiles are not cut yet
-            if soon:
+            read = image.rescale(pictures.read(path, known.get(path, ""), reduced), maximum)
+            later = no_reference or (read.pixels.dtype == np.uint16 and maximum is None)  # tiles are cut later
+            if later:
                 pictures.keep(path, read)
-            most, used = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
-            read = image.evened(read, light)
-            prepared = None if soon else prepare(sample, read, recipe.geometry, registered_to)
+            largest, used_bits = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
+            read = image.correct_light(read, light)
+            prepared = None if later else prepare(sample, read, recipe.geometry, registered_to)
         except ImageError as error:
             skipped.append(str(error))
             if isinstance(error, NotFound):
-                missed.append(str(error))
+                not_found.append(str(error))
             continue
         if prepared:
             placement = prepared.placement
             share = min(share, placement.share)
             if placement.registration:
-                found[sample.path] = placement.registration
+                poses[sample.path] = placement.registration
             placement = replace(placement, roi=regions.setdefault(placement.shape, placement.roi))
             slots = [store.put(tile, (done + 1) / len(good)) for _, tile in prepared.tiles]
-            kept[sample.path] = _Kept(read.name, prepared.look, store.put(prepared.thumbnail), placement, slots)
+            entries[sample.path] = _Entry(read.name, prepared.look, store.put(prepared.thumbnail), placement, slots)
         usable.append(sample)
-        inputs[read.name] = image.described(read)
-        highest, bits = max(highest, most), bits | used
+        inputs[read.name] = image.describe(read)
+        highest, bits = max(highest, largest), bits | used_bits
         digests[sample.path] = read.digest
     progress("reading images", len(good), len(good))
     if registered_to is not None:
-        reference.enough(registered_to, found.values(), missed)
+        reference.require_majority(registered_to, poses.values(), not_found)
     if not usable:
-        raise DatasetError(f"none of {len(good)} images can be used. The first: {skipped[0]}")
-    rule = _declared(image.agree(inputs), recipe.input)
+        raise DatasetError(
+            f"0 of {len(good)} images are usable; expected at least one. The first problem: {skipped[0]}"
+        )
+    rule = _check_input(image.common_input(inputs), recipe.input)
     if rule.depth == 16 and maximum is None:
-        maximum = image.in_use(highest, bits) or 65535
-        return look_over(good, recipe, store, progress, registered_to, digests, maximum, pictures=pictures)
+        maximum = image.used_range(highest, bits) or 65535
+        return survey_images(good, recipe, store, progress, registered_to, digests, maximum, pictures=pictures)
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
     rule = rule.model_copy(update={"light": light, "reduced": reduced})
-    return Survey(usable, rule, store, pictures, kept, digests, skipped, registered_to, found, share)
+    return Survey(usable, rule, store, pictures, entries, digests, skipped, registered_to, poses, share)
 
 
-def _declared(found: Input, rule: InputRule) -> Input:
-    """Hold what the images are against what the recipe declares."""
-    for key, value, asked in (("channels", found.channels, rule.channels), ("depth", found.depth, rule.depth)):
-        if asked not in ("auto", value):
+def _check_input(actual: Input, rule: InputRule) -> Input:
+    """Compare the kind of the images with the settings of the recipe. RecipeError when they differ."""
+    for key, value, setting in (("channels", actual.channels, rule.channels), ("depth", actual.depth, rule.depth)):
+        if setting not in ("auto", value):
             raise RecipeError(
-                f"input.{key} = {asked}, but the training images have {key} {value}. Correct the recipe or the images."
+                f"input.{key} = {setting}, but the training images have {key} {value}. Correct the recipe or the "
+                "images."
             )
-    if found.depth == 8 and rule.maximum != "auto":
+    if actual.depth == 8 and rule.maximum != "auto":
         raise RecipeError(
-            f"input.maximum = {rule.maximum}, but the training images have 8 bits. Leave it out, or correct the images."
+            f"input.maximum = {rule.maximum}, but the training images have 8 bits. Remove it, or correct the images."
         )
-    return found.model_copy(update={"size": None}) if rule.size == "any" else found
+    return actual.model_copy(update={"size": None}) if rule.size == "any" else actual
 
 
-def registered(
+def register(
     before: Survey,
     fit_on: Sequence[Sample],
     calibrate_on: Sequence[Sample],
@@ -303,55 +314,56 @@ def registered(
     given: Reference | None,
     progress: Progress,
 ) -> tuple[Survey, Recipe, list[Sample], list[Sample]]:
-    """Look over the good images again, registered, and spell the recipe's least quality out.
+    """Survey the good images again with registration, and set the recipe's least quality, if it has none.
 
-    Images held out for calibration alone have no say in either, and a reference is not held out. Returns the survey,
-    the recipe, and what is left of both sides, which may be the same images.
+    The reference and the least quality are computed from `fit_on` only. The group of the reference is not used for
+    calibration. `given`: the reference of the recipe. Returns the survey, the recipe, and the usable images of both
+    sides, which can be the same images.
     """
     settings = recipe.geometry.registration
     assert settings is not None
-    known = before.digests
+    digests = before.digests
     chosen = given or reference.choose(
-        {s.path: known[s.path] for s in fit_on}, settings, before.pictures.read, progress
+        {s.path: digests[s.path] for s in fit_on}, settings, before.pictures.read, progress
     )
-    chosen = reference.fitting(chosen, before.rule)
-    recipe = recipe.model_copy(update={"geometry": recipe.geometry.shaped([chosen.frame])})
+    chosen = reference.match_input(chosen, before.rule)
+    recipe = recipe.model_copy(update={"geometry": recipe.geometry.with_shape([chosen.frame])})
     both = list(dict.fromkeys([*fit_on, *calibrate_on]))
     rule = before.rule
-    survey = look_over(
-        both, recipe, before.store, progress, chosen, known, rule.maximum or 65535, rule.light, before.pictures
+    survey = survey_images(
+        both, recipe, before.store, progress, chosen, digests, rule.maximum or 65535, rule.light, before.pictures
     )
     if settings.least_quality is None:
-        least = reference.least_quality([survey.found[s.path] for s in fit_on if s.path in survey.found])
+        least = reference.least_quality([survey.poses[s.path] for s in fit_on if s.path in survey.poses])
         settings = chosen.settings = settings.model_copy(update={"least_quality": least})
-        recipe = recipe.registering(settings)
-        below = {path: found for path, found in survey.found.items() if found.quality < least}
+        recipe = recipe.with_registration(settings)
+        below = {path: pose for path, pose in survey.poses.items() if pose.quality < least}
         survey = survey._replace(
             samples=[sample for sample in survey.samples if sample.path not in below],
             digests={path: digest for path, digest in survey.digests.items() if path not in below},
-            found={path: found for path, found in survey.found.items() if path not in below},
-            skipped=survey.skipped + [reference.below(path, found, least) for path, found in below.items()],
+            poses={path: pose for path, pose in survey.poses.items() if path not in below},
+            skipped=survey.skipped + [reference.low_quality(path, pose, least) for path, pose in below.items()],
         )
     groups = {sample.group for sample in survey.samples if survey.digests[sample.path] == chosen.digest}
-    kept = {sample.path for sample in survey.samples}
+    usable = {sample.path for sample in survey.samples}
     return (
         survey,
         recipe,
-        [sample for sample in fit_on if sample.path in kept],
-        [sample for sample in calibrate_on if sample.path in kept and sample.group not in groups],
+        [sample for sample in fit_on if sample.path in usable],
+        [sample for sample in calibrate_on if sample.path in usable and sample.group not in groups],
     )
 
 
 def check_sides(survey: Survey, before: Sequence[Sequence[Sample]], after: Sequence[Sequence[Sample]]) -> None:
-    """DatasetError when registration left nothing of a side of the split: to learn from, or to calibrate on."""
+    """DatasetError when no image of a side of the split, fit or calibration, could be registered."""
     assert survey.reference is not None
-    purposes = ("to learn from", "held out for calibration, where the reference itself does not count")
-    for purpose, side, left in zip(purposes, before, after, strict=True):
-        if not left:
+    purposes = ("for the fit", "for calibration, not counting the reference")
+    for purpose, side, usable in zip(purposes, before, after, strict=True):
+        if not usable:
             names = few([sample.path.as_posix() for sample in side])
             raise DatasetError(
-                f"{len(survey.found)} of {sum(map(len, before))} good images fit the reference "
+                f"{len(survey.poses)} of {sum(map(len, before))} good images could be registered to the reference "
                 f"{survey.reference.name}, but none of the {len(side)} {purpose}: {names}; expected at least one. "
-                "Look at them; then add good images, widen max_rotation and max_shift, or name another picture as "
-                "geometry.registration.reference."
+                "Look at them; then add good images, increase max_rotation and max_shift, or set "
+                "geometry.registration.reference to another picture."
             )

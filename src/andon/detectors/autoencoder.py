@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from andon.nn.convolutional import Odd, decoder, encoder, halvings, smoothed
+from andon.nn.convolutional import Odd, decoder, encoder, halvings, smooth
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.losses import ssim
@@ -80,7 +80,7 @@ class AutoencoderNetwork(Network):
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) → score (n,), map (n, t, t), reconstruction (n, c, t, t), z (n, latent)."""
         rebuilt, latent = self.rebuild(tiles)
-        error = smoothed(self.error(tiles, rebuilt).mean(dim=1), self.config.smooth)  # (n, t, t)
+        error = smooth(self.error(tiles, rebuilt).mean(dim=1), self.config.smooth)  # (n, t, t)
         score = error.mean(dim=(1, 2)) if self.config.score == "mean" else error.amax(dim=(1, 2))
         return score, error, rebuilt, latent
 

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 
 from andon.detector import QUIET, Run, Tiles
 from andon.nn.capsules import CapsuleLayer
-from andon.nn.data import floats, of_rows, split
+from andon.nn.data import batches_of, floats, split
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.losses import perceptual_map, ssim
@@ -231,5 +231,5 @@ class Piade(LearnedDetector):
                 f"{len(held)} tiles are held out, so the ranges of the score's terms are those of all training tiles"
             )
             held = np.arange(len(tiles))
-        network.learn_ranges(floats(batch) for batch in of_rows(tiles, held))
+        network.learn_ranges(floats(batch) for batch in batches_of(tiles, held))
         return self

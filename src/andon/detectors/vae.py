@@ -24,7 +24,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from andon.nn.convolutional import Odd, decoder, encoder, halvings, smoothed
+from andon.nn.convolutional import Odd, decoder, encoder, halvings, smooth
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.resize import Resize
@@ -94,7 +94,7 @@ class VaeNetwork(Network):
         mean, log_variance = self.encode(x)
         rebuilt = self.decoder(mean)
         error = ((x - rebuilt) ** 2).mean(dim=1, keepdim=True)  # (n, 1, s, s)
-        error_map = smoothed(self.enlarge(error)[:, 0], self.config.smooth)
+        error_map = smooth(self.enlarge(error)[:, 0], self.config.smooth)
         if self.config.score == "elbo":
             score = self.bound(x, rebuilt, mean, log_variance)
         else:

@@ -1,1 +1,1 @@
-"""What runs a graph."""
+"""Engines that run a graph."""

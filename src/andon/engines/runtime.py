@@ -1,4 +1,4 @@
-"""The graph on ONNX Runtime, or on OpenVINO where it is installed."""
+"""Runs a graph on ONNX Runtime, or on OpenVINO if it is installed."""
 
 import threading
 from collections.abc import Callable
@@ -15,76 +15,80 @@ if TYPE_CHECKING:
     import onnx
 
 Engine = Literal["onnxruntime", "openvino"]
-MOST_THREADS = 64
+MAX_THREADS = 64
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-SHOWN = ("reconstruction", "latent", "embedding")
-"""What a graph may give besides: a picture (n, t, t, c) and vectors (n, d), for people; no verdict rests on them."""
+EXTRA_OUTPUTS = ("reconstruction", "latent", "embedding")
+"""Optional outputs of a graph: pictures (n, h, w, c) and vectors (n, d), for display only; no verdict uses them."""
 
 
 class Runtime:
-    """A `Scorer` that runs a detector's graph: tiles (n, t, t, c) → score (n,), map (n, t, t).
+    """A `Scorer` that runs a detector's graph: tiles (n, h, w, c) → score (n,), map (n, h, w).
 
-    Threads can share it. It can be pickled, for pools of processes; those must be spawned, not forked.
+    It is thread-safe. It can be pickled for pools of processes, which must be spawned, not forked.
     """
 
     def __init__(self, graph: bytes, engine: Engine = "onnxruntime", threads: int = 0) -> None:
-        """Load a serialised graph; `threads` 0 lets the engine decide. BundleError when it is not one of ours."""
+        """Load a serialised graph.
+
+        threads: number of threads, at most MAX_THREADS; 0: default of the engine.
+        Errors: BundleError when it is no graph of andon; AndonError for an unknown or missing engine.
+        """
         if engine not in get_args(Engine):
             raise AndonError(unknown("engine", str(engine), get_args(Engine)))
-        if not 0 <= threads <= MOST_THREADS:
-            raise AndonError(f"threads = {threads}; expected 0, which lets the engine decide, to {MOST_THREADS}.")
+        if not 0 <= threads <= MAX_THREADS:
+            raise AndonError(f"threads = {threads}; expected 0 (the engine's default) to {MAX_THREADS}.")
         self.engine, self._graph, self._threads = engine, graph, threads
         start = _openvino if engine == "openvino" else _onnxruntime
-        self._run, self.takes = start(graph, threads)
+        self._run, self.tiles = start(graph, threads)
 
     def __reduce__(self) -> tuple[type["Runtime"], tuple[bytes, Engine, int]]:
-        """Go to another process as what it is made of; the engine starts again there."""
+        """Make the runtime picklable; the engine starts again in the other process."""
         return type(self), (self._graph, self.engine, self._threads)
 
     def score(self, tiles: Pixels) -> Scores:
-        """Score tiles (n, t, t, c)."""
+        """Score tiles (n, h, w, c)."""
         image, pixel = self._run(np.ascontiguousarray(tiles))
         return Scores(image, pixel)
 
-    def expect(self, shape: tuple[int, int], channels: int, depth: int) -> None:
-        """BundleError when the graph was made for other tiles than these; a length it leaves open fits any."""
+    def check_tiles(self, shape: tuple[int, int], channels: int, depth: int) -> None:
+        """BundleError when the graph needs tiles of another shape (h, w), number of channels or depth in bits."""
         expected = (*shape, channels, depth)
-        found = tuple(want if have is None else have for have, want in zip(self.takes, expected, strict=True))
-        if found != expected:
-            told = "{} × {} pixels, {} channels, {} bits"
+        actual = tuple(want if have is None else have for have, want in zip(self.tiles, expected, strict=True))
+        if actual != expected:
+            text = "{} × {} pixels, {} channels, {} bits"
             raise BundleError(
-                f"the graph takes tiles of {told.format(*found)}; recipe and manifest say {told.format(*expected)}. "
+                f"the graph needs tiles of {text.format(*actual)}; recipe and manifest have {text.format(*expected)}. "
                 "Use the original bundle, or train again."
             )
 
 
-Takes = tuple[int | None, int | None, int | None, int | None]
-"""Height, width, channels and bits of the tiles a graph takes; None is any."""
+TileKind = tuple[int | None, int | None, int | None, int | None]
+"""Height, width, channels and bits of the input tiles of a graph; None: any."""
 
 
-def rebuilder(graph: bytes, threads: int = 0) -> Callable[[Pixels], Array]:
-    """Return what makes reconstructions (n, t, t, c), float32 in [0, 1], of tiles (n, t, t, c), on ONNX Runtime.
+def reconstructor(graph: bytes, threads: int = 0) -> Callable[[Pixels], Array]:
+    """Return a function from tiles (n, h, w, c) to reconstructions (n, h, w, c), float32 in [0, 1], on ONNX Runtime.
 
     BundleError when the graph has no such output.
     """
     loaded = session(graph, threads)
     if "reconstruction" not in {output.name for output in loaded.get_outputs()}:
         raise BundleError(
-            "the graph rebuilds no pictures; expected one with the output 'reconstruction'. Use a bundle of a detector "
-            "that rebuilds what it sees, such as filtering-autoencoder."
+            "the graph has no output 'reconstruction'. Use a bundle of a detector that reconstructs pictures, such as "
+            "filtering-autoencoder."
         )
 
-    def rebuild(tiles: Pixels) -> Array:
-        found: Array = loaded.run(["reconstruction"], {"tiles": np.ascontiguousarray(tiles)})[0]
-        return found
+    def reconstruct(tiles: Pixels) -> Array:
+        reconstruction: Array = loaded.run(["reconstruction"], {"tiles": np.ascontiguousarray(tiles)})[0]
+        return reconstruction
 
-    return rebuild
+    return reconstruct
 
 
 def session(
     graph: "bytes | onnx.ModelProto", threads: int = 0, device: Literal["cpu", "cuda"] = "cpu"
 ) -> onnxruntime.InferenceSession:
-    """Load a graph into ONNX Runtime. The only place that does: what runs a graph runs it by these options.
+    """Load a graph into ONNX Runtime. All sessions are created here, with the same options.
 
     Errors: BundleError when ONNX Runtime cannot load it, or when it refers to other files.
     """
@@ -96,33 +100,37 @@ def session(
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(graph, options, providers=[PROVIDERS[device]])
-    except Exception as error:  # ONNX Runtime raises a class of its own for every kind of bad model
+    except Exception as error:  # ONNX Runtime has many exception classes for invalid models
         if out_of_memory(error):
             raise
-        raise BundleError(f"the graph is not one ONNX Runtime can load: {error}") from None
+        raise BundleError(f"ONNX Runtime cannot load the graph: {error}. Use the original bundle.") from None
 
 
-def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, Takes]:
+def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, TileKind]:
     loaded = session(graph, threads)
     inputs, outputs = [i.name for i in loaded.get_inputs()], {o.name for o in loaded.get_outputs()}
-    if inputs != ["tiles"] or outputs - set(SHOWN) != {"map", "score"}:
+    if inputs != ["tiles"] or outputs - set(EXTRA_OUTPUTS) != {"map", "score"}:
         raise BundleError(
-            f"a graph from {inputs} to {sorted(outputs)}; expected tiles → score, map. Was it made by `andon train`?"
+            f"a graph with inputs {', '.join(inputs)} and outputs {', '.join(sorted(outputs))}; expected input tiles "
+            "and outputs score, map. Use a bundle made by `andon train`."
         )
     entry = loaded.get_inputs()[0]
     sizes = [size if isinstance(size, int) else None for size in entry.shape]
     bits = {"tensor(uint8)": 8, "tensor(uint16)": 16}.get(entry.type)
     if len(sizes) != 4 or bits is None:
-        raise BundleError(f"a graph of {entry.type} {entry.shape}; expected tiles (n, t, t, c) of 8 or 16 bits.")
+        raise BundleError(
+            f"a graph with input {entry.type} {entry.shape}; expected tiles (n, h, w, c) of 8 or 16 bits. "
+            "Use a bundle made by `andon train`."
+        )
     return lambda tiles: loaded.run(["score", "map"], {"tiles": tiles}), (sizes[1], sizes[2], sizes[3], bits)
 
 
-def _openvino(graph: bytes, threads: int) -> tuple[Any, Takes]:
+def _openvino(graph: bytes, threads: int) -> tuple[Any, TileKind]:
     try:
         import openvino
     except ImportError:
         raise AndonError(
-            "the engine OpenVINO is not installed. Use ONNX Runtime, or: pip install 'andon[openvino]'"
+            "the engine OpenVINO is not installed. Use ONNX Runtime, or install it: pip install 'andon[openvino]'"
         ) from None
     wire.check(graph)
     core = openvino.Core()
@@ -135,7 +143,7 @@ def _openvino(graph: bytes, threads: int) -> tuple[Any, Takes]:
     compiled, local = core.compile_model(model, "CPU", config), threading.local()
 
     def run(tiles: Pixels) -> tuple[Any, Any]:
-        if not hasattr(local, "request"):  # a request is for one thread at a time
+        if not hasattr(local, "request"):  # a request is not thread-safe
             local.request = compiled.create_infer_request()
         results = local.request.infer({"tiles": tiles})
         return results["score"].copy(), results["map"].copy()

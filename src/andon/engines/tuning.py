@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from andon import files
 from andon.engines import clock
 from andon.engines.clock import Trial
-from andon.engines.runtime import MOST_THREADS, Engine, Runtime
+from andon.engines.runtime import MAX_THREADS, Engine, Runtime
 from andon.errors import AndonError
 from andon.progress import Progress, silent
 
@@ -73,7 +73,7 @@ def measure(graph: bytes, seconds: float = THOROUGH, progress: Progress = silent
 
     AndonError when ONNX Runtime itself cannot run it.
     """
-    height, width, channels, depth = Runtime(graph, threads=1).takes
+    height, width, channels, depth = Runtime(graph, threads=1).tiles
     settings, failures, exact = [], [], np.zeros(0)
     choices = [(engine, threads) for engine in get_args(Engine) for threads in _threads()]
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +147,7 @@ def table(settings: Sequence[Setting], best: Setting) -> str:
 
 def _threads() -> Iterator[int]:
     """1, 2, 4, … and the cores that this process may use."""
-    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_THREADS)
+    cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_THREADS)
     threads = 1
     while threads < cores:
         yield threads

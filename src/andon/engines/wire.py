@@ -1,7 +1,7 @@
-"""The wire format of protocol buffers, read just far enough to know whether an ONNX graph refers to other files.
+"""A minimal reader of protocol buffers, to check whether an ONNX graph refers to other files.
 
-ONNX itself would do, but inspection does not load it. Specification: https://protobuf.dev/programming-guides/encoding
-and onnx.proto of ONNX 1.23, whose field numbers never change.
+It avoids the package onnx, which inspection does not need. Specification:
+https://protobuf.dev/programming-guides/encoding and onnx.proto of ONNX 1.23, whose field numbers never change.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from andon.errors import BundleError
 
-NESTED: dict[str, dict[int, str]] = {  # message → field → the message in it; of those in which a tensor can be
+NESTED: dict[str, dict[int, str]] = {  # message → field → nested message, for all that can contain a tensor
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -20,44 +20,44 @@ NESTED: dict[str, dict[int, str]] = {  # message → field → the message in it
     "tensor": {},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a tensor
-VARINT, LENGTH = 0, 2  # wire types: a number; so many bytes, such as a message
-FIXED = {1: 8, 5: 4}  # wire type → bytes
+VARINT, LENGTH = 0, 2  # wire types: an integer; bytes with their length, such as a message
+FIXED = {1: 8, 5: 4}  # wire type → number of bytes
 
 
 class Field(NamedTuple):
     """One field of a message."""
 
     number: int
-    value: int | memoryview  # of other wire types than VARINT and LENGTH: 0
+    value: int | memoryview  # 0 for other wire types than VARINT and LENGTH
 
 
 def check(graph: bytes) -> None:
-    """Refuse a serialised ONNX graph that refers to other files: an engine would read them from this machine's disk.
+    """Check that a serialised ONNX graph does not refer to other files, which an engine would read from the disk.
 
-    Errors: BundleError, for a damaged graph too.
+    Errors: BundleError when it does, or when the graph is damaged.
     """
     try:
-        elsewhere = _external(graph)
+        external = _is_external(graph)
     except ValueError as error:
         raise BundleError(f"the graph is damaged or not ONNX: {error}. Use the original bundle.") from None
-    if elsewhere:
+    if external:
         raise BundleError(
-            "the graph refers to data in other files (ONNX external data); expected all of it in the graph. "
+            "the graph refers to data in other files (ONNX external data); expected all data in the graph. "
             "Use the original bundle."
         )
 
 
-def _external(model: bytes) -> bool:
+def _is_external(model: bytes) -> bool:
     """Whether a model has a tensor whose values are in another file. ValueError when the model is damaged."""
-    waiting: list[tuple[str, memoryview]] = [("model", memoryview(model))]
-    while waiting:
-        kind, message = waiting.pop()
+    queue: list[tuple[str, memoryview]] = [("model", memoryview(model))]
+    while queue:
+        kind, message = queue.pop()
         for field in _fields(message):
             if kind == "tensor" and (field.number == EXTERNAL_DATA or (field.number == DATA_LOCATION and field.value)):
                 return True
             inner = NESTED[kind].get(field.number)
             if inner and isinstance(field.value, memoryview):
-                waiting.append((inner, field.value))
+                queue.append((inner, field.value))
     return False
 
 
@@ -77,12 +77,12 @@ def _fields(message: memoryview) -> Iterator[Field]:
         else:
             raise ValueError(f"a field of wire type {wire}")
         if at > len(message):
-            raise ValueError("a field that goes on beyond the end")
+            raise ValueError("a field is longer than its message")
         yield Field(number, value)
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Read a number of 7 bits a byte, the lowest first; return it and where the next field begins."""
+    """Read an integer with 7 bits per byte, lowest first; return it and the offset of the next field."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -91,4 +91,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ValueError("a number without an end")
+    raise ValueError("an integer has no end")

@@ -1,14 +1,13 @@
-"""Does a detector see the defects? Where its maps peak, and how well it ranks images whose defects are painted over.
+"""Does a detector respond to the defects? Peaks of its maps, and the AUROC of images with hidden defects.
 
 *Hit rate*: the share of defective images whose map peaks inside the annotated defect or within `margin` of it.
 
-*Control*: the image AUROC with every annotated defect painted over by its surroundings. A detector that ranks these
-images as well as the real ones ranks them by something else: light, focus, the way they were taken.
+*Control*: the image AUROC with every annotated defect painted over by its surroundings. If it is as high as the image
+AUROC, the detector responds to something else: light, focus, background.
 
-Paint is smooth, so a detector may see the paint itself. Therefore good images are painted too, over the areas of the
-masks of defective images: paint is then in both classes, with the same sizes and places, and does not tell them apart.
-The picture is painted at its own size, before the geometry of the recipe. The area is the mask grown by `margin`, so
-that the border of the defect is hidden too.
+A detector may respond to the smooth fill. Therefore good images are painted too, in the areas of the masks of defective
+images: both classes then have fills with the same sizes and positions. The picture is painted at its original size,
+before the geometry of the recipe. The area is the mask dilated by `margin`, to hide the border of the defect too.
 """
 
 import math
@@ -29,14 +28,14 @@ from andon.progress import Progress, silent
 Json = dict[str, Any]
 Area = NDArray[np.bool_]
 
-SHARE = 60  # the margin is this part of the square root of the inspected area
-LEFT = 0.5  # of what the image AUROC has above one half: as much in the control marks a detector
+SHARE = 60  # the margin is the square root of the inspected area divided by this
+NEAR_SHARE = 0.5  # (control − 0.5) / (image AUROC − 0.5) from which on a detector is marked
 MARK = "†"
-RIM = 8  # pixels around a painted area that the fill looks at
+RIM = 8  # pixels around a painted area that the fill uses
 STAGE = "defects hidden"
 NEAR = (
-    f"{MARK} The control is near the image AUROC: most of it does not come from the annotated defects. "
-    "The image figures may measure light, focus or background."
+    f"{MARK} The control is close to the image AUROC, so most of the image AUROC does not come from the annotated "
+    "defects. The image figures may measure light, focus or background."
 )
 
 
@@ -50,7 +49,7 @@ class Labelled(Protocol):
 
     @property
     def hit(self) -> bool | None:
-        """Whether its map peaks inside its mask; None without a mask that can tell."""
+        """Whether its map peaks inside its mask; None without a usable mask."""
         ...
 
     @property
@@ -59,16 +58,16 @@ class Labelled(Protocol):
         ...
 
     def read(self) -> Image:
-        """The picture. ImageError when its file is gone, or no longer the same."""
+        """Read the picture. ImageError when its file is missing or has changed."""
         ...
 
     def truth(self, shape: tuple[int, ...]) -> Area | None:
-        """Its mask, or None where it has none that can be used."""
+        """Read its mask; None without a usable mask."""
         ...
 
 
 class Inspecting(Protocol):
-    """What is needed of an inspector."""
+    """An inspector."""
 
     def inspect(self, source: Image) -> Inspection:
         """Inspect an image."""
@@ -76,34 +75,33 @@ class Inspecting(Protocol):
 
 
 def margin(pixels: int) -> int:
-    """The margin in pixels of a picture of which so many pixels are inspected: 1/60 of the square root, at least 1."""
+    """Return the margin in pixels for this number of inspected pixels: 1/60 of its square root, at least 1."""
     return max(1, round(math.sqrt(pixels) / SHARE))
 
 
 def hit(anomaly_map: Array, mask: Area) -> bool | None:
     """Whether a map (H, W) peaks inside the mask, or at most `margin` pixels outside it.
 
-    Where several pixels share the highest value all must lie there, so a constant map never hits. None where the mask
-    marks every inspected pixel: any map would hit.
+    All pixels with the highest value must be there, so a constant map has no hit. None when the mask marks all
+    inspected pixels, because every map would have a hit.
     """
-    known = np.isfinite(anomaly_map)
-    if mask[known].all():  # also where nothing is known
-        return None if known.any() else False
-    peak = known & (anomaly_map == anomaly_map[known].max())
-    return bool(grown(mask, margin(int(known.sum())))[peak].all())
+    inspected = np.isfinite(anomaly_map)
+    if mask[inspected].all():  # also if nothing is inspected
+        return None if inspected.any() else False
+    peak = inspected & (anomaly_map == anomaly_map[inspected].max())
+    return bool(dilate(mask, margin(int(inspected.sum())))[peak].all())
 
 
-def grown(mask: Area, pixels: int) -> Area:
-    """The mask and all that lies at most so many pixels from it."""
+def dilate(mask: Area, pixels: int) -> Area:
+    """Return all pixels (H, W) with a distance of at most `pixels` to the mask."""
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.asarray(distance <= pixels) if mask.any() else mask
 
 
-def painted(pixels: Pixels, area: Area) -> Pixels:
-    """The picture (H, W, c) with an area (H, W) filled smoothly from what lies around it; the rest stays as it is.
+def paint_over(pixels: Pixels, area: Area) -> Pixels:
+    """Return the picture (H, W, c) with an area (H, W) filled smoothly from its surroundings.
 
-    The fill is the solution of Laplace's equation, found from coarse to fine. ValueError where all of it is to be
-    filled.
+    The fill is the solution of Laplace's equation, from coarse to fine. ValueError when the area is the whole picture.
     """
     if area.all():
         raise ValueError("the area covers the whole picture; expected pixels around it")
@@ -112,21 +110,21 @@ def painted(pixels: Pixels, area: Area) -> Pixels:
     if rows.size:  # only what lies next to the area matters
         near_by = tuple(slice(max(0, int(at[0]) - RIM), int(at[-1]) + 1 + RIM) for at in (rows, columns))
         unknown = area[near_by]
-        filled = _fill(np.where(unknown[..., None], 0, pixels[near_by]).astype(np.float32), unknown)
-        result[near_by][unknown] = np.rint(filled[unknown]).astype(pixels.dtype)
+        values = _fill(np.where(unknown[..., None], 0, pixels[near_by]).astype(np.float32), unknown)
+        result[near_by][unknown] = np.rint(values[unknown]).astype(pixels.dtype)
     return result
 
 
 def _fill(values: Array, unknown: Area) -> Array:
-    """Fill unknown values (H, W, c) from a picture of half the size, then average neighbours."""
+    """Fill unknown values (H, W, c) from a picture of half the size, then average neighbouring pixels."""
     if not unknown.any():
         return values
     height, width = unknown.shape
     size = ((width + 1) // 2, (height + 1) // 2)
-    weight = _resized((~unknown).astype(np.float32)[..., None], size, cv2.INTER_AREA)
-    mean = _resized(values * ~unknown[..., None], size, cv2.INTER_AREA) / np.maximum(weight, 1e-6)
+    weight = _resize((~unknown).astype(np.float32)[..., None], size, cv2.INTER_AREA)
+    mean = _resize(values * ~unknown[..., None], size, cv2.INTER_AREA) / np.maximum(weight, 1e-6)
     coarse = _fill(np.asarray(mean, np.float32), np.asarray(weight[..., 0] < 1e-3))
-    filled: Array = np.where(unknown[..., None], _resized(coarse, (width, height), cv2.INTER_LINEAR), values)
+    filled: Array = np.where(unknown[..., None], _resize(coarse, (width, height), cv2.INTER_LINEAR), values)
     kernel = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
     for _ in range(20):
         blurred = cv2.filter2D(filled, -1, kernel, borderType=cv2.BORDER_REPLICATE).reshape(filled.shape)
@@ -134,7 +132,7 @@ def _fill(values: Array, unknown: Area) -> Array:
     return filled
 
 
-def _resized(values: Array, size: tuple[int, int], how: int) -> Array:
+def _resize(values: Array, size: tuple[int, int], how: int) -> Array:
     resized: NDArray[Any] = cv2.resize(values, size, interpolation=how)
     return resized.reshape(size[1], size[0], -1)
 
@@ -146,10 +144,10 @@ class _Scores(NamedTuple):
 
 
 def figures(inspector: Inspecting, rows: Sequence[Labelled], progress: Progress = silent) -> Json:
-    """Inspect defective images with a usable mask, and all good ones, with areas painted over.
+    """Inspect defective images with a usable mask, and all good images, with areas painted over.
 
-    `auroc` is the control and `plain` the image AUROC of the same images as they are; `near` says whether the detector
-    is marked, see `near`. All three are null, and `why` says why, where no image of one kind can be painted.
+    `auroc`: the control; `plain`: the image AUROC of the same images without paint; `near`: see the function `near`.
+    All three are null, with the reason `why`, when no image of one class can be painted.
     """
     masked = [row for row in rows if row.hit is not None]
     good = [row for row in rows if row.good]
@@ -160,7 +158,7 @@ def figures(inspector: Inspecting, rows: Sequence[Labelled], progress: Progress 
         areas += [area] if area is not None else []
     for done, row in enumerate(good):
         progress(STAGE, len(masked) + done, total)
-        if areas:  # spread evenly over the masks, whichever are more
+        if areas:  # distributed evenly over the masks
             _hide(inspector, row, areas[done * len(areas) // len(good)], scores)
     progress(STAGE, total, total)
     counts = {"good": scores.defective.count(False), "defective": scores.defective.count(True)}
@@ -180,16 +178,16 @@ def figures(inspector: Inspecting, rows: Sequence[Labelled], progress: Progress 
 
 
 def near(plain: float, control: float, low: float) -> bool:
-    """Whether a control is so near to the image AUROC that the detector is marked.
+    """Whether a control is so close to the image AUROC `plain` that the detector is marked.
 
-    It is where at least half of what the figure has above one half (chance) is left with the defects hidden, and the
-    control's 95 % interval, which begins at `low`, lies above one half: with few images a control of 0.6 is chance.
+    This is so when at least half of the image AUROC above 0.5 (chance) remains with hidden defects, and the lower end
+    `low` of the control's 95 % interval is above 0.5: with few images, a control of 0.6 may be chance.
     """
-    return low > 0.5 and control - 0.5 >= LEFT * (plain - 0.5)
+    return low > 0.5 and control - 0.5 >= NEAR_SHARE * (plain - 0.5)
 
 
 def _hide(inspector: Inspecting, row: Labelled, area: Area | None, scores: _Scores) -> Area | None:
-    """Score an image with an area painted over, its own mask's where none is given; returns the area if it was used."""
+    """Score an image with an area painted over, by default the area of its mask; return the area if it was used."""
     try:
         picture = row.read()
         shape = picture.pixels.shape[:2]
@@ -197,12 +195,12 @@ def _hide(inspector: Inspecting, row: Labelled, area: Area | None, scores: _Scor
             mask = row.truth(shape)
             if mask is None:
                 return None
-            area = grown(mask, margin(mask.size))
-        fitted = _resized(area.astype(np.float32)[..., None], (shape[1], shape[0]), cv2.INTER_AREA)[..., 0] > 0
-        if fitted.all():
+            area = dilate(mask, margin(mask.size))
+        scaled = _resize(area.astype(np.float32)[..., None], (shape[1], shape[0]), cv2.INTER_AREA)[..., 0] > 0
+        if scaled.all():
             return None
-        inspection = inspector.inspect(picture._replace(pixels=painted(picture.pixels, fitted)))
-    except ImageError:  # gone or changed since it was inspected
+        inspection = inspector.inspect(picture._replace(pixels=paint_over(picture.pixels, scaled)))
+    except ImageError:  # the file is missing or has changed
         return None
     if inspection.verdict is Verdict.INVALID:
         return None
@@ -213,29 +211,29 @@ def _hide(inspector: Inspecting, row: Labelled, area: Area | None, scores: _Scor
 
 
 def mark(figures: Json) -> str:
-    """What stands behind the image AUROC in a table: a sign where the control is near it."""
+    """Return the mark after the image AUROC in a table, if the control is close to it; else an empty text."""
     return f" {MARK}" if figures["control"] and figures["control"]["near"] else ""
 
 
 def sentences(figures: Json) -> list[str]:
-    """Say for people where the maps peak, and whether the score comes from the defects; nothing without masks."""
+    """Sentences for people on the hit rate and the control; none without masks."""
     hits, control = figures["hits"], figures["control"]
-    told = []
+    sentences = []
     if hits["n"]:
         low, high = map(percent, hits["interval"])
-        told.append(
-            f"The heat map's peak lies inside the defect in {hits['count']} of {hits['n']} images with a mask "
+        sentences.append(
+            f"The peak of the heat map is inside the defect in {hits['count']} of {hits['n']} images with a mask "
             f"({percent(hits['rate'])}, 95 % interval {low} to {high})."
         )
     elif figures["pixel"]["auroc"] is not None:
-        told.append("The hit rate and the control cannot be measured: every mask marks all that is inspected.")
+        sentences.append("The hit rate and the control cannot be measured: every mask marks all inspected pixels.")
     if control is None:
-        return told
+        return sentences
     if control["auroc"] is None:
-        return [*told, f"The control cannot be measured: {control['why']}."]
+        return [*sentences, f"The control cannot be measured: {control['why']}."]
     low, high = (f"{value:.4f}" for value in control["auroc_interval"])
-    told.append(
+    sentences.append(
         f"Control: with the annotated defects painted over, the image AUROC is {control['auroc']:.4f} (95 % interval "
         f"{low} to {high}) instead of {control['plain']:.4f}."
     )
-    return [*told, NEAR] if control["near"] else told
+    return [*sentences, NEAR] if control["near"] else sentences

@@ -1,7 +1,7 @@
-"""Does a test set measure defects, or light, focus and file format? Crude statistics of good against defective images.
+"""Does a test set measure defects, or light, focus and file format? Simple statistics of good and defective images.
 
-Where one statistic, such as the mean gray, ranks the defective images above the good ones, a detector may do so too
-without seeing a defect. Then its image figures say nothing about defects. For the mean gray an equalised figure is
+If one statistic, such as the mean gray, separates the defective images from the good ones, a detector can do the same
+without detecting a defect, and its image figures do not measure defects. For the mean gray, an equalised figure is
 computed: each image is scaled to the mean gray of good training images, and inspected again.
 """
 
@@ -22,23 +22,23 @@ from andon.progress import Progress, silent
 
 Json = dict[str, Any]
 
-LEAST = 0.85  # AUROC from which a statistic is said to separate good from defective, if its interval excludes one half
+LEAST = 0.85  # AUROC from which on a statistic separates good from defective images, if its interval excludes 0.5
 MEAN = "mean gray"
-MEANING = {  # statistic → what defective images are where it is higher, where it is lower, what is measured then
+MEANING = {  # statistic → words for defective images if it is higher, if it is lower, and for the measured property
     MEAN: ("brighter", "darker", "light"),
     "contrast": ("of higher contrast", "of lower contrast", "light"),
     "sharpness": ("sharper or noisier", "less sharp", "focus"),
     "saturated share": ("more often saturated", "less often saturated", "exposure"),
-    "size in pixels": ("larger", "smaller", "how the images were cut"),
-    "bytes per pixel": ("less compressed", "more compressed", "how the images were saved"),
-    "file type": ("of another file type", "of another file type", "how the images were saved"),
+    "size in pixels": ("larger", "smaller", "the size of the images"),
+    "bytes per pixel": ("less compressed", "more compressed", "the compression of the files"),
+    "file type": ("of another file type", "of another file type", "the type of the files"),
 }
 
 
 class Crude(NamedTuple):
-    """Crude statistics of one image and its file."""
+    """Simple statistics of one image and its file."""
 
-    values: dict[str, float]  # those of `MEANING` but the last
+    values: dict[str, float]  # all of `MEANING` except the last
     file_type: str
     look: appearance.Appearance
 
@@ -58,15 +58,15 @@ class Labelled(Protocol):
 
 
 class Inspecting(Protocol):
-    """What is needed of an inspector."""
+    """An inspector."""
 
     @property
     def calibration(self) -> Any:
-        """The calibration, with the usual appearance of good images or None."""
+        """The calibration, with the appearance of good images or None."""
         ...
 
     def read(self, source: Source) -> Image:
-        """Read an image that the bundle takes."""
+        """Read an image."""
         ...
 
     def inspect(self, source: Image) -> Inspection:
@@ -74,9 +74,9 @@ class Inspecting(Protocol):
         ...
 
 
-def of(image: Image, path: Path) -> Crude:
-    """Measure an image, and the file it was read from."""
-    look, (height, width) = appearance.of(image.pixels), image.full
+def measure(image: Image, path: Path) -> Crude:
+    """Measure an image and its file."""
+    look, (height, width) = appearance.measure(image.pixels), image.full
     size = float(height * width)
     values = (look.mean, look.contrast, look.sharpness, look.saturated, size, path.stat().st_size / size)
     suffix = path.suffix.lower().lstrip(".")
@@ -85,17 +85,17 @@ def of(image: Image, path: Path) -> Crude:
 
 
 def statistics(measured: Sequence[Crude], defective: Sequence[bool]) -> dict[str, Json]:
-    """How well each statistic ranks defective images (n,) above good ones, or below: AUROC from one half upwards.
+    """The AUROC, at least 0.5, of each statistic as a score for or against defective (n,).
 
-    Empty where there are no good or no defective images.
+    Empty without good or without defective images.
     """
     if all(defective) or not any(defective):
         return {}
-    found = {name: _ranking([m.values[name] for m in measured], defective) for name in MEANING if name != "file type"}
+    figures = {name: _ranking([m.values[name] for m in measured], defective) for name in MEANING if name != "file type"}
     kinds = sorted({m.file_type for m in measured})
-    of_kinds = [_ranking([float(m.file_type == kind) for m in measured], defective) for kind in kinds]
-    found["file type"] = max(of_kinds, key=lambda ranking: float(ranking["auroc"]))
-    return found
+    rankings = [_ranking([float(m.file_type == kind) for m in measured], defective) for kind in kinds]
+    figures["file type"] = max(rankings, key=lambda ranking: float(ranking["auroc"]))
+    return figures
 
 
 def _ranking(values: Sequence[float], defective: Sequence[bool]) -> Json:
@@ -108,58 +108,58 @@ def _ranking(values: Sequence[float], defective: Sequence[bool]) -> Json:
     }
 
 
-def sentences(found: dict[str, Json]) -> list[str]:
-    """Say which statistics separate the images, and what the figures may measure then."""
-    told = []
-    for name, ranking in found.items():
+def sentences(statistics: dict[str, Json]) -> list[str]:
+    """Sentences on statistics that separate the images, and on the property that the figures may measure."""
+    result = []
+    for name, ranking in statistics.items():
         low, high = ranking["interval"]
         if ranking["auroc"] >= LEAST and low > 0.5:
             words = MEANING[name]
-            told.append(
+            result.append(
                 f"The {name} alone separates this test set: AUROC {100 * ranking['auroc']:.1f} (95 % interval "
                 f"{100 * low:.1f} to {100 * high:.1f}); defective images are "
                 f"{words[0] if ranking['defective_are_higher'] else words[1]}. "
                 f"Image figures may measure {words[2]}, not defects."
             )
-    return told
+    return result
 
 
 def figures(inspector: Inspecting, rows: Sequence[Labelled], plain: float | None, progress: Progress = silent) -> Json:
-    """Statistics of inspected images, sentences for people, and the image AUROC with the gain divided out.
+    """Statistics of inspected images, sentences for people, and the image AUROC with equal mean gray.
 
-    `plain` is the image AUROC as it is. `equalised` is null unless the mean gray separates the images and the bundle
-    knows that of good training images.
+    `plain` is the image AUROC without this correction. `equalised` is null unless the mean gray separates the images
+    and the bundle has the mean gray of good training images.
     """
     measured, defective, used = [], [], []
     for done, row in enumerate(rows):
-        progress("crude statistics", done, len(rows))
+        progress("simple statistics", done, len(rows))
         try:
-            measured.append(of(inspector.read(row.path), row.path))
-        except (ImageError, OSError):  # gone since it was inspected
+            measured.append(measure(inspector.read(row.path), row.path))
+        except (ImageError, OSError):  # the file is missing or has changed
             continue
         defective.append(not row.good)
         used.append(row)
-    progress("crude statistics", len(rows), len(rows))
-    found = statistics(measured, defective)
-    told, equalised, usual = sentences(found), None, inspector.calibration.appearance
+    progress("simple statistics", len(rows), len(rows))
+    figures = statistics(measured, defective)
+    words, equalised, usual = sentences(figures), None, inspector.calibration.appearance
     if usual is not None:
         good = [m.look for m, bad in zip(measured, defective, strict=True) if not bad]
-        told += [f"Good test images differ from those to calibrate on: {shift}." for shift in usual.shifts(good)]
-        if found and sentences({MEAN: found[MEAN]}):
+        words += [f"Good test images differ from those of the calibration: {shift}." for shift in usual.shifts(good)]
+        if figures and sentences({MEAN: figures[MEAN]}):
             target = sum(usual.mean.tails) / 2
-            equalised = _equalised(inspector, used, target, progress)
+            equalised = _equalise(inspector, used, target, progress)
     if equalised:
         low, high = equalised["auroc_interval"]
-        told.append(
+        words.append(
             f"With every image scaled to the mean gray of good training images ({equalised['mean_gray']:.0f}), the "
             f"image AUROC is {equalised['auroc']:.4f} (95 % interval {low:.4f} to {high:.4f})"
             + ("." if plain is None else f" instead of {plain:.4f}.")
         )
-    return {"statistics": found, "equalised": equalised, "sentences": told}
+    return {"statistics": figures, "equalised": equalised, "sentences": words}
 
 
-def _equalised(inspector: Inspecting, rows: Sequence[Labelled], target: float, progress: Progress) -> Json | None:
-    """Inspect images scaled to one mean gray; None where too few are left of one kind."""
+def _equalise(inspector: Inspecting, rows: Sequence[Labelled], target: float, progress: Progress) -> Json | None:
+    """Inspect images scaled to one mean gray; None if no good or no defective image remains."""
     scores, defective = [], []
     for done, row in enumerate(rows):
         progress("inspecting equalised images", done, len(rows))
@@ -168,7 +168,7 @@ def _equalised(inspector: Inspecting, rows: Sequence[Labelled], target: float, p
         except ImageError:
             continue
         top = np.iinfo(image.pixels.dtype).max
-        gain = target / max(appearance.of(image.pixels).mean, appearance.DARKEST * top)
+        gain = target / max(appearance.measure(image.pixels).mean, appearance.DARKEST * top)
         pixels = np.clip(np.rint(image.pixels * gain), 0, top).astype(image.pixels.dtype)
         inspection = inspector.inspect(image._replace(pixels=pixels))
         if inspection.verdict is not Verdict.INVALID:
@@ -186,16 +186,16 @@ def _equalised(inspector: Inspecting, rows: Sequence[Labelled], target: float, p
 
 
 def findings(data: Dataset, progress: Progress = silent) -> list[Finding]:
-    """Say for the report of a check which statistics separate the labelled test images."""
-    chosen = [s for s in data.samples if s.split == "test"] or list(data.samples)
-    samples = [s for s in chosen if s.defect]
+    """Findings for the report of a check: statistics that separate the labelled test images."""
+    split = [s for s in data.samples if s.split == "test"] or list(data.samples)
+    samples = [s for s in split if s.defect]
     measured, defective = [], []
     for done, sample in enumerate(samples):
-        progress("crude statistics", done, len(samples))
+        progress("simple statistics", done, len(samples))
         try:
-            measured.append(of(read(sample.path), sample.path))
-        except (ImageError, OSError):  # of which the check tells
+            measured.append(measure(read(sample.path), sample.path))
+        except (ImageError, OSError):  # the check reports it
             continue
         defective.append(not sample.good)
-    progress("crude statistics", len(samples), len(samples))
-    return [Finding("warning", "crude", told) for told in sentences(statistics(measured, defective))]
+    progress("simple statistics", len(samples), len(samples))
+    return [Finding("warning", "crude", sentence) for sentence in sentences(statistics(measured, defective))]

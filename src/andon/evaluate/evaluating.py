@@ -1,4 +1,4 @@
-"""A bundle on labelled images → figures, a table of scores, and what the report needs. Sees labels; decides nothing."""
+"""A bundle on labelled images → figures, a table of scores, and the data of the report."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from andon import files
 from andon.calibration import percent
 from andon.data import masks
 from andon.data.dataset import Dataset, Sample
-from andon.errors import DatasetError, ImageError, few
+from andon.errors import DatasetError, ImageError, counted, few
 from andon.evaluate import control, crude, metrics
 from andon.evaluate.deciding import ALARMS, decision_figures, escapes, in_words, promised_unit, rate_of
 from andon.evaluate.metrics import PixelMetrics
@@ -31,10 +31,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled image, inspected."""
+    """One labelled image with its result."""
 
     path: Path
-    name: str  # path below the data set's root
+    name: str  # path relative to the root of the data set
     defect: str  # good, or the type of defect
     group: str
     mask: Path | None
@@ -44,54 +44,53 @@ class Row:
     regions: int
     milliseconds: float
     digest: str  # SHA-256 of the file
-    hit: bool | None = None  # whether the map peaks inside the mask; None without a mask that can tell
+    hit: bool | None = None  # whether the map peaks inside the mask; None without a usable mask
 
     @property
     def good(self) -> bool:
-        """Whether the label says good."""
+        """Whether the label is good."""
         return self.defect == "good"
 
     def read(self, reduced: int = 1) -> image.Image:
-        """The picture that was inspected. ImageError when its file is gone, or no longer the same."""
+        """Read the inspected picture. ImageError when its file is missing or has changed."""
         return image.read_again(self.path, self.digest, reduced)
 
     def truth(self, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-        """The mask of the image of `shape` (H, W), where it has one that can be used; others are among the errors."""
+        """Read the mask of the image of `shape` (H, W); None without a usable mask, see `Evaluation.errors`."""
         try:
-            return read_mask(self.mask, shape) if self.mask else None
+            return masks.read_sized(self.mask, shape).area if self.mask else None
         except ImageError:
             return None
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All that came of it."""
+    """The result of an evaluation."""
 
     inspector: Inspector
-    rows: tuple[Row, ...]  # images that were found and read, in the order of the data set
-    metrics: Json  # what `metrics.json` holds; fractions in [0, 1]
-    errors: tuple[str, ...]  # images and folders that could not be read, and masks that could not be used
+    rows: tuple[Row, ...]  # images with a score, in the order of the data set
+    metrics: Json  # the contents of `metrics.json`; fractions in [0, 1]
+    errors: tuple[str, ...]  # messages on unreadable images and folders, and on unusable masks
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on images that no figure counts, and on masks that are missing, left over or read otherwise."""
+        """Sentences on images in no figure, and on masks that are missing, not used, or not black and white."""
         return list(self.metrics["warnings"])
 
     def summary(self) -> list[str]:
-        """Sentences for people: what slips through and what is stopped for nothing, and how well scores rank."""
+        """Sentences for people: escapes, false rejects, AUROC, pixel figures, control and simple statistics."""
         sentences = []
-        if known := self.metrics["data"]["learnt_from"]:
+        if count := self.metrics["data"]["learnt_from"]:
             sentences.append(
-                f"The bundle learnt from {known} of these {len(self.rows)} images, so the figures are too good. "
-                "Evaluate on images it has not seen."
+                f"The bundle was trained on {count} of these {len(self.rows)} images, so the figures are too good. "
+                "Evaluate on other images."
             )
         unit, decision = promised_unit(self.metrics)
-        for name, decided in decision.items():
-            missed, stopped = decided["escapes"], decided["false_rejects"]
+        for name, figures in decision.items():
             sentences.append(
-                f"At the {name} threshold {in_words(missed)} defective {unit} escape, "
-                f"and {in_words(stopped)} good {unit} are stopped"
-                + (f"; {percent(decided['promised_rate'])} was promised." if decided["promised_rate"] else ".")
+                f"At the {name} threshold {in_words(figures['escapes'])} defective {unit} escape, "
+                f"and {in_words(figures['false_rejects'])} good {unit} are stopped"
+                + (f"; {percent(figures['promised_rate'])} was promised." if figures["promised_rate"] else ".")
             )
         ranked = self.metrics["image"]
         if ranked["auroc"] is None:
@@ -108,41 +107,47 @@ class Evaluation:
         return [*sentences, *control.sentences(self.metrics), *self.metrics["crude"]["sentences"]]
 
     def json(self) -> bytes:
-        """The figures, for machines."""
+        """Return the figures as JSON."""
         return (files.strict_json(self.metrics, indent=1) + "\n").encode()
 
     def csv(self) -> bytes:
-        """The score of every image, so that other figures can be worked out elsewhere."""
+        """Return the score of every image as CSV, for other figures."""
         lines = io.StringIO()
         table = csv.writer(lines, lineterminator="\n")
         table.writerow(["image", "defect", "group", "score", "p_value", "verdict", "regions", "milliseconds"])
         for r in self.rows:
             values = [r.name, r.defect, r.group, repr(r.score), repr(r.p_value), r.verdict.value, r.regions]
             table.writerow([*values, f"{r.milliseconds:.2f}"])
-        return lines.getvalue().encode(errors="backslashreplace")  # a name need not be valid Unicode
+        return lines.getvalue().encode(errors="backslashreplace")  # a file name may be invalid Unicode
 
 
 def evaluate(
     inspector: Inspector, dataset: Dataset, progress: Progress = silent, workers: int = 1, *, hidden: bool = True
 ) -> Evaluation:
-    """Inspect every labelled image and work out the figures: the test split where there is one, else all.
+    """Inspect all labelled images of the test split, or of the data set without splits, and compute the figures.
 
-    Where there are masks, `hidden` adds the control: images are inspected once more with their defects painted over.
+    workers: number of images that are inspected in parallel; 0: default of a line. With several, the time of an image
+    includes waiting.
+    hidden: if there are masks, compute the control: inspect images again with their defects painted over.
 
-    Images that cannot be read, and masks that cannot be used, are listed under `errors`; the run goes on. Several
-    `workers` inspect at a time, 0: as many as a line has; then the time of an image holds what it waited for others.
-    DatasetError when no image is labelled, or none could be inspected.
+    Unreadable images and unusable masks are listed in `errors`. Errors: DatasetError when no image is labelled, or none
+    could be inspected.
     """
-    chosen = [s for s in dataset.samples if s.split == "test"] or list(dataset.samples)
-    samples = [s for s in chosen if s.defect]
+    split = [s for s in dataset.samples if s.split == "test"] or list(dataset.samples)
+    samples = [s for s in split if s.defect]
     if not samples:
         raise DatasetError(
-            f"{dataset.root}: {len(chosen)} images, none labelled. Expected a folder 'good' beside folders of defects."
+            f"{dataset.root}: {len(split)} images, none labelled; expected a folder 'good' beside folders of defects. "
+            "Sort the images into such folders."
         )
-    found = _inspect(inspector, dataset, samples, progress, workers)
-    rows, good = found.rows, [row for row in found.rows if row.good]
+    results = _inspect(inspector, dataset, samples, progress, workers)
+    rows, good = results.rows, [row for row in results.rows if row.good]
     if not rows:
-        raise DatasetError(f"{dataset.root}: none of {len(samples)} images could be inspected. {found.errors[:1]}")
+        reason = results.errors[0] if results.errors else "The verdict of all is INVALID."
+        raise DatasetError(
+            f"{dataset.root}: 0 of {len(samples)} images could be inspected; expected images like the training images. "
+            f"{reason}"
+        )
     ranking, masked = image_figures(rows), any(row.hit is not None for row in rows)
     figures: Json = {
         "bundle": {
@@ -156,13 +161,13 @@ def evaluate(
             "folder": dataset.root.resolve().name,
             "split": "test" if samples[0].split == "test" else "all",
             "images": len(rows),
-            "unlabelled": len(chosen) - len(samples),
-            "not_found": found.invalid,  # images that got INVALID; they count in no other figure
+            "unlabelled": len(split) - len(samples),
+            "not_found": results.invalid,  # images with verdict INVALID; they are in no other figure
             "learnt_from": sum(inspector.manifest.learnt_from(row.digest for row in rows)),
             "digest": files.digest_of_all((row.name, row.digest) for row in rows),
         },
         "image": ranking,
-        "pixel": {**_pixel_figures(found), "images": found.images},
+        "pixel": {**_pixel_figures(results), "images": results.images},
         "hits": rate_of([row.hit for row in rows if row.hit is not None]),
         "control": control.figures(inspector, rows, progress) if hidden and masked else None,
         "decision_per": inspector.decision.per,
@@ -174,8 +179,8 @@ def evaluate(
             **{f"p{q}": float(np.percentile([r.milliseconds for r in rows], q)) for q in (50, 95)},
             "at_a_time": workers_of(workers),
         },
-        "errors": found.errors,
-        "warnings": [*_left_out(found, len(chosen) - len(samples)), *_warnings(dataset, samples, found.gray)],
+        "errors": results.errors,
+        "warnings": [*_exclusions(results, len(split) - len(samples)), *_warnings(dataset, samples, results.masks)],
     }
     if dataset.grouped:
         grouped = by_group(rows)
@@ -189,118 +194,110 @@ def evaluate(
             },
         }
     for kind in sorted({row.defect for row in rows} - {"good"}):
-        those = [row for row in rows if row.defect == kind]
+        defects = [row for row in rows if row.defect == kind]
         figures["defects"][kind] = {
-            "n": len(those),
-            **image_figures(those + good),
-            "hits": rate_of([row.hit for row in those if row.hit is not None]),
-            "escapes": {threshold: escapes(those, threshold) for threshold in ALARMS},
-            "pixel": _pixel_figures(found, kind),
+            "n": len(defects),
+            **image_figures(defects + good),
+            "hits": rate_of([row.hit for row in defects if row.hit is not None]),
+            "escapes": {threshold: escapes(defects, threshold) for threshold in ALARMS},
+            "pixel": _pixel_figures(results, kind),
         }
-    return Evaluation(inspector, tuple(rows), figures, tuple(found.errors))
+    return Evaluation(inspector, tuple(rows), figures, tuple(results.errors))
 
 
-class _Found(NamedTuple):
+class _Results(NamedTuple):
     rows: list[Row]
     errors: list[str]
-    invalid: dict[str, int]  # good, defective → images in which the part was not found
+    invalid: dict[str, int]  # good, defective → number of images with verdict INVALID
     pixel: PixelMetrics
-    images: dict[str, int]  # good, masked, without_mask → images in the pixel figures, or left out of them
-    gray: dict[str, list[str]]  # binary, classes, gray, full → masks that were read so
+    images: dict[str, int]  # good, masked (both in the pixel figures), without_mask → number of images
+    masks: dict[str, list[str]]  # binary, classes, gray, full → masks of this kind
 
 
 def _inspect(
     inspector: Inspector, dataset: Dataset, samples: Sequence[Sample], progress: Progress, workers: int
-) -> _Found:
+) -> _Results:
     masked = any(sample.mask for sample in samples)
     images = dict.fromkeys(("good", "masked", "without_mask"), 0)
-    found = _Found(
+    results = _Results(
         [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}
     )
     with closing(pictures(inspector, (sample.path for sample in samples), workers)) as outcomes:
         for done, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
             progress("inspecting", done, len(samples))
             if outcome.inspection is None:
-                found.errors.append(outcome.error)
+                results.errors.append(outcome.error)
             elif outcome.verdict is Verdict.INVALID:
-                found.invalid["good" if sample.defect == "good" else "defective"] += 1
+                results.invalid["good" if sample.defect == "good" else "defective"] += 1
             else:
-                found.rows.append(_row(dataset, sample, outcome.inspection))
+                results.rows.append(_row(dataset, sample, outcome.inspection))
                 if masked:
                     try:
-                        images[_add(found, sample, outcome.inspection)] += 1
+                        images[_add(results, sample, outcome.inspection)] += 1
                     except ImageError as error:
-                        found.errors.append(str(error))
+                        results.errors.append(str(error))
     progress("inspecting", len(samples), len(samples))
-    return found
+    return results
 
 
-def _row(dataset: Dataset, sample: Sample, found: Inspection) -> Row:
+def _row(dataset: Dataset, sample: Sample, inspection: Inspection) -> Row:
     return Row(
         path=sample.path,
         name=dataset.relative(sample),
         defect=sample.defect,
         group=sample.group,
         mask=sample.mask,
-        score=math.inf if math.isnan(found.score) else found.score,  # never passed, so it ranks as the worst
-        p_value=found.p_value,
-        verdict=found.verdict,
-        regions=len(found.regions),
-        milliseconds=found.milliseconds,
-        digest=found.digest,
+        score=math.inf if math.isnan(inspection.score) else inspection.score,  # REJECT, so it ranks highest
+        p_value=inspection.p_value,
+        verdict=inspection.verdict,
+        regions=len(inspection.regions),
+        milliseconds=inspection.milliseconds,
+        digest=inspection.digest,
     )
 
 
-def _add(found: _Found, sample: Sample, inspection: Inspection) -> str:
-    """Take one image into the pixel figures, and say as what."""
+def _add(results: _Results, sample: Sample, inspection: Inspection) -> str:
+    """Add one image to the pixel figures; return its key in `_Results.images`."""
     if sample.defect == "good":
-        found.pixel.add(inspection.anomaly_map)
+        results.pixel.add(inspection.anomaly_map)
         return "good"
     if sample.mask is None:
         return "without_mask"
     mask = masks.read_sized(sample.mask, inspection.anomaly_map.shape)
-    found.gray.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
-    found.rows[-1] = replace(found.rows[-1], hit=control.hit(inspection.anomaly_map, mask.area))
-    found.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
+    results.masks.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
+    results.rows[-1] = replace(results.rows[-1], hit=control.hit(inspection.anomaly_map, mask.area))
+    results.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
     return "masked"
 
 
-def _left_out(found: _Found, unlabelled: int) -> list[str]:
-    """Sentences on images that no figure counts."""
-    said = []
-    if any(found.invalid.values()):
-        good, defective = found.invalid.values()
-        said.append(f"INVALID, and in no figure: {good} good and {defective} defective images.")
+def _exclusions(results: _Results, unlabelled: int) -> list[str]:
+    """Sentences on images that are in no figure."""
+    sentences = []
+    if any(results.invalid.values()):
+        good, defective = results.invalid.values()
+        sentences.append(f"INVALID, and in no figure: {good} good and {defective} defective images.")
     if unlabelled:
-        said.append(f"without a label, and in no figure: {unlabelled} images. Put good ones into a folder 'good'.")
-    return said
+        sentences.append(f"without a label, and in no figure: {unlabelled} images. Put good ones into a folder 'good'.")
+    return sentences
 
 
-def _warnings(dataset: Dataset, samples: Sequence[Sample], gray: dict[str, list[str]]) -> list[str]:
-    """Sentences on masks that are missing, left over, or read otherwise than as black and white."""
+def _warnings(dataset: Dataset, samples: Sequence[Sample], kinds: dict[str, list[str]]) -> list[str]:
+    """Sentences on masks that are missing, not used, or not black and white."""
     problems = dataset.mask_problems("test" if samples[0].split == "test" else None)
-    said = [f"{message} {few(names)}" for severity, _, message, names in problems if severity != "note"]
+    sentences = [f"{message} {few(names)}" for severity, _, message, names in problems if severity != "note"]
     for how, words in (
-        ("classes", "with numbers of classes; every value above 0 counts as defect:"),
-        ("gray", "with values between 0 and the largest; they are cut at half of that:"),
+        ("classes", "with class numbers; every value above 0 is a defect:"),
+        ("gray", "with gray values; values above half of the largest are a defect:"),
         ("full", "with every pixel marked. Check whether black and white are exchanged:"),
     ):
-        if how in gray:
-            names = [Path(name).relative_to(dataset.root).as_posix() for name in gray[how]]
-            said.append(f"{len(names)} mask{'s' * (len(names) > 1)} {words} {few(names)}")
-    return said
-
-
-def read_mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Read the mask of an image of `shape` (H, W) as `masks.read` does.
-
-    Errors: ImageError when it cannot be read, is of another size, marks nothing or is inverted.
-    """
-    return masks.read_sized(path, shape).area
+        if how in kinds:
+            names = [Path(name).relative_to(dataset.root).as_posix() for name in kinds[how]]
+            sentences.append(f"{counted(len(names), 'mask')} {words} {few(names)}")
+    return sentences
 
 
 def by_group(rows: Sequence[Row]) -> list[Row]:
-    """One row a group (part, lot or session) and label, its image of the highest score standing for it."""
+    """Return one row per group (part, lot or session) and label: the image with the highest score."""
     worst: dict[tuple[str, bool], Row] = {}
     for row in rows:
         key = (row.group, row.good)
@@ -310,7 +307,7 @@ def by_group(rows: Sequence[Row]) -> list[Row]:
 
 
 def image_figures(rows: Sequence[Row]) -> Json:
-    """How well the scores rank defects above good parts; null, and why, where one of the two is missing."""
+    """Ranking figures of image scores; null, with the reason `why`, without good or without defective images."""
     labels, scores = [not row.good for row in rows], [row.score for row in rows]
     counts = {"n_good": labels.count(False), "n_defective": labels.count(True)}
     names = ("auroc", "auroc_interval", "ap", "fpr_at_95_tpr", "f1_max_oracle")
@@ -327,14 +324,14 @@ def image_figures(rows: Sequence[Row]) -> Json:
     return {**dict(zip(names, values, strict=True)), **counts}
 
 
-def _pixel_figures(found: _Found, kind: str | None = None) -> Json:
-    """Figures over pixels, of one kind of defect or of all; null, and why, where there is nothing to measure."""
+def _pixel_figures(results: _Results, kind: str | None = None) -> Json:
+    """Pixel figures, of one kind of defect or of all; null, with the reason `why`, if they cannot be computed."""
     names = ("auroc", "ap", "f1_max_oracle", "aupro_30", "aupro_05", "components")
-    pixel = found.pixel
-    seen = pixel.defects if kind is None else {kind} & pixel.defects.keys()
-    if not seen or not pixel.good:
-        reason = "no good pixels" if seen else "no mask could be used" if found.images else "the data set has no masks"
-        return {**dict.fromkeys(names), "why": reason}
-    measured = pixel.figures(kind, limits=(0.30, 0.05))
-    values = (measured.auroc, measured.ap, measured.f1_max_oracle, *measured.aupro, measured.components)
+    pixel = results.pixel
+    kinds = pixel.defects if kind is None else {kind} & pixel.defects.keys()
+    if not kinds or not pixel.good:
+        no_mask = "no mask could be used" if results.images else "the data set has no masks"
+        return {**dict.fromkeys(names), "why": "no good pixels" if kinds else no_mask}
+    figures = pixel.figures(kind, limits=(0.30, 0.05))
+    values = (figures.auroc, figures.ap, figures.f1_max_oracle, *figures.aupro, figures.components)
     return dict(zip(names, values, strict=True))

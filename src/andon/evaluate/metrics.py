@@ -1,6 +1,6 @@
-"""How good a detector is, given labels. Pure functions on arrays; the only arithmetic of figures in the house.
+"""Figures of a detector from labels and scores: pure functions on arrays.
 
-Ties are exact everywhere: images or pixels of one score change sides together, and AUROC counts a tied pair as half.
+Ties are exact: images or pixels with equal scores are on the same side of a threshold; AUROC counts a tied pair as 0.5.
 
 References
 ----------
@@ -28,7 +28,7 @@ Mask = NDArray[np.bool_]
 
 
 class Roc(NamedTuple):
-    """Shares at or above each distinct score, from the highest score down; the first point is (0, 0) at infinity."""
+    """Rates at each distinct score as a threshold, descending; the first point is (0, 0) at infinity."""
 
     fpr: Floats
     tpr: Floats
@@ -36,7 +36,7 @@ class Roc(NamedTuple):
 
 
 def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
-    """Trace the ROC curve; `labels` (n,) are true for defects, `scores` (n,) higher for more anomalous."""
+    """Compute the ROC curve; `labels` (n,): True for defects; `scores` (n,): higher is more anomalous."""
     threshold, false_alarms, hits = _counts(labels, scores)
     return Roc(
         np.concatenate([[0.0], false_alarms / false_alarms[-1]]),
@@ -46,35 +46,35 @@ def roc(labels: ArrayLike, scores: ArrayLike) -> Roc:
 
 
 def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Chance that a defect scores above a good part; a tie counts half."""
+    """Probability that a defect has a higher score than a good part; a tie counts half."""
     _, false_alarms, hits = _counts(labels, scores)
-    before = np.concatenate([[0], hits[:-1]])
-    area = np.sum(np.diff(false_alarms, prepend=0) * (hits + before))
+    previous = np.concatenate([[0], hits[:-1]])
+    area = np.sum(np.diff(false_alarms, prepend=0) * (hits + previous))
     return float(area / (2 * hits[-1] * false_alarms[-1]))
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Precision averaged over the recall gained at each distinct score."""
+    """Average precision: precision weighted by the increase of recall at each distinct score."""
     _, false_alarms, hits = _counts(labels, scores)
     return float(np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / (hits + false_alarms)))
 
 
 def fpr_at_tpr(labels: ArrayLike, scores: ArrayLike, tpr: float = 0.95) -> float:
-    """Lowest share of good parts that alarm at a threshold which catches at least `tpr` of the defects."""
+    """Lowest false-positive rate at a threshold with a true-positive rate of at least `tpr`."""
     _, false_alarms, hits = _counts(labels, scores)
     enough = int(np.argmax(hits >= tpr * hits[-1] - 1e-9))
     return float(false_alarms[enough] / false_alarms[-1])
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Best F1 over all thresholds: an oracle's figure, since the threshold is chosen with the labels in hand."""
+    """Highest F1 over all thresholds: an oracle figure, because the threshold is chosen with the labels."""
     _, false_alarms, hits = _counts(labels, scores)
     return float(np.max(2 * hits / (hits + false_alarms + hits[-1])))
 
 
 def _counts(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Ints, Ints]:
-    """Distinct scores, descending, with the good parts and the defects at or above each."""
-    truth, score = _checked(labels, scores)
+    """Distinct scores, descending, with the numbers of good parts and of defects at or above each."""
+    truth, score = _check(labels, scores)
     order = np.argsort(-score, kind="stable")
     score, truth = score[order], truth[order]
     last = np.append(np.flatnonzero(score[1:] != score[:-1]), len(score) - 1)
@@ -82,24 +82,24 @@ def _counts(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Ints, Ints]:
     return score[last], last + 1 - hits, hits
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+def _check(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
     truth, score = np.asarray(labels, dtype=bool), np.asarray(scores, dtype=np.float64)
     if truth.ndim != 1 or truth.shape != score.shape:
         raise ValueError(f"labels {truth.shape} and scores {score.shape}; expected two of shape (n,)")
     if np.isnan(score).any():
-        raise ValueError(f"{np.isnan(score).sum()} scores are NaN; leave those samples out and count them")
+        raise ValueError(f"{np.isnan(score).sum()} scores are NaN; expected numbers. Remove and count these samples")
     if truth.all() or not truth.any():
         raise ValueError(f"{truth.sum()} defects among {len(truth)} samples; expected good parts and defects")
     return truth, score
 
 
 def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of the AUROC: DeLong's variance on the logit scale, so that it stays within [0, 1].
+    """Confidence interval of the AUROC: DeLong's variance on the logit scale, so that it is within [0, 1].
 
-    That variance is zero when the scores separate perfectly. Then the interval is Clopper and Pearson's for as
-    many good-defect pairs as can be drawn without using an image twice, each of them ordered rightly.
+    With perfect separation this variance is zero. Then the interval is Clopper and Pearson's for independent
+    good-defect pairs, min(good, defects) in number, all in the correct order.
     """
-    truth, score = _checked(labels, scores)
+    truth, score = _check(labels, scores)
     good, bad = np.sort(score[~truth]), np.sort(score[truth])
     area = auroc(truth, score)
     pairs = min(len(good), len(bad))
@@ -107,11 +107,11 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) ->
         return clopper_pearson(round(area * pairs), pairs, level)
     if pairs < 2:
         return 0.0, 1.0
-    # each defect's share of good parts below it, and each good part's share of defects above it; ties half
+    # for each defect the share of good parts below it, for each good part the share of defects above it; ties half
     below = (np.searchsorted(good, bad, "left") + np.searchsorted(good, bad, "right")) / (2 * len(good))
     above = 1 - (np.searchsorted(bad, good, "left") + np.searchsorted(bad, good, "right")) / (2 * len(bad))
     error = math.sqrt(np.var(below, ddof=1) / len(bad) + np.var(above, ddof=1) / len(good))
-    if error == 0:  # every score is tied
+    if error == 0:  # all scores are equal
         return 0.0, 1.0
     reach = NormalDist().inv_cdf((1 + level) / 2) * error / (area * (1 - area))
     logit = math.log(area / (1 - area))
@@ -119,8 +119,8 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) ->
 
 
 _RUN = 4_000_000  # pixels in a sorted run
-_BLOCK = 500_000  # pixels merged at a time
-_STRIDE = 1024  # pixels from one sample of a run to the next
+_BLOCK = 500_000  # pixels that are merged at once
+_STRIDE = 1024  # distance of samples in a run, in pixels
 _NO_SIZE = np.empty(0, np.uint32)
 
 
@@ -130,41 +130,41 @@ class PixelFigures(NamedTuple):
     auroc: float
     ap: float
     f1_max_oracle: float
-    aupro: tuple[float, ...]  # one for each limit asked for
-    components: int  # annotated defects, by 8-connectivity
+    aupro: tuple[float, ...]  # one for each limit
+    components: int  # number of annotated defects, by 8-connectivity
 
 
 class PixelMetrics:
-    """Pixel AUROC, AP, F1 and AUPRO over images given one at a time: exact, in bounded memory.
+    """Pixel AUROC, AP, F1 and AUPRO over images that are added one by one: exact, in bounded memory.
 
-    Nothing is binned. Between two defect scores a curve moves sideways only, so all these figures follow from the
-    number of good pixels above and at each distinct defect score. The pixels are kept as sorted runs of float32;
-    the runs are cut at common values into blocks of about half a million pixels, and the blocks are merged from the
-    highest scores down.
+    There are no bins. Between two defect scores only the false-positive rate changes, so all figures follow from the
+    numbers of good pixels above and at each distinct defect score. The pixels are stored as sorted runs of float32. The
+    runs are cut at common values into blocks of about half a million pixels, and the blocks are merged in descending
+    order of scores.
 
-    Cost: 4 bytes a good pixel and 8 bytes a defect pixel, in memory up to `memory_mb` and beyond it in a temporary
-    file; about 60 MB of working space; each pixel is sorted twice. `figures` reads everything once.
+    Cost: 4 bytes per good pixel and 8 bytes per defect pixel, in memory up to `memory_mb`, then in a temporary file;
+    about 60 MB of working memory; each pixel is sorted twice. `figures` reads all pixels once.
     """
 
     def __init__(self, memory_mb: float = 512) -> None:
-        self.good = 0  # good pixels
-        self.defects: dict[str, int] = {}  # kind → defect pixels
-        self.components: dict[str, int] = {}  # kind → annotated defects with at least one pixel inspected
+        self.good = 0  # number of good pixels
+        self.defects: dict[str, int] = {}  # kind → number of defect pixels
+        self.components: dict[str, int] = {}  # kind → number of annotated defects with an inspected pixel
         self._shelf = _Shelf(int(memory_mb * 1e6))
         self._good = _Pile(self._shelf)
         self._piles: dict[str, _Pile] = {}
 
     def add(self, anomaly_map: ArrayLike, mask: ArrayLike | None = None, kind: str = "defect") -> None:
-        """Take one image: a map (H, W), NaN where nothing was inspected, and the mask (H, W) of its defects or None.
+        """Add one image: a map (H, W), NaN where nothing was inspected, and the mask (H, W) of its defects or None.
 
-        Pixels that were not inspected count nowhere, whatever the mask says there.
+        Pixels that were not inspected are in no figure, even if the mask marks them.
         """
         values = np.asarray(anomaly_map, dtype=np.float32)
         inspected = ~np.isnan(values)
         if mask is not None:
             truth = np.asarray(mask, dtype=bool)
             if truth.shape != values.shape:
-                raise ValueError(f"mask {truth.shape} on a map of {values.shape}; expected the same shape")
+                raise ValueError(f"mask {truth.shape} for a map {values.shape}; expected the same shape")
             if truth.any():
                 self._add_defects(values, truth, truth & inspected, kind)
                 inspected &= ~truth
@@ -172,18 +172,18 @@ class PixelMetrics:
         self.good += len(good)
         self._good.add(good)
 
-    def _add_defects(self, values: NDArray[np.float32], truth: Mask, seen: Mask, kind: str) -> None:
-        _, labelled = cv2.connectedComponents(truth.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-        component = labelled[seen]
+    def _add_defects(self, values: NDArray[np.float32], truth: Mask, inspected: Mask, kind: str) -> None:
+        _, labels = cv2.connectedComponents(truth.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+        component = labels[inspected]
         sizes = np.bincount(component)
         self.defects[kind] = self.defects.get(kind, 0) + len(component)
         self.components[kind] = self.components.get(kind, 0) + int(np.count_nonzero(sizes))
-        self._piles.setdefault(kind, _Pile(self._shelf)).add(values[seen], sizes[component].astype(np.uint32))
+        self._piles.setdefault(kind, _Pile(self._shelf)).add(values[inspected], sizes[component].astype(np.uint32))
 
     def figures(self, kind: str | None = None, limits: tuple[float, ...] = (0.30, 0.05)) -> PixelFigures:
-        """Work out the figures; with a `kind`, of its defects against the good pixels of all images.
+        """Compute the figures; with a `kind`, from its defects and the good pixels of all images.
 
-        AUPRO is integrated over the false-positive rate from 0 to each of `limits` and divided by it.
+        AUPRO is the integral over the false-positive rate from 0 to each of `limits`, divided by this limit.
         """
         kinds = [kind] if kind is not None else list(self.defects)
         total = sum(self.defects.get(k, 0) for k in kinds)
@@ -191,7 +191,7 @@ class PixelMetrics:
         if not total or not self.good:
             raise ValueError(f"{total} defect and {self.good} good pixels; expected some of both")
         pairs = precision = f1 = 0.0
-        hits, fpr, pro = 0, 0.0, 0.0  # where the curves have got to
+        hits, fpr, pro = 0, 0.0, 0.0  # the current end of the curves
         areas = np.zeros(len(limits))
         for step in self._steps([self._piles[k] for k in kinds if k in self._piles]):
             reached = hits + np.cumsum(step.defects)
@@ -219,11 +219,11 @@ class PixelMetrics:
         )
 
     def _steps(self, piles: list["_Pile"]) -> Iterator["_Steps"]:
-        """The steps of all curves, from the highest score down, a block of scores at a time."""
+        """Yield the steps of all curves in descending order of scores, one block of scores at a time."""
         good = [run.score for run in self._good.runs()]
         defects = [run for pile in piles for run in pile.runs()]
         samples = np.sort(np.concatenate([score[::_STRIDE] for score in [*good, *(run.score for run in defects)]]))
-        # Between two of these values lie about _BLOCK pixels; a value that more pixels share is one of them.
+        # There are about _BLOCK pixels between two of these values; a value that more pixels have is one of them.
         values = np.unique(samples[:: _BLOCK // _STRIDE])
         good_at = [_edges(score, values) for score in good]
         defects_at = [_edges(run.score, values) for run in defects]
@@ -252,16 +252,16 @@ class _Run(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """What happens at each distinct defect score, descending; all (k,)."""
+    """Numbers of pixels at each distinct defect score, descending; all (k,)."""
 
-    above: Ints  # good pixels above it, in all
-    equal: Ints  # good pixels at it
-    defects: Ints  # defect pixels at it
-    weight: Floats  # defect pixels at it, each as a share of its annotated defect
+    above: Ints  # good pixels above the score, in total
+    equal: Ints  # good pixels with this score
+    defects: Ints  # defect pixels with this score
+    weight: Floats  # sum over these defect pixels of 1 / size of the annotated defect
 
 
 def _merge(good: list[NDArray[np.float32]], defects: list[_Run], above: int) -> _Steps:
-    """Merge slices of runs that span the same scores, with `above` good pixels higher than all of them."""
+    """Merge slices of runs with the same range of scores; `above`: number of good pixels with higher scores."""
     score = np.concatenate([run.score for run in defects])
     order = np.argsort(score)[::-1]
     score, size = score[order], np.concatenate([run.size for run in defects])[order]
@@ -277,22 +277,22 @@ def _merge(good: list[NDArray[np.float32]], defects: list[_Run], above: int) -> 
 
 
 def _edges(score: NDArray[np.float32], values: NDArray[np.float32]) -> list[int]:
-    """Where a sorted run is cut: below, at, between, …, at and above the `values`."""
+    """Return the positions at which a sorted run is cut: below, at, between, …, at and above the `values`."""
     cuts = np.stack([np.searchsorted(score, values, "left"), np.searchsorted(score, values, "right")], axis=1)
     return [0, *cuts.ravel().tolist(), len(score)]
 
 
 class _Pile:
-    """Pixels that come in any order and are kept as sorted runs."""
+    """Pixels that are added in any order and stored as sorted runs."""
 
     def __init__(self, shelf: "_Shelf") -> None:
         self._shelf = shelf
-        self._waiting: list[tuple[NDArray[np.float32], NDArray[np.uint32]]] = []
+        self._unsorted: list[tuple[NDArray[np.float32], NDArray[np.uint32]]] = []
         self._runs: list[tuple[_Place, _Place]] = []
 
     def add(self, score: NDArray[np.float32], size: NDArray[np.uint32] = _NO_SIZE) -> None:
-        self._waiting.append((score, size))
-        if sum(len(score) for score, _ in self._waiting) >= _RUN:
+        self._unsorted.append((score, size))
+        if sum(len(score) for score, _ in self._unsorted) >= _RUN:
             self._sort()
 
     def runs(self) -> list[_Run]:
@@ -300,9 +300,9 @@ class _Pile:
         return [_Run(self._shelf.get(s).view(np.float32), self._shelf.get(z)) for s, z in self._runs]
 
     def _sort(self) -> None:
-        if self._waiting:
-            score, size = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
-            self._waiting.clear()
+        if self._unsorted:
+            score, size = (np.concatenate(parts) for parts in zip(*self._unsorted, strict=True))
+            self._unsorted.clear()
             if len(size):
                 order = np.argsort(score)
                 score, size = score[order], size[order]
@@ -311,17 +311,17 @@ class _Pile:
             self._runs.append((self._shelf.put(score.view(np.uint32)), self._shelf.put(size)))
 
 
-_Place = NDArray[np.uint32] | slice  # an array in memory, or where it lies in the file
+_Place = NDArray[np.uint32] | slice  # an array in memory, or its position in the file
 
 
 class _Shelf:
-    """Arrays in memory up to a budget of bytes, and in a temporary file beyond it."""
+    """Arrays in memory up to a budget of bytes, then in a temporary file."""
 
     def __init__(self, budget: int) -> None:
         self._free = budget
         self._file: Scratch | None = None
-        self._stored = 0  # values in the file
-        self._mapped: NDArray[np.uint32] = _NO_SIZE  # the file; one mapping for all, as each takes a file handle
+        self._stored = 0  # number of values in the file
+        self._mapped: NDArray[np.uint32] = _NO_SIZE  # the file; one mapping, because each needs a file handle
 
     def put(self, values: NDArray[np.uint32]) -> _Place:
         if values.nbytes <= self._free:

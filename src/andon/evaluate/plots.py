@@ -1,6 +1,6 @@
-"""Plots as SVG text, to stand inline in a page: no script, no library, sharp in print.
+"""Plots as SVG text for HTML pages, without scripts.
 
-Good parts are blue and defects vermilion everywhere (Okabe and Ito's colours, told apart by colour-blind people).
+Good parts are blue and defects vermilion (colours by Okabe and Ito, which colour-blind people can distinguish).
 """
 
 import math
@@ -17,7 +17,7 @@ AXIS, GRID, INK = "#888", "#e4e4e4", "#333"
 
 
 class Line(NamedTuple):
-    """A curve; a name puts it into the legend."""
+    """A curve; with a name it is in the legend."""
 
     x: ArrayLike
     y: ArrayLike
@@ -51,10 +51,10 @@ class Cut(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """One row of bars: its parts stand one after the other, and are told in words at its end."""
+    """One stacked bar, with a text at its end."""
 
     name: str
-    values: Sequence[float]  # one a part
+    values: Sequence[float]  # of its parts
     words: str
 
 
@@ -62,11 +62,11 @@ class Axis:
     """Values ↔ pixels on one axis, linear or logarithmic."""
 
     def __init__(self, low: float, high: float, start: float, stop: float, log: bool = False) -> None:
-        """Lay the values from `low` to `high` over the pixels from `start` to `stop`."""
+        """Map the values from `low` to `high` to the pixels from `start` to `stop`."""
         self.low, self.high, self.start, self.stop, self.log = low, high, start, stop, log
 
     def at(self, values: ArrayLike) -> NDArray[np.float64]:
-        """Where values lie, in pixels; what is beyond the ends lies at the end."""
+        """Return the positions of values in pixels; values outside the range are clipped."""
         bounds = np.array([self.low, self.high])
         inside = np.clip(np.asarray(values, dtype=np.float64), *bounds)
         if self.log:
@@ -75,7 +75,7 @@ class Axis:
         return np.asarray(self.start + (self.stop - self.start) * share)
 
     def ticks(self) -> list[float]:
-        """Round values along the axis, about five."""
+        """Return about five round values along the axis."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             steps = (1, 2, 5) if len(decades) <= 4 else (1,)
@@ -99,7 +99,7 @@ def line_plot(
     diagonal: bool = False,
     size: tuple[int, int] = (440, 400),
 ) -> str:
-    """Draw curves over one pair of axes; `diagonal` adds the line of chance of a ROC plot."""
+    """Draw curves on one pair of axes; `diagonal` adds the diagonal of a ROC plot."""
     width, height = size
     x, y = Axis(*x_range, 56, width - 14), Axis(*y_range, height - 46, 12)
     parts = [_grid_x(x, 12, height - 46), _grid_y(y, 56, width - 14)]
@@ -130,10 +130,10 @@ def histograms(
     row: int = 64,
     unit: str = "images",
 ) -> str:
-    """Draw one histogram below the other over a common axis, each to its own height, and cut them at one or two values.
+    """Draw histograms below each other on a common axis, each scaled to its maximum, with lines at one or two values.
 
-    The axis is logarithmic where all values are positive and the largest is over twenty times the smallest. Infinite
-    values stand at its ends.
+    The axis is logarithmic if all values are positive and the largest is more than 20 times the smallest. Infinite
+    values are drawn at its ends.
     """
     finite = np.concatenate([np.asarray(band.values, np.float64).ravel() for band in bands] + [[c.value for c in cuts]])
     finite = finite[np.isfinite(finite)]
@@ -160,7 +160,7 @@ def histograms(
         )
         parts.append(f'<path d="{bars}" fill="{band.colour}"/>')
         parts.append(f'<path d="M{left} {base}H{width - 14}" stroke="{AXIS}"/>')
-        parts.append(_text(_cut_short(band.name, 18), left - 10, base - row / 2 + 8, "end", 'font-weight="600"'))
+        parts.append(_text(_truncate(band.name, 18), left - 10, base - row / 2 + 8, "end", 'font-weight="600"'))
         parts.append(_text(f"{values.size} {unit}", left - 10, base - row / 2 + 23, "end"))
     for j, cut in enumerate(sorted(cuts, key=lambda cut: cut.value)):
         at = float(x.at(cut.value))
@@ -179,17 +179,17 @@ def scatter(
     y_limit: float = math.inf,
     size: tuple[int, int] = (620, 400),
 ) -> str:
-    """Draw labelled points; the x axis, of positive values, is logarithmic where they span more than a factor of ten.
+    """Draw labelled points. The x axis, of positive values, is logarithmic if their range is more than a factor of 10.
 
-    The y axis ends at `y_limit` at the latest, for values that cannot exceed it.
+    y_limit: maximum of the y axis, for values that cannot exceed it.
     """
     width, height = size
     log = max(point.x for point in points) > 10 * min(point.x for point in points)
-    x = Axis(*_widened([point.x for point in points], log), 56, width - 14, log)
-    low, high = _widened([point.y for point in points], False)
+    x = Axis(*_range([point.x for point in points], log), 56, width - 14, log)
+    low, high = _range([point.y for point in points], False)
     y = Axis(low, min(high, y_limit), height - 46, 12)
     parts = [_grid_x(x, 12, height - 46), _grid_y(y, 56, width - 14)]
-    taken: list[tuple[float, float, float]] = []  # y, left and right end of the labels so far
+    labels: list[tuple[float, float, float]] = []  # y, left and right end of the labels so far
     for point in sorted(points, key=lambda point: -point.y):
         px, py = float(x.at(point.x)), float(y.at(point.y))
         length = 7.0 * len(point.label)
@@ -197,10 +197,10 @@ def scatter(
         left_end = px - 9 - length if leftwards else px + 9
         line = py + 4
         while any(
-            abs(line - other) < 14 and left_end < right and left_end + length > left for other, left, right in taken
+            abs(line - other) < 14 and left_end < right and left_end + length > left for other, left, right in labels
         ):
             line += 14
-        taken.append((line, left_end, left_end + length))
+        labels.append((line, left_end, left_end + length))
         parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="{point.colour}" stroke="#fff"/>')
         parts.append(_text(point.label, px - 9 if leftwards else px + 9, line, "end" if leftwards else "start"))
     parts.append(_text(x_label + (" (logarithmic)" if log else ""), (56 + width - 14) / 2, height - 10, "middle"))
@@ -209,31 +209,31 @@ def scatter(
 
 
 def bars(rows: Sequence[Bar], parts: Sequence[str], x_label: str, width: int = 760) -> str:
-    """Draw bars, one below the other; where they have several parts, those are named above them."""
+    """Draw stacked bars below each other; if they have several parts, a legend above names them."""
     named = parts if len(parts) > 1 else ()
     left, right, top, row = 160, width - 20 - 7 * max(len(bar.words) for bar in rows), 34 if named else 12, 26
     bottom = top + row * len(rows)
     x = Axis(0, max(sum(bar.values) for bar in rows) or 1, left, right)
-    drawn, at = [_grid_x(x, top, bottom)], float(left)
+    elements, at = [_grid_x(x, top, bottom)], float(left)
     for name, colour in zip(named, COLOURS, strict=False):
-        drawn.append(f'<rect x="{at:.0f}" y="10" width="10" height="10" fill="{colour}"/>')
-        drawn.append(_text(name, at + 15, 19, "start"))
+        elements.append(f'<rect x="{at:.0f}" y="10" width="10" height="10" fill="{colour}"/>')
+        elements.append(_text(name, at + 15, 19, "start"))
         at += 34 + 7 * len(name)
     for j, bar in enumerate(rows):
         ends = x.at(np.cumsum([0, *bar.values])).tolist()
         line = top + row * j + 5
-        drawn += [
+        elements += [
             f'<rect x="{start:.1f}" y="{line}" width="{stop - start:.1f}" height="{row - 9}" fill="{colour}"/>'
             for start, stop, colour in zip(ends, ends[1:], COLOURS, strict=False)
         ]
-        drawn.append(_text(_cut_short(bar.name, 21), left - 8, line + 13, "end"))
-        drawn.append(_text(bar.words, ends[-1] + 6, line + 13, "start"))
-    drawn.append(_text(x_label, (left + right) / 2, bottom + 36, "middle"))
-    return _svg(width, bottom + 44, f"bars of {x_label}", drawn)
+        elements.append(_text(_truncate(bar.name, 21), left - 8, line + 13, "end"))
+        elements.append(_text(bar.words, ends[-1] + 6, line + 13, "start"))
+    elements.append(_text(x_label, (left + right) / 2, bottom + 36, "middle"))
+    return _svg(width, bottom + 44, f"bars of {x_label}", elements)
 
 
 def cloud(points: ArrayLike, defective: ArrayLike, side: int = 300) -> str:
-    """Draw points (n, 2) of good and of defective (n,) images on one scale; without axes, which mean nothing."""
+    """Draw points (n, 2) of good and of defective (n,) images with equal scales, without axes."""
     at, bad = np.asarray(points, np.float64), np.asarray(defective, bool)
     low, high = at.min(axis=0), at.max(axis=0)
     scale = (side - 24) / max(float((high - low).max()), 1e-12)
@@ -247,13 +247,13 @@ def cloud(points: ArrayLike, defective: ArrayLike, side: int = 300) -> str:
     parts.append(_text(f"{np.count_nonzero(~bad)} good", 15, side + 17, "start"))
     parts.append(f'<rect x="90" y="{side + 8}" width="10" height="10" fill="{DEFECT}"/>')
     parts.append(_text(f"{np.count_nonzero(bad)} defective", 105, side + 17, "start"))
-    return _svg(side, side + 24, "images laid out on a plane", parts)
+    return _svg(side, side + 24, "images as points of a plane", parts)
 
 
 def critical_difference(
     names: Sequence[str], ranks: Sequence[float], difference: float, groups: Sequence[tuple[int, int]], width: int = 640
 ) -> str:
-    """Draw mean ranks, best first, on one axis; a bar joins those of a group, which do not differ significantly."""
+    """Draw mean ranks, in ascending order, on one axis; a bar joins groups whose differences are not significant."""
     k = len(names)
     rows, bars_at = (k + 1) // 2, 64
     first_row = bars_at + 12 * len(groups) + 14
@@ -271,7 +271,7 @@ def critical_difference(
         line = first_row + 20 * (j if left else k - 1 - j)
         end = x.start - 8 if left else x.stop + 8
         parts.append(f'<path d="M{px:.1f} 48V{line}H{end}" stroke="{AXIS}" fill="none"/>')
-        words = f"{_cut_short(name, 22)} {mean:.2f}" if left else f"{mean:.2f} {_cut_short(name, 20)}"
+        words = f"{_truncate(name, 22)} {mean:.2f}" if left else f"{mean:.2f} {_truncate(name, 20)}"
         parts.append(_text(words, end + (-4 if left else 4), line + 4, "end" if left else "start"))
     for j, (first, last) in enumerate(groups):
         parts.append(
@@ -280,8 +280,8 @@ def critical_difference(
     return _svg(width, height, "mean ranks with the critical difference", parts)
 
 
-def _widened(values: Sequence[float], log: bool) -> tuple[float, float]:
-    """The range of values with a margin on either side."""
+def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """Return the range of values with a margin on both sides."""
     low, high = min(values), max(values)
     if log:
         return low / 1.3, high * 1.6
@@ -297,7 +297,7 @@ def _svg(width: int, height: float, title: str, parts: Sequence[str]) -> str:
 
 
 def _path(x: NDArray[np.float64], y: NDArray[np.float64], colour: str, extra: str) -> str:
-    """A line through points in pixels; points that a tenth of a pixel does not tell apart are drawn once."""
+    """Return a line through points in pixels; points that are equal to 0.1 pixels are drawn once."""
     points = np.round(np.stack([x, y], axis=1), 1)
     points = points[np.append(True, (np.diff(points, axis=0) != 0).any(axis=1))]
     path = " ".join(f"{px:g},{py:g}" for px, py in points.tolist())
@@ -326,5 +326,5 @@ def _text(words: str, x: float, y: float, anchor: str, extra: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{INK}" {extra}>{escape(words)}</text>'
 
 
-def _cut_short(words: str, length: int) -> str:
+def _truncate(words: str, length: int) -> str:
     return words if len(words) <= length else words[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file that needs nothing else: styles, plots and pictures are inside, and no script."""
+"""The report of an evaluation: one self-contained HTML file without scripts."""
 
 import math
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from andon.evaluate.plots import Band, Cut, Line, Mark
 from andon.inspection import Verdict
 from andon.inspector import Inspector
 
-SHOWN = 12  # pictures in a gallery
-SIDE = 640  # pixels, the longer side of a picture; shown smaller until it is clicked
-BANDS = 9  # rows of histograms; rarer types of defect share the last
+MAX_CARDS = 12  # pictures in a gallery
+SIDE = 640  # pixels: longer side of a picture; displayed smaller until it is clicked
+BANDS = 9  # rows of histograms; rare types of defect share the last
 
 
 class Card(NamedTuple):
@@ -35,7 +35,7 @@ class Card(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Pictures with a title and a sentence on how they were chosen."""
+    """Pictures with a title and a sentence on their selection."""
 
     title: str
     words: str
@@ -43,20 +43,20 @@ class Gallery(NamedTuple):
 
 
 def write(evaluation: Evaluation, folder: str | Path, bundle: str = "") -> None:
-    """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is made if need be.
+    """Write `metrics.json`, `scores.csv` and `report.html` into a folder, which is created if it does not exist.
 
-    `bundle` is the name of the bundle's file.
+    bundle: file name of the bundle. Errors: AndonError when the folder or a file cannot be written.
     """
     folder = Path(folder)
     files.make_folder(folder)
-    page = html(evaluation, bundle)  # takes longest, and an interruption here leaves nothing
+    page = html(evaluation, bundle)  # the longest step; an interruption leaves no files
     files.write(folder / "metrics.json", evaluation.json())
     files.write(folder / "scores.csv", evaluation.csv())
     files.write(folder / "report.html", page)
 
 
 def html(evaluation: Evaluation, bundle: str = "") -> bytes:
-    """Make the page. Every name and message in it is escaped: files may be called anything."""
+    """Render the report; `bundle`: file name of the bundle."""
     inspector = evaluation.inspector
     return pages.render(
         "report.html",
@@ -81,12 +81,12 @@ def html(evaluation: Evaluation, bundle: str = "") -> bytes:
         sheet=pages.data(inspector.bundle.sheet, "jpeg") if inspector.bundle.sheet else "",
         manifest=inspector.manifest,
         inspector=inspector,
-        recipe=inspector.recipe.shown(),
+        recipe=inspector.recipe.summary(),
     )
 
 
 def headline(evaluation: Evaluation) -> str:
-    """What slips through and what is stopped for nothing, at which threshold; and how well scores rank."""
+    """The headline: detected defects and false rejects at the review threshold, image AUROC and thresholds."""
     unit, decision = promised_unit(evaluation.metrics)
     escapes, stopped = decision["review"]["escapes"], decision["review"]["false_rejects"]
     ranked = evaluation.metrics["image"]
@@ -102,43 +102,42 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def broken_promises(evaluation: Evaluation) -> list[str]:
-    """Sentences on thresholds that stop more good parts than promised, beyond chance and the long-run interval.
+    """Sentences on thresholds whose false-reject rate is significantly above the promised rate and its interval.
 
-    In the unit of the promise; images of one part count as one observation.
+    The unit is that of the promised rate; images of one part count as one observation.
     """
     sentences = []
-    for name, decided in promised_unit(evaluation.metrics)[1].items():
-        promised, stopped = decided["promised_rate"], decided["false_rejects_per_part"]
+    for name, figures in promised_unit(evaluation.metrics)[1].items():
+        promised, stopped = figures["promised_rate"], figures["false_rejects_per_part"]
         if promised is None or not stopped["n"]:
             continue
-        limit = decided["long_run"][1] if decided["long_run"] else promised
+        limit = figures["long_run"][1] if figures["long_run"] else promised
         if stopped["interval"][0] > limit:
             sentences.append(
-                f"The {name} threshold stops {in_words(decided['false_rejects'])} of the good; {percent(promised)} was "
-                "promised. These images differ from those it was calibrated on: recalibrate on good images taken like "
-                "these."
+                f"The {name} threshold stops {in_words(figures['false_rejects'])} good images; {percent(promised)} was "
+                "promised. These images differ from those of the calibration: recalibrate on good images like these."
             )
     return sentences
 
 
 def roc_plot(evaluation: Evaluation) -> str:
-    """The ROC curve of the images as SVG, with the two thresholds on it; empty where there is none."""
+    """The ROC curve of the images as SVG, with both thresholds; empty if it cannot be computed."""
     if evaluation.metrics["image"]["auroc"] is None:
         return ""
     labels = [not row.good for row in evaluation.rows]
     curve = metrics.roc(labels, [row.score for row in evaluation.rows])
     marks = [
-        Mark(decided["false_rejects"]["rate"], 1 - decided["escapes"]["rate"], name)
-        for name, decided in evaluation.metrics["decision"].items()
+        Mark(figures["false_rejects"]["rate"], 1 - figures["escapes"]["rate"], name)
+        for name, figures in evaluation.metrics["decision"].items()
     ]
     line = Line(curve.fpr, curve.tpr, colour=plots.GOOD)
     return plots.line_plot([line], "good images stopped", "defective images caught", marks, diagonal=True)
 
 
 def histogram(evaluation: Evaluation) -> str:
-    """Scores of the good images and of each type of defect as SVG, with the two thresholds."""
+    """Histograms of the scores of good images and of each type of defect as SVG, with both thresholds."""
     scores: dict[str, list[float]] = {"good": []}
-    counts = {kind: found["n"] for kind, found in evaluation.metrics["defects"].items()}
+    counts = {kind: figures["n"] for kind, figures in evaluation.metrics["defects"].items()}
     common = sorted(counts, key=lambda kind: -counts[kind])
     common = common if len(common) < BANDS else common[: BANDS - 2]
     for row in evaluation.rows:
@@ -154,56 +153,56 @@ def histogram(evaluation: Evaluation) -> str:
 
 
 def galleries(evaluation: Evaluation) -> list[Gallery]:
-    """The images a person should look at: escapes, false rejects, and how defects are found where they are."""
+    """The galleries of escapes, false rejects, scores close to the threshold, and typical detected defects."""
     rows = sorted(evaluation.rows, key=lambda row: row.score)
     escapes = [row for row in rows if not row.good and row.verdict is Verdict.PASS]
     caught = [row for row in rows if not row.good and row.verdict is not Verdict.PASS]
     stopped = [row for row in reversed(rows) if row.good and row.verdict is not Verdict.PASS]
     passed = [row for row in reversed(rows) if row.good and row.verdict is Verdict.PASS]
-    chosen = [
+    errors = [
         ("Escapes", "Defective images that pass", escapes, "No defective image passes."),
         ("False rejects", "Good images that are stopped", stopped, "No good image is stopped."),
     ]
-    found = []
-    for title, what, worst, none in chosen:
+    result = []
+    for title, what, worst, none in errors:
         order = "lowest" if title == "Escapes" else "highest"
         words = f"{what}: {_extent(worst)}, {order} score first." if worst else none
-        found.append(_gallery(title, words, worst[:SHOWN], evaluation.inspector))
+        result.append(_gallery(title, words, worst[:MAX_CARDS], evaluation.inspector))
     near = [*caught[:3], *passed[:3]]
-    found.append(
+    result.append(
         _gallery(
-            "Close calls",
-            "The lowest scores among the defects that are caught, and the highest among the good images that pass.",
+            "Close to the threshold",
+            "The lowest scores of detected defects, and the highest scores of good images that pass.",
             near,
             evaluation.inspector,
         )
     )
     typical = _typical([row for row in caught if row not in near])
-    words = "Defective images that are caught, typical scores of each type: does the heat map point at the defect?"
-    found.append(_gallery("Caught", words, typical, evaluation.inspector))
-    return [gallery for gallery in found if gallery.cards or gallery.title in ("Escapes", "False rejects")]
+    words = "Defective images that are stopped, typical scores of each type: does the heat map show the defect?"
+    result.append(_gallery("Detected defects", words, typical, evaluation.inspector))
+    return [gallery for gallery in result if gallery.cards or gallery.title in ("Escapes", "False rejects")]
 
 
 def _extent(rows: Sequence[Row]) -> str:
-    return f"{SHOWN} of {len(rows)}" if len(rows) > SHOWN else f"all {len(rows)}"
+    return f"{MAX_CARDS} of {len(rows)}" if len(rows) > MAX_CARDS else f"all {len(rows)}"
 
 
 def _typical(rows: Sequence[Row]) -> list[Row]:
-    """Take turns among the types of defect, each giving images from the middle of its scores outwards; rows ascend."""
+    """Select images of all types of defect in turn, from the median score of each type outwards; rows ascend."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(row.defect, []).append(row)
-    turns = zip_longest(*(_outwards(kinds[kind]) for kind in sorted(kinds)))
-    return sorted([row for turn in turns for row in turn if row][:SHOWN], key=lambda row: row.defect)
+    turns = zip_longest(*(_from_median(kinds[kind]) for kind in sorted(kinds)))
+    return sorted([row for turn in turns for row in turn if row][:MAX_CARDS], key=lambda row: row.defect)
 
 
-def _outwards(rows: list[Row]) -> list[Row]:
+def _from_median(rows: list[Row]) -> list[Row]:
     middle = len(rows) // 2
     return [rows[j] for j in sorted(range(len(rows)), key=lambda j: abs(j - middle))]
 
 
 def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) -> Gallery:
-    """Draw the rows; a picture whose file is not the one that was judged is left out, and the words say so."""
+    """Draw the rows. A file that is missing or has changed has no picture; its error is added to the text."""
     cards = []
     for row in rows:
         try:
@@ -222,7 +221,8 @@ def _gallery(title: str, words: str, rows: Sequence[Row], inspector: Inspector) 
             bar=False,
         )
         photo = render.fit(render.display(picture.pixels), SIDE)
-        left, right = (pages.data(render.encode(each, "jpg"), "jpeg") for each in (photo, heat))
-        found = render.levels(row.score, inspector.calibration.scores, inspector.thresholds)
-        cards.append(Card(row, left, right, found))
+        left, right = (pages.data(render.encode(picture, "jpg"), "jpeg") for picture in (photo, heat))
+        cards.append(
+            Card(row, left, right, render.levels(row.score, inspector.calibration.scores, inspector.thresholds))
+        )
     return Gallery(title, words, cards)

@@ -19,7 +19,7 @@ from andon.export.graph import PICTURE, VERDICTS, picture_graph
 from andon.export.resampling import resampling
 from andon.geometry import tiling, views
 from andon.geometry.regions import MOST
-from andon.geometry.tiling import Joined, Place
+from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import View
 from andon.inspection import Pixels
 from andon.inspector import Inspector
@@ -108,7 +108,7 @@ def _compare(graph: bytes, inspector: Inspector, blank: Pixels) -> None:
             )
 
 
-def _spec(inspector: Inspector, view: View, place: Place, joined: Joined) -> dict[str, Any]:
+def _spec(inspector: Inspector, view: View, place: Place, joined: ViewMap) -> dict[str, Any]:
     """What the graph takes, does and gives, as plain data; docs/graph-elsewhere.md says what each field means."""
     taken, calibration, thresholds = inspector.manifest.input, inspector.calibration, inspector.thresholds
     (height, width), (x, y) = view.frame, view.origin

@@ -11,7 +11,7 @@ from spox import Tensor, Var, argument, build, inline
 
 from andon.bundle import Bundle
 from andon.export.resampling import FIXED, Axis, Resampling, linear, resampling
-from andon.geometry.tiling import Joined, Place
+from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import View
 from andon.graphs.parts import ints
 from andon.inspection import Verdict
@@ -21,7 +21,7 @@ VERDICTS = (Verdict.PASS, Verdict.REVIEW, Verdict.REJECT)
 LARGEST = np.finfo(np.float32).max
 
 
-def picture_graph(bundle: Bundle, view: View, place: Place, joined: Joined) -> onnx.ModelProto:
+def picture_graph(bundle: Bundle, view: View, place: Place, joined: ViewMap) -> onnx.ModelProto:
     """Build picture (H, W, c) → score, p_value, verdict, map (h, w) for pictures of one size.
 
     `view`, `place` and `joined`: where the view of such a picture, its one tile, and its map lie; their values are not
@@ -145,7 +145,7 @@ def _verdict(score: Var, bundle: Bundle) -> Var:
     return op.where(op.less_or_equal(exact, op.const(thresholds.reject)), held, reject)
 
 
-def _map(raw: Var, place: Place, joined: Joined) -> Var:
+def _map(raw: Var, place: Place, joined: ViewMap) -> Var:
     """The map without padding, not larger than the view; NaN where nothing of the region of interest is shown."""
     x, y, w, h = place.inner
     if (h, w) != raw.unwrap_tensor().shape:

@@ -1,1 +1,1 @@
-"""From a picture to the tiles that a graph takes, and from their maps back to the picture."""
+"""From a picture to the input tiles of a graph, and from their anomaly maps back to the picture."""

@@ -1,1 +1,1 @@
-"""Blocks from which detectors build graphs: ImageNet feature networks, nearest neighbours."""
+"""Building blocks of graphs: ImageNet feature networks, nearest neighbours."""

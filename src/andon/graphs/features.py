@@ -1,15 +1,15 @@
-"""The ImageNet feature graphs: which there are, their stages, loading and running. No torch.
+"""The ImageNet feature graphs: list, stages, loading and running. No torch.
 
-A feature graph takes float images (n, 3, h, w) in [-1, 1], h and w multiples of its largest stride, and gives one
-feature map for each block asked for. `load` cuts it down to those blocks, so an early block costs only its own layers.
+A feature graph has float images (n, 3, h, w) in [-1, 1] as input, h and w multiples of its largest stride, and one
+feature map per block as output. `load` removes all layers that the selected blocks do not need.
 
-efficientnet-lite0 is package data. The larger ones are built on a machine with torch (`andon features build`) into
-the cache folder, or into the folder that ANDON_FEATURES names, and can be copied from there to an offline machine.
-Other networks are built there from a file of weights; a sidecar `<network>.json` beside such a graph holds what the
-table here holds of the others. A file `NAME.onnx` is a graph of the user's own; its outputs are its stages.
+efficientnet-lite0 is package data. The larger ones are built on a machine with torch (`andon features build`) into the
+cache folder, or into the folder of the environment variable ANDON_FEATURES. They can be copied from there to an offline
+machine. Other networks are built there from a file of weights; a sidecar `<network>.json` beside such a graph has the
+data that the table NETWORKS has for the others. A file `NAME.onnx` is a user's graph; its outputs are its stages.
 
-Where the weights come from: `weights/PROVENANCE.md`. The scale [-1, 1] (mean and deviation one half) suits these
-weights better than ImageNet's own statistics; they were trained in TensorFlow with it.
+Source of the weights: `weights/PROVENANCE.md`. They were trained in TensorFlow with the scale [-1, 1] (mean and
+deviation 0.5) instead of ImageNet's statistics.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from andon.engines import runtime
 from andon.errors import AndonError, BundleError, TrainingError, unknown
 from andon.inspection import Array, Pixels
 
-PROBE = 128  # pixels a side of the picture that shows the strides of a user's own graph
+PROBE = 128  # pixels: side of the picture that determines the strides of a user's graph
 
 
 class Stage(NamedTuple):
@@ -44,31 +44,31 @@ class Stage(NamedTuple):
 
 
 class Sidecar(BaseModel):
-    """What stands beside the graph of a network that was built from a file of weights."""
+    """The description of a feature graph that was built from a file of weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    sha256: str  # of the graph, as `digest` gives it
-    stages: Annotated[list[tuple[int, int]], Field(min_length=1)]  # channels and stride, by block
+    sha256: str  # result of `digest` for the graph
+    stages: Annotated[list[tuple[int, int]], Field(min_length=1)]  # channels and stride of each block
     weights: str  # SHA-256 of the file of weights
-    made_with: str  # the package that knows how the network is built, and its version
+    made_with: str  # package and version that built the network
 
 
 class Network(NamedTuple):
     """One feature graph."""
 
     stages: dict[int, Stage]  # block → its output
-    sha256: str  # what `digest` gives
+    sha256: str  # result of `digest`
 
 
 def _stages(*runs: tuple[int, int, int]) -> dict[int, Stage]:
-    """Number the blocks of runs of (blocks, channels, stride)."""
-    alike = [(channels, stride) for count, channels, stride in runs for _ in range(count)]
-    return {block: Stage(f"block{block}", *of) for block, of in enumerate(alike)}
+    """Number the blocks of runs of (number of blocks, channels, stride)."""
+    blocks = [(channels, stride) for count, channels, stride in runs for _ in range(count)]
+    return {i: Stage(f"block{i}", *block) for i, block in enumerate(blocks)}
 
 
 NETWORKS = {
-    # Up to stride 16: what lies deeper is larger than all before it and tells little about small defects.
+    # Up to stride 16: deeper blocks are larger than all others together and too coarse for small defects.
     "efficientnet-lite0": Network(
         _stages((1, 16, 2), (2, 24, 4), (2, 40, 8), (3, 80, 16), (3, 112, 16)),
         "2afd8e38fe1bec31f6c2a439e59beb13d69127033571487e24a14492d6d7d70f",
@@ -85,16 +85,16 @@ NETWORKS = {
 
 
 def names() -> list[str]:
-    """Return the names of all networks: those of the table, and those that have a sidecar in the cache folder."""
+    """Return the names of all networks: those of NETWORKS, and those with a sidecar in the cache folder."""
     return [*NETWORKS, *(path.stem for path in sorted(cache_folder().glob("*.json")) if path.stem not in NETWORKS)]
 
 
-def known(network: str) -> Network:
+def lookup(network: str) -> Network:
     """Return stages and digest of a network. AndonError for an unknown one, with the nearest name."""
     if network in NETWORKS:
         return NETWORKS[network]
     if network.endswith(".onnx"):
-        return _own(network, Path(network).stat().st_mtime_ns if files.is_file(network) else 0)
+        return _user_graph(network, Path(network).stat().st_mtime_ns if files.is_file(network) else 0)
     if network not in names():
         raise AndonError(unknown("feature network", network, names()))
     path = cache_folder() / f"{network}.json"
@@ -110,20 +110,19 @@ def known(network: str) -> Network:
 
 
 @lru_cache(maxsize=4)
-def _own(path: str, changed: int) -> Network:
-    """Find the stages of a user's own graph: its outputs, numbered in order, as they come of a picture of PROBE pixels.
+def _user_graph(path: str, modified: int) -> Network:
+    """Return the stages of a user's graph: its outputs, numbered in order, for a picture of PROBE pixels.
 
-    `changed`: when the file was last written.
-
+    modified: time of the last change of the file, as a key of the cache.
     Errors: AndonError when the file cannot be read, or is no graph from images (n, 3, h, w) to feature maps.
     """
     expected = (
         "expected an ONNX graph from float images (n, 3, h, w) in [-1, 1], h and w free, to feature maps "
-        "(n, channels, h / stride, w / stride), each a named output. Choose among its outputs by `stages`, from 0"
+        "(n, channels, h / stride, w / stride), each a named output. `stages` are the numbers of its outputs, from 0"
     )
     try:
         data = Path(path).read_bytes()
-        found = onnx.load_model_from_string(data)
+        model = onnx.load_model_from_string(data)
         session = runtime.session(data)
         (images,) = session.get_inputs()
         names = [output.name for output in session.get_outputs()]
@@ -141,40 +140,40 @@ def _own(path: str, changed: int) -> Network:
     stages = {
         i: Stage(name, size[1], PROBE // size[2]) for i, (name, size) in enumerate(zip(names, sizes, strict=True))
     }
-    return Network(stages, digest(found))
+    return Network(stages, digest(model))
 
 
 def stages(network: str) -> dict[int, Stage]:
     """Return the stages of a network by block number."""
-    return known(network).stages
+    return lookup(network).stages
 
 
 def _build(network: str) -> str:
-    """Say which command builds a network's graph."""
+    """Return the command that builds the graph of a network."""
     return f"andon features build {network}" + ("" if network in NETWORKS else " --weights FILE")
 
 
-def file(network: str) -> str:
+def file_name(network: str) -> str:
     """Return the name of the file of a network's graph."""
     return (network.replace("-", "_") if network in NETWORKS else network) + ".onnx"
 
 
 def select(network: str, blocks: Sequence[int]) -> list[Stage]:
-    """Return the stages of these blocks, in the order asked for."""
-    known = stages(network)
+    """Return the stages of these blocks, in this order. AndonError for an unknown block, or if `blocks` is empty."""
+    available = stages(network)
     for block in blocks:
-        if block not in known:
+        if block not in available:
             raise AndonError(
-                f"{network} has no block {block}; it has blocks 0 to {max(known)}. Choose `stages` among those."
+                f"{network} has no block {block}; expected blocks from 0 to {max(available)}. Change `stages`."
             )
     if not blocks:
-        raise AndonError(f"no stages of {network} were asked for. Choose at least one block from 0 to {max(known)}.")
-    return [known[block] for block in blocks]
+        raise AndonError(f"`stages` of {network} is empty; expected at least one block from 0 to {max(available)}.")
+    return [available[block] for block in blocks]
 
 
-def require_multiple(sides: Iterable[int], chosen: Sequence[Stage], shrink: int = 1) -> None:
-    """TrainingError when the feature maps of these blocks do not cover tiles of these sides, shrunk before."""
-    stride = shrink * max(stage.stride for stage in chosen)
+def require_multiple(sides: Iterable[int], selected: Sequence[Stage], shrink: int = 1) -> None:
+    """TrainingError when sides of tiles are not multiples of the largest stride of these stages, times `shrink`."""
+    stride = shrink * max(stage.stride for stage in selected)
     for side in sides:
         if side % stride:
             raise TrainingError(f"tiles of {side} px; expected a multiple of {stride}. Change the recipe's size.")
@@ -182,54 +181,58 @@ def require_multiple(sides: Iterable[int], chosen: Sequence[Stage], shrink: int 
 
 def cache_folder() -> Path:
     """Return the folder of the feature graphs that are not package data: ANDON_FEATURES, or the user's cache."""
-    if given := os.environ.get("ANDON_FEATURES"):
-        return Path(given)
+    if folder := os.environ.get("ANDON_FEATURES"):
+        return Path(folder)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "andon" / "features"
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "andon" / "features"
 
 
 def find(network: str) -> Path:
-    """Return the file of a network, from the package or the cache folder."""
-    known(network)
+    """Return the path of a network's graph, in the package or the cache folder. AndonError when there is none."""
+    lookup(network)
     if network.endswith(".onnx"):
         return Path(network)
-    places = [Path(__file__).parents[1] / "weights" / file(network), cache_folder() / file(network)]
+    name = file_name(network)
+    places = [Path(__file__).parents[1] / "weights" / name, cache_folder() / name]
     for place in places:
         if place.is_file():
             return place
     raise AndonError(
         f"the feature graph of {network} is not on this machine; expected {places[1]}. "
-        f"Build it where torch is installed: {_build(network)}"
+        f"Build it on a machine with torch: {_build(network)}"
     )
 
 
 def load(network: str, blocks: Sequence[int]) -> onnx.ModelProto:
-    """Return the feature graph cut down to these blocks: `images` → `block<i>` for each, in the order asked for."""
-    chosen = select(network, blocks)
-    path, expected = find(network), known(network).sha256
+    """Return the feature graph for these blocks only: `images` → `block<i>` for each, in this order.
+
+    Errors: AndonError when the file is missing, damaged or another graph.
+    """
+    selected = select(network, blocks)
+    path, expected = find(network), lookup(network).sha256
     try:
         model = onnx.load_model_from_string(path.read_bytes())
-        found = digest(model)
+        actual = digest(model)
     except (DecodeError, ValueError) as error:
         raise AndonError(
             f"{path}: {error}; expected the feature graph of {network}. Delete it and run: {_build(network)}"
         ) from error
-    if found != expected:
+    if actual != expected:
         raise AndonError(
-            f"{path}: digest {found[:12]}…, expected {expected[:12]}…; the file is damaged or foreign. "
+            f"{path}: digest {actual[:12]}…, expected {expected[:12]}…; the file is damaged or another graph. "
             f"Delete it and run: {_build(network)}"
         )
-    return _prune(model, chosen)
+    return _prune(model, selected)
 
 
 def digest(model: onnx.ModelProto) -> str:
-    """Return the SHA-256 of what a graph computes: operators, attributes, weights and wiring, but no names or versions.
+    """Return the SHA-256 of the operators, attributes, weights and connections of a graph, without names and versions.
 
-    The file's own digest would change with the version of spox or onnx that wrote it.
+    The digest of the file would change with the version of spox or onnx that wrote it.
     """
     sha = hashlib.sha256()
-    number: dict[str, int] = {}  # value → when it was first seen
+    number: dict[str, int] = {}  # value → index of its first occurrence
     for value in model.graph.input:
         number.setdefault(value.name, len(number))
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -252,32 +255,32 @@ def digest(model: onnx.ModelProto) -> str:
     return sha.hexdigest()
 
 
-def _prune(model: onnx.ModelProto, chosen: Sequence[Stage]) -> onnx.ModelProto:
-    """Keep only what these stages need; a user's own graph may leave the shape of its outputs open."""
+def _prune(model: onnx.ModelProto, selected: Sequence[Stage]) -> onnx.ModelProto:
+    """Remove all nodes and weights that these stages do not need; declare the shapes of the outputs."""
     graph = model.graph
-    wanted, nodes = {stage.name for stage in chosen}, []
+    values, nodes = {stage.name for stage in selected}, []
     for node in reversed(graph.node):
-        if wanted.intersection(node.output):
-            wanted.update(node.input)
+        if values.intersection(node.output):
+            values.update(node.input)
             nodes.append(node)
     outputs = [
         onnx.helper.make_tensor_value_info(stage.name, onnx.TensorProto.FLOAT, ("n", stage.channels, None, None))
-        for stage in chosen
+        for stage in selected
     ]
-    kept = onnx.helper.make_graph(
+    pruned = onnx.helper.make_graph(
         nodes[::-1],
         graph.name,
         list(graph.input),
         outputs,
-        [tensor for tensor in graph.initializer if tensor.name in wanted],
+        [tensor for tensor in graph.initializer if tensor.name in values],
     )
-    return onnx.helper.make_model(kept, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    return onnx.helper.make_model(pruned, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
 def describe(tiles: Var, depth: int, channels: int, network: str, blocks: Sequence[int], shrink: int = 1) -> list[Var]:
-    """Add to a graph the way from tiles (n, h, w, c), uint8 or uint16, to the feature maps of these blocks.
+    """Add to a graph: tiles (n, h, w, c), uint8 or uint16 → the feature maps of these blocks.
 
-    `shrink`: the network sees the means of squares of so many pixels a side.
+    shrink: factor by which height and width are reduced first, by averaging.
     """
     middle = np.float32((2**depth - 1) / 2)
     pixels = op.transpose(tiles, perm=[0, 3, 1, 2])  # (n, c, h, w); before the cast, while they are small
@@ -295,19 +298,19 @@ class Extractor:
     """The feature maps of tiles, computed on ONNX Runtime."""
 
     def __init__(self, network: str, blocks: Sequence[int], threads: int = 0) -> None:
-        """Load and prune the graph; `threads` 0 takes what ONNX Runtime thinks best."""
+        """Load and prune the graph; `threads` 0: default of ONNX Runtime."""
         self._names = [stage.name for stage in select(network, blocks)]
         self._session = runtime.session(load(network, blocks), threads)
 
     def __call__(self, tiles: Pixels, shrink: int = 1) -> list[Array]:
-        """Tiles (n, h, w, c) → one (n, channels, h / stride, w / stride) for each block, of tiles shrunk before."""
+        """Tiles (n, h, w, c), reduced by `shrink` → (n, channels, h / stride, w / stride) for each block."""
         name = self._session.get_inputs()[0].name
         maps: list[Array] = self._session.run(self._names, {name: images(tiles, shrink)})
         return maps
 
 
 def images(tiles: Pixels, shrink: int = 1) -> Array:
-    """Tiles (n, h, w, c), uint8 or uint16 → (n, 3, h, w) in [-1, 1]; gray is repeated, nothing is cast to 8 bits."""
+    """Tiles (n, h, w, c), uint8 or uint16 → (n, 3, h, w) float32 in [-1, 1]; gray is repeated."""
     middle = np.float32(np.iinfo(tiles.dtype).max / 2)
     scaled = tiles.astype(np.float32).transpose(0, 3, 1, 2) / middle - np.float32(1)
     n, c, h, w = scaled.shape

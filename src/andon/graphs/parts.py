@@ -1,4 +1,4 @@
-"""What several graphs have in common."""
+"""Parts of graphs that several detectors use."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,20 @@ from spox import Tensor, Var, argument
 
 
 def input_tiles(shape: Sequence[int], channels: int, depth: int) -> Var:
-    """Begin a graph with its input: tiles (n, *shape, channels) of 8 or 16 bits."""
+    """Return the input of a graph: tiles (n, *shape, channels) of 8 or 16 bits."""
     return argument(Tensor(np.uint8 if depth == 8 else np.uint16, ("n", *shape, channels)))
 
 
 def ints(*values: int) -> Var:
-    """A constant of int64, as axes and shapes are."""
+    """Return an int64 constant (n,), for axes and shapes."""
     return op.const(np.array(values, np.int64))
 
 
 def shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Keep equal constants once, in place: a network that a graph runs twice brings its weights twice."""
+    """Merge equal constants, in place: a network that occurs twice in a graph has its weights twice."""
     first: dict[bytes, str] = {}
-    same: dict[str, str] = {}  # output of a constant → that of the first that is equal
-    kept = []
+    same: dict[str, str] = {}  # output of a constant → output of the first equal constant
+    remaining = []
     for node in model.graph.node:
         if node.op_type == "Constant":
             content = b"".join(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
@@ -32,8 +32,8 @@ def shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
         for i, name in enumerate(node.input):
             node.input[i] = same.get(name, name)
-        kept.append(node)
-    nodes = onnx.GraphProto(node=kept).node
+        remaining.append(node)
+    nodes = onnx.GraphProto(node=remaining).node
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model

@@ -23,9 +23,9 @@ from andon.bundle import Bundle
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Store
-from andon.data.survey import GoodTiles, Tell, look_over
+from andon.data.survey import GoodTiles, Tell, survey_images
 from andon.detector import Run
-from andon.engines.runtime import rebuilder
+from andon.engines.runtime import reconstructor
 from andon.errors import DatasetError, ImageError, RecipeError
 from andon.evaluate import plots
 from andon.evaluate.plots import COLOURS, Line
@@ -92,7 +92,7 @@ def _corruption_sheet(recipe: Recipe, count: int, progress: Progress, warn: Tell
 
     assert isinstance(model, FilteringAutoencoder)
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
-    training, _ = dataset.split_good(data.to_learn(), recipe.split.calibrate, recipe.seed)
+    training, _ = dataset.split_good(data.training_images(), recipe.split.calibrate, recipe.seed)
     indices = np.random.default_rng(recipe.seed).permutation(len(training))[:count]
     tiles = _tiles([training[i] for i in indices], training, recipe, progress, warn)
     run = Run(progress, augment=recipe.augment, images=[sample.path for sample in data.samples])
@@ -146,7 +146,7 @@ def orthogonality(
 
     Each width has `draws` images. At most `most` good images are used, a random sample.
     """
-    rebuild = rebuilder(bundle.graph)
+    rebuild = reconstructor(bundle.graph)
     rng = np.random.default_rng(bundle.recipe.seed)
     samples = _good(folder)
     if len(samples) > most:
@@ -205,7 +205,7 @@ def _require_images(recipe: Recipe) -> None:
 
 
 def _good(folder: str | Path) -> list[Sample]:
-    samples = dataset.load(folder).to_learn()
+    samples = dataset.load(folder).training_images()
     if not samples:
         raise DatasetError(f"{folder}: no good images outside a test split; expected at least one. Add good images.")
     return samples
@@ -216,12 +216,12 @@ def _tiles(
 ) -> GoodTiles:
     """The tiles of some images as training cuts them; parts are registered to a reference among the training images."""
     settings, store = recipe.geometry.registration, Store()
-    registered_to = reference.given(recipe)
+    registered_to = reference.load(recipe)
     if settings is not None:
-        survey = look_over(training, recipe, store, progress)
+        survey = survey_images(training, recipe, store, progress)
         registered_to = registered_to or reference.choose(survey.digests, settings, survey.pictures.read, progress)
-        registered_to = reference.fitting(registered_to, survey.rule)
-    survey = look_over(samples, recipe, store, progress, registered_to)
+        registered_to = reference.match_input(registered_to, survey.rule)
+    survey = survey_images(samples, recipe, store, progress, registered_to)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     return GoodTiles(survey.samples, survey, recipe.geometry)
@@ -229,7 +229,7 @@ def _tiles(
 
 def _accepted_tiles(samples: Sequence[Sample], bundle: Bundle, warn: Tell) -> Iterator[list[Pixels]]:
     """Yield the tiles (t, t, c) of each image that the bundle accepts, as inspection cuts them."""
-    registered_to = bundle.registered_to()
+    registered_to = bundle.load_reference()
     for sample in samples:
         try:
             accepted = image.accept(

@@ -1,7 +1,7 @@
-"""What needs torch; nothing outside this folder imports it at module level."""
+"""Code that needs torch, for detectors trained by gradient."""
 
 import os
 
-# Threads that spin while they wait make a step several times slower on a machine that does anything else. Read by
-# OpenMP when torch is first loaded.
+# Busy-waiting threads make a training step several times slower on a machine that also runs other programs. OpenMP
+# reads this variable when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,8 +1,7 @@
-"""What a training needs to go on after it was killed: named arrays and plain facts in one .npz file, never a pickle.
+"""Checkpoints: named arrays and plain data in one .npz file, without pickle, to continue an interrupted training.
 
-A checkpoint is written whole or not at all, so a killed training never damages one. One that is damaged, or of
-another recipe, is therefore refused and not overwritten: hours of work may be in it, and only a person knows
-whether they count.
+A checkpoint is written completely or not at all, so an interruption does not damage it. A checkpoint that is damaged,
+or of another training, is an error and is not overwritten, because it may contain hours of work.
 """
 
 import json
@@ -29,7 +28,7 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]  # JSON
 
     def under(self, prefix: str) -> dict[str, Tensor]:
-        """Return the tensors whose names begin so, without that beginning."""
+        """Return the tensors whose names start with a prefix; the prefix is removed from the names."""
         return {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
 
 
@@ -42,13 +41,13 @@ def save(folder: Path, fingerprint: str, tensors: dict[str, Tensor], facts: dict
 
 
 def load(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """Read the checkpoint of a folder, where there is one. TrainingError when it is not one of this training."""
+    """Read the checkpoint of a folder; None if there is none. TrainingError if it is damaged or of another training."""
     path = folder / NAME
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             facts = json.loads(str(archive["facts"]))
             tensors = {name: torch.from_numpy(archive[name]) for name in archive.files if name != "facts"}
-        found = facts.pop("fingerprint")
+        actual = facts.pop("fingerprint")
     except FileNotFoundError:
         return None
     except (
@@ -62,33 +61,33 @@ def load(folder: Path, fingerprint: str) -> Checkpoint | None:
         zlib.error,
     ) as error:
         raise TrainingError(
-            f"{path}: damaged ({error}); expected the checkpoint of a training that was interrupted. "
+            f"{path}: damaged ({error}); expected the checkpoint of an interrupted training. "
             "Delete it to train from the start, or restore it from a copy."
         ) from None
-    if found != fingerprint:
+    if actual != fingerprint:
         raise TrainingError(
-            f"{path}: the checkpoint of another training: recipe, seed or images differ from when it was interrupted. "
-            "Delete it to train from the start, undo the change to go on, or write the bundle to another place."
+            f"{path}: the checkpoint of another training, with another recipe, seed or images. "
+            "Delete it to train from the start, undo the change to continue, or write the bundle to another path."
         )
     return Checkpoint(tensors, facts)
 
 
 def make(folder: Path) -> None:
-    """Make the folder for a checkpoint. AndonError when that is not allowed."""
+    """Create the folder of a checkpoint. AndonError when that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(f".{NAME}.*.part"):  # a kill in the middle of writing leaves one
+        for unfinished in folder.glob(f".{NAME}.*.part"):  # from a process that was killed while writing
             unfinished.unlink()
     except OSError as error:
         raise AndonError(
-            f"{folder}: cannot be made for checkpoints: {(error.strerror or str(error)).lower()}. "
-            "Allow writing there, or write the bundle to another place."
+            f"{folder}: the folder for checkpoints cannot be created: {files.reason(error)}. "
+            "Allow writing there, or write the bundle to another path."
         ) from error
     files.check_writable(folder / NAME)
 
 
 def remove(folder: Path) -> None:
-    """Remove the checkpoint of a folder, where there is one, and the folder if nothing else is in it."""
+    """Remove the checkpoint of a folder, if there is one, and the folder if it is empty."""
     (folder / NAME).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

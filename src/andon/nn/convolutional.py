@@ -1,7 +1,8 @@
-"""What detectors share that rebuild a whole picture: strided convolutions down to a vector, and from one back up.
+"""Convolutional encoder and decoder between a picture and a vector, for several detectors.
 
-Kernel, stride, slope and the place of batch normalisation are DCGAN's: Radford, Metz & Chintala, "Unsupervised
-Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016. Written from the paper.
+Kernel, stride, slope and the position of batch normalisation are those of DCGAN: Radford, Metz & Chintala,
+"Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks", ICLR 2016. Written from
+the paper.
 """
 
 from itertools import pairwise
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-SMALLEST = 8  # positions a side: a larger grid, or one of this size, is halved once more
+SMALLEST = 8  # positions per side: grids of at least this size are halved once more
 SLOPE = 0.2  # of LeakyReLU
 
 
@@ -26,24 +27,24 @@ Odd = Annotated[int, AfterValidator(_odd)]
 
 
 class Halvings(NamedTuple):
-    """The grids between a picture and the last one before the vector, each half as large as the one before."""
+    """The grids from a picture to the last one before the vector, each half as large as the previous one."""
 
     widths: list[int]  # channels
     sides: list[int]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the last grid: channels, rows, columns."""
+        """Channels, rows, columns of the last grid."""
         return self.widths[-1], self.sides[-1], self.sides[-1]
 
     @property
     def size(self) -> int:
-        """Values of the last grid."""
+        """Number of values of the last grid."""
         return self.widths[-1] * self.sides[-1] ** 2
 
 
 def halvings(side: int, channels: int, width: int, widest: int) -> Halvings:
-    """Halve pictures (channels, side, side): `width` channels first, then twice as many each time, up to `widest`."""
+    """Halve pictures (channels, side, side): `width` channels first, then twice as many per step, up to `widest`."""
     widths, sides = [channels], [side]
     while sides[-1] >= SMALLEST:
         widths.append(min(width * 2 ** (len(widths) - 1), widest))
@@ -69,42 +70,42 @@ def encoder(grids: Halvings, values: int, norm: bool = False) -> nn.Sequential:
 
 
 def decoder(grids: Halvings, values: int, last: nn.Module, norm: bool = False) -> nn.Sequential:
-    """Build the layers from vectors (n, values) to pictures (n, c, s, s); `last` bounds what comes out."""
+    """Build the layers from vectors (n, values) to pictures (n, c, s, s); `last`: activation that bounds the output."""
     layers = nn.Sequential(nn.Linear(values, grids.size, bias=not norm), nn.Unflatten(1, grids.shape))
     steps = list(enumerate(zip(pairwise(grids.widths), grids.sides, strict=False)))
     for i, ((here, deeper), larger) in reversed(steps):
         if norm:
             layers.append(nn.BatchNorm2d(deeper))
         layers.append(nn.LeakyReLU(SLOPE))
-        # An odd side was rounded down on the way in, and gets its last row and column back on the way out.
+        # The encoder rounds an odd side down; the output padding restores its last row and column.
         up = nn.ConvTranspose2d(deeper, here, 4, 2, padding=1, output_padding=larger % 2, bias=not (norm and i > 0))
         layers.append(up)
     return layers.append(last)
 
 
 class Critic(nn.Module):
-    """Tells good pictures from generated ones: a discriminator, or the critic of a Wasserstein GAN."""
+    """Distinguishes good pictures from generated ones: a discriminator, or the critic of a Wasserstein GAN."""
 
     def __init__(self, grids: Halvings, norm: bool = False) -> None:
-        """Build it for pictures (n, c, s, s)."""
+        """Build the network for pictures (n, c, s, s)."""
         super().__init__()
         self.features = descent(grids, norm)
         self.verdict = nn.Linear(grids.size, 1)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features (n, size) of the last convolution, and what it thinks (n,): more is more like good."""
+        """Return the features (n, size) of the last convolution, and the output (n,), higher for good pictures."""
         features = self.features(pictures)
         return features, self.verdict(features)[:, 0]
 
     def frozen(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Do the same for whoever has to please it: gradients reach the pictures, and not its own weights."""
+        """Compute the same with constant weights, so that only the pictures get gradients."""
         weights = {name: weight.detach() for name, weight in self.named_parameters()}
-        found: tuple[Tensor, Tensor] = functional_call(self, weights, (pictures,))
-        return found
+        outputs: tuple[Tensor, Tensor] = functional_call(self, weights, (pictures,))
+        return outputs
 
 
-def smoothed(error: Tensor, window: int) -> Tensor:
-    """Average maps (n, h, w) over a square of `window` pixels a side, odd; at the border over what there is of it."""
+def smooth(error: Tensor, window: int) -> Tensor:
+    """Average maps (n, h, w) over squares of `window`² pixels, window odd; at the border over the pixels inside."""
     if window == 1:
         return error
     return F.avg_pool2d(error[:, None], window, 1, window // 2, count_include_pad=False)[:, 0]

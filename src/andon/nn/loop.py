@@ -1,7 +1,7 @@
-"""The one gradient loop: a helper and not a framework. A detector hands it a module and a loss on a batch.
+"""The training loop of all networks. A detector passes a module and a loss of a batch.
 
-Whatever is random in a step is a function of (seed, step), and a checkpoint holds the rest, so a training that was
-killed goes on where it was and, on a CPU with the same number of threads, ends in bit-identical weights.
+All random values of a step are functions of (seed, step), and a checkpoint stores the rest. So an interrupted training
+continues and, on a CPU with the same number of threads, ends with bit-identical weights.
 Optimiser: AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", ICLR 2019); Adam at weight_decay = 0.
 """
 
@@ -24,66 +24,66 @@ from andon.nn import checkpoint
 from andon.nn.data import FEWEST, Feed, Rows, contents, floats, generator, mix, split
 
 Loss = Callable[[Tensor, torch.Generator], Tensor]
-"""Mean loss of a batch (b, c, t, t) in [0, 1]; whatever it draws comes from the generator, or from torch's own."""
+"""Mean loss of a batch (b, c, t, t) in [0, 1]; random values come from the generator, or from torch's global one."""
 
 FORMAT = 2  # of the checkpoints
-BLOCK = 10  # steps whose losses are judged together, by their median
-DIVERGED = 1000  # times the highest median before …
-CALM = 1.0  # … which counts as so much at least: a loss that begins near 0 may grow to what is usual of losses
+BLOCK = 10  # number of steps whose median loss is checked
+DIVERGED = 1000  # a training diverges when this median exceeds the highest median before by this factor …
+CALM = 1.0  # … the highest median is at least this value, because a loss may start near 0
 CURVE = "step,learning_rate,loss,held_out_loss,seconds"
 
 
 class Schedule(DetectorSettings):
-    """How a network is trained; the settings of a learned detector inherit these."""
+    """The settings of training, which the settings of every learned detector inherit."""
 
     unlearnt: ClassVar[frozenset[str]] = frozenset({"checkpoint"})
-    """Settings that change no weights: a training that was interrupted goes on when they are changed."""
+    """Settings that do not affect the weights: an interrupted training continues after they are changed."""
 
     steps: Annotated[int, Field(ge=1)] = 2000
     """Number of training steps."""
     batch: Annotated[int, Field(ge=1)] = 8
-    """Tiles in a step."""
+    """Tiles per step."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate."""
     decay: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after the warm-up: constant, or falling to 0 along a cosine."""
+    """Learning rate after the warm-up: constant, or cosine decay to 0."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Share of the training in which the learning rate rises from 0."""
+    """Share of the training in which the learning rate increases from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of AdamW; 0: Adam."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Greatest norm of a gradient; a greater one is scaled down to it."""
+    """Maximum norm of the gradient (gradient clipping)."""
     hold_out: Annotated[float, Field(ge=0, le=0.5)] = 0.05
     """Share of the parts that is held out for early stopping; 0: none."""
     patience: Annotated[int, Field(ge=0)] = 10
-    """Evaluations without a lower held-out loss after which training stops; 0: it never stops early."""
+    """Number of evaluations without a lower held-out loss after which training stops; 0: no early stopping."""
     evaluate: Annotated[int, Field(ge=1)] = 100
     """Steps between evaluations."""
     checkpoint: Annotated[float, Field(ge=0)] = 30.0
     """Seconds between checkpoints."""
 
     def learnt(self) -> str:
-        """Return the settings that change weights, as JSON."""
+        """Return the settings that affect the weights, as JSON."""
         return self.model_dump_json(exclude=set(self.unlearnt))
 
 
 @dataclass
 class State:
-    """Where a training is, besides its tensors. Plain data: goes into the checkpoint."""
+    """The state of a training without its tensors: plain data for the checkpoint."""
 
-    step: int = 0  # steps done
-    seconds: float = 0.0  # in them, over all runs
-    pieces: int = 1  # a batch is worked through in so many pieces, their gradients added
-    recent: list[float] = field(default_factory=list)  # losses of a block that is not full yet
-    highest: float | None = None  # median of the absolute losses of a block, or the first loss
+    step: int = 0  # completed steps
+    seconds: float = 0.0  # duration of these steps, over all runs
+    pieces: int = 1  # number of parts in which a batch is computed, with gradient accumulation
+    recent: list[float] = field(default_factory=list)  # absolute losses of the current block
+    highest: float | None = None  # highest median of a block, or the first loss
     losses: list[float] = field(default_factory=list)  # since the last evaluation
-    best: float | None = None  # held-out loss
-    stale: int = 0  # evaluations since
-    curve: list[str] = field(default_factory=list)  # a line an evaluation
+    best: float | None = None  # lowest held-out loss
+    stale: int = 0  # number of evaluations since the lowest held-out loss
+    curve: list[str] = field(default_factory=list)  # one line of CSV per evaluation
 
 
 def choose(name: str) -> torch.device:
-    """Return the device of that name, or the best there is for "". AndonError when there is none."""
+    """Return the device of this name, or the fastest available for "". AndonError when it is not available."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=device)
@@ -91,7 +91,7 @@ def choose(name: str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise AndonError(
             f"device '{name}' cannot be used: {reason}. Expected 'cpu', or 'cuda' on a machine with an NVIDIA GPU and "
-            "a torch built for it. Leave the device out to use the best one available."
+            "a torch build with CUDA. Omit the device to use the fastest available one."
         ) from None
     return device
 
@@ -99,15 +99,15 @@ def choose(name: str) -> torch.device:
 class Loop:
     """One training of one module.
 
-    Ends after `schedule.steps`, or after `run.seconds` where they are given: the learning rate then follows the share
-    of the time gone by. How far a machine gets in a time is its own affair, so such a training is not reproducible.
+    It ends after `schedule.steps`, or after `run.seconds` if set. With a time limit, the learning rate depends on the
+    elapsed time, and the training is not reproducible.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, schedule: Schedule, seed: int, run: Run) -> None:
-        """Move the module to the device; nothing is learnt yet."""
+        """Move the module to the device."""
         self.device = choose(run.device)
         self._cuda = self.device.type == "cuda"
-        # On a CPU channels_last would be faster by a fifth, but some of torch 2.13's kernels for it crash (1×1, AVX2).
+        # channels_last is 20 % faster on a CPU, but some kernels of torch 2.13 for it crash (1×1, AVX2).
         self._layout = torch.channels_last if self._cuda else torch.contiguous_format
         self.module = module.to(self.device).to(memory_format=self._layout)  # type: ignore[call-overload]
         self._parameters = [p for p in module.parameters() if p.requires_grad]
@@ -116,24 +116,24 @@ class Loop:
         )
         self._loss, self._schedule, self._seed, self._run = loss, schedule, seed, run
         self._best: dict[str, Tensor] = {}
-        self._pending: list[tuple[int, Tensor]] = []  # step, its loss; not looked at yet, for a look makes a GPU wait
+        self._pending: list[tuple[int, Tensor]] = []  # step, its loss; `.item()` would synchronise the GPU
         self.state = State()
 
     def fit(self, tiles: Tiles, name: str) -> str:
-        """Train, from the checkpoint in `run.folder` where there is one, and return the curve as CSV.
+        """Train, from the checkpoint in `run.folder` if there is one, and return the curve as CSV.
 
-        The module ends with the weights of the lowest held-out loss, or with the last where nothing is held out.
-        The checkpoint of the end stays: whoever has kept the result removes the folder.
+        The module gets the weights of the lowest held-out loss, or the last weights without held-out tiles.
+        The last checkpoint stays; the caller removes the folder after it has stored the result.
         """
         s, run, state = self._schedule, self._run, self.state
         if run.folder:
             checkpoint.make(run.folder)
             run.written.update({run.folder, run.folder / checkpoint.NAME})
-        learn, held = split(tiles.groups, s.hold_out, self._seed)
-        if s.hold_out and not len(held):
+        learn, held_out = split(tiles.groups, s.hold_out, self._seed)
+        if s.hold_out and not len(held_out):
             run.tell(
-                f"nothing is held out for early stopping: it needs {FEWEST} good parts, and {FEWEST} defective parts "
-                "if the detector learns from them. The last weights are kept"
+                f"no early stopping: it needs {FEWEST} good parts, and {FEWEST} defective parts if the detector is "
+                "trained on them. The last weights are used"
             )
         identity = (
             FORMAT,
@@ -148,31 +148,31 @@ class Loop:
         self._resume(fingerprint)
         self.module.train()
         saved = time.monotonic()
-        began = saved - state.seconds
+        start = saved - state.seconds
         with Feed(tiles, learn, s.batch, self._seed, run.augment, self.device) as feed:
             while not self._ended():
                 rate = self._step(feed)
                 state.step += 1
-                state.seconds = time.monotonic() - began
+                state.seconds = time.monotonic() - start
                 if state.step % s.evaluate == 0 or self.share() >= 1:
-                    self._look()
-                    self._evaluate(rate, self._held_out(tiles, held))
+                    self._check_losses()
+                    self._evaluate(rate, self._batches(tiles, held_out))
                 if run.folder and (time.monotonic() - saved >= s.checkpoint or self._ended()):
-                    self._look()
+                    self._check_losses()
                     checkpoint.save(run.folder, fingerprint, self._tensors(), asdict(state))
                     saved = time.monotonic()
-                done = (state.seconds, run.seconds) if run.seconds else (state.step, s.steps)
-                run.progress("training", int(done[0]), int(done[1]))
+                done, total = (state.seconds, run.seconds) if run.seconds else (state.step, s.steps)
+                run.progress("training", int(done), int(total))
         if self._best:
             self.module.load_state_dict(self._best)
         self.module.eval()
         return "\n".join([CURVE, *state.curve, ""])
 
     def forecast(self, tiles: Tiles) -> Forecast:
-        """Estimate time and memory of `fit` from a few steps on the first tiles; spoils the module."""
+        """Estimate time and memory of `fit` from a few steps on the first tiles; changes the weights of the module."""
         s, first = self._schedule, next(iter(tiles))
         batch = floats(first[[i % len(first) for i in range(min(s.batch, len(tiles)))]], self.device)
-        saved: dict[int, int] = {}  # address → bytes kept for the backward pass
+        saved: dict[int, int] = {}  # address → bytes that are stored for the backward pass
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
@@ -193,11 +193,11 @@ class Loop:
             steps += 1
         each = (time.perf_counter() - start) / steps
         weights = sum(p.numel() * p.element_size() for p in self._parameters)
-        # Weights, gradients, two moments, the best weights, a checkpoint on its way to the disk.
+        # Weights, gradients, two moments, the best weights, a checkpoint while it is written
         return Forecast(self._run.seconds or each * s.steps, (6 * weights + sum(saved.values())) / 1e6)
 
     def share(self) -> float:
-        """Return how much of the training is done; 1 or more: all of it."""
+        """Return the completed share of the training; 1 or more at its end."""
         limit = self._run.seconds
         return self.state.seconds / limit if limit else self.state.step / self._schedule.steps
 
@@ -205,7 +205,7 @@ class Loop:
         return self.share() >= 1 or 0 < self._schedule.patience <= self.state.stale
 
     def _rate(self) -> float:
-        """Return the learning rate of the coming step."""
+        """Return the learning rate of the next step."""
         s = self._schedule
         share = min(1.0, self.share() + (0 if self._run.seconds else 1 / s.steps))
         if share < s.warmup:
@@ -224,11 +224,11 @@ class Loop:
         self._optimiser.step()
         self._pending.append((self.state.step + 1, loss))
         if not self._cuda:
-            self._look()
+            self._check_losses()
         return rate
 
     def _gradient(self, batch: Callable[[], Tensor], purpose: str) -> Tensor:
-        """Leave the gradients of a batch in the parameters, and return its mean loss."""
+        """Compute the gradients of a batch, and return its mean loss."""
         while True:
             self._optimiser.zero_grad()
             torch.manual_seed(mix(self._seed, purpose, self.state.step))
@@ -237,7 +237,7 @@ class Loop:
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-            self._halve()  # here the failed attempt is forgotten, and its memory with it
+            self._halve()  # outside the except block, where the exception no longer references the tensors
 
     def _backward(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         total = torch.zeros((), device=self.device)
@@ -253,7 +253,7 @@ class Loop:
             return self._loss(batch.contiguous(memory_format=self._layout), generator)
 
     def _halve(self) -> None:
-        """Work in pieces half as large after the memory ran out."""
+        """Halve the parts of a batch after memory ran out."""
         batch, state = self._schedule.batch, self.state
         if state.pieces >= batch:
             raise TrainingError(
@@ -266,12 +266,12 @@ class Loop:
         size = math.ceil(batch / state.pieces)
         self._run.tell(f"out of memory: batches of {batch} tiles are now processed {size} at a time")
 
-    def _look(self) -> None:
-        """Look at the losses that came in. TrainingError when one is not finite, or when they diverge."""
+    def _check_losses(self) -> None:
+        """Check the losses since the last call. TrainingError when one is not finite, or when they diverge."""
         state = self.state
         for step, loss in [(step, loss.item()) for step, loss in self._pending]:
             if not math.isfinite(loss):
-                self._diverged(f"the loss became {loss:g} at step {step}")
+                self._fail(f"the loss became {loss:g} at step {step}")
             before = abs(loss) if state.highest is None else state.highest
             state.highest = before
             state.losses.append(loss)
@@ -279,7 +279,7 @@ class Loop:
             if len(state.recent) == BLOCK:
                 level = median(state.recent)
                 if level > DIVERGED * max(before, CALM):
-                    self._diverged(
+                    self._fail(
                         f"the loss diverged: the median of the last {BLOCK} is {level:.3g} at step {step}, and was at "
                         f"most {before:.3g} before"
                     )
@@ -287,45 +287,46 @@ class Loop:
                 state.recent.clear()
         self._pending.clear()
 
-    def _diverged(self, what: str) -> NoReturn:
-        if self._run.folder:  # what was saved on the way there leads there again
+    def _fail(self, what: str) -> NoReturn:
+        if self._run.folder:  # a training from this checkpoint would diverge again
             checkpoint.remove(self._run.folder)
         rate, lower = self._optimiser.param_groups[0]["lr"], self._schedule.learning_rate / 10
         raise TrainingError(
             f"{what}, at a learning rate of {rate:.3g}. Try a tenth of it: learning_rate = {lower:g}, or a lower clip."
         )
 
-    def _held_out(self, tiles: Tiles, held: Rows) -> Iterator[Tensor]:
-        """Yield the held-out tiles, always the same and never varied, in batches."""
+    def _batches(self, tiles: Tiles, rows: Rows) -> Iterator[Tensor]:
+        """Yield these rows of the tiles in batches, without augmentation."""
         size = math.ceil(self._schedule.batch / self.state.pieces)
-        for start in range(0, len(held), size):
-            yield floats(tiles[held[start : start + size].tolist()], self.device)
+        for start in range(0, len(rows), size):
+            yield floats(tiles[rows[start : start + size].tolist()], self.device)
 
     def _evaluate(self, rate: float, batches: Iterator[Tensor]) -> None:
-        """Note the losses, and keep the weights when they are the best so far."""
+        """Add a line to the curve, and store the weights if their held-out loss is the lowest so far."""
         state = self.state
         generator = torch.Generator(self.device).manual_seed(mix(self._seed, "evaluate"))
         torch.manual_seed(mix(self._seed, "evaluate"))
         self.module.eval()
         with torch.no_grad():
-            found = [(len(batch), self._compute(batch, generator).item()) for batch in batches]
+            losses = [(len(batch), self._compute(batch, generator).item()) for batch in batches]
         self.module.train()
-        loss, held = fmean(state.losses), None
+        loss, held_out = fmean(state.losses), None
         state.losses.clear()
-        if found:
-            held = sum(count * value for count, value in found) / sum(count for count, _ in found)
+        if losses:
+            held_out = sum(count * value for count, value in losses) / sum(count for count, _ in losses)
             state.stale += 1
-            if state.best is None or held < state.best:
-                state.best, state.stale = held, 0
+            if state.best is None or held_out < state.best:
+                state.best, state.stale = held_out, 0
                 self._best = {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
-        cells = (rate, loss, "" if held is None else f"{held:.6g}", state.seconds)
+        cells = (rate, loss, "" if held_out is None else f"{held_out:.6g}", state.seconds)
         state.curve.append("{},{:.6g},{:.6g},{},{:.2f}".format(state.step, *cells))
-        self._run.tell(f"step {state.step}: loss {loss:.4g}" + ("" if held is None else f", held out {held:.4g}"))
+        text = f"step {state.step}: loss {loss:.4g}"
+        self._run.tell(text if held_out is None else f"{text}, held out {held_out:.4g}")
         if self._ended() and self.share() < 1:
-            self._run.tell(f"stopped: the held-out loss has not become lower for {state.stale} evaluations")
+            self._run.tell(f"stopped: the held-out loss has not decreased for {state.stale} evaluations")
 
     def _tensors(self) -> dict[str, Tensor]:
-        """All tensors that a checkpoint needs."""
+        """Return all tensors of a checkpoint."""
         moments = self._optimiser.state_dict()["state"]
         return {
             **{f"module/{name}": tensor for name, tensor in self.module.state_dict().items()},
@@ -334,17 +335,17 @@ class Loop:
         }
 
     def _resume(self, fingerprint: str) -> None:
-        """Go on from the checkpoint, where there is one."""
-        found = checkpoint.load(self._run.folder, fingerprint) if self._run.folder else None
-        if found is None:
+        """Continue from the checkpoint, if there is one."""
+        saved = checkpoint.load(self._run.folder, fingerprint) if self._run.folder else None
+        if saved is None:
             return
-        self.module.load_state_dict(found.under("module/"))
-        self._best = found.under("best/")
+        self.module.load_state_dict(saved.under("module/"))
+        self._best = saved.under("best/")
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in found.under("moment/").items():
+        for key, tensor in saved.under("moment/").items():
             index, name = key.split("/")
             moments.setdefault(int(index), {})[name] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self.state.__dict__.update(found.facts)
-        self._run.tell(f"going on from step {self.state.step}, where this training was interrupted")
+        self.state.__dict__.update(saved.facts)
+        self._run.tell(f"continuing from step {self.state.step}, where this training was interrupted")

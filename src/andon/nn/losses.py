@@ -1,4 +1,4 @@
-"""Losses that two or more detectors share.
+"""Losses for several detectors.
 
 SSIM: Wang, Bovik, Sheikh & Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity",
 IEEE Transactions on Image Processing 13(4), 2004. Perceptual loss: Johnson, Alahi & Fei-Fei, "Perceptual Losses for
@@ -17,7 +17,7 @@ from andon.nn.precision import single
 
 
 def gaussian(window: int, sigma: float) -> Tensor:
-    """Weights (window,) of a normal distribution, of sum 1."""
+    """Weights (window,) of a normal distribution; their sum is 1."""
     at = torch.arange(window, dtype=torch.float32) - (window - 1) / 2
     weights = torch.exp(-(at**2) / (2 * sigma**2))
     return weights / weights.sum()
@@ -26,12 +26,12 @@ def gaussian(window: int, sigma: float) -> Tensor:
 def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5, k1: float = 0.01, k2: float = 0.03) -> Tensor:
     """Structural similarity (n, c, h, w) in [-1, 1] of images (n, c, h, w) in [0, 1], at every pixel.
 
-    `window` pixels a side, odd; `sigma` of its Gaussian weights, in pixels; `k1`, `k2` keep the quotients stable.
-    Beyond the border the edge is repeated, so that the map has the size of the image; the paper leaves the border out.
+    `window`: side in pixels, odd; `sigma`: of its Gaussian weights, in pixels; `k1`, `k2`: constants of the paper.
+    Border pixels are repeated, so that the map has the size of the image; the paper omits the border.
     """
     x, y, c = x.float(), y.float(), x.shape[1]
     weights = gaussian(window, sigma).to(x)
-    # μ_x, μ_y and the second moments are five blurs of the same kind, so they are one.
+    # μ_x, μ_y and the second moments by one blur
     stack = torch.cat([x, y, x * x, y * y, x * y], dim=1)  # (n, 5c, h, w)
     stack = F.pad(stack, (window // 2,) * 4, mode="replicate")
     with single(x):  # variances are small differences of these
@@ -41,25 +41,25 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5, k1: float =
     variance_x, variance_y, covariance = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = k1**2, k2**2
     # Eq. 13: SSIM = (2 μ_x μ_y + C_1)(2 σ_xy + C_2) / ((μ_x² + μ_y² + C_1)(σ_x² + σ_y² + C_2))
-    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return likeness / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return numerator / ((mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2))
 
 
 def perceptual_map(maps: Sequence[Tensor], rebuilt: Sequence[Tensor], side: int) -> Tensor:
-    """How far deep features of images are from those of their reconstructions, at every pixel: (n, side, side).
+    """Squared distance of deep features between images and their reconstructions, at every pixel: (n, side, side).
 
-    `maps` and `rebuilt` are what a `nn.trunk.Trunk` makes of either: (n, c_s, h_s, w_s) for each stage s. At every
-    position features are brought to length 1, for stages differ in scale; so errors are in [0, 4]. Stages weigh alike.
+    `maps`, `rebuilt`: outputs of `nn.trunk.Trunk`, (n, c_s, h_s, w_s) for each stage s. Feature vectors are normalised
+    to length 1, because stages differ in scale, so errors are in [0, 4]. All stages have the same weight.
     """
-    found = []
+    errors = []
     for x, y in zip(maps, rebuilt, strict=True):
         error = ((_directions(x) - _directions(y)) ** 2).sum(dim=1, keepdim=True)  # eq. 1 of LPIPS, all w_s = 1
-        found.append(F.interpolate(error, size=(side, side), mode="bilinear", align_corners=False))
-    return torch.stack(found).mean(dim=0)[:, 0]
+        errors.append(F.interpolate(error, size=(side, side), mode="bilinear", align_corners=False))
+    return torch.stack(errors).mean(dim=0)[:, 0]
 
 
 def perceptual_loss(maps: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
-    """Mean over positions, stages and images of the error that `perceptual_map` shows."""
+    """Mean over positions, stages and images of the error of `perceptual_map`."""
     errors = [((_directions(x) - _directions(y)) ** 2).sum(dim=1) for x, y in zip(maps, rebuilt, strict=True)]
     return torch.stack([error.mean() for error in errors]).mean()
 

@@ -1,4 +1,4 @@
-"""What must not be rounded to bfloat16 when a training on a GPU rounds the rest."""
+"""Single precision for computations that must not use bfloat16 in a training on a GPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def single(x: Tensor) -> AbstractContextManager[Any]:
-    """Compute what follows in the precision of its inputs, where `x` lies on a device whose training is rounded."""
+    """Disable autocast in a `with` block, if it is enabled for the device of `x`."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

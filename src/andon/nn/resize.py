@@ -1,4 +1,4 @@
-"""Images made smaller or larger inside a network by two products with fixed weights, alike on every engine."""
+"""Resizing of images in a network by two matrix products, with equal results on all engines."""
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,13 @@ from andon.nn.precision import single
 
 
 class Resize(nn.Module):
-    """Square images of one side brought to another: averaged with a triangle's weights, or enlarged bilinearly."""
+    """Resizes square images: triangle filter to reduce, bilinear interpolation to enlarge."""
 
     def __init__(self, before: int, after: int) -> None:
-        """Make the weights (after, before), pixels a side."""
+        """Compute the weights (after, before) for these sides in pixels."""
         super().__init__()
         eye = torch.eye(before)[None, None]
-        # Each row and each column of an image is resized alike, so the resized columns of the identity are the weights.
+        # Rows and columns are resized with the same weights: the resized columns of the identity matrix.
         weights = F.interpolate(eye, size=(after, before), mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("weights", weights, persistent=False)
         self.weights: Tensor

@@ -1,7 +1,7 @@
-"""An ImageNet feature network as a frozen torch module, built from its feature graph: gradients pass through it.
+"""An ImageNet feature network as a frozen torch module, built from its feature graph: gradients flow through it.
 
-The graph of `graphs.features` is walked, not translated: its weights are the module's buffers, so what training sees
-is what NumPy detectors and exported graphs see.
+The module executes the graph of `graphs.features` node by node, with its weights as buffers. So training uses the same
+features as NumPy detectors and exported graphs.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from andon.graphs import features
 
 
 class Trunk(nn.Module):
-    """Feature maps of some blocks of a network; nothing of it is ever trained."""
+    """Feature maps of some blocks of a network, without trainable parameters."""
 
     def __init__(self, network: str, blocks: Sequence[int]) -> None:
-        """Load the graph cut down to these blocks. AndonError when network or block is unknown."""
+        """Load the graph of these blocks. AndonError when network or block is unknown."""
         super().__init__()
         model = features.load(network, blocks)
         self.stages = features.select(network, blocks)
@@ -37,7 +37,7 @@ class Trunk(nn.Module):
     def _keep(self, name: str, tensor: onnx.TensorProto) -> None:
         buffer = f"weight{len(self._weights)}"
         self._weights[name] = buffer
-        # Not persistent: a checkpoint need not hold what the package holds.
+        # Not persistent, because the package contains these weights.
         self.register_buffer(buffer, torch.tensor(onnx.numpy_helper.to_array(tensor)), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -54,7 +54,7 @@ class Trunk(nn.Module):
     def pair(self, x: Tensor, y: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Maps of two batches of the same shape in one pass, which halves the exported graph.
 
-        In training call it twice instead: what takes no gradient by itself takes one here.
+        In training call `forward` twice instead: in one pass, both batches need the memory of gradients.
         """
         both = [stage.unflatten(0, (2, -1)) for stage in self(torch.cat([x, y]))]
         return [stage[0] for stage in both], [stage[1] for stage in both]

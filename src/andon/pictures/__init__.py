@@ -1,1 +1,1 @@
-"""From the bytes of a picture file to pixels: formats, limits, what is refused, what is odd."""
+"""From the bytes of a picture file to pixels: formats, limits, rejection of damaged files, unusual appearance."""

@@ -1,11 +1,11 @@
-"""Crude statistics of a picture, and whether it looks like the good pictures at all.
+"""Simple statistics of a picture, and whether they are unusual compared with good pictures.
 
-A detector scores any picture: a black one, one out of focus, one of another product. These statistics cost a few
-milliseconds, know nothing of defects, and say in words what is odd about such a picture.
+A detector scores any picture, even a black one, one out of focus, or one of another product. These statistics take a
+few milliseconds, do not depend on defects, and describe in words how such a picture differs.
 
-A statistic is odd outside [low − m, high + m], where [low, high] is its range among n good pictures. The margin m takes
-the tails of its distribution as exponential: a range of n values is about 2 ln n times the scale of the tail, and a
-good picture exceeds the range by m with probability exp(−m / scale) / (n + 1), which is set to `RARE`.
+A statistic is unusual outside [low − m, high + m], where [low, high] is its range among n good pictures. The margin m
+assumes exponential tails: the range of n values is about 2 ln n times the scale of the tail, and a good picture exceeds
+the range by m with probability exp(−m / scale) / (n + 1), which is set to `RARE`.
 """
 
 import math
@@ -19,40 +19,40 @@ from pydantic import BaseModel, ConfigDict
 
 from andon.inspection import Pixels
 
-SIDE = 512  # pixels: the longer side is reduced by a whole number to at most this
-SCENE = 12  # pixels a side of the thumbnail
-BANDS = 5  # octaves of the spectrum, from 2 pixels of 128 a side to 64
-FOLDS = 10  # of the good pictures, to learn how much an unseen one may differ
-ENOUGH = 10  # pictures whose median is compared
-PARTS = 16  # principal components of the thumbnails, at most
-RARE = 1e-4  # probability that a good picture is odd in one statistic on one side, see above
-DARKEST = 1 / 4096  # of full scale: logarithms start from here
+SIDE = 512  # pixels: maximum of the longer side, after reduction by an integer factor
+SCENE = 12  # pixels: side of the thumbnail
+BANDS = 5  # octaves of the spectrum, wavelengths from 2 to 64 pixels of 128
+FOLDS = 10  # of the good pictures, to estimate the statistics of new pictures
+ENOUGH = 10  # minimum number of pictures whose median is compared
+PARTS = 16  # maximum number of principal components of the thumbnails
+RARE = 1e-4  # probability that a good picture is unusual in one statistic on one side, see above
+DARKEST = 1 / 4096  # of full scale: added before a logarithm
 LEAST_DEVIATION = 0.05  # octaves, of light, contrast, sharpness and bands
-EXTREME = 0.1  # of full scale from black or white: a flat picture there is called so
-FLAT = 0.25  # of the least contrast of good pictures: a picture below it shows nothing
+EXTREME = 0.1  # of full scale: a flat picture closer than this to black or white is called black or white
+FLAT = 0.25  # of the lowest contrast of good pictures: a picture below it is flat
 
 
 class Appearance(NamedTuple):
-    """Crude statistics of one picture; gray values in levels of the picture's own depth."""
+    """Simple statistics of one picture; gray values in levels of the picture's depth."""
 
     mean: float  # gray value
     contrast: float  # standard deviation of the gray value
     sharpness: float  # mean absolute Laplacian
     saturated: float  # share of pixels above 98 % of full scale
     dark: float  # share of pixels below 2 % of full scale
-    balance: float  # mean of red − blue, as a share of the mean of the channels; 0 for gray pictures
-    tint: float  # cube root of the mean cube of the same: where balance is 0, a strong red against a faint blue
-    bands: tuple[float, ...]  # (BANDS,) log2 of the deviation in each octave as a share of the contrast, fine to coarse
-    thumbnail: tuple[float, ...]  # (SCENE²,) gray values less their mean, of unit length; zeros where all are equal
+    balance: float  # mean of (red − blue) / mean of the channels; 0 for gray pictures
+    tint: float  # cube root of the mean cube of the same: small areas of strong colour count more
+    bands: tuple[float, ...]  # (BANDS,) log2 of standard deviation in each octave / contrast, fine to coarse
+    thumbnail: tuple[float, ...]  # (SCENE²,) gray values minus their mean, unit length; zeros if all are equal
     top: int  # full scale: 255 or 65535
 
 
-def of(pixels: Pixels) -> Appearance:
+def measure(pixels: Pixels) -> Appearance:
     """Measure a picture (H, W, c), uint8 or uint16, c 1 or 3 (RGB)."""
     height, width, channels = pixels.shape
     top, reduced = int(np.iinfo(pixels.dtype).max), cast(Any, pixels)
     by = math.ceil(max(height, width) / SIDE)
-    if by > 1:  # whole factors: several times faster, and the same for all pictures of one size
+    if by > 1:  # an integer factor is several times faster
         size = max(width // by, 1), max(height // by, 1)
         reduced = cv2.resize(pixels[: size[1] * by, : size[0] * by], size, interpolation=cv2.INTER_AREA)
     gray: Any = reduced if channels == 1 else cv2.cvtColor(reduced, cv2.COLOR_RGB2GRAY)
@@ -77,7 +77,7 @@ def of(pixels: Pixels) -> Appearance:
 
 
 def _colours(pixels: Pixels, least: float) -> tuple[float, float]:
-    """Measure balance and tint of (H, W, 3). Both change their sign when red and blue are exchanged."""
+    """Measure balance and tint of (H, W, 3). Their signs change when red and blue are exchanged."""
     small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float64)
     difference = (small[:, :, 0] - small[:, :, 2]) / max(float(small.mean()), least)
     return float(difference.mean()), float(np.cbrt((difference**3).mean()))
@@ -85,13 +85,13 @@ def _colours(pixels: Pixels, least: float) -> tuple[float, float]:
 
 def _bands(square: Any, contrast: float) -> tuple[float, ...]:
     """Measure the octaves of a Laplacian pyramid of (128, 128)."""
-    found = []
+    bands = []
     for _ in range(BANDS):
         coarser = cv2.pyrDown(square)
         _, deviation = cv2.meanStdDev(square - cv2.pyrUp(coarser, dstsize=square.shape[::-1]))
-        found.append(math.log2(float(deviation[0, 0]) / contrast + DARKEST))
+        bands.append(math.log2(float(deviation[0, 0]) / contrast + DARKEST))
         square = coarser
-    return tuple(found)
+    return tuple(bands)
 
 
 def _thumbnail(square: Any, least: float) -> tuple[float, ...]:
@@ -102,45 +102,45 @@ def _thumbnail(square: Any, least: float) -> tuple[float, ...]:
 
 
 class Range(BaseModel):
-    """The values of one statistic among good pictures, and those beyond which a picture is odd."""
+    """The range of one statistic among good pictures, and the limits of usual values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    low: float
-    high: float
-    least: float
-    most: float
-    tails: tuple[float, float]  # 5 and 95 % of good pictures lie below these
+    low: float  # minimum among good pictures
+    high: float  # maximum among good pictures
+    least: float  # lower limit
+    most: float  # upper limit
+    tails: tuple[float, float]  # 5 % and 95 % quantiles of good pictures
 
     @classmethod
     def of(cls, values: Sequence[float], floor: float, zero: float | None = None) -> "Range":
-        """Learn from the values (n,) of good pictures; `floor` is the least margin.
+        """Compute range and limits from the values (n,) of good pictures; `floor` is the minimum margin.
 
-        With `zero`, which is added to the values, margin and floor are those of the logarithm to base 2.
+        With `zero`, margin and floor are in units of log2(value + zero).
         """
-        found = np.asarray(values, np.float64)
-        scaled = found if zero is None else np.log2(found + zero)
-        n, low, high = len(found), float(scaled.min()), float(scaled.max())
+        array = np.asarray(values, np.float64)
+        scaled = array if zero is None else np.log2(array + zero)
+        n, low, high = len(array), float(scaled.min()), float(scaled.max())
         tail = (high - low) / (2 * math.log(n + 1)) * math.log(1 / (RARE * (n + 1)))
         margin = max(tail, 0.0) + floor * (1 + 20 / n)
         least, most = (low - margin, high + margin)
         if zero is not None:
             least, most = 2**least - zero, 2**most - zero
-        tails = (float(np.quantile(found, 0.05)), float(np.quantile(found, 0.95)))
-        return cls(low=float(found.min()), high=float(found.max()), least=least, most=most, tails=tails)
+        tails = (float(np.quantile(array, 0.05)), float(np.quantile(array, 0.95)))
+        return cls(low=float(array.min()), high=float(array.max()), least=least, most=most, tails=tails)
 
     def side(self, value: float) -> int:
-        """−1 below, 1 above, 0 within what good pictures have."""
+        """−1 below the lower limit, 1 above the upper limit, otherwise 0."""
         return int(value > self.most) - int(value < self.least)
 
-    def among(self, value: float) -> bool:
-        """Whether good pictures have about this value."""
-        more = (self.high - self.low) / 4
-        return self.low - more <= value <= self.high + more
+    def is_typical(self, value: float) -> bool:
+        """Whether a value is within the range of good pictures, widened by a quarter of its width on each side."""
+        margin = (self.high - self.low) / 4
+        return self.low - margin <= value <= self.high + margin
 
 
-class Usual(BaseModel):
-    """How good pictures look."""
+class GoodAppearance(BaseModel):
+    """The distribution of the statistics of good pictures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -154,27 +154,27 @@ class Usual(BaseModel):
     balance: Range
     tint: Range
     structure: tuple[float, ...]  # (d,) mean of light, contrast, sharpness and bands, see `_structure`
-    whiten: tuple[tuple[float, ...], ...]  # (d, d), to unit covariance
-    distance: Range  # of a picture's structure from the mean, whitened
+    whiten: tuple[tuple[float, ...], ...]  # (d, d), whitening matrix of the structure
+    distance: Range  # Mahalanobis distance of a picture's structure from the mean
     scene: tuple[float, ...]  # (SCENE²,) mean thumbnail
-    variations: tuple[tuple[float, ...], ...]  # principal components of the thumbnails, of unit length
-    unexplained: Range  # share of a thumbnail's energy outside the span of both
+    variations: tuple[tuple[float, ...], ...]  # (k, SCENE²) principal components of the thumbnails, of unit length
+    unexplained: Range  # share of a thumbnail's energy that mean and principal components do not explain
 
     @classmethod
-    def of(cls, appearances: Sequence[Appearance]) -> "Usual":
-        """Learn from those of good pictures of one depth, at least one."""
+    def of(cls, appearances: Sequence[Appearance]) -> "GoodAppearance":
+        """Fit to the statistics of good pictures of one depth, at least one."""
         if not appearances:
             raise ValueError("no pictures; expected at least one good picture")
         zero = DARKEST * appearances[0].top
         thumbnails = np.array([a.thumbnail for a in appearances])
         structures = np.array([_structure(a) for a in appearances])
-        # Of pictures that had no part in mean, components and covariance: each fold against the others. Neighbours in
-        # the order of the pictures are often of one part, so a fold is a run of them.
+        # Cross-validation: the values of each fold come from mean, components and covariance of the other folds. Folds
+        # are contiguous, because neighbouring pictures often show the same part.
         n = len(appearances)
-        folds = np.arange(n) * min(FOLDS, n) // n
-        alike = [(folds == fold, folds != fold) for fold in range(min(FOLDS, n))] if n > 1 else []
-        unexplained = [v for f, rest in alike for v in _unexplained(thumbnails[f], *_components(thumbnails[rest]))]
-        distances = [v for f, rest in alike for v in _distance(structures[f], *_whitening(structures[rest]))]
+        index = np.arange(n) * min(FOLDS, n) // n
+        folds = [(index == fold, index != fold) for fold in range(min(FOLDS, n))] if n > 1 else []
+        unexplained = [v for own, rest in folds for v in _unexplained(thumbnails[own], *_components(thumbnails[rest]))]
+        distances = [v for own, rest in folds for v in _distance(structures[own], *_whitening(structures[rest]))]
         scene, variations = _components(thumbnails)
         structure, whiten = _whitening(structures)
         return cls(
@@ -196,8 +196,8 @@ class Usual(BaseModel):
         )
 
     def oddities(self, appearance: Appearance) -> list[str]:
-        """Say what is odd about a picture, beside the good ones; empty for almost every good picture."""
-        a, found = appearance, []
+        """Describe the differences of a picture from good pictures; empty for almost every good picture."""
+        a, differences = appearance, []
         if a.top != self.top:
             return [f"the picture's full scale is {a.top}; that of good pictures is {self.top}"]
         light = self.mean.side(a.mean)
@@ -207,88 +207,86 @@ class Usual(BaseModel):
             return [f"the picture is {'black' if light < 0 else 'white'} {gray}"]
         if flat:
             return [
-                f"the picture shows next to nothing (contrast {_level(a.contrast)}; "
-                f"good pictures {_levels(self.contrast)})"
+                f"the picture is almost uniform (contrast {_level(a.contrast)}; good pictures {_levels(self.contrast)})"
             ]
         if light:
-            found.append(f"the picture is {'darker' if light < 0 else 'brighter'} than good pictures {gray}")
+            differences.append(f"the picture is {'darker' if light < 0 else 'brighter'} than good pictures {gray}")
         if self.saturated.side(a.saturated) > 0:
-            found.append(
+            differences.append(
                 f"the picture is saturated ({a.saturated:.0%} of its pixels at full scale; "
                 f"good pictures {self.saturated.low:.0%} to {self.saturated.high:.0%})"
             )
         if self.dark.side(a.dark) > 0 and light >= 0:
-            found.append(
+            differences.append(
                 f"much of the picture is black ({a.dark:.0%} of its pixels; "
                 f"good pictures {self.dark.low:.0%} to {self.dark.high:.0%})"
             )
         if contrast := self.contrast.side(a.contrast):
-            found.append(
+            differences.append(
                 f"the picture's contrast is {'low' if contrast < 0 else 'high'} "
                 f"({_level(a.contrast)}; good pictures {_levels(self.contrast)})"
             )
         if focus := self.sharpness.side(a.sharpness):
-            found.append(
+            differences.append(
                 f"the picture is {'blurred' if focus < 0 else 'sharper or noisier than good pictures'} "
                 f"(sharpness {_level(a.sharpness)}; good pictures {_levels(self.sharpness)})"
             )
         if self.balance.side(a.balance) or self.tint.side(a.tint):
-            exchanged = self.balance.among(-a.balance) and self.tint.among(-a.tint)
+            exchanged = self.balance.is_typical(-a.balance) and self.tint.is_typical(-a.tint)
             what = (
                 "blue and red seem to be exchanged" if exchanged else "the colours differ from those of good pictures"
             )
-            value, usual = (a.balance, self.balance) if self.balance.side(a.balance) else (a.tint, self.tint)
-            found.append(f"{what} (red less blue {value:+.1%}; good pictures {usual.low:+.1%} to {usual.high:+.1%})")
+            value, good = (a.balance, self.balance) if self.balance.side(a.balance) else (a.tint, self.tint)
+            differences.append(
+                f"{what} (red minus blue {value:+.1%}; good pictures {good.low:+.1%} to {good.high:+.1%})"
+            )
         layout = float(_unexplained(np.array([a.thumbnail]), np.array(self.scene), np.array(self.variations))[0])
         structure = float(_distance(np.array([_structure(a)]), np.array(self.structure), np.array(self.whiten))[0])
         if self.unexplained.side(layout) > 0:
-            found.append(
-                f"the picture may show another scene ({min(layout, 1):.0%} of its layout is unlike good pictures; "
-                f"of theirs at most {self.unexplained.high:.0%})"
+            differences.append(
+                f"the picture may show another scene ({min(layout, 1):.0%} of its layout differs from good pictures; "
+                f"good pictures at most {self.unexplained.high:.0%})"
             )
-        elif not found and self.distance.side(structure) > 0:
-            found.append(
+        elif not differences and self.distance.side(structure) > 0:
+            differences.append(
                 f"the picture may show another scene (light, contrast and structure {structure:.1f} standard "
-                f"deviations from good pictures; theirs at most {self.distance.high:.1f})"
+                f"deviations from good pictures; good pictures at most {self.distance.high:.1f})"
             )
-        return found
+        return differences
 
     def shifts(self, appearances: Sequence[Appearance]) -> list[str]:
-        """Say in what a set of pictures differs from the good ones, though each alone may be usual.
+        """Describe the differences of a set of pictures from good pictures, which single pictures may not show.
 
-        A statistic has shifted when its median lies beyond what 95 % of good pictures have. Of ten or more pictures
-        like the good ones, half do so with a probability of less than 0.0001. Fewer than ten have no shifts.
+        A statistic has shifted when its median is outside the 5 % to 95 % quantiles of good pictures. For ten or more
+        pictures from the same distribution, the probability is less than 0.0001. Fewer than ten have no shifts.
         """
-        found = []
+        differences = []
         if len(appearances) >= ENOUGH:
-            for name, usual, low, high in (
+            for name, good, low, high in (
                 ("mean gray", self.mean, "darker", "brighter"),
                 ("contrast", self.contrast, "of lower contrast", "of higher contrast"),
                 ("sharpness", self.sharpness, "less sharp", "sharper or noisier"),
             ):
                 values = [getattr(a, name.removesuffix(" gray")) for a in appearances]
-                middle = float(np.median(values))
-                if not usual.tails[0] <= middle <= usual.tails[1]:
-                    word = low if middle < usual.tails[0] else high
-                    found.append(
-                        f"the {len(appearances)} pictures are {word} than good ones ({name} {_level(min(values))} to "
-                        f"{_level(max(values))}, median {_level(middle)}; nine tenths of good pictures "
-                        f"{_level(usual.tails[0])} to {_level(usual.tails[1])})"
+                median = float(np.median(values))
+                if not good.tails[0] <= median <= good.tails[1]:
+                    word = low if median < good.tails[0] else high
+                    differences.append(
+                        f"the {len(appearances)} pictures are {word} than good pictures ({name} {_level(min(values))} "
+                        f"to {_level(max(values))}, median {_level(median)}; 90 % of good pictures "
+                        f"{_level(good.tails[0])} to {_level(good.tails[1])})"
                     )
-        return found
+        return differences
 
 
 def _structure(a: Appearance) -> tuple[float, ...]:
-    """Light, contrast, sharpness (log2) and bands."""
+    """Return log2 of light, contrast and sharpness, and the bands."""
     least = DARKEST * a.top
     return (*(math.log2(value + least) for value in (a.mean, a.contrast, a.sharpness)), *a.bands)
 
 
 def _whitening(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rows (n, d) → their mean (d,) and the matrix (d, d) that brings them to unit covariance.
-
-    For few rows the covariance is drawn towards its diagonal.
-    """
+    """Rows (n, d) → their mean (d,) and whitening matrix (d, d). For few rows, the covariance is regularised."""
     mean = rows.mean(axis=0)
     n, d = rows.shape
     covariance = (rows - mean).T @ (rows - mean) / n
@@ -299,12 +297,12 @@ def _whitening(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 
 def _distance(rows: NDArray[np.float64], mean: NDArray[np.float64], whiten: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = np.linalg.norm((rows - mean) @ whiten, axis=1)
-    return found
+    distances: NDArray[np.float64] = np.linalg.norm((rows - mean) @ whiten, axis=1)
+    return distances
 
 
 def _components(thumbnails: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Thumbnails (n, d) → their mean (d,) and principal components (k, d), one for every four pictures at most."""
+    """Thumbnails (n, d) → their mean (d,) and principal components (k, d), at most one for every four pictures."""
     mean = thumbnails.mean(axis=0)
     count = min(PARTS, len(thumbnails) // 4)
     return mean, np.linalg.svd(thumbnails - mean, full_matrices=False)[2][:count]
@@ -313,7 +311,7 @@ def _components(thumbnails: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
 def _unexplained(
     thumbnails: NDArray[np.float64], mean: NDArray[np.float64], variations: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Thumbnails (n, d) → the share (n,) of each one's energy that mean and components (k, d) leave."""
+    """Thumbnails (n, d) → the share (n,) of their energy that mean and components (k, d) do not explain."""
     rest = thumbnails - mean
     if len(variations):
         rest = rest - rest @ variations.T @ variations
@@ -329,5 +327,5 @@ def _level(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _levels(usual: Range) -> str:
-    return f"{_level(usual.low)} to {_level(usual.high)}"
+def _levels(good: Range) -> str:
+    return f"{_level(good.low)} to {_level(good.high)}"

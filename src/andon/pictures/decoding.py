@@ -1,18 +1,18 @@
-"""A picture file's bytes and header → pixels, or an ImageError when anything of them is missing or damaged.
+"""The bytes and the header of a picture file → pixels, or an ImageError when data is missing or damaged.
 
-Decoding touches no state of the process: threads decode side by side, and a process may fork meanwhile. The decoders of
-OpenCV report damage on stderr or not at all, so each format goes a way on which damage is an error:
+Decoding is thread-safe and changes no state of the process. The decoders of OpenCV report damage on stderr or not at
+all. Therefore each format is checked:
 
 - JPEG: simplejpeg in strict mode, where every warning of libjpeg-turbo is an error.
-- PNG: the data is inflated here, which checks its length and checksum, and given to OpenCV as stored blocks.
-- TIFF: every strip is measured before OpenCV decodes it (module tiff).
-- BMP and PNM: read here, with NumPy.
-- WebP: libwebp returns an error itself.
+- PNG: the data is inflated here, which checks its length and checksum, and passed to OpenCV uncompressed.
+- TIFF: the size of every strip is checked before OpenCV decodes it (module tiff).
+- BMP and PNM: decoded here, with NumPy.
+- WebP: libwebp reports errors.
 
-What OpenCV 5.0 gets wrong in a whole file is put right here, each with a test: colours of 16-bit TIFF come out garbled
-unless it is read UNCHANGED; TIFF with zero for white is inverted at 8 bits and not at 16; colours of 8-bit TIFF are
-multiplied by alpha; 16-bit gray with alpha comes out at 8 bits; gray stored as a palette comes out as colour;
-orientation is applied under some flags and not under others.
+This module also corrects errors of OpenCV 5.0 in undamaged files, each with a test: 16-bit colour TIFF is wrong unless
+it is read UNCHANGED; TIFF with zero for white is inverted at 8 bits and not at 16; colours of 8-bit TIFF are multiplied
+by alpha; 16-bit gray with alpha becomes 8 bits; a gray palette becomes colour; some flags apply the orientation, others
+do not.
 """
 
 import re
@@ -29,22 +29,22 @@ from andon.inspection import Pixels
 from andon.pictures import tiff
 from andon.pictures.headers import Header, png_parts
 
-# Set once, on import: OpenCV's log repeats on stderr what the ImageErrors raised here say with the file's name.
+# OpenCV's log on stderr repeats the ImageErrors of this module, without the name of the file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def decode(data: bytes, header: Header, name: str, reduced: int = 1) -> tuple[Pixels, tuple[str, ...]]:
-    """Decode to upright pixels (H, W, 1) or (H, W, 3) in RGB order, and say what was done that one might not expect.
+    """Decode to upright pixels (H, W, 1) or (H, W, 3) in RGB order; also return notes on conversions.
 
-    A JPEG whose sides are multiples of `reduced` (1, 2, 4 or 8) has H and W divided by it.
+    `reduced`: 1, 2, 4 or 8; a JPEG is decoded to H / reduced, W / reduced if both are integers.
 
-    Errors: ImageError when the data is damaged, MemoryError when memory does not suffice.
+    Errors: ImageError when the data is damaged, MemoryError when there is not enough memory.
     """
     notes: list[str] = []
     try:
         if header.format == "JPEG":
-            whole = not (header.width % reduced or header.height % reduced)
-            pixels = _jpeg(data, header, name, notes, reduced if whole else 1)
+            divisible = not (header.width % reduced or header.height % reduced)
+            pixels = _jpeg(data, header, name, notes, reduced if divisible else 1)
         else:
             pixels = _DECODERS[header.format](data, header, name, notes)
     except cv2.error as error:
@@ -58,15 +58,15 @@ def decode(data: bytes, header: Header, name: str, reduced: int = 1) -> tuple[Pi
     if header.maximum:
         if pixels.max() > header.maximum:
             raise damaged(name, f"a value of {pixels.max()}; its header states at most {header.maximum}")
-        notes.append(f"values up to {header.maximum} of 65535, kept as stored")
+        notes.append(f"values up to {header.maximum} of 65535, not rescaled")
     if header.orientation > 1:
         notes.append(f"rotated by EXIF orientation {header.orientation}")
-        if header.format != "TIFF":  # libtiff has turned it
+        if header.format != "TIFF":  # libtiff has applied it
             pixels = _upright(pixels, header.orientation)
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1)), tuple(notes)
 
 
-_STRAY = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")  # some cameras' padding
+_STRAY = re.compile(r"Corrupt JPEG data: 1?\d extraneous bytes before marker 0xd9")  # padding by some cameras
 
 
 def _jpeg(data: bytes, header: Header, name: str, notes: list[str], reduced: int) -> Any:
@@ -79,10 +79,9 @@ def _jpeg(data: bytes, header: Header, name: str, notes: list[str], reduced: int
         except ValueError as error:
             if not _STRAY.match(str(error)):
                 raise
-            notes.append("stray bytes before its end ignored")
-            pixels = simplejpeg.decode_jpeg(
-                data, colours, **scale, strict=False
-            )  # that was the first complaint, at the very end
+            notes.append("extra bytes before the end of the JPEG ignored")
+            # This first warning is at the end of the data, so there is no damage before it.
+            pixels = simplejpeg.decode_jpeg(data, colours, **scale, strict=False)
     except ValueError as error:
         if out_of_memory(error):
             raise MemoryError(f"{name}: {error}") from error
@@ -98,7 +97,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 def _png(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     width, height, depth, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    passes = []  # rows, and the bytes of each
+    passes = []  # of each pass: rows, bytes of a row
     for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
         across, rows = -(-(width - x) // dx), -(-(height - y) // dy)
         if across > 0 and rows > 0:
@@ -107,25 +106,25 @@ def _png(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     for kind, body in png_parts(data, name):
         parts.setdefault(kind, []).append(body)
     expected = sum(rows * size for rows, size in passes)
-    raw = tiff.inflated(b"".join(parts.get(b"IDAT", [])), expected)
+    raw = tiff.inflate(b"".join(parts.get(b"IDAT", [])), expected)
     if raw is None or len(raw) != expected:
-        found = (
-            "is cut or has a wrong checksum"
+        what = (
+            "is truncated or has a wrong checksum"
             if raw is None
-            else f"holds {'more' if len(raw) > expected else len(raw)} bytes"
+            else f"contains {'more' if len(raw) > expected else len(raw)} bytes"
         )
-        raise damaged(name, f"its compressed data {found}; expected {expected} bytes")
+        raise damaged(name, f"its compressed data {what}; expected {expected} bytes")
     at = 0
     for rows, size in passes:
         if max(raw[at : at + rows * size : size]) > 4:
-            raise damaged(name, "a row is filtered in a way that does not exist")
+            raise damaged(name, "a row has an unknown filter type")
         at += rows * size
     head = struct.pack(">IIBBBBB", width, height, depth, 0 if colour == 3 else colour, 0, 0, interlaced)
     chunks = (b"IHDR", head), (b"IDAT", zlib.compress(raw, 0)), (b"IEND", b"")
     stored = data[:8] + b"".join(_chunk(*chunk) for chunk in chunks)
     if colour != 3:
         return _rgb(_opencv(stored, _PLAIN, header, name), header)
-    # Indices are decoded as gray, which spans 0 to 255.
+    # OpenCV decodes the indices as gray values, scaled to 0 to 255.
     indices = _opencv(stored, _PLAIN, header._replace(samples="gray"), name) // (255 // ((1 << depth) - 1))
     return _coloured(indices, np.frombuffer(parts[b"PLTE"][0], np.uint8).reshape(-1, 3), header, name)
 
@@ -135,7 +134,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _coloured(indices: Any, palette: Any, header: Header, name: str) -> Any:
-    """Look the indices (H, W) up in a palette (n, 3) of RGB."""
+    """Convert indices (H, W) to the colours of a palette (n, 3), RGB."""
     if indices.max() >= len(palette):
         raise damaged(name, f"colour {indices.max()} of a palette of {len(palette)}")
     table = np.zeros((256, 1, 3), np.uint8)
@@ -148,7 +147,7 @@ def _tiff(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     pixels = _opencv(data, cv2.IMREAD_UNCHANGED, header, name)
     if header.alpha and pixels.ndim == 3 and header.depth == 8 and pixels[..., -1].min() < 255:
         raise ImageError(
-            f"{name}: TIFF with transparent pixels, whose colours are lost; expected an opaque picture. "
+            f"{name}: TIFF with transparent pixels, whose colours cannot be read; expected an opaque picture. "
             "Export it without alpha."
         )
     return _rgb(pixels, header)
@@ -160,7 +159,7 @@ def _webp(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
 
 def _bmp(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     (size,) = struct.unpack_from("<I", data, 14)
-    (height,) = struct.unpack_from("<i", data, 22) if size > 12 else (header.height,)  # negative: the top row is first
+    (height,) = struct.unpack_from("<i", data, 22) if size > 12 else (header.height,)  # negative: top row first
     (bits,) = struct.unpack_from("<H", data, 28 if size > 12 else 24)
     stride = (header.width * bits + 31) // 32 * 4
     rows = np.frombuffer(data, np.uint8, stride * header.height, header.start).reshape(header.height, stride)
@@ -180,7 +179,7 @@ def _bmp(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
 
 
 def _unmasked(values: Any, mask: int) -> Any:
-    """Return the bits under a mask, spread over 0 to 255."""
+    """Return the bits selected by a mask, scaled to 0 to 255."""
     lowest = (mask & -mask).bit_length() - 1
     most = mask >> lowest
     spread = (((values & mask) >> lowest).astype(np.uint16) * 255 + most // 2) // most
@@ -193,7 +192,7 @@ def _pnm(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
     if kind in b"123":
         text = data[header.start :]
         if text.translate(None, b"0123456789 \t\n\v\f\r") or (kind != b"1" and re.search(rb"\d{6}", text)):
-            raise damaged(name, "something else than numbers up to 65535 among its values")
+            raise damaged(name, "its values are not all numbers up to 65535")
         if kind == b"1":
             digits = text.translate(None, b" \t\n\v\f\r")
             values = (np.frombuffer(digits, np.uint8) - ord("0")).astype(np.uint32)
@@ -201,7 +200,7 @@ def _pnm(data: bytes, header: Header, name: str, notes: list[str]) -> Any:
             values = np.fromstring(text, np.uint32, sep=" ")
         most = 1 if kind == b"1" else 255 if header.depth == 8 else 65535
         if len(values) < count:
-            raise damaged(name, "the file ends before its picture does")
+            raise damaged(name, "the file ends before the end of the picture")
         if len(values) > count:
             raise damaged(name, f"{len(values)} values; its header states {count}")
         if values.max() > most:
@@ -223,19 +222,19 @@ _PLAIN = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATI
 
 
 def _opencv(data: bytes, flags: int, header: Header, name: str) -> Any:
-    """Decode by OpenCV and hold the result against the header."""
+    """Decode with OpenCV and compare the result with the header."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if pixels is None:
-        # OpenCV gives no reason. Should this allocation fail, memory was the reason.
+        # OpenCV gives no reason. This allocation raises MemoryError if memory was the reason.
         np.empty((4, header.height, header.width, 4, max(header.depth, 8) // 8), np.uint8)
     if pixels is None or not _fits(pixels, header):
         kind = f"{header.depth}-bit {header.samples} {header.format}"
-        raise ImageError(f"{name}: damaged, or a {kind} of a rare variety. Export it again as 8- or 16-bit PNG.")
+        raise ImageError(f"{name}: damaged, or an unsupported kind of {kind}. Export it again as 8- or 16-bit PNG.")
     return pixels
 
 
 def _fits(pixels: Any, header: Header) -> bool:
-    """Whether the decoder understood the file as its header reads."""
+    """Whether size, depth and channels of the decoded pixels match the header."""
     turned = header.format == "TIFF" and header.orientation >= 5
     size = (header.width, header.height) if turned else (header.height, header.width)
     return (
@@ -246,7 +245,7 @@ def _fits(pixels: Any, header: Header) -> bool:
 
 
 def _rgb(pixels: Any, header: Header) -> Any:
-    """Turn OpenCV's channels into those of the header: gray, or RGB."""
+    """Convert OpenCV's channels to gray or RGB, as in the header."""
     if header.gray:
         return pixels[..., 0] if pixels.ndim == 3 else pixels
     return cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)

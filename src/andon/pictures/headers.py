@@ -1,7 +1,7 @@
-"""What a picture file says of itself, read without decoding a pixel: format, size, colour, depth, frames.
+"""Headers of picture files: format, size, colour, depth, frames, without decoding pixels.
 
-It stands before the decoder because the decoder is silent where a person wants to be told: it takes the first page of
-a TIFF, the first frame of an animation, scales 16 bits to 8 in places, and would unpack a decompression bomb.
+Headers are checked first, because decoders are silent: they take the first page of a TIFF or the first frame of an
+animation, reduce some 16-bit pictures to 8 bits, and unpack a decompression bomb.
 """
 
 import re
@@ -15,31 +15,31 @@ from andon.pictures import tiff
 
 
 class Header(NamedTuple):
-    """A picture file's own description of its pixels."""
+    """The description of the pixels in a picture file."""
 
     format: str  # PNG, JPEG, BMP, TIFF, WebP or PNM
     width: int  # pixels as stored, before the EXIF orientation is applied
     height: int
     samples: str  # gray, RGB, palette, gray palette, CMYK, YCbCr, …: as stored
     alpha: bool
-    depth: int  # bits a sample, as stored
+    depth: int  # bits per sample, as stored
     kind: str = "unsigned"  # or signed, or float
     frames: int = 1
     orientation: int = 1  # EXIF, 1 to 8
-    inverted: bool = False  # zero is white, and the decoder will not turn it round
-    maximum: int = 0  # the largest value a sample may take where the file states one that does not fill the depth
-    problem: str = ""  # why these pixels would be decoded wrongly, and what was expected if not gray or RGB
-    start: int = 0  # of the pixels of BMP and PNM: bytes from the start of the file
-    masks: tuple[int, ...] = ()  # of red, green and blue in a pixel of a BMP
+    inverted: bool = False  # zero is white, and the decoder does not invert it
+    maximum: int = 0  # the largest value of a sample, if the file states one that is less than full scale
+    problem: str = ""  # why these pixels would be decoded wrongly, and what is expected if not gray or RGB
+    start: int = 0  # of BMP and PNM: offset of the pixels in bytes
+    masks: tuple[int, ...] = ()  # of BMP: bit masks of red, green and blue in a pixel
 
     @property
     def channels(self) -> int:
-        """Samples a pixel, as stored: gray and palettes 1, RGB 3, CMYK 4, one more with alpha."""
+        """Samples per pixel, as stored: gray and palettes 1, RGB 3, CMYK 4, one more with alpha."""
         return {"RGB": 3, "YCbCr": 3, "CMYK": 4, "YCCK": 4}.get(self.samples, 1) + self.alpha
 
     @property
     def gray(self) -> bool:
-        """Whether it reads as one channel; everything else reads as three."""
+        """Whether the picture is read as gray; all others are read as RGB."""
         return self.samples in {"gray", "gray palette"}
 
 
@@ -50,7 +50,7 @@ SUFFIXES = frozenset({
     ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm",
 })
 # fmt: on
-"""Names under which a person expects a picture, readable here or not."""
+"""Suffixes of picture files, supported or not."""
 
 READABLE = "PNG, JPEG, BMP, TIFF, WebP or PGM/PPM"
 
@@ -77,7 +77,7 @@ _OTHERS: tuple[tuple[bytes, str], ...] = (
 
 
 def header(data: bytes, name: str) -> Header:
-    """Read the description of a whole file; an ImageError when it is not a picture, or is cut short or damaged."""
+    """Read the header of a file. ImageError when it is no supported picture, or is truncated or damaged."""
     if not data:
         _refuse(name, "an empty file; expected a picture", "Copy or export it again.")
     for magic, read in _READERS:
@@ -85,7 +85,7 @@ def header(data: bytes, name: str) -> Header:
             try:
                 return read(data, name)
             except (struct.error, LookupError, OverflowError, ValueError) as error:
-                raise damaged(name, f"its header is impossible or incomplete: {error}") from None
+                raise damaged(name, f"its header is invalid or incomplete: {error}") from None
     for magic, other in _OTHERS:
         if re.match(magic, data[:1024], re.DOTALL | re.IGNORECASE):
             _refuse(name, f"{other} file; andon reads {READABLE}", "Convert it, for example to PNG.")
@@ -93,11 +93,11 @@ def header(data: bytes, name: str) -> Header:
     raise ImageError(f"{name}: not a picture (starts with {start}); andon reads {READABLE}. Check it, or remove it.")
 
 
-def _refuse(name: str, found: str, remedy: str) -> NoReturn:
-    raise ImageError(f"{name}: {found}. {remedy}")
+def _refuse(name: str, what: str, remedy: str) -> NoReturn:
+    raise ImageError(f"{name}: {what}. {remedy}")
 
 
-_CUT = "the file ends before its picture does"
+_CUT = "the file ends before the end of the picture"
 
 
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
@@ -106,16 +106,16 @@ _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: 
 def _png(data: bytes, name: str) -> Header:
     start, width, height, depth, colour, *methods = struct.unpack_from(">8sIIBBBBB", data, 8)
     if start != b"\0\0\0\x0dIHDR":
-        raise damaged(name, "it does not begin with its size")
+        raise damaged(name, "its first part is not IHDR")
     if depth not in _PNG_DEPTHS.get(colour, ()) or methods[:2] != [0, 0] or methods[2] > 1:
-        raise damaged(name, f"colour type {colour} at {depth} bits, methods {methods}, does not exist")
+        raise damaged(name, f"colour type {colour} with {depth} bits and methods {methods} is not defined")
     samples = {0: "gray", 2: "RGB", 3: "palette", 4: "gray", 6: "RGB"}[colour]
     alpha, frames, orientation, colours = colour in (4, 6), 1, 1, 0
-    seen: set[bytes] = set()
+    kinds: set[bytes] = set()
     for kind, body in png_parts(data, name):
-        if kind in seen and kind in (b"IHDR", b"PLTE"):
-            raise damaged(name, f"its part {kind.decode()} comes twice")
-        seen.add(kind)
+        if kind in kinds and kind in (b"IHDR", b"PLTE"):
+            raise damaged(name, f"its part {kind.decode()} occurs twice")
+        kinds.add(kind)
         if kind == b"PLTE" and colour == 3:
             colours = len(body) // 3
             if not 0 < len(body) <= 768 or len(body) % 3:
@@ -129,14 +129,14 @@ def _png(data: bytes, name: str) -> Header:
         elif kind == b"eXIf":
             orientation = _orientation(bytes(body))
         elif kind[0] < 0x60 and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            raise damaged(name, f"its part {kind.decode('latin-1')} is unknown and cannot be left out")
+            raise damaged(name, f"its critical part {kind.decode('latin-1')} is unknown")
     if colour == 3 and not colours:
         raise damaged(name, "it has no palette")
     return Header("PNG", width, height, samples, alpha, depth, frames=frames, orientation=orientation)
 
 
 def png_parts(data: bytes, name: str) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield kind and content of each chunk of a PNG up to its end. Errors: ImageError when one is cut or damaged."""
+    """Yield kind and content of each chunk of a PNG up to its end. ImageError when one is truncated or damaged."""
     at, kind = 8, b""
     while kind != b"IEND":
         if at + 12 > len(data):
@@ -152,20 +152,20 @@ def png_parts(data: bytes, name: str) -> Iterator[tuple[bytes, memoryview]]:
         at = end + 4
 
 
-_MAX_SCANS = 500  # each takes time; encoders write about ten
+_MAX_SCANS = 500  # limits the decoding time; encoders write about ten
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _jpeg(data: bytes, name: str) -> Header:
     at, orientation, adobe, scans, frame, progressive = 2, 1, -1, 0, None, False
-    missing: dict[int, list[int]] = {}  # component → bits that each of its coefficients still lacks
+    missing: dict[int, list[int]] = {}  # component → number of missing bits of each coefficient
     while True:
-        found = _END_OF_SCAN.search(data, at)
-        if found is None:
+        match = _END_OF_SCAN.search(data, at)
+        if match is None:
             raise damaged(name, _CUT)
-        at = found.end()
+        at = match.end()
         marker = data[at - 1]
-        if marker == 0xD9:  # end of image; some cameras append more behind it
+        if marker == 0xD9:  # end of image; some cameras append other data
             break
         if marker in (0x01, 0xD8):
             continue
@@ -188,17 +188,17 @@ def _jpeg(data: bytes, name: str) -> Header:
             adobe = body[11]
         at += length
     if frame is None:
-        raise damaged(name, "it holds no picture")
+        raise damaged(name, "it contains no picture")
     if any(map(any, missing.values())):
         raise damaged(name, "its last scans are missing")
     depth, height, width, components = frame
     samples = {1: "gray", 3: "RGB" if adobe == 0 else "YCbCr", 4: "YCCK" if adobe == 2 else "CMYK"}.get(components, "?")
-    problem = "CMYK without the Adobe mark that says whether it is inverted" if components == 4 and adobe < 0 else ""
+    problem = "CMYK without an Adobe marker, so possibly inverted" if components == 4 and adobe < 0 else ""
     return Header("JPEG", width, height, samples, False, depth, orientation=orientation, problem=problem)
 
 
 _BMP_COMPRESSIONS = {1: "RLE", 2: "RLE", 4: "JPEG", 5: "PNG"}
-_BMP_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}  # of files that state none
+_BMP_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}  # defaults
 
 
 def _bmp(data: bytes, name: str) -> Header:
@@ -211,7 +211,7 @@ def _bmp(data: bytes, name: str) -> Header:
         (used,) = struct.unpack_from("<I", data, 46)
     problem, samples, masks, entry = "", "RGB", _BMP_MASKS.get(bits, ()), 3 if size == 12 else 4
     if bits not in (1, 4, 8, 16, 24, 32) or width <= 0:
-        raise damaged(name, f"{bits} bits a pixel, {width} pixels wide")
+        raise damaged(name, f"{bits} bits per pixel, {width} pixels wide")
     if compression in (3, 6) and masks and size != 64:
         masks = struct.unpack_from("<3I", data, 54)
         if _overlap(masks, bits):
@@ -228,7 +228,7 @@ def _bmp(data: bytes, name: str) -> Header:
 
 
 def _overlap(masks: tuple[int, ...], bits: int) -> bool:
-    """Whether masks are not three runs of one to eight bits, each apart from the others."""
+    """Whether masks overlap, or are not contiguous runs of one to eight bits."""
     runs = all(re.fullmatch("0*1{1,8}0*", f"{mask:b}") for mask in masks)
     return not runs or sum(masks) != masks[0] | masks[1] | masks[2] or sum(masks) >> bits != 0
 
@@ -241,7 +241,7 @@ def _webp(data: bytes, name: str) -> Header:
     alpha, orientation = False, 1
     for kind, at, length in _riff(data[:end]):
         if at + length > end:
-            raise damaged(name, f"its part {kind.decode('latin-1')} is cut")
+            raise damaged(name, f"its part {kind.decode('latin-1')} is truncated")
         if kind == b"VP8X":
             alpha = bool(data[at] & 0x10)
             width = 1 + int.from_bytes(data[at + 4 : at + 7], "little")
@@ -285,8 +285,8 @@ def _pnm(data: bytes, name: str) -> Header:
         end = at + 1 + height * ((width * channels * depth + 7) // 8)
         if len(data) < end:
             raise damaged(name, _CUT)
-        if data[end:].strip(b"\0\t\n\r "):  # exchanged line ends, a header that does not fit, or more pictures
-            raise damaged(name, f"{len(data) - end} bytes behind its picture; expected none, and one picture a file")
+        if data[end:].strip(b"\0\t\n\r "):  # converted line ends, a wrong header, or more pictures
+            raise damaged(name, f"{len(data) - end} bytes after its picture; expected one picture per file")
     samples, maximum = "RGB" if channels == 3 else "gray", 0 if maximum in (1, 255, 65535) else maximum
     return Header("PNM", width, height, samples, False, depth, maximum=maximum, start=at + 1)
 
@@ -298,10 +298,10 @@ def _tiff(data: bytes, name: str) -> Header:
     pages = tiff.pages(data)
     page = next(pages, None)
     if page is None:
-        raise damaged(name, "it holds no picture")
+        raise damaged(name, "it contains no picture")
     photometric, samples_per_pixel = page.value(262, 1), page.value(277, 1)
     samples = _TIFF_SAMPLES.get(photometric, f"photometric {photometric}")
-    if page.value(254, 0) & 1 or 50706 in page:  # the first page is a preview, or it is a digital negative
+    if page.value(254, 0) & 1 or 50706 in page:  # the first page is a preview, or the file is a digital negative
         samples = "camera RAW"
     depths = page.values(258, 16).tolist() or [1]
     depth = max(depths)
@@ -321,7 +321,7 @@ def _tiff(data: bytes, name: str) -> Header:
         problem = f"compression {compression} ({scheme}); expected none, LZW, Deflate or PackBits"
     elif predictor not in (1, 2) or (predictor == 2 and depth < 8):
         problem = f"predictor {predictor} at {depth} bits"
-    elif predictor == 2 and compression not in tiff.PREDICTED:  # some readers undo it, libtiff does not
+    elif predictor == 2 and compression not in tiff.PREDICTED:  # libtiff ignores it, other readers do not
         problem = f"predictor 2 under compression {tiff.COMPRESSIONS[compression]}; expected it under LZW or Deflate"
     elif page.value(266, 1) != 1:
         problem = "bits in reversed order"
@@ -334,9 +334,9 @@ def _tiff(data: bytes, name: str) -> Header:
     elif depth == 16 and samples_per_pixel == 2:
         problem = "16-bit gray with alpha"
     elif samples_per_pixel > colours + 1:
-        problem = f"{samples_per_pixel} samples a pixel"
+        problem = f"{samples_per_pixel} samples per pixel"
     elif samples_per_pixel < colours:
-        raise damaged(name, f"{samples_per_pixel} samples a pixel; expected {colours} for {samples}")
+        raise damaged(name, f"{samples_per_pixel} samples per pixel; expected {colours} for {samples}")
     return Header(
         "TIFF",
         page.value(256, 0),
@@ -345,7 +345,7 @@ def _tiff(data: bytes, name: str) -> Header:
         alpha=samples_per_pixel > colours,
         depth=depth,
         kind=kind,
-        frames=sum(not other.value(254, 0) & 5 for other in pages) + 1,  # previews and masks are no pages
+        frames=sum(not other.value(254, 0) & 5 for other in pages) + 1,  # previews and masks do not count
         orientation=orientation if 1 <= orientation <= 8 else 1,
         inverted=photometric == 0 and depth == 16,
         problem=problem,
@@ -356,7 +356,7 @@ def _orientation(exif: bytes) -> int:
     try:
         value = next(tiff.pages(exif)).value(274, 1)
     except (ValueError, OverflowError, StopIteration):
-        return 1  # a damaged note beside the picture does not make the picture unreadable
+        return 1  # damaged EXIF data does not make the picture unreadable
     return value if 1 <= value <= 8 else 1
 
 

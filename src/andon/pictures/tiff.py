@@ -1,7 +1,7 @@
-"""TIFF: its directories, and whether every strip or tile holds the pixels that the directory promises.
+"""TIFF: its directories, and whether every strip or tile contains all its pixels.
 
-libtiff fills a damaged strip with what it has, and OpenCV reads on. So each strip is measured before OpenCV sees it:
-its compression must be on a short list, and its data must give exactly the bytes of its pixels.
+libtiff leaves a damaged strip incomplete, and OpenCV continues. So each strip is checked before OpenCV decodes it: its
+compression must be supported here, and its data must have exactly the size of its pixels.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ MAX_PAGES = 1000
 MAX_TAGS = 1000
 
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
-"""Compressions whose damage can be seen."""
+"""Compressions whose damage is detected."""
 
 PREDICTED = (5, 8, 32946)
 """Compressions for which a predictor is defined."""
@@ -43,10 +43,10 @@ _TYPES = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u
 
 
 class Directory:
-    """The tags of one page. Values are read when they are asked for, and no more of them than are asked for."""
+    """The tags of one page. Values are read on access."""
 
     def __init__(self, data: bytes, at: int) -> None:
-        """Read the list of tags at this place. Errors: ValueError when it is not whole."""
+        """Read the list of tags at this offset. Errors: ValueError when it is incomplete."""
         self._data, self._order = data, "<" if data[:2] == b"II" else ">"
         big = data[2:4] in (b"+\0", b"\0+")
         word = f"{self._order}u{8 if big else 4}"
@@ -60,7 +60,7 @@ class Directory:
         self.next = int(np.frombuffer(data, word, 1, end)[0])
         self._entries: dict[int, tuple[str, int, int]] = {}
         for i, (tag, kind, number, value) in enumerate(entries.tolist()):
-            if kind in _TYPES and number and tag not in self._entries:  # of two alike the first counts, as in libtiff
+            if kind in _TYPES and number and tag not in self._entries:  # the first of two equal tags, as in libtiff
                 inline = number * int(_TYPES[kind][1]) <= word_size(big)
                 where = at + (i + 1) * entry.itemsize - word_size(big) if inline else value
                 self._entries[tag] = self._order + _TYPES[kind], number, where
@@ -69,7 +69,7 @@ class Directory:
         return tag in self._entries
 
     def values(self, tag: int, most: int) -> Ints:
-        """Return all values of a tag, none when it is absent. Errors: ValueError when there are more than `most`."""
+        """Return all values of a tag; empty if it is absent. ValueError when there are more than `most`."""
         if tag not in self._entries:
             return np.zeros(0, np.int64)
         code, number, where = self._entries[tag]
@@ -78,7 +78,7 @@ class Directory:
         return np.frombuffer(self._data, code, number, where).astype(np.int64)
 
     def value(self, tag: int, default: int) -> int:
-        """Return the first value of a tag. Errors: ValueError when it lies outside the file."""
+        """Return the first value of a tag. ValueError when its offset is outside the file."""
         if tag not in self._entries:
             return default
         code, _, where = self._entries[tag]
@@ -86,59 +86,59 @@ class Directory:
 
 
 def word_size(big: bool) -> int:
-    """Bytes of an offset, in a BigTIFF or not."""
+    """Bytes of an offset, in BigTIFF or TIFF."""
     return 8 if big else 4
 
 
 def pages(data: bytes) -> Iterator[Directory]:
-    """Yield the directories of the main list, previews among them. Errors: ValueError when one is not whole."""
+    """Yield the directories of the main list, previews included. Errors: ValueError when one is incomplete."""
     big = data[2:4] in (b"+\0", b"\0+")
     order = "<" if data[:2] == b"II" else ">"
     at = int(np.frombuffer(data, f"{order}u{word_size(big)}", 1, 8 if big else 4)[0])
-    seen: set[int] = set()
-    while at and at not in seen:
-        if len(seen) == MAX_PAGES:
+    offsets: set[int] = set()
+    while at and at not in offsets:
+        if len(offsets) == MAX_PAGES:
             raise ValueError(f"more than {MAX_PAGES} pages")
-        seen.add(at)
+        offsets.add(at)
         page = Directory(data, at)
         yield page
         at = page.next
 
 
 def check(data: bytes, name: str) -> None:
-    """Check every strip or tile of the first page. Errors: ImageError that names the first one that is damaged."""
+    """Check every strip or tile of the first page. ImageError names the first damaged one."""
     page = next(pages(data))
     compression = page.value(259, 1)
     try:
         kind, offsets, lengths, sizes, full = _layout(page, name)
     except ValueError as error:
-        raise damaged(name, f"its list of strips is impossible or incomplete: {error}") from None
+        raise damaged(name, f"its list of strips is invalid or incomplete: {error}") from None
     window = np.frombuffer(data + bytes(2), np.uint8).astype(np.uint32) if compression == 5 else np.zeros(2, np.uint32)
-    words = window[:-2] << 16 | window[1:-1] << 8 | window[2:]  # three bytes from each place on
+    words = window[:-2] << 16 | window[1:-1] << 8 | window[2:]  # three bytes from each offset
     table = np.empty(4096 * 256 if compression == 5 else 0, np.int16)
     for i, (offset, length, size) in enumerate(zip(offsets, lengths, sizes.tolist(), strict=True)):
         if offset < 0 or length < 0 or offset + length > len(data):
-            raise damaged(name, "the file ends before its picture does")
+            raise damaged(name, "the file ends before the end of the picture")
         if compression == 1:
-            found, whole = length, length >= size
+            actual, complete = length, length >= size
         else:
             if compression == 5:
-                found = _lzw(words[offset : offset + length], full, table)
+                actual = _lzw(words[offset : offset + length], full, table)
             elif compression == 32773:
-                found = _packbits(data[offset : offset + length])
+                actual = _packbits(data[offset : offset + length])
             else:
-                out = inflated(memoryview(data)[offset : offset + length], full)
-                found = -1 if out is None else len(out)
-            whole = found == size or (i == len(offsets) - 1 and found == full)  # some writers pad the last strip
-        if not whole:
+                out = inflate(memoryview(data)[offset : offset + length], full)
+                actual = -1 if out is None else len(out)
+            complete = actual == size or (i == len(offsets) - 1 and actual == full)  # some writers pad the last strip
+        if not complete:
             scheme = COMPRESSIONS[compression]
             what = f"{kind} {i + 1} of {len(offsets)}, compression {compression} ({scheme}),"
-            count = "cannot be decompressed" if found < 0 else f"holds {found if found <= full else 'more'} bytes"
+            count = "cannot be decompressed" if actual < 0 else f"contains {actual if actual <= full else 'more'} bytes"
             raise damaged(name, f"{what} {count}; expected {size}")
 
 
 def _layout(page: Directory, name: str) -> tuple[str, list[int], list[int], Ints, int]:
-    """What a piece is called, the pieces' offsets and lengths in the file, their bytes of pixels, and those of most."""
+    """Return "strip" or "tile", their offsets and lengths in the file, their unpacked sizes, and that of a full one."""
     width, height = page.value(256, 0), page.value(257, 0)
     samples, planes = page.value(277, 1), 1
     if page.value(284, 1) == 2:
@@ -165,8 +165,8 @@ def _layout(page: Directory, name: str) -> tuple[str, list[int], list[int], Ints
     return kind, offsets.tolist(), lengths.tolist(), sizes, full
 
 
-def inflated(data: bytes | memoryview, most: int) -> bytes | None:
-    """Inflate a zlib stream to at most one byte more than `most`; None when it is damaged or does not end."""
+def inflate(data: bytes | memoryview, most: int) -> bytes | None:
+    """Inflate a zlib stream to at most `most` + 1 bytes; None when it is damaged or incomplete."""
     stream = isal_zlib.decompressobj()  # twice as fast as zlib
     try:
         out = stream.decompress(data, most + 1)
@@ -176,7 +176,7 @@ def inflated(data: bytes | memoryview, most: int) -> bytes | None:
 
 
 def _packbits(data: bytes) -> int:
-    """Bytes that PackBits data holds; −1 when it ends inside a run."""
+    """Return the unpacked size of PackBits data; −1 when it ends inside a run."""
     at = size = 0
     while at < len(data):
         run = data[at]
@@ -192,12 +192,12 @@ def _packbits(data: bytes) -> int:
 
 
 _CLEAR, _END, _FIRST = 256, 257, 258
-_MOST_CODES = 4096 + 1024 - _FIRST  # between two clears: what libtiff's table takes
+_MOST_CODES = 4096 + 1024 - _FIRST  # between two clear codes: the size of libtiff's table
 
 
 @cache
 def _places(phase: int) -> tuple[Any, Any, Any, Any]:
-    """Where the codes after a clear lie that ends `phase` bits into a byte: first byte, shift, mask and last bit."""
+    """Positions of the codes after a clear code that ends at bit `phase` of a byte: byte, shift, mask and last bit."""
     number = np.arange(_MOST_CODES)
     bits = 9 + (number > 253).astype(np.int64) + (number > 765) + (number > 1789)
     last = phase + np.cumsum(bits)
@@ -206,16 +206,16 @@ def _places(phase: int) -> tuple[Any, Any, Any, Any]:
 
 
 def _lzw(words: NDArray[Any], most: int, table: NDArray[np.int16]) -> int:
-    """Bytes that LZW data holds, given as the 24 bits from each byte on; −1 when no encoder writes such codes.
+    """Return the unpacked size of LZW data, given as the 24 bits from each byte on; −1 for codes of no valid encoder.
 
-    The codes between two clears have known widths, so they are read at once. The string of a code is the string of an
-    earlier code and one byte more; its length and first byte are found by pointer jumping. An encoder writes the
-    longest string of its table, so none is entered into the table twice; most damage shows only in that.
+    The codes between two clear codes have known widths, so they are read at once. The string of a code is the string of
+    an earlier code and one more byte; its length and first byte are computed by pointer jumping. An encoder writes the
+    longest string of its table, so no string is added to the table twice; most damage is detected by this rule.
     """
     if not len(words) or words[0] >> 15 != _CLEAR:
         return -1
     total, bit, bits = 0, 9, 8 * len(words)
-    for _ in range(16 + most // 64):  # more clears than that are no compression
+    for _ in range(16 + most // 64):  # no encoder writes more clear codes
         byte, shift, mask, last = _places(bit & 7)
         fit = int(np.searchsorted(last, bits - bit + (bit & 7), side="right"))
         codes = (words[bit >> 3 :][byte[:fit]] >> shift[:fit] & mask[:fit]).astype(np.int64)
@@ -233,14 +233,12 @@ def _lzw(words: NDArray[Any], most: int, table: NDArray[np.int16]) -> int:
                 break
             steps += steps[parent]
             parent = above
-        strings = (
-            codes[: max(count - 1, 0)] * 256 + codes[parent[1:]]
-        )  # those entered: a code and the byte that came next
+        strings = codes[: max(count - 1, 0)] * 256 + codes[parent[1:]]  # table entries: a code and the next byte
         table[strings] = number[1:]
         if (table[strings] != number[1:]).any():
             return -1
         total += count + int(steps.sum())
-        if total > most or not len(marks):  # no end mark: whole if its length is right
+        if total > most or not len(marks):  # no end code: the caller checks the size
             return -1 if count == _MOST_CODES else total
         if codes[count] == _END:
             return total

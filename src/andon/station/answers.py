@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from andon.files import strict_json
-from andon.geometry.tiling import Joined
+from andon.geometry.tiling import ViewMap
 from andon.geometry.views import Placement
 from andon.inspection import Array, Region, Thresholds
 from andon.station.events import Outcome
@@ -37,7 +37,7 @@ class Map:
     """From the view to the picture, where the part was registered."""
 
     @classmethod
-    def of(cls, joined: Joined) -> Self:
+    def of(cls, joined: ViewMap) -> Self:
         values, view = _reduced(joined.values), joined.view
         unit = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
         return cls(
@@ -69,7 +69,7 @@ class Map:
             raise ValueError(f"{len(values)} bytes of a map of {pairs['shape']} values")
         return cls(values, unit=unit, matrix=matrix, **pairs)
 
-    def whole(self) -> Array:
+    def enlarge(self) -> Array:
         """(H, W) in the frame of the picture; NaN: not inspected. For `render.overlay`."""
         values = np.frombuffer(self.values, "<f2").reshape(self.shape).astype(np.float32) * np.float32(self.unit)
         known, size = np.isfinite(values), (self.view[1], self.view[0])
@@ -80,7 +80,7 @@ class Map:
         view = np.full(self.view, np.nan, np.float32)
         view[inside] = enlarged[inside] / weight[inside]
         matrix = None if self.matrix is None else np.asarray(self.matrix)
-        return Joined(view, Placement(self.view, self.origin, self.frame, None, matrix=matrix)).whole()
+        return ViewMap(view, Placement(self.view, self.origin, self.frame, None, matrix=matrix)).enlarge()
 
 
 def _rows(matrix: Any) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -107,6 +107,6 @@ def heat_map(path: str, map_path: str, typical: float, threshold: float) -> byte
     from andon.station.answers import Map
 
     pixels = image.read(Path(path)).pixels
-    found = Map.from_bytes(Path(map_path).read_bytes()).whole()
+    found = Map.from_bytes(Path(map_path).read_bytes()).enlarge()
     scale = render.Scale.of(typical, threshold)
     return render.encode(render.overlay(pixels, found, scale), "png")

@@ -111,7 +111,7 @@ class Worker:
         except ImageError as error:
             refused = {"source": name, "digest": digest(data), "verdict": "INVALID", "error": str(error)}
             return {**refused, "stages": _stages(times)}, b""
-        look = prepared.appearance or appearance.of(read.pixels)
+        look = prepared.appearance or appearance.measure(read.pixels)
         shares = {key: getattr(look, key) / look.top for key in ("mean", "contrast", "sharpness")}
         record = {**inspection.record(), "stages": _stages(times), "appearance": shares}
         seen = scan is not None and np.isfinite(scan.score)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from andon import detectors, files, inspector, render
 from andon.binomial import clopper_pearson
 from andon.bundle import Bundle
-from andon.calibration import SHOWN, Calibration, HeldOut, judge, percent
+from andon.calibration import HIGHEST, Calibration, HeldOut, judge, percent
 from andon.data import dataset
 from andon.data.dataset import Sample
 from andon.data.survey import SIDE, Prepared, Tell, prepare
@@ -22,7 +22,7 @@ from andon.errors import BundleError, DatasetError, ImageError, RecipeError, Tra
 from andon.inspection import Scorer, Verdict
 from andon.inspector import Scan
 from andon.pictures import image
-from andon.pictures.appearance import Appearance, Usual
+from andon.pictures.appearance import Appearance, GoodAppearance
 from andon.progress import Progress, silent
 from andon.recipe import CROSS_BELOW, Decision, Recipe, validate
 from andon.render import Picture, Scale
@@ -83,11 +83,11 @@ def calibrate(
                 )
             found.append(inspector.held_out(scanned, each.sample.group, each.sample.path.name, each.digest, fold))
             looks.append(each.look)
-            shown = sorted([*shown, _shown(scanned, each)], key=lambda one: -one.score)[:SHOWN]
+            shown = sorted([*shown, _shown(scanned, each)], key=lambda one: -one.score)[:HIGHEST]
     progress("calibrating", total, total)
     if not found:
         raise DatasetError(f"none of {total} good images can be used for calibration. Add good images.")
-    calibration = Calibration.learn(found, len(folds) > 1, Usual.of(looks))
+    calibration = Calibration.learn(found, len(folds) > 1, GoodAppearance.of(looks))
     scale = Scale.of(calibration.typical, calibration.thresholds(recipe.decision).pixel)
     return Calibrated(calibration, _sheet(shown, scale), tuple(looks))
 
@@ -99,7 +99,7 @@ def _shown(scanned: Scan, picture: Prepared) -> Shown:
 
 def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
     """Read and prepare new images for a bundle; `warn` gets a sentence for each unusable image."""
-    registered_to = bundle.registered_to()
+    registered_to = bundle.load_reference()
     for sample in samples:
         try:
             rule = bundle.manifest.input
@@ -148,9 +148,9 @@ def recalibrate(
     data = dataset.load(folder, groups=groups, good=good)
     for sentence in data.unreadable:
         warn(f"left out: {sentence}")
-    for sentence in data.sources():
-        tell(sentence.replace("learning from", "calibrating on"))
-    new = data.to_learn()
+    for sentence in data.sources("calibration"):
+        tell(sentence)
+    new = data.training_images()
     digests = {sample.path: _digest(sample) for sample in new}
     learnt = bundle.manifest.learnt_from(digests.values())
     fresh = [sample for sample, known in zip(new, learnt, strict=True) if not known]
@@ -168,7 +168,7 @@ def recalibrate(
     for sentence in _changes(bundle, found):
         warn(sentence)
     event = f"{now()} from {bundle.digest()}: calibrated on {found.calibration.images} good images"
-    return bundle.changed(event, calibration=found.calibration, sheet=found.sheet)
+    return bundle.revise(event, calibration=found.calibration, sheet=found.sheet)
 
 
 def before_and_after(before: Bundle, after: Bundle) -> list[str]:
@@ -230,7 +230,7 @@ def united(samples: Sequence[Sample], digests: Sequence[str], warn: Tell) -> lis
     copies = len(digests) - len(set(digests))
     if copies:
         warn(f"{copies} of {len(digests)} good images are copies of another file; copies count as one part")
-    return dataset.united(samples, digests)
+    return dataset.merge_groups(samples, digests)
 
 
 def _digest(sample: Sample) -> str:
@@ -256,7 +256,7 @@ def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
     decided = validate(Decision, {**decision, **changes}, "decision")
     recipe = bundle.recipe.model_copy(update={"decision": decided})
     event = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    return bundle.changed(f"{now()} from {bundle.digest()}: decision changed: {event}", recipe=recipe)
+    return bundle.revise(f"{now()} from {bundle.digest()}: decision changed: {event}", recipe=recipe)
 
 
 def now() -> str:

@@ -9,7 +9,7 @@ from andon import render
 from andon.data import dataset, reference
 from andon.data.dataset import Sample
 from andon.data.store import Store
-from andon.data.survey import Tell, look_over
+from andon.data.survey import Tell, survey_images
 from andon.errors import DatasetError, ImageError, RecipeError, counted
 from andon.geometry import tiling, views
 from andon.geometry.registration import Reference
@@ -36,7 +36,7 @@ def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Te
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
-    good = data.to_learn()
+    good = data.training_images()
     if not good:
         raise DatasetError(f"{data.root}: no good images to show among {len(data.samples)} images. Add some.")
     registered_to = _reference(recipe, good, progress)
@@ -56,12 +56,12 @@ def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Re
     settings = recipe.geometry.registration
     if settings is None:
         return None
-    if (given := reference.given(recipe)) is not None:
+    if (given := reference.load(recipe)) is not None:
         return given
     learnt = good
     if not calibrating.crosses(recipe, good):
         learnt, _ = dataset.split_good(good, recipe.split.calibrate, recipe.seed)
-    survey = look_over(learnt, recipe, Store(), progress)
+    survey = survey_images(learnt, recipe, Store(), progress)
     return reference.choose(survey.digests, settings, survey.pictures.read, progress)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from andon.data.check import Finding
 from andon.data.dataset import Sample
-from andon.data.whole import shaped
+from andon.data.whole import with_input_shape
 from andon.errors import ImageError, RecipeError
 from andon.geometry import tiling
 from andon.geometry.views import STEP, Geometry
@@ -21,7 +21,7 @@ def smallest_defect(frame: tuple[int, int], geometry: Geometry, stride: int) -> 
 
     `stride`: pixels of the detector's input between neighbouring positions.
     """
-    return 2 * stride * math.sqrt(tiling.covered(frame, geometry))
+    return 2 * stride * math.sqrt(tiling.area_ratio(frame, geometry))
 
 
 def sentence(frame: tuple[int, int], geometry: Geometry, stride: int) -> str:
@@ -76,7 +76,7 @@ def findings(recipe: Recipe, good: Sequence[Sample], stride: int, wanted: float 
             frame = image.shape(sample.path)
         except ImageError:
             continue
-        settings = shaped(recipe, good).geometry
+        settings = with_input_shape(recipe, good).geometry
         text = advice(frame, settings, stride, wanted) if wanted else sentence(frame, settings, stride)
         return [Finding("note", "smallest-defect", f"{text}.")]
     return []

@@ -20,7 +20,7 @@ from andon.data import dataset
 from andon.data.check import Finding
 from andon.data.dataset import Dataset, Sample
 from andon.data.store import Store
-from andon.data.survey import GoodTiles, Survey, look_over
+from andon.data.survey import GoodTiles, Survey, survey_images
 from andon.detectors.memory_bank.alike import average
 from andon.detectors.memory_bank.coreset import k_centre, neighbour_distance, whitening
 from andon.errors import AndonError
@@ -63,11 +63,11 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
     Empty if there are too few, or if they cannot be used together.
     """
-    good = data.to_learn()
+    good = data.training_images()
     if len(good) < LEAST:
         return []
     try:
-        survey = look_over(good, Recipe(), Store(), progress)
+        survey = survey_images(good, Recipe(), Store(), progress)
     except AndonError:  # reported by the check of the folder
         return []
     return judge(survey, Recipe().geometry, 0, progress)
@@ -75,7 +75,7 @@ def look(data: Dataset, progress: Progress = silent) -> list[Judged]:
 
 def judge(survey: Survey, settings: Geometry, seed: int, progress: Progress = silent) -> list[Judged]:
     """Judge the surveyed pictures, highest deviation first; empty if there are too few."""
-    samples = dataset.united(survey.samples, [survey.digests[sample.path] for sample in survey.samples])
+    samples = dataset.merge_groups(survey.samples, [survey.digests[sample.path] for sample in survey.samples])
     deviations = strangeness(samples, survey, settings, seed, progress)
     return [Judged(samples[i], float(deviations[i])) for i in np.argsort(-deviations)]
 
@@ -131,13 +131,13 @@ def strangeness(
     if len(groups) < LEAST:
         return np.zeros(0)
     group = np.array([groups[sample.group] for sample in samples])
-    tiles = sum(len(survey.kept[sample.path].tiles) for sample in samples)
+    tiles = sum(len(survey.entries[sample.path].tiles) for sample in samples)
     lots = min(math.ceil(tiles / TILES), len(groups) // LEAST)
     order = rng.permutation(len(groups))
     deviations = np.zeros(len(samples))
     for lot in range(lots):
         chosen = np.flatnonzero(order[group] % lots == lot)
-        counts = [len(survey.kept[samples[int(i)].path].tiles) for i in chosen]
+        counts = [len(survey.entries[samples[int(i)].path].tiles) for i in chosen]
         fold = np.repeat(order[group[chosen]] // lots % FOLDS, counts)
         patches = _features(GoodTiles([samples[int(i)] for i in chosen], survey, settings), progress)
         first = np.cumsum([0, *counts])[:-1]

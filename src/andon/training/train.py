@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from andon import detectors, files
-from andon.bundle import DIGITS, Bundle, Manifest, check_place, machine, versions
+from andon.bundle import DIGITS, Bundle, Manifest, check_writable, machine, versions
 from andon.data import dataset, reference
 from andon.data.dataset import Dataset, Sample
-from andon.data.labelling import listed
+from andon.data.labelling import listing
 from andon.data.store import Memo, Store
-from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, look_over, registered
-from andon.data.whole import shaped
+from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, register, survey_images
+from andon.data.whole import with_input_shape
 from andon.detector import REQUIRED, Detector, Run
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, counted, unknown
@@ -98,7 +98,7 @@ def train(
         source, detector=detector, preset=preset, settings=settings, size=size, seed=seed, groups=groups, good=good
     )
     model, recipe = construct(recipe)
-    check_place(out)
+    check_writable(out)
     with workplace.opened(Path(out)) as folder:
         run = Run(Overall(progress), tell, recipe.augment, folder, device, seconds)
         bundle = _train(model, recipe, Path(out), run, Store(storage_mb, folder), warn or tell)
@@ -118,7 +118,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
         judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
         if suspicion := suspects.warning(judged, recipe.data.images):
             warn(suspicion)
-    frame = survey.kept[sides.fit[0].path].placement.frame
+    frame = survey.entries[sides.fit[0].path].placement.frame
     tell(resolution.sentence(frame, recipe.geometry, model.stride))
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, store, warn, survey.reference)
     if defects.digests:
@@ -178,16 +178,16 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
         versions=versions(),
         machine=machine(),
         data={
-            "images": len(data.to_learn()),
+            "images": len(data.training_images()),
             "left_out": sides.skipped,
             "fit": len(sides.fit),
             "calibrate": held_out,
             "defects": len(defects.digests),
-            "folders": listed(data.learnt_from(), "{0} ({1})").encode(errors="replace").decode(),
+            "folders": listing(data.training_folders(), "{0} ({1})").encode(errors="replace").decode(),
             "inspected": f"{survey.share:.1%} of each picture",
             "smallest_defect": f"{resolution.smallest_defect(frame, recipe.geometry, model.stride):.0f} pixels",
             "digest": files.digest_of_all((path.name, digest) for path, digest in survey.digests.items()),
-            **reference.provenance(survey.reference, survey.found.values()),
+            **reference.provenance(survey.reference, survey.poses.values()),
         },
         timings={step: round(seconds, 3) for step, seconds in timings.items()},
         parity=parity,
@@ -225,7 +225,7 @@ def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dat
     for sentence in data.unreadable:
         warn(f"left out: {sentence}")
     learnt = _taken(defective, model, data, warn)
-    if not data.to_learn():
+    if not data.training_images():
         raise DatasetError(
             f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Defects by the "
             f"names of their folders: {', '.join(sorted({s.defect for s in defective})) or 'none'}. If one of these "
@@ -252,16 +252,16 @@ def _divided(
 ) -> _Sides:
     """Survey the good images, divide them, and register them if the recipe says so.
 
-    `reduce`: as `look_over`.
+    `reduce`: as `survey_images`.
     """
-    given = reference.given(recipe)
+    given = reference.load(recipe)
     if recipe.geometry.registration is None:
-        recipe = shaped(recipe, data.to_learn())
-    survey = look_over(data.to_learn(), recipe, store, progress, reduce=reduce)
+        recipe = with_input_shape(recipe, data.training_images())
+    survey = survey_images(data.training_images(), recipe, store, progress, reduce=reduce)
     for reason in survey.skipped:
         warn(f"left out: {reason}")
     if survey.rule.maximum:
-        recipe = recipe.up_to(survey.rule.maximum)
+        recipe = recipe.with_maximum(survey.rule.maximum)
         tell(
             f"16-bit files with values up to {survey.rule.maximum}: they are scaled to the full range, and pictures "
             "with higher values will be refused. If these pictures are only dark, set input.maximum = 65535."
@@ -272,11 +272,11 @@ def _divided(
         (samples, samples) if crossed else dataset.split_good(samples, recipe.split.calibrate, recipe.seed)
     )
     if recipe.geometry.registration is not None:
-        survey, recipe, fit_on, calibrate_on = registered(survey, fit_on, calibrate_on, recipe, given, progress)
+        survey, recipe, fit_on, calibrate_on = register(survey, fit_on, calibrate_on, recipe, given, progress)
         for reason in survey.skipped:
             warn(f"left out: {reason}")
         skipped += len(survey.skipped)
-        registration = reference.provenance(survey.reference, survey.found.values())
+        registration = reference.provenance(survey.reference, survey.poses.values())
         tell(f"registered to {registration['reference']}: {registration['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{survey.share:.1%} of each picture is inspected")

@@ -18,7 +18,7 @@ def opened(out: Path) -> Iterator[Path]:
     folder = place.with_name(place.name + ".training")
     busy = f"another training is writing {out}. Wait until it ends, or choose another path for the bundle."
     try:
-        with files.alone(folder, busy) as lock:
+        with files.lock_folder(folder, busy) as lock:
             try:
                 yield folder
             finally:

@@ -31,8 +31,8 @@ from andon import files
 from andon.detector import QUIET, Forecast, Run, Tiles
 from andon.detectors.filtering_autoencoder.corruption import Corrupted, Corruption, Kind, outside_images
 from andon.errors import RecipeError
-from andon.nn.convolutional import Odd, smoothed
-from andon.nn.data import floats, mix, of_rows, split, vary
+from andon.nn.convolutional import Odd, smooth
+from andon.nn.data import batches_of, floats, mix, split, vary
 from andon.nn.learned import TILES_AT_ONCE, LearnedDetector, Network
 from andon.nn.loop import CURVE, Loop, Schedule, choose
 from andon.nn.losses import ssim
@@ -230,7 +230,7 @@ class FilteringNetwork(Network):
         error = 1 - ssim(tiles, rebuilt) if self.config.error == "ssim" else (tiles - rebuilt) ** 2
         error = error.mean(dim=1)
         for _ in range(repeats):
-            error = smoothed(error, self.config.smooth)
+            error = smooth(error, self.config.smooth)
         return error
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, ...]:
@@ -380,7 +380,7 @@ class FilteringAutoencoder(LearnedDetector):
         rows = held if len(held) else np.arange(len(tiles))
         total = torch.zeros_like(member.average)
         with torch.no_grad():
-            for batch in of_rows(tiles, rows):
+            for batch in batches_of(tiles, rows):
                 for start in range(0, len(batch), TILES_AT_ONCE):
                     x = floats(batch[start : start + TILES_AT_ONCE], device)
                     total += member.difference(x, member.rebuild(x), self.config.correction_repeats).sum(dim=0)

@@ -32,7 +32,7 @@ from andon import files
 from andon.data import dataset
 from andon.errors import DatasetError, ImageError
 from andon.inspection import Pixels
-from andon.nn.data import mix, rotated
+from andon.nn.data import mix, rotate
 from andon.pictures import image
 
 Kind = Literal["elastic", "occlusion", "cutout", "swap", "brightness", "rotation"]
@@ -90,7 +90,7 @@ class Corruption:
         if "rotation" in self.kinds:
             turned = draw.uniform(count, 1, 1, 1) < (0.5 if len(self.kinds) > 1 else 1)
             degrees = self.rotation * draw.signed(count)
-            corrupted = torch.where(turned, rotated(corrupted, degrees), corrupted)
+            corrupted = torch.where(turned, rotate(corrupted, degrees), corrupted)
             mask = torch.where(turned, 1.0, mask)
         noise = self.noise * draw.normal(*tiles.shape) if self.noise else torch.zeros_like(tiles)
         return Corrupted(corrupted + noise, mask.expand_as(tiles), tiles + noise)

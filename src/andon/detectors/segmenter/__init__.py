@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from andon.detector import QUIET, Need, Run, Tiles
 from andon.detectors.segmenter.networks import NETWORKS, Name
-from andon.nn.labelled import LabelledTiles, parted
+from andon.nn.labelled import LabelledTiles, split_labels
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule
 from andon.nn.synthetic import KINDS, Kind, add_defects
@@ -76,7 +76,7 @@ class SegmenterNetwork(Network):
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Dice and focal loss of tiles (n, c + 1, t, t) with masks, or of tiles (n, c, t, t) with synthetic defects."""
         if tiles.shape[1] > self.channels:
-            tiles, masks = parted(tiles)
+            tiles, masks = split_labels(tiles)
         else:
             tiles, masks = self.with_defects(tiles, generator)
         logits = self.logits(tiles)

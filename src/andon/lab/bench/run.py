@@ -90,9 +90,9 @@ def _check_place(out: Path, plan: Plan) -> None:
 
 
 def _alone(out: Path) -> AbstractContextManager[Path]:
-    """Keep a second run away from the folder. Errors: as `files.alone`."""
+    """Keep a second run away from the folder. Errors: as `files.lock_folder`."""
     busy = "another andon bench is writing its results there. Wait until it has ended, or choose another with --out."
-    return files.alone(out, busy)
+    return files.lock_folder(out, busy)
 
 
 def _run_all(plan: Plan, cells: Sequence[Cell], out: Path, progress: Progress, tell: Tell) -> Summary:
