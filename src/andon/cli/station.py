@@ -91,14 +91,14 @@ def recalibrate(
     from itertools import islice
 
     from andon import files
-    from andon.bundle import Bundle, check_place
+    from andon.bundle import Bundle, check_writable
     from andon.station import floor, reader
     from andon.station.archive import Archive
     from andon.station.catalogue import Catalogue
     from andon.training import calibrating
 
     before, tell, warn = Bundle.load(bundle), printer(quiet), printer(False)
-    check_place(out)
+    check_writable(out)
     if out.exists():
         raise AndonError(f"{out}: a file exists here; expected a new place. Name another, to keep the bundle before.")
     if not files.is_folder(pictures):
@@ -129,7 +129,7 @@ def recalibrate(
         )
     digests = after.calibration.digests
     history = f"{calibrating.now()} confirmed good at station {whose}, {counted(len(digests), 'picture')}: "
-    after = after.changed(history + ", ".join(digests))
+    after = after.revise(history + ", ".join(digests))
     for sentence in calibrating.before_and_after(before, after):
         tell(sentence)
     after.save(out)

@@ -253,7 +253,7 @@ class MemoryBank(NumpyDetector):
     def graph(self) -> onnx.ModelProto:
         """tiles (n, h, w, c) uint8 or uint16 → score float32 (n,), map float32 (n, h, w)."""
         self._require_fit()
-        tiles = self._input()
+        tiles = input_tiles(self._shape, self._channels, self._depth)
         near = [self._search(i, x)[1] for i, x in enumerate(self._describe(tiles))]
         scores: list[Var] = []
         for scale, good in self._calibrated.items():
@@ -331,12 +331,9 @@ class MemoryBank(NumpyDetector):
         (height, across), count = tiles.shape, len(tiles) * len(turns)
         return [min(most, count * (height // each.stride) * (across // each.stride)) for each in self._maps]
 
-    def _input(self) -> Var:
-        return input_tiles(self._shape, self._channels, self._depth)
-
     def _describing(self) -> Compute:
         """Load the graph from tiles to the averaged feature maps (n, c, h, w), in the order of `_maps`."""
-        tiles = self._input()
+        tiles = input_tiles(self._shape, self._channels, self._depth)
         session = runtime.session(build({"tiles": tiles}, {f"map{i}": x for i, x in enumerate(self._describe(tiles))}))
         return lambda batch: session.run(None, {"tiles": batch})
 
