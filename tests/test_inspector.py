@@ -41,7 +41,7 @@ def test_a_scratch_is_rejected_and_shown_where_it_is(inspector: Inspector) -> No
     assert mask[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7].any()
 
 
-def test_an_image_that_was_learnt_is_said_to_be(inspector: Inspector, parts: Path) -> None:
+def test_an_image_that_was_learnt_is_reported_to_be(inspector: Inspector, parts: Path) -> None:
     note = "the bundle learnt from this image, so its score is too low"
     assert note in inspector.inspect(parts / "train/good/003.png").notes
     assert note not in inspector.inspect(parts / "test/good/103.png").notes
@@ -150,7 +150,7 @@ def test_what_is_not_a_number_never_passes(bundle_file: Path, value: float, wher
         (lambda p: np.random.default_rng(0).integers(0, 256, p.shape, dtype=np.uint8), "another scene"),
     ],
 )
-def test_a_picture_that_is_none_of_the_part_is_told_or_invalid(bundle_file: Path, spoil: Any, words: str) -> None:
+def test_a_picture_without_the_part_is_reported_or_invalid(bundle_file: Path, spoil: Any, words: str) -> None:
     inspector = Inspector.load(bundle_file)
     found = inspector.inspect(spoil(part(600)))
     assert words in " ".join(found.notes) and found.verdict is not Verdict.INVALID
