@@ -114,7 +114,7 @@ def test_flat_pictures_of_any_shape_have_finite_statistics(shape: tuple[int, ...
     assert not usual.oddities(found)
 
 
-def test_a_picture_of_another_depth_is_reported() -> None:
+def test_a_picture_of_another_depth_is_told() -> None:
     assert "full scale" in learnt(gray, 8).oddities(appearance.of(gray(0, 16)))[0]
 
 

@@ -131,7 +131,7 @@ def test_without_a_finding_nothing_is_inspected_twice(tmp_path: Path) -> None:
     assert figures["sentences"] == []
 
 
-def test_good_test_images_that_differ_from_training_are_reported(tmp_path: Path) -> None:
+def test_good_test_images_that_differ_from_training_are_told(tmp_path: Path) -> None:
     usual = Usual.of([appearance.of(gray_part(seed)) for seed in range(60)])
     rows = []
     for seed in range(100, 100 + COUNT):

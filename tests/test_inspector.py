@@ -41,7 +41,7 @@ def test_a_scratch_is_rejected_and_shown_where_it_is(inspector: Inspector) -> No
     assert mask[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7].any()
 
 
-def test_an_image_that_was_learnt_is_reported_to_be(inspector: Inspector, parts: Path) -> None:
+def test_an_image_that_was_learnt_is_said_to_be(inspector: Inspector, parts: Path) -> None:
     note = "the bundle learnt from this image, so its score is too low"
     assert note in inspector.inspect(parts / "train/good/003.png").notes
     assert note not in inspector.inspect(parts / "test/good/103.png").notes
