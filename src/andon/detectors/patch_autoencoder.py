@@ -277,8 +277,8 @@ def _small(side: int, config: Settings) -> int:
     """Return the side of the reduced image. TrainingError when shrink, patch and step do not fit the tile."""
     if side % config.shrink:
         raise TrainingError(
-            f"tiles of {side} px cannot be reduced by the factor shrink = {config.shrink}; expected a divisor of {side}. "
-            "Change shrink, or geometry.size."
+            f"tiles of {side} px cannot be reduced by the factor shrink = {config.shrink}; expected a divisor of "
+            f"{side}. Change shrink, or geometry.size."
         )
     small = side // config.shrink
     if config.patch > small:
