@@ -56,6 +56,7 @@ class Station(RuleBasedStateMachine):
         self.machine = Machine(Memory(), self.now, depth=4, heartbeat_s=HEARTBEAT)
         self.jobs: dict[int, tuple[str, float]] = {}
         self.ended: Counter[int] = Counter()
+        self.answered: set[int | None] = set()
 
     def hear(self, events: list[Event]) -> list[Event]:
         """Check events against the table and the jobs that were started."""
@@ -157,14 +158,25 @@ class Station(RuleBasedStateMachine):
         call=st.sampled_from(["start_single", "part", "challenge_part"]),
         name=st.sampled_from(PRODUCTS),
         part=st.sampled_from(["p1", "p2", ""]),
+        latch=st.booleans(),
     )
-    def trigger(self, call: str, name: str, part: str) -> None:
+    def trigger(self, call: str, name: str, part: str, latch: bool) -> None:
         states = {"start_single": ["Ready"], "part": ["ContinuousExecution"]}.get(call, ["Initialized", "Ready"])
         memory = self.machine.memory
         legal = self.machine.state in states and bool(part) and name in memory.products
         legal &= len(memory.waiting) + len(memory.latched) < 4
         assert not (legal and call == "part") or self.machine.ready
-        self.attempt(legal, getattr(self.machine, call), name, part)
+        trigger = getattr(self.machine, call)
+        if latch or call == "challenge_part":
+            self.attempt(legal, trigger, name, part)
+        else:
+
+            def answered(now: float) -> list[Event]:
+                return trigger(name, part, now, False)
+
+            answered.__name__ = call
+            events = self.attempt(legal, answered)
+            self.answered |= {e.job for e in events or [] if isinstance(e, Notice)}
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), outcome=st.sampled_from(VERDICTS))
@@ -264,6 +276,7 @@ class Station(RuleBasedStateMachine):
     @invariant()
     def production_alone_is_counted_and_latched(self) -> None:
         assert not any(result.job.challenge for result in self.machine.memory.latched)
+        assert not self.answered & {result.job.id for result in self.machine.memory.latched}
         assert len(self.machine.memory.waiting) + len(self.machine.memory.latched) <= 4
 
 
@@ -306,6 +319,15 @@ def test_a_job_starts_before_the_last_result_is_out_and_results_are_matched_by_i
     assert machine.output(3) == Outcome.REJECT
     machine.acknowledge(2, 3)
     assert machine.output(3) == Outcome.PASS
+
+
+def test_a_result_that_is_an_answer_is_counted_and_not_latched() -> None:
+    machine = ready()
+    machine.start_single("bolt", "p", 1, latch=False)
+    machine.acquired(1, 1)
+    assert outcomes(machine.verdict(1, Outcome.PASS, 2)) == {1: Outcome.PASS}
+    assert machine.memory.latched == () and machine.memory.counts == {"PASS": 1}
+    assert machine.output(2) == Outcome.REJECT
 
 
 def test_a_verdict_at_the_deadline_counts_and_one_after_it_is_late() -> None:

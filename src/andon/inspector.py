@@ -22,6 +22,7 @@ from andon.geometry.tiling import Joined, Place
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
 from andon.pictures import appearance, image
+from andon.pictures.appearance import Appearance
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
 from andon.streams import line, naming
@@ -50,6 +51,7 @@ class Prepared(NamedTuple):
     notes: tuple[str, ...]  # what is odd about it, or why it has no view
     view: View | None = None  # None: nothing can be said of the part, so it is INVALID
     registration: Registration | None = None
+    appearance: Appearance | None = None  # None: the bundle is of before good pictures' appearance was kept
 
 
 def scan(
@@ -195,7 +197,8 @@ class Inspector:
 
     def read(self, source: image.Source, name: str | None = None) -> image.Image:
         """Read an image that the bundle takes; `inspect` takes it as it is. ImageError for another."""
-        return image.accept(image.read(source, name, self.manifest.input.reduced), self.manifest.input)
+        taken = self.manifest.input
+        return image.accept(image.read(source, name, taken.reduced, taken.size), taken)
 
     def inspect(self, source: image.Source, name: str | None = None) -> Inspection:
         """Inspect a file, encoded bytes, an array (H, W), (H, W, 1) or RGB (H, W, 3), uint8 or uint16, or an `Image`.
@@ -213,16 +216,18 @@ class Inspector:
         Errors: ImageError when the image does not hold the crop or any of the region of interest.
         """
         usual = self.calibration.appearance
-        odd = usual.oddities(appearance.of(read.pixels)) if usual else []
+        look = appearance.of(read.pixels) if usual else None
+        odd = usual.oddities(look) if usual and look else []
         (known,) = self.manifest.learnt_from([read.digest])
         learnt = ("the bundle learnt from this image, so its score is too low",) if known else ()
         if odd and self.recipe.input.unusual == "invalid":
-            return Prepared(read, (*read.notes, *learnt, *odd))
+            return Prepared(read, (*read.notes, *learnt, *odd), appearance=look)
         try:
             view = views.align(read.pixels, self.recipe.geometry, read.name, self.reference, read.full)
         except NotFound as missing:
-            return Prepared(read, (*read.notes, str(missing), *learnt, *odd), registration=missing.registration)
-        return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration)
+            notes = (*read.notes, str(missing), *learnt, *odd)
+            return Prepared(read, notes, None, missing.registration, look)
+        return Prepared(read, (*read.notes, *learnt, *odd), view, view.registration, look)
 
     def score(self, prepared: Prepared) -> Scan | None:
         """Run the graph on the tiles of a view: the stage that needs the engine. None for an image without a view."""

@@ -122,6 +122,9 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     product: str = ""
+    deadline_ms: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = (
+        None  # from trigger to verdict, at a station
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: Data = Data()
     input: InputRule = InputRule()

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import audit, exporting, judging, making, measuring, proving, station, watching
+from andon.cli import audit, challenge, exporting, judging, making, measuring, proving, serve, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -40,7 +40,7 @@ GROUPS = {
         proving.accept,
         proving.msa,
     ),
-    "Station": (),
+    "Station": (serve.serve,),
     "Laboratory": (measuring.cost,),
 }
 
@@ -79,6 +79,7 @@ features_app = typer.Typer(no_args_is_help=True, help="Feature graphs of ImageNe
 for group, commands in GROUPS.items():
     for command in commands:
         app.command(rich_help_panel=group)(command)
+app.add_typer(challenge.challenge, name="challenge", rich_help_panel="Station")
 app.add_typer(audit.audit, name="audit", rich_help_panel="Station")
 app.add_typer(station.station, name="station", rich_help_panel="Station")
 app.add_typer(measuring.bench, name="bench", rich_help_panel="Laboratory")

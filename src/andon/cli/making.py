@@ -140,7 +140,7 @@ def calibrate(
     from andon.bundle import Bundle, check_place
     from andon.training import calibrating
 
-    loaded = Bundle.load(bundle)
+    before = loaded = Bundle.load(bundle)
     target, tell = out or bundle, printer(quiet)
     check_place(target)
     options = {
@@ -163,6 +163,8 @@ def calibrate(
             loaded = calibrating.recalibrate(
                 loaded, folder, groups=groups, good=good or (), progress=progress, tell=tell, warn=printer(False)
             )
+        for sentence in calibrating.before_and_after(before, loaded):
+            tell(sentence)
     loaded.save(target)
     for sentence in loaded.calibration.describe(loaded.recipe.decision):
         tell(sentence)

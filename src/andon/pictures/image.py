@@ -72,12 +72,13 @@ class Input(BaseModel):
 _COLOUR = {1: "gray", 3: "colour"}
 
 
-def read(source: Source, name: str | None = None, reduced: int = 1) -> Image:
+def read(source: Source, name: str | None = None, reduced: int = 1, size: tuple[int, int] | None = None) -> Image:
     """Read a picture.
 
     EXIF orientation is applied; palettes, 1-bit and CMYK pictures become gray or RGB at 8 bits; 16 bits stay 16;
     alpha is dropped and noted. `name` stands for the picture in messages; a path's is the path. A file is read once:
     pixels and digest come from the same bytes. `reduced`: see `decode`; `Image.full` stays the size of the file.
+    `size`: width and height that a file must have; one of another size is not decoded.
 
     Errors: ImageError, beginning with the name, for all that would otherwise be read in part or wrongly.
     """
@@ -91,8 +92,9 @@ def read(source: Source, name: str | None = None, reduced: int = 1) -> Image:
         return _from_array(source, name or "array")
     data, name = contents(source, name)
     head = _checked(data, name)
-    pixels, notes = decode(data, head, name, reduced)
     full = _upright(head)
+    _expect_size(size, (full[1], full[0]), name)
+    pixels, notes = decode(data, head, name, reduced)
     return Image(pixels, name, notes, files.digest(data), frame=full if pixels.shape[:2] != full else None)
 
 
@@ -134,17 +136,21 @@ def accept(image: Image, expected: Input) -> Image:
         have, want = f"{found.depth}-bit", f"{expected.depth}-bit"
     elif found.channels != expected.channels:
         have, want = _COLOUR[found.channels], _COLOUR[expected.channels]
-    elif expected.size and found.size and found.size != expected.size:
-        raise ImageError(
-            f"{image.name}: {_size(found.size)} pixels; this bundle was trained on images of {_size(expected.size)}. "
-            "Set the camera as it was for them, or retrain with input size 'any'."
-        )
     else:
+        _expect_size(expected.size, found.size, image.name)
         return evened(scaled(image, expected.maximum), expected.light)
     raise ImageError(
         f"{image.name}: {have} image; this bundle was trained on {want} images. "
         f"Convert it, or retrain with {have} images."
     )
+
+
+def _expect_size(expected: tuple[int, int] | None, found: tuple[int, int] | None, name: str) -> None:
+    if expected and found and found != expected:
+        raise ImageError(
+            f"{name}: {_size(found)} pixels; this bundle was trained on images of {_size(expected)}. "
+            "Set the camera as it was for them, or retrain with input size 'any'."
+        )
 
 
 def scaled(image: Image, maximum: int | None) -> Image:

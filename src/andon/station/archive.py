@@ -1,5 +1,6 @@
 """Files by the digest of their contents: pictures and maps that records name."""
 
+import hashlib
 import os
 import re
 import threading
@@ -54,6 +55,24 @@ class Archive:
                 raise StorageError(
                     f"{self.folder}: the picture cannot be kept: {why}. Free space and allow writing there."
                 ) from error
+        return digest
+
+    def move(self, path: Path, suffix: str = "") -> str:
+        """Keep a file, which lies on the same disk, by taking it away from where it is. Otherwise as `put`."""
+        try:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if self._find(digest):
+                path.unlink()
+                return digest
+            place = self._folder(digest) / f"{digest}{suffix}"
+            files.make_folder(place.parent)
+            path.replace(place)
+            for folder in (place.parent, place.parent.parent, self.folder):
+                _sync(folder)
+        except (AndonError, OSError) as error:
+            raise StorageError(f"{self.folder}: {path.name} cannot be kept: {error}") from error
         return digest
 
     def path(self, digest: str) -> Path:

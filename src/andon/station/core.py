@@ -177,7 +177,8 @@ class Core:
         self._events.append(result)
         if not job.challenge:
             counts = {**self.memory.counts, outcome.value: self.memory.counts.get(outcome.value, 0) + 1}
-            self._set(latched=(*self.memory.latched, result), counts=counts)
+            latched = (*self.memory.latched, result) if job.latch else self.memory.latched
+            self._set(latched=latched, counts=counts)
         if outcome == Outcome.LATE:
             self._alarm("LATE")
         self._leave_execution(job.id)

@@ -2,7 +2,7 @@
 
 from dataclasses import field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -80,6 +80,8 @@ class Job:
     """Its picture is taken."""
     challenge: bool = False
     """A challenge part: never counted, archived or learnt as production."""
+    latch: bool = True
+    """Its result stays until it is acknowledged. False: whoever asked gets it as the answer to the request."""
 
 
 @dataclass(frozen=True, config=FROZEN)
@@ -109,8 +111,12 @@ class Memory:
     errors: dict[str, bool] = field(default_factory=dict)
     """The errors that last, and whether only Reset ends them."""
 
+    def plain(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dict(_MEMORY.dump_python(self, mode="json"))
+
     def to_json(self) -> str:
-        return strict_json(_MEMORY.dump_python(self, mode="json"))
+        return strict_json(self.plain())
 
     @classmethod
     def from_json(cls, text: str) -> "Memory":

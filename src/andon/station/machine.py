@@ -103,9 +103,9 @@ class Machine(Core):
 
     # Jobs
 
-    def start_single(self, product: str, part: str, now: float) -> list[Event]:
+    def start_single(self, product: str, part: str, now: float, latch: bool = True) -> list[Event]:
         """StartSingleJob: a trigger. The id is in the event JobStarted."""
-        return self._trigger("StartSingleJob", ("Ready",), product, part, now)
+        return self._trigger("StartSingleJob", ("Ready",), product, part, now, latch)
 
     def start_continuous(self, now: float) -> list[Event]:
         """StartContinuous: from now on every `part` is a job of its own."""
@@ -114,9 +114,15 @@ class Machine(Core):
         self._go(681, "ContinuousExecution", Notice("JobStarted", self._run))
         return self._flush()
 
-    def part(self, product: str, part: str, now: float) -> list[Event]:
+    def part(self, product: str, part: str, now: float, latch: bool = True) -> list[Event]:
         """A trigger within a continuous job."""
-        return self._trigger("trigger", ("ContinuousExecution",), product, part, now)
+        return self._trigger("trigger", ("ContinuousExecution",), product, part, now, latch)
+
+    def miss(self, now: float) -> list[Event]:
+        """A view refused a trigger before it came here: it is counted."""
+        self._tick(now)
+        self._missed()
+        return self._flush()
 
     def challenge_part(self, product: str, part: str, now: float) -> list[Event]:
         """Trigger a challenge part. It is no production: the station need not be Ready, and the state stays."""
@@ -216,7 +222,9 @@ class Machine(Core):
         self._settle()
         return self._flush()
 
-    def _trigger(self, call: str, states: tuple[str, ...], product: str, part: str, now: float) -> list[Event]:
+    def _trigger(
+        self, call: str, states: tuple[str, ...], product: str, part: str, now: float, latch: bool = True
+    ) -> list[Event]:
         production = call != "challenge"
         try:
             self._begin(call, now, *states)
@@ -230,8 +238,7 @@ class Machine(Core):
                 )
         except StationError:
             if production:
-                self._set(missed=self.memory.missed + 1)
-                self._alarm("MISSED_TRIGGER")
+                self._missed()
             raise
         run = self._run if self.state == "ContinuousExecution" else None
         job = Job(
@@ -243,6 +250,7 @@ class Machine(Core):
             deadline=float(now + bundle.deadline),
             run=run,
             challenge=not production,
+            latch=latch and production,
         )
         self._set(waiting=(*self.memory.waiting, job))
         notice = Notice("JobStarted", job.id, product, bundle.digest)
@@ -252,6 +260,10 @@ class Machine(Core):
         else:
             self._events.append(notice)
         return self._flush()
+
+    def _missed(self) -> None:
+        self._set(missed=self.memory.missed + 1)
+        self._alarm("MISSED_TRIGGER")
 
 
 def _error(code: str) -> None:

@@ -58,6 +58,8 @@ class Live:
                 f"first = {first}, longest = {longest} seconds; expected 0 < first <= longest. Correct them."
             )
         self._camera, self._name, self._first, self._longest = camera, name, first, longest
+        self.lost = False
+        """The camera is gone; it is opened again and again."""
 
     def frames(self, control: Control) -> Iterator[Frame]:
         """Yield frames until the stop event. CameraLost when the camera cannot be opened at the start."""
@@ -68,6 +70,7 @@ class Live:
                 try:
                     shot = self._camera.grab(self.WAIT)
                 except CameraLost as error:
+                    self.lost = True
                     control.tell(f"{self._name}: {error}")
                     if not self._reconnect(control):
                         return
@@ -97,6 +100,7 @@ class Live:
                     control.tell(f"{self._name}: still not connected: {error}")
                 pause = min(2 * pause, self._longest)
             else:
+                self.lost = False
                 control.tell(f"{self._name}: reconnected after {time.monotonic() - began:.1f} s")
                 return True
 

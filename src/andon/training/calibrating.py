@@ -1,5 +1,6 @@
 """Good images → calibration: on held-out images, crossed in folds, or on new images for an existing bundle."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,13 +13,13 @@ from numpy.typing import NDArray
 from andon import detectors, files, inspector, render
 from andon.binomial import clopper_pearson
 from andon.bundle import Bundle
-from andon.calibration import SHOWN, Calibration, HeldOut, percent
+from andon.calibration import SHOWN, Calibration, HeldOut, judge, percent
 from andon.data import dataset
 from andon.data.dataset import Sample
 from andon.data.survey import SIDE, Prepared, Tell, prepare
 from andon.engines.runtime import Runtime
-from andon.errors import DatasetError, ImageError, RecipeError, TrainingError
-from andon.inspection import Scorer
+from andon.errors import BundleError, DatasetError, ImageError, RecipeError, TrainingError
+from andon.inspection import Scorer, Verdict
 from andon.inspector import Scan
 from andon.pictures import image
 from andon.pictures.appearance import Appearance, Usual
@@ -166,8 +167,36 @@ def recalibrate(
     )
     for sentence in _changes(bundle, found):
         warn(sentence)
-    event = f"{now()} calibrated on {found.calibration.images} good images"
+    event = f"{now()} from {bundle.digest()}: calibrated on {found.calibration.images} good images"
     return bundle.changed(event, calibration=found.calibration, sheet=found.sheet)
+
+
+def before_and_after(before: Bundle, after: Bundle) -> list[str]:
+    """Say what a recalibration changes: the thresholds, and the verdicts on the good images that it was made on.
+
+    Errors: BundleError when the bundles have different graphs, whose scores cannot be compared.
+    """
+    if before.graph != after.graph:
+        raise BundleError(
+            "the two bundles have different graphs; expected one bundle before and after a recalibration."
+        )
+    old, new = (each.calibration.thresholds(each.recipe.decision) for each in (before, after))
+    sentences = [
+        f"{name} threshold: {was:.4g} before, {now:.4g} after"
+        for name, was, now in zip(old._fields, old, new, strict=True)
+        if was != now
+    ]
+    counts = []
+    for thresholds in (old, new):
+        verdicts = Counter(judge(score, thresholds) for score in after.calibration.scores)
+        counts.append(", ".join(f"{verdicts[verdict]} {verdict}" for verdict in Verdict if verdicts[verdict]))
+    sentences.append(f"of these {after.calibration.images} good images: {counts[0]} before, {counts[1]} after")
+    if new.review > old.review or new.reject > old.reject:
+        sentences.append(
+            "a higher threshold also passes defects that were stopped before. Inspect the challenge parts before this "
+            f"bundle is used. To go back, activate the bundle {before.digest()[:12]}… again."
+        )
+    return sentences
 
 
 def _changes(bundle: Bundle, calibrated: Calibrated) -> list[str]:
@@ -227,7 +256,7 @@ def redecide(bundle: Bundle, changes: dict[str, Any]) -> Bundle:
     decided = validate(Decision, {**decision, **changes}, "decision")
     recipe = bundle.recipe.model_copy(update={"decision": decided})
     event = ", ".join(f"{key} = {value}" for key, value in changes.items())
-    return bundle.changed(f"{now()} decision changed: {event}", recipe=recipe)
+    return bundle.changed(f"{now()} from {bundle.digest()}: decision changed: {event}", recipe=recipe)
 
 
 def now() -> str:

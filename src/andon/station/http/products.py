@@ -1,0 +1,150 @@
+"""Products, their bundles and their challenge parts."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from starlette.concurrency import run_in_threadpool
+
+from andon import files
+from andon.errors import StorageError
+from andon.station.catalogue import Product
+from andon.station.events import Outcome
+from andon.station.http import models, problems
+from andon.station.http.access import Engineer, Operator, Quality, The
+from andon.station.http.inspections import PICTURE, Name, body, judged, known, picture
+from andon.station.http.problems import Json, Problem
+from andon.station.runs import Parts, answer
+from andon.station.station import Station
+
+router = APIRouter(tags=["Products"], responses=problems.responses(404, 409, 503))
+challenges = APIRouter(tags=["Challenge parts"], responses=problems.responses(404, 409, 503))
+
+Digest = Annotated[str, Path(pattern="^[0-9a-f]{8,64}$", description="Digest of a bundle, or its first digits.")]
+PartName = Annotated[str, Path(min_length=1, max_length=100, description="Name of a challenge part.")]
+
+
+@router.get("/v1/products", response_model=list[models.Product])
+def products(station: The, key: Operator) -> Json:
+    """All products and their bundles."""
+    return Json([_shown(station, each) for each in station.products.catalogue.products.values()])
+
+
+@router.get("/v1/products/{product}", response_model=models.Product)
+def product(station: The, key: Operator, product: Name) -> Json:
+    """One product and its bundles."""
+    known(station, product)
+    return Json(_shown(station, station.products.catalogue.product(product)))
+
+
+@router.post(
+    "/v1/products/{product}/bundles",
+    status_code=201,
+    response_model=models.Bundle,
+    responses=problems.responses(415),
+    openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": PICTURE}}}},
+)
+async def upload(request: Request, station: The, key: Engineer, product: Name) -> Json:
+    """Upload a bundle, as the body; the product is made where there is none. It is verified, and not released."""
+    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    if kind != "application/octet-stream":
+        raise Problem(415, f"The body is '{kind[:80]}'; expected a bundle as application/octet-stream.")
+    with station.products.incoming() as place:
+        try:
+            with place.open("xb") as file:
+                async for piece in request.stream():
+                    await run_in_threadpool(file.write, piece)
+        except OSError as error:
+            raise StorageError(f"{place.parent}: the bundle cannot be kept: {files.reason(error)}.") from None
+        digest = await run_in_threadpool(station.products.archive.move, place, ".andon")
+    version = await run_in_threadpool(station.products.add, product, digest, key.name)
+    return Json(vars(version), 201)
+
+
+@router.post("/v1/products/{product}/bundles/{digest}/release", response_model=models.Bundle)
+def release(station: The, key: Quality, product: Name, digest: Digest) -> Json:
+    """Permit a bundle to inspect."""
+    known(station, product)
+    return Json(vars(station.products.release(product, digest, key.name)))
+
+
+@router.post("/v1/products/{product}/bundles/{digest}/activate", response_model=models.Product)
+def activate(station: The, key: Quality, product: Name, digest: Digest) -> Json:
+    """Let a released bundle inspect, once it has passed the golden picture. No request is lost meanwhile."""
+    known(station, product)
+    return Json(_shown(station, station.products.activate(product, digest, key.name)))
+
+
+@router.post("/v1/products/{product}/rollback", response_model=models.Product)
+def roll_back(station: The, key: Quality, product: Name) -> Json:
+    """Let the bundle inspect that was active before."""
+    known(station, product)
+    return Json(_shown(station, station.products.roll_back(product, key.name)))
+
+
+@router.put(
+    "/v1/products/{product}/golden",
+    response_model=models.Product,
+    responses=problems.responses(415),
+    openapi_extra=body(picture=PICTURE),
+)
+async def golden(request: Request, station: The, key: Quality, product: Name) -> Json:
+    """Set the picture of a good part that each bundle must pass before it is active."""
+    known(station, product)
+    data, _ = await picture(request)
+    return Json(_shown(station, await run_in_threadpool(station.products.golden, product, data, key.name)))
+
+
+@challenges.get("/v1/products/{product}/challenge", response_model=models.Challenge)
+def standing(station: The, key: Operator, product: Name) -> Json:
+    """The challenge parts of a product, where they stand, and what the last run that passed shows."""
+    known(station, product)
+    return Json(station.products.standing(product))
+
+
+@challenges.put("/v1/products/{product}/challenge", response_model=models.Product)
+def define(station: The, key: Quality, product: Name, parts: Parts) -> Json:
+    """Set the challenge parts: good and defective ones, each with the verdict that is expected. They are due then."""
+    known(station, product)
+    return Json(_shown(station, station.products.define(product, parts.model_dump(mode="json"), key.name)))
+
+
+@challenges.post("/v1/products/{product}/challenge/due", response_model=models.Challenge)
+def due(station: The, key: Operator, product: Name) -> Json:
+    """A shift begins: a run is due."""
+    known(station, product)
+    station.products.due(product)
+    return Json(station.products.standing(product))
+
+
+@challenges.post(
+    "/v1/products/{product}/challenge/parts/{part}",
+    response_model=models.Presented,
+    responses=problems.responses(415),
+    openapi_extra=body(picture=PICTURE),
+)
+async def present(request: Request, station: The, key: Operator, product: Name, part: PartName) -> Json:
+    """Present a challenge part. It is never counted, archived or learnt as production."""
+    known(station, product)
+    data, _ = await picture(request)
+    found = await judged(station, lambda: station.challenge_part(product, part, data))
+    return Json({**station.products.judgement(product, found.outcome, found.row), "record": found.row.sequence})
+
+
+@challenges.get("/v1/products/{product}/challenge/parts/{part}")
+def margins(station: The, key: Operator, product: Name, part: PartName) -> Json:
+    """The margin (score − threshold) of a part in its last 200 presentations, the newest first. Watch it shrink."""
+    known(station, product)
+    rows = station.ledger.history(product=product, part=part, kind="challenge", limit=200)
+    answers = [(row, answer(Outcome(str(row.verdict)), row)) for row in rows]
+    return Json([{"time": row.time, "verdict": row.verdict, "margin": each.margin} for row, each in answers])
+
+
+def _shown(station: Station, product: Product) -> dict[str, Any]:
+    prepared = station.machine.memory.products.get(product.name)
+    facts = {
+        "prepared": prepared is not None,
+        "challenge": prepared.challenge if prepared else None,
+        "deadline_ms": prepared.deadline * 1000 if prepared else None,
+        "fault": station.products.faults.get(product.name),
+    }
+    return {**product.shown(), **facts}

@@ -1,0 +1,336 @@
+"""From a trigger to a durable verdict: jobs, their records, and how views are told what happens.
+
+```
+trigger → job → picture → worker process → record, durable → deadline checked again → answered or latched
+```
+"""
+
+import threading
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import andon
+from andon import files
+from andon.errors import AndonError, StorageError
+from andon.station.answers import Answer
+from andon.station.archive import Archive
+from andon.station.config import Config
+from andon.station.entries import Entry, Picture, Row
+from andon.station.events import Alarm, Event, Job, Memory, Outcome, Result, StationError, Transitioned
+from andon.station.flight import Feed, Finished, Flight
+from andon.station.keeper import Keeper
+from andon.station.ledger import Ledger
+from andon.station.loaded import Loaded
+from andon.station.machine import Machine
+from andon.station.metrics import Metrics
+from andon.station.retention import Retention, worth
+
+IDS = 1000  # job ids that are reserved at a time
+FROZEN = "the same picture as of the part before: the camera gives no new pictures"
+ENDS = {
+    Outcome.LATE: "there was no verdict at the deadline",
+    Outcome.ERROR: "an error of the station, or a restart, ended the job",
+    Outcome.ABORTED: "Abort, Halt or Reset ended the job",
+}
+IN_COLUMNS = ("source", "verdict", "score", "p_value")
+"""Of an inspection's record, what the ledger holds elsewhere."""
+STATES_TOLD = ("Preoperational", "Halted", "Error", "Initialized")
+"""A change from or to one of these is a record; from job to job there is none."""
+
+
+class Jobs(ABC):
+    """What a station does with jobs: machine, records, pictures. `Station` adds the calls of views.
+
+    Args:
+        config: its settings.
+        tell: takes sentences for the person who started it.
+    """
+
+    def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
+        self.config, self.tell = config, tell
+        self.lock = threading.RLock()
+        """Held for every call of the machine."""
+        self.loaded: dict[str, Loaded] = {}
+        """The bundles of prepared products, in their processes."""
+        self._flights: dict[int, Flight] = {}
+        self._feeds: list[Feed] = []
+        self._unkept: dict[str, tuple[bytes, str]] = {}
+        self._software = {"software": f"andon {andon.__version__}"}
+        self._missed = self._lost = 0
+        self._pool = ThreadPoolExecutor(4, "station")
+        self.ledger = Ledger(config.database(), config.name)
+        try:
+            self.archive = Archive(config.data / "pictures")
+            keeping = config.pictures
+            self.retention = Retention(
+                self.ledger, self.archive, keeping.days, int(keeping.max_gb * 1e9), keeping.keep_one_in
+            )
+            self.machine = Machine(self._remembered(), self._now(), config.depth, config.heartbeat_s)
+            self.keeper = Keeper(self.ledger, self._state, self._storage, config.targets())
+            self.metrics = Metrics(self)
+        except BaseException:
+            self.ledger.close()
+            raise
+
+    @property
+    def ready(self) -> bool:
+        return self.machine.ready
+
+    def subscribe(self) -> Feed:
+        """Be told what happens from now on, until `unsubscribe`."""
+        feed = Feed()
+        with self.lock:
+            self._feeds = [*self._feeds, feed]
+        return feed
+
+    def unsubscribe(self, feed: Feed) -> None:
+        with self.lock:
+            self._feeds = [each for each in self._feeds if each is not feed]
+            self._lost += feed.lost
+
+    @property
+    def lost(self) -> int:
+        """Events that views read too slowly to get."""
+        return self._lost + sum(feed.lost for feed in self._feeds)
+
+    def keep(self, *entries: Entry, timeout_s: float = 15) -> list[Row]:
+        """Make records of decisions and changes durable. StorageError when that takes too long; it goes on."""
+        futures: list[Future[Row]] = [Future() for _ in entries]
+        for entry, future in zip(entries, futures, strict=True):
+            self.keeper.put(entry, lambda row, future=future: self._kept(row, future))  # type: ignore[misc]
+        try:
+            return [future.result(timeout_s) for future in futures]
+        except TimeoutError:
+            raise StorageError("the records cannot be written now. Nothing was answered; see the alarms.") from None
+
+    def do(self, call: Callable[[float], list[Event]]) -> None:
+        """Make a call of the machine, and do what its events ask for."""
+        with self.lock:
+            self._hear(call(self._now()))
+
+    def deadlines(self) -> list[float]:
+        """Seconds from trigger to verdict of each prepared product."""
+        return [product.deadline for product in self.machine.memory.products.values()]
+
+    def worker_dead(self, reason: str) -> None:
+        """The processes of a product end again and again: a person must look."""
+        self.tell(reason)
+        self.do(lambda now: self.machine.fail("WORKER_DEAD", now, until_reset=True))
+
+    def uses(self, loaded: Loaded) -> bool:
+        """Whether a job that has not ended is inspected by this bundle."""
+        return any(flight.loaded is loaded for flight in list(self._flights.values()))
+
+    # A job
+
+    def _begin(self, start: Callable[[], list[Event]], lot: str | None) -> Job:
+        if self.machine.memory.next_job >= self._last_id:
+            raise StationError("no job ids are left: the records cannot be written now. See the alarms.")
+        events = start()
+        job = self.machine.memory.waiting[-1]
+        self._flights[job.id] = Flight(job, lot, self.loaded[job.product])
+        self._hear(events)
+        return job
+
+    def _acquired(self, job: int, data: bytes, digest: str) -> Flight:
+        flight = self._flights.get(job)
+        if flight is None:
+            raise StationError(f"job {job}: no such job waits for a picture; it ended or never began.")
+        self._hear(self.machine.acquired(job, self._now()))
+        flight.data, flight.digest = data, digest
+        return flight
+
+    def _inspect(self, flight: Flight) -> "Future[Finished]":
+        job, loaded = flight.job, flight.loaded
+        assert loaded
+        if not job.challenge and loaded.frozen(job.part, flight.digest, self.config.frozen_after):
+            self._enter(flight, Outcome.ERROR, {"error": FROZEN})
+            if loaded.repeats >= self.config.frozen_after - 1:
+                self.do(lambda now: self.machine.fail("CAMERA_LOST", now, until_reset=True))
+            return flight.future
+        try:
+            answer = loaded.workers.inspect(job.id, flight.data, job.deadline - self._now())
+        except AndonError as error:
+            self._enter(flight, Outcome.ERROR, {"error": str(error)})
+        else:
+            answer.add_done_callback(lambda done: self._later(self._answered, flight, done.result()))
+        return flight.future
+
+    def _answered(self, flight: Flight, answer: Answer) -> None:
+        """A worker has answered."""
+        if answer.verdict == Outcome.LATE:  # the clock of this station ends the job, if it has not done so
+            return
+        body = {name: value for name, value in answer.record.items() if name not in IN_COLUMNS}
+        self._enter(flight, answer.verdict, body, answer)
+
+    def _enter(self, flight: Flight, verdict: Outcome, body: dict[str, Any], answer: Answer | None = None) -> None:
+        """Hand the record of a job to the keeper, unless the job has ended meanwhile."""
+        pictures = self._archive(flight, verdict, answer.map.to_bytes() if answer and answer.map else b"")
+        kept = dict(zip(("picture", "map"), (each.digest for each in pictures), strict=False))
+        score, p_value = (answer.score, answer.p_value) if answer else (None, None)
+        entry = flight.entry(verdict, score, p_value, {**self._software, **body, "kept": kept}, pictures)
+        self.do(self.machine.tick)
+        with self.lock:
+            if flight.ended is None:
+                flight.entered = True
+                self.keeper.put(entry, lambda row: self.guarded(self._durable, flight, row))
+
+    def _durable(self, flight: Flight, row: Row) -> None:
+        """The record of a verdict is durable: the deadline is checked again."""
+        with self.lock:
+            self._publish(row)
+            flight.row = row
+            if flight.ended is None:
+                self._hear(self.machine.verdict(flight.job.id, Outcome(str(row.verdict)), self._now()))
+            else:
+                self._supersede(flight)
+
+    def _ended(self, result: Result) -> None:
+        """The machine has ended a job."""
+        flight = self._flights.pop(result.job.id, None) or Flight(result.job)
+        flight.ended = result.outcome
+        if flight.row is not None and flight.row.verdict == result.outcome.value:
+            self._finish(flight, flight.row)
+        elif flight.row is not None:
+            self._supersede(flight)
+        elif not flight.entered:
+            self._later(self._enter_ended, flight, result.outcome)
+        if result.outcome == Outcome.ERROR and "STORAGE" in self.machine.memory.errors and not flight.future.done():
+            flight.future.set_exception(StorageError("the record cannot be written now, so there is no verdict."))
+
+    def _enter_ended(self, flight: Flight, outcome: Outcome) -> None:
+        """Record a job that ended without an answer."""
+        pictures = self._archive(flight, outcome)
+        body = {**self._software, "error": f"{outcome}: {ENDS[outcome]}"}
+
+        def finish(row: Row) -> None:
+            with self.lock:
+                self._publish(row)
+                self._finish(flight, row)
+
+        self.keeper.put(flight.entry(outcome, None, None, body, pictures), finish)
+
+    def _supersede(self, flight: Flight) -> None:
+        def finish(row: Row) -> None:
+            with self.lock:
+                self._publish(row)
+                assert flight.row
+                self._finish(flight, flight.row)
+
+        self.keeper.put(flight.superseded(), finish)
+
+    def _finish(self, flight: Flight, row: Row) -> None:
+        assert flight.ended
+        flight.data = b""
+        if flight.job.challenge:
+            self._presented(flight, row)
+        else:
+            labels = (flight.job.product, flight.ended.value)
+            self.metrics.verdicts.labels(*labels).inc()
+            self.metrics.total.labels(flight.job.product).observe(self._now() - flight.job.started)
+            for stage, milliseconds in (row.body.get("stages") or {}).items():
+                self.metrics.stages.labels(flight.job.product, stage).observe(milliseconds / 1000)
+        if not flight.future.done():
+            flight.future.set_result(Finished(row, flight.ended))
+
+    def _archive(self, flight: Flight, outcome: Outcome, map: bytes = b"") -> tuple[Picture, ...]:
+        """Keep picture and map, when they are to be kept. A file that cannot be written is an error of the station."""
+        if flight.job.challenge or not flight.data or not self.retention.keeps(outcome, flight.job.id):
+            return ()
+        kept = []
+        for data, suffix in ((flight.data, ""), (map, ".map")):
+            if data:
+                digest = files.digest(data)
+                try:
+                    self.archive.put(data, suffix)
+                except StorageError as error:
+                    self._unkept[digest] = (data, suffix)
+                    self._storage(error)
+                kept.append(Picture(digest, len(data), worth(outcome)))
+        return tuple(kept)
+
+    @abstractmethod
+    def _presented(self, flight: Flight, row: Row) -> None:
+        """A challenge part was inspected."""
+
+    # What happens
+
+    def _hear(self, events: list[Event]) -> None:
+        for event in events:
+            self._publish(event)
+            match event:
+                case Result():
+                    self._ended(event)
+                case Alarm(code="MISSED_TRIGGER"):
+                    self._missed += 1
+                case Alarm(code="LATE"):
+                    pass  # the record of the job says so
+                case Alarm(code, text, active):
+                    self.tell(f"{code}: {text}" if active else f"{code}: has ended")
+                    self.keeper.put(Entry("event", body={"event": "alarm", "code": code, "active": active}))
+                case Transitioned(number, source, target) if source in STATES_TOLD or target in STATES_TOLD:
+                    facts = {"event": "state", "transition": number, "from": source, "to": target}
+                    self.keeper.put(Entry("event", body=facts))
+
+    def _publish(self, what: Event | Row) -> None:
+        for feed in self._feeds:
+            feed.put(what)
+
+    def _kept(self, row: Row, future: "Future[Row]") -> None:
+        self._publish(row)
+        future.set_result(row)
+
+    def _storage(self, error: AndonError | None) -> None:
+        """Records or pictures cannot be written, or can be again."""
+        if error is not None:
+            if "STORAGE" not in self.machine.memory.errors:
+                self.tell(str(error))
+            self.do(lambda now: self.machine.fail("STORAGE", now))
+        elif not self._unkept:
+            self.do(lambda now: self.machine.resolve("STORAGE", now))
+
+    def _state(self) -> dict[str, Any]:
+        """What is kept with each transaction."""
+        with self.lock:
+            return {"memory": self.machine.memory.plain()}
+
+    def _remembered(self) -> Memory:
+        """What the last run remembered. A job whose record is durable has ended, whether or not anybody was told."""
+        kept = self.ledger.state()
+        memory = Memory.from_json(files.strict_json(kept["memory"])) if kept else Memory()
+        first = self.ledger.reserve(IDS)
+        self._last_id = first + IDS
+        ends = {job.id: self.ledger.history(job=job.id, limit=1) for job in memory.waiting}
+        results = [
+            Result(job=job, outcome=Outcome(str(ends[job.id][0].verdict)), at=0.0, until=0.0)
+            for job in memory.waiting
+            if ends[job.id]
+        ]
+        return replace(
+            memory,
+            next_job=first,
+            products={},
+            waiting=tuple(job for job in memory.waiting if not ends[job.id]),
+            latched=(*memory.latched, *(result for result in results if result.job.latch)),
+        )
+
+    def _now(self) -> float:
+        """Seconds of a clock that nobody sets: deadlines hold when the time of day jumps."""
+        return time.monotonic()
+
+    def _later(self, call: Callable[..., None], *arguments: Any) -> None:
+        self._pool.submit(self.guarded, call, *arguments)
+
+    def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        """Make a call in a thread that must go on. A job that an error in andon stops here ends LATE."""
+        try:
+            call(*arguments)
+        except StorageError as error:
+            self._storage(error)
+        except Exception:
+            self.tell(f"an error in andon:\n{traceback.format_exc()}")

@@ -1,0 +1,1 @@
+"""Line protocols: thin views of `Station` for PLCs, brokers and other programs."""

@@ -1,0 +1,154 @@
+"""Pictures for triggers that bring none: from the camera, or the folder, that the settings name for a product."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from andon.errors import AndonError
+from andon.pictures import image
+from andon.station.events import Job, StationError
+from andon.station.station import Station
+from andon.streams import naming
+from andon.streams.cameras import Live
+from andon.streams.folder import Folder
+from andon.streams.frames import Control, Frame, Report, Source
+
+AGAIN_S = 1.0
+
+
+class Cameras:
+    """The cameras of all products.
+
+    Args:
+        station: that inspects.
+    """
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        named = {name: each for name, each in station.config.products.items() if each.camera}
+        self._lost: set[str] = set()
+        self._cameras = {
+            name: _Camera(self, name, each.camera, each.camera_channels, station) for name, each in named.items()
+        }
+
+    def start(self) -> None:
+        for camera in self._cameras.values():
+            camera.thread.start()
+
+    def close(self) -> None:
+        for camera in self._cameras.values():
+            camera.close()
+
+    def trigger(self, product: str, part: str, lot: str | None, latch: bool) -> Job:
+        """Start a job whose picture is the next one of the product's camera. StationError: refused, counted as missed.
+
+        A part without an id gets one from the job.
+        """
+        camera = self._cameras.get(product)
+        if camera is None or (not part and camera.by_name):
+            self._station.miss()
+            raise StationError(
+                f"product '{product}': "
+                + ("the part has no id, and the folder has a file for each." if camera else "it has no camera.")
+                + " Expected one; see products.NAME.camera in the settings."
+            )
+        with camera.lock, self._station.lock:
+            part = part or f"job {self._station.machine.memory.next_job}"
+            job = self._station.trigger(product, part, lot, latch)
+            camera.waiting.append(job)
+        return job
+
+    def found(self, product: str, here: bool) -> None:
+        """A camera is lost, or is there again."""
+        before = set(self._lost)
+        (self._lost.discard if here else self._lost.add)(product)
+        if self._lost == before:
+            return
+        station = self._station
+        with station.lock:
+            if self._lost:
+                station.do(lambda now: station.machine.fail("CAMERA_LOST", now))
+            elif station.machine.memory.errors.get("CAMERA_LOST") is False:
+                station.do(lambda now: station.machine.resolve("CAMERA_LOST", now))
+
+
+class _Camera:
+    """One camera, which runs freely: the picture of a job is the first that comes after its trigger.
+
+    Of a folder, it is the file that has the name of the part.
+    """
+
+    def __init__(self, cameras: Cameras, product: str, place: str, channels: int, station: Station) -> None:
+        self._cameras, self._product, self._place, self._channels = cameras, product, place, channels
+        self._station = station
+        self.lock = threading.Lock()
+        self.waiting: list[Job] = []
+        self._source: Source | None = None
+        self._control = Control(Report(), threading.Event(), self._told)
+        self.by_name = isinstance(self._open(), Folder)
+        self._pool = ThreadPoolExecutor(1, f"pictures of {product}")
+        self.thread = threading.Thread(target=self._run, name=f"camera of {product}", daemon=True)
+
+    def close(self) -> None:
+        self._control.stop.set()
+        if self.thread.ident:
+            self.thread.join()
+        self._pool.shutdown()
+
+    def _open(self) -> Source:
+        self._source = naming.named(self._place, watch=True, channels=self._channels, existing=False)
+        return self._source
+
+    def _run(self) -> None:
+        stop = self._control.stop
+        while not stop.is_set():
+            try:
+                for frame in self._open().frames(self._control):
+                    self._cameras.found(self._product, True)
+                    self._give(frame)
+                self._fault("it gives no more pictures. Expected a camera or a folder, which never end.")
+            except AndonError as error:
+                self._fault(str(error))
+            stop.wait(AGAIN_S)
+
+    def _fault(self, sentence: str) -> None:
+        if not self._control.stop.is_set():
+            self._station.tell(f"camera of {self._product}: {sentence}")
+            self._cameras.found(self._product, False)
+
+    def _told(self, sentence: str) -> None:
+        self._station.tell(f"camera of {self._product}: {sentence}")
+        if isinstance(self._source, Live):
+            self._cameras.found(self._product, not self._source.lost)
+
+    def _give(self, frame: Frame) -> None:
+        """Hand a picture to the oldest job that waits for it."""
+        with self.lock:
+            awaited = {job.id for job in self._station.machine.memory.waiting}
+            self.waiting = [job for job in self.waiting if job.id in awaited]
+            job = next((each for each in self.waiting if not self.by_name or each.part == frame.part), None)
+            if job:
+                self.waiting.remove(job)
+        if job:
+            self._pool.submit(self._take, job, frame)
+        elif self.by_name:
+            self._station.tell(f"{frame.label}: no trigger waits for part '{frame.part}'; the picture was not used.")
+
+    def _take(self, job: Job, frame: Frame) -> None:
+        try:
+            self._station.picture(job.id, _bytes(frame))
+        except (AndonError, OSError) as error:  # its deadline ends the job, if nothing else has
+            self._station.tell(f"camera of {self._product}, job {job.id}: {error}")
+
+
+def _bytes(frame: Frame) -> bytes:
+    """A picture as a file: the file itself, or pixels as PNG, which loses nothing."""
+    if isinstance(frame.content, np.ndarray):
+        pixels = image.read(frame.content).pixels
+        ordered = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., ::-1]
+        return cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    assert not isinstance(frame.content, bytes | image.Image)  # sources of lines give pixels or paths
+    return Path(frame.content).read_bytes()

@@ -1,0 +1,63 @@
+"""All line protocols of a station, as its settings name them."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Protocol
+
+from andon.errors import AndonError
+from andon.station.line.cameras import Cameras
+from andon.station.line.watcher import Watcher
+from andon.station.line.webhook import Webhook
+from andon.station.station import Station
+
+
+class Line(Protocol):
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Lines:
+    """`start` them when the station has started, and `close` them before it is closed."""
+
+    def __init__(self, station: Station) -> None:
+        self.all = list(_lines(station))
+
+    def start(self) -> None:
+        for line in self.all:
+            line.start()
+
+    def close(self) -> None:
+        for line in reversed(self.all):
+            line.close()
+
+
+def _lines(station: Station) -> Iterator[Line]:
+    config = station.config
+    cameras = Cameras(station)
+    if config.modbus or config.opcua:
+        yield cameras
+    if config.modbus:
+        _need("pymodbus")
+        from andon.station.line.modbus import Modbus
+
+        yield Modbus(station, cameras, config.modbus)
+    if config.opcua:
+        _need("asyncua")
+        from andon.station.line.opcua import OpcUa
+
+        yield OpcUa(station, cameras, config.opcua)
+    if config.mqtt:
+        _need("paho")
+        from andon.station.line.mqtt import Mqtt
+
+        yield Mqtt(station, config.mqtt)
+    for each in config.webhook:
+        yield Webhook(station, each)
+    for folder in config.folder:
+        yield Watcher(station, folder)
+
+
+def _need(package: str) -> None:
+    if not find_spec(package):
+        raise AndonError(f"{package} is not installed; a line protocol needs it. Run: pip install 'andon[line]'.")

@@ -1,0 +1,138 @@
+"""MQTT: each record is published once or more, the state of the station is retained."""
+
+import ssl
+import threading
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from andon import files
+from andon.errors import AndonError
+from andon.station.entries import Row
+from andon.station.line.outbox import Outbox, Undelivered, payload
+from andon.station.line.settings import Mqtt as Settings
+from andon.station.station import Station
+
+KEEPALIVE_S = 15
+LOOK_S = 0.25
+CLOSE_S = 1.0
+
+
+class Mqtt:
+    """One connection to a broker: it comes back by itself.
+
+    Args:
+        station: whose records and state these are.
+        settings: of the broker.
+    """
+
+    def __init__(self, station: Station, settings: Settings) -> None:
+        self._station, self._settings = station, settings
+        self.topic = f"{settings.prefix}/{quote(station.config.name, safe='')}"
+        self.client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=f"andon-{files.digest(self.topic.encode())[:16]}",
+            reconnect_on_failure=True,
+        )
+        self.client.reconnect_delay_set(1, 30)
+        self.client.will_set(f"{self.topic}/state", files.strict_json({"online": False}), qos=1, retain=True)
+        if settings.user:
+            self.client.username_pw_set(settings.user, settings.password())
+        if settings.tls:
+            try:
+                self.client.tls_set(str(settings.ca_file) if settings.ca_file else None)
+            except (OSError, ssl.SSLError) as error:
+                raise AndonError(f"{settings.ca_file}: no certificates: {error}. Expected a PEM file.") from None
+        self.client.on_connect, self.client.on_disconnect = self._connected, self._gone
+        self._up = False
+        self._shown: dict[str, Any] | None = None
+        self._stop = threading.Event()
+        self._feed = station.subscribe()
+        self._thread = threading.Thread(target=self._run, name="mqtt state", daemon=True)
+        self._records = _Records(station, self)
+
+    def start(self) -> None:
+        """Begin. A broker that is away now may come later."""
+        self.client.connect_async(self._settings.host, self._settings.port, KEEPALIVE_S)
+        self.client.loop_start()
+        self._thread.start()
+        self._records.start()
+
+    def close(self) -> None:
+        """Say that the station is gone, and disconnect."""
+        self._records.close()
+        self._stop.set()
+        if self._thread.ident:
+            self._thread.join()
+        self._station.unsubscribe(self._feed)
+        if self.client.is_connected():
+            last = self.client.publish(f"{self.topic}/state", files.strict_json({"online": False}), 1, True)
+            with suppress(RuntimeError, ValueError):  # the connection is lost meanwhile: then the last will says it
+                last.wait_for_publish(CLOSE_S)
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def _connected(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if reason.is_failure:
+            self._say(False, f"the broker refuses the connection: {reason}.")
+            return
+        self._shown = None
+        self._say(True, f"connected to {self._settings.host}:{self._settings.port}")
+
+    def _gone(self, client: Any, data: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if not self._stop.is_set():
+            self._say(False, f"the connection is lost: {reason}.")
+
+    def _say(self, up: bool, sentence: str) -> None:
+        if up != self._up or not up:
+            self._station.tell(f"mqtt: {sentence}")
+        self._up = up
+
+    def _run(self) -> None:
+        """Publish the state whenever it has changed."""
+        while not self._stop.is_set():
+            if self._feed.get(LOOK_S):
+                while self._feed.get():
+                    pass
+            now = self._state()
+            if now != self._shown and self.client.is_connected():
+                self._shown = now
+                self.client.publish(f"{self.topic}/state", files.strict_json(now), qos=1, retain=True)
+
+    def _state(self) -> dict[str, Any]:
+        with self._station.lock:
+            machine = self._station.machine
+            return {
+                "online": True,
+                "state": machine.state,
+                "ready": machine.ready,
+                "alarms": sorted(machine.memory.errors),
+                "products": {name: each.digest for name, each in machine.memory.products.items()},
+                "missed": machine.memory.missed,
+            }
+
+
+class _Records(Outbox):
+    """The records, one after another."""
+
+    def __init__(self, station: Station, mqtt: Mqtt) -> None:
+        super().__init__(station, "mqtt")
+        self._mqtt = mqtt
+
+    def _send(self, row: Row) -> None:
+        client = self._mqtt.client
+        if not client.is_connected():
+            raise Undelivered("there is no connection to the broker.")
+        try:
+            sent = client.publish(f"{self._mqtt.topic}/records/{row.kind}", payload(row), qos=1)
+            while not sent.is_published():  # after a lost connection, the client sends it again by itself
+                if self._stop.is_set():
+                    raise Undelivered("the station ends.")
+                sent.wait_for_publish(LOOK_S)
+                self._wait(0)
+        except (RuntimeError, ValueError) as error:
+            raise Undelivered(f"{error}.") from None

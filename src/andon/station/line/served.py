@@ -1,0 +1,45 @@
+"""A server with an event loop in a thread of its own."""
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+
+
+class Served(ABC):
+    """`start` it, and `close` it. `port` is where it listens then."""
+
+    port = 0
+
+    def __init__(self, name: str) -> None:
+        self._begun: Future[None] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name=name, daemon=True)
+
+    def start(self) -> None:
+        """Return when it listens. AndonError when it cannot."""
+        self._thread.start()
+        self._begun.result()
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._end.set)
+        if self._thread.ident:
+            self._thread.join()
+
+    @abstractmethod
+    async def _open(self) -> None:
+        """Listen."""
+
+    @abstractmethod
+    async def _close(self) -> None: ...
+
+    async def _run(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            await self._open()
+        except BaseException as error:
+            self._begun.set_exception(error)
+            return
+        self._begun.set_result(None)
+        await self._end.wait()
+        await self._close()

@@ -1,0 +1,95 @@
+"""Metrics of a station for Prometheus."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from andon.errors import StorageError
+from andon.station.config import Config
+from andon.station.keeper import Keeper
+from andon.station.ledger import Ledger
+from andon.station.machine import Machine
+from andon.station.table import STATES
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+
+class Observed(Protocol):
+    """What is looked at."""
+
+    config: Config
+    machine: Machine
+    ledger: Ledger
+    keeper: Keeper
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def lost(self) -> int: ...
+
+
+class Metrics:
+    """What is counted as it happens, and what is looked up when it is asked for."""
+
+    def __init__(self, station: Observed) -> None:
+        self._registry = CollectorRegistry()
+        self.stages = Histogram(
+            "andon_stage_seconds", "Time of each stage.", ["product", "stage"], registry=self._registry, buckets=BUCKETS
+        )
+        self.total = Histogram(
+            "andon_job_seconds",
+            "Time from trigger to durable result.",
+            ["product"],
+            registry=self._registry,
+            buckets=BUCKETS,
+        )
+        self.verdicts = Counter(
+            "andon_verdicts", "Ended jobs of production by outcome.", ["product", "outcome"], registry=self._registry
+        )
+        self._registry.register(_Now(station))
+
+    def text(self) -> tuple[bytes, str]:
+        """All metrics, and their type for HTTP."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+
+class _Now(Collector):
+    """What a station is like at this moment."""
+
+    def __init__(self, station: Observed) -> None:
+        self._station = station
+
+    def collect(self) -> Iterator[Metric]:
+        station = self._station
+        memory, disk = station.machine.memory, shutil.disk_usage(station.config.data)
+        state = GaugeMetricFamily("andon_state", "1: the station is in this state.", labels=["state"])
+        for name in STATES:
+            state.add_metric([name], float(name == station.machine.state))
+        yield state
+        yield GaugeMetricFamily("andon_ready", "1: a trigger would be taken.", float(station.ready))
+        yield CounterMetricFamily("andon_missed_triggers", "Triggers that were refused.", memory.missed)
+        queues = GaugeMetricFamily("andon_queue", "Entries of each queue.", labels=["queue"])
+        queues.add_metric(["jobs"], len(memory.waiting))
+        queues.add_metric(["latched"], len(memory.latched))
+        queues.add_metric(["records"], station.keeper.depth)
+        try:
+            for target, count in station.ledger.backlog().items():
+                queues.add_metric([f"outbox {target}"], count)
+        except StorageError:
+            pass  # the alarm says so
+        yield queues
+        lost = CounterMetricFamily("andon_events_lost", "Events that views read too slowly to get.")
+        lost.add_metric([], station.lost)
+        yield lost
+        alarms = GaugeMetricFamily("andon_alarm", "1: this error lasts.", labels=["code"])
+        for code in memory.errors:
+            alarms.add_metric([code], 1)
+        yield alarms
+        yield GaugeMetricFamily("andon_disk_free_bytes", "Free space where the data lies.", disk.free)
+        yield GaugeMetricFamily("andon_disk_bytes", "Size of the disk where the data lies.", disk.total)

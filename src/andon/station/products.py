@@ -1,0 +1,337 @@
+"""Products at a station: their bundles, loaded, checked, exchanged while the line runs; their challenge parts."""
+
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from andon import files
+from andon.errors import AndonError, StorageError
+from andon.station import aside, runs
+from andon.station.archive import Archive
+from andon.station.catalogue import Catalogue, Product, Version, change
+from andon.station.config import PRODUCT
+from andon.station.entries import Row
+from andon.station.events import Challenge, Outcome, StationError
+from andon.station.flight import Flight
+from andon.station.jobs import Jobs
+from andon.station.loaded import Loaded
+from andon.station.workers import Workers
+
+RETIRE_S = 0.05
+FOLDER = "the folder of bundles"
+"""Who added what lay there at the start."""
+
+
+class Products:
+    """All products of a station.
+
+    Args:
+        jobs: of the station.
+    """
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs, self.config = jobs, jobs.config
+        self.archive = Archive(self.config.data / "bundles")
+        self.aside = aside.Aside(self.config.http.draw_timeout_s)
+        rows = list(jobs.ledger.walk(kind="change"))
+        self.catalogue = Catalogue(rows)
+        self._next: dict[str, Loaded] = {}
+        """Bundles that will be prepared when the state permits it."""
+        self.faults: dict[str, str] = {}
+        """Why an active bundle is not loaded."""
+        self._runs: dict[str, runs.Runs] = {}
+        for name, product in self.catalogue.products.items():
+            self._define(name, product)
+        self._changes = threading.RLock()  # one change at a time
+        self._thread = threading.Thread(target=self._load_all, name="loading", daemon=True)
+        self._closing = False
+
+    # Beginning and end
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closing = True
+        if self._thread.ident:
+            self._thread.join()
+        for loaded in (*self._jobs.loaded.values(), *self._next.values()):
+            loaded.workers.close()
+        self.aside.close()
+
+    def revive(self) -> None:
+        """Start processes anew where they have died. AndonError when that is not possible."""
+        with self._changes:
+            for name, loaded in list(self._jobs.loaded.items()):
+                if loaded.workers.dead and name not in self._next:
+                    self._put(name, self._load(self.catalogue.product(name), loaded.version))
+
+    def _load_all(self) -> None:
+        for path in sorted(self.config.bundles.glob("*.andon")):
+            with self._told(path.stem):
+                self._take(path)
+        self._load_active()
+
+    def _load_active(self) -> None:
+        for name, product in self.catalogue.products.items():
+            with self._told(name), self._changes:
+                missing = name not in self._jobs.loaded and name not in self._next
+                if product.active and missing and not self._closing:
+                    self._put(name, self._load(product, product.versions[product.active]))
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        try:
+            self.faults.pop(name, None)
+            yield
+        except Exception as error:  # also a bug: the other products go on
+            self.faults[name] = str(error)
+            self._jobs.tell(f"product {name}: {error if isinstance(error, AndonError) else repr(error)}")
+
+    def _take(self, path: Path) -> None:
+        """A bundle in the folder that is not known yet becomes a product's active one: whoever put it there decided."""
+        name = _product(path.stem)
+        golden = path.with_name(f"{name}.golden.png")
+        if files.is_file(golden):
+            digest = self.archive.put(golden.read_bytes(), ".png")
+            if name not in self.catalogue.products or self.catalogue.product(name).golden != digest:
+                self._keep("golden", FOLDER, name, picture=digest)
+        with self.incoming() as copy:
+            shutil.copyfile(path, copy)
+            file = self.archive.move(copy, ".andon")
+        if file in {v.file for v in self.catalogue.products.get(name, Product(name)).versions.values()}:
+            return
+        version = self.add(name, file, FOLDER)
+        if not version.released:
+            self.release(name, version.digest, FOLDER)
+        self.activate(name, version.digest, FOLDER)
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """A place for a file that is to be kept in `archive`; what is left there goes."""
+        place = self.archive.folder / f"{secrets.token_hex(8)}.part"
+        try:
+            yield place
+        except OSError as error:
+            raise StorageError(f"{place.parent}: a bundle cannot be kept: {files.reason(error)}.") from error
+        finally:
+            place.unlink(missing_ok=True)
+
+    # Changes
+
+    def add(self, name: str, file: str, who: str) -> Version:
+        """Take in a bundle whose file is in `archive`. AndonError when it is none, or not whole."""
+        with self._changes:
+            found = self.aside.call(aside.describe, str(self.archive.path(file)))
+            known = self.catalogue.products.get(_product(name), Product(name)).versions
+            if found["digest"] not in known:
+                self._keep("add", who, name, file=file, **found)
+            return self.catalogue.product(name).versions[found["digest"]]
+
+    def release(self, name: str, digest: str, who: str) -> Version:
+        """Permit a bundle to inspect."""
+        with self._changes:
+            version = self.catalogue.product(name).version(digest)
+            if not version.released:
+                self._keep("release", who, name, digest=version.digest)
+            return self.catalogue.product(name).versions[version.digest]
+
+    def activate(self, name: str, digest: str, who: str) -> Product:
+        """Let a released bundle inspect, after it has passed the golden picture. No job is lost meanwhile."""
+        with self._changes:
+            return self._switch("activate", name, self.catalogue.product(name).version(digest), who)
+
+    def roll_back(self, name: str, who: str) -> Product:
+        """Let the bundle inspect that was active before."""
+        with self._changes:
+            product = self.catalogue.product(name)
+            if not product.past:
+                raise StationError(f"product '{name}': no bundle was active before this one. Activate another.")
+            return self._switch("roll back", name, product.versions[product.past[-1]], who)
+
+    def prepare(self, name: str) -> Version:
+        """Make a product ready again that was unprepared, or say that it is: StationError when its bundle is not."""
+        with self._changes:
+            product = self.catalogue.product(name)
+            loaded = self._next.get(name) or self._jobs.loaded.get(name)
+            if loaded is None:
+                raise StationError(f"product '{name}': {self.faults.get(name, 'its bundle is being loaded.')}")
+            if name not in self._jobs.machine.memory.products:
+                self._put(name, loaded)
+            return product.versions[loaded.version.digest]
+
+    def unprepare(self, name: str) -> None:
+        """Take no more parts of a product; its bundle stays loaded."""
+        with self._changes, self._jobs.lock:
+            self._jobs.do(lambda now: self._jobs.machine.unprepare(name, now))
+
+    def golden(self, name: str, data: bytes, who: str) -> Product:
+        """Set the picture of a good part that each bundle of a product must pass."""
+        with self._changes:
+            self.catalogue.product(name)
+            self._keep("golden", who, name, picture=self.archive.put(data, ".png"))
+            return self.catalogue.product(name)
+
+    def define(self, name: str, parts: dict[str, Any], who: str) -> Product:
+        """Set the challenge parts of a product."""
+        with self._changes:
+            self.catalogue.product(name)
+            found = runs.Parts.of(parts)
+            self._keep("challenge", who, name, parts=found.model_dump(mode="json"))
+            self._define(name, self.catalogue.product(name))
+            self._tell_machine(name)
+            return self.catalogue.product(name)
+
+    def _switch(self, what: str, name: str, version: Version, who: str) -> Product:
+        product = self.catalogue.product(name)
+        if not version.released:
+            raise StationError(f"product '{name}': its bundle {version.digest[:12]} is not released. Release it first.")
+        if who != FOLDER and product.golden is None:
+            raise StationError(
+                f"product '{name}' has no golden picture, which each bundle must pass before it is active. Set one."
+            )
+        if product.active == version.digest and name in self._jobs.loaded:
+            return product
+        loaded = self._load(product, version)
+        try:
+            if self._jobs.machine.state not in ("Initialized", "Ready") and name in self._jobs.loaded:
+                raise StationError(
+                    f"product '{name}' in {self._jobs.machine.state}: bundles change in Initialized or Ready. "
+                    "Stop, or wait for the picture."
+                )
+            self._keep(what, who, name, digest=version.digest)
+        except BaseException:
+            loaded.workers.close()
+            raise
+        self._put(name, loaded)
+        return self.catalogue.product(name)
+
+    def _load(self, product: Product, version: Version) -> Loaded:
+        """Start the processes of a bundle and check it on the golden picture."""
+        own, deadline = self.config.workers, self.config.deadline_s(product.name, version.about.get("deadline_ms"))
+        jobs = self._jobs
+        workers = Workers(
+            self.archive.path(version.file),
+            own.processes,
+            own.threads,
+            own.restarts,
+            waiting=self.config.depth,
+            max_bytes=self.config.http.max_request_mb << 20,
+            on_pass=lambda: jobs.do(jobs.machine.passed),
+            on_dead=jobs.worker_dead,
+            tell=lambda sentence: jobs.tell(f"product {product.name}: {sentence}"),
+        )
+        try:
+            if product.golden:
+                workers.golden(self.archive.open(product.golden))
+        except BaseException:
+            workers.close()
+            raise
+        return Loaded(product.name, version, deadline, workers)
+
+    def _put(self, name: str, loaded: Loaded) -> None:
+        """Let the next trigger go to another bundle; the jobs of the one before end where they began."""
+        with self._jobs.lock:
+            self._next[name] = loaded
+            self._prepare(name)
+
+    def _prepare(self, name: str) -> None:
+        """Prepare in the machine what is loaded, when its state permits that."""
+        jobs = self._jobs
+        if name not in self._next or jobs.machine.state not in ("Initialized", "Ready"):
+            return
+        loaded, before = self._next.pop(name), self._jobs.loaded.get(name)
+        self._jobs.loaded = {**self._jobs.loaded, name: loaded}
+        digest, deadline_s, challenges = loaded.version.digest, loaded.deadline_s, name in self._runs
+        jobs.do(lambda now: jobs.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
+        if challenges:
+            self._runs[name].due()
+        if before and before is not loaded:
+            threading.Thread(target=self._retire, args=(before,), name="retiring", daemon=True).start()
+
+    def _retire(self, loaded: Loaded) -> None:
+        while self._jobs.uses(loaded):
+            time.sleep(RETIRE_S)
+        loaded.workers.close()
+
+    def _keep(self, what: str, who: str, name: str, **facts: Any) -> None:
+        (row,) = self._jobs.keep(change(what, who, name, **facts))
+        self.catalogue.apply(row)
+
+    # Challenge parts
+
+    def expected(self, name: str, part: str) -> None:
+        """StationError unless this is a challenge part of the product."""
+        if self.runs(name).expected(part) is None:
+            raise StationError(f"product '{name}' has no challenge part '{part[:80]}'. Define it first.")
+
+    def runs(self, name: str) -> runs.Runs:
+        """StationError when the product has no challenge parts."""
+        self.catalogue.product(name)
+        if name not in self._runs:
+            raise StationError(f"product '{name}' has no challenge parts. Define them first.")
+        return self._runs[name]
+
+    def standing(self, name: str) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return self.runs(name).shown(time.time())
+
+    def judgement(self, name: str, outcome: Outcome, row: Row) -> dict[str, Any]:
+        """What a challenge part got, whether that was right, and where the product stands now."""
+        found, said = self.runs(name), runs.answer(outcome, row)
+        return {
+            "part": row.part,
+            "verdict": outcome,
+            "margin": said.margin,
+            "right": found.right(said),
+            "stands": found.stands(time.time()),
+        }
+
+    def due(self, name: str) -> None:
+        """A shift begins: the challenge parts of a product are due."""
+        self.runs(name).due()
+        self._tell_machine(name)
+
+    def presented(self, flight: Flight, row: Row) -> None:
+        """A challenge part was inspected."""
+        found = self._runs.get(flight.job.product)
+        if found and flight.ended:
+            found.add(runs.answer(flight.ended, row), time.time())
+            self._tell_machine(flight.job.product)
+
+    def _define(self, name: str, product: Product) -> None:
+        if product.parts and product.parts.parts:
+            self._runs[name] = runs.Runs(product.parts)
+        else:
+            self._runs.pop(name, None)
+
+    def _tell_machine(self, name: str) -> None:
+        with self._jobs.lock:
+            known = self._jobs.machine.memory.products.get(name)
+            stands = self._runs[name].stands(time.time()) if name in self._runs else Challenge.NONE
+            if known and known.challenge != stands:
+                self._jobs.do(lambda now: self._jobs.machine.challenge(name, stands, now))
+
+    def settle(self) -> None:
+        """Prepare what could not be prepared before."""
+        for name in list(self._next):
+            self._prepare(name)
+
+    def look(self) -> None:
+        """See which challenge parts are due."""
+        for name in self._runs:
+            self._tell_machine(name)
+
+
+def _product(name: str) -> str:
+    if not re.fullmatch(PRODUCT, name):
+        raise StationError(
+            f"product '{name[:80]}': expected 1 to 64 of letters, digits, - and _, beginning with a letter or digit."
+        )
+    return name

@@ -1,0 +1,172 @@
+"""A station, as views see it. Every view calls only this.
+
+A view needs: `trigger` and `picture` (or `inspect`, which is both), `challenge_part`, `acknowledge`, `output`, `ready`,
+`subscribe`, and `call` for the methods of OPC 40100-1. All may be called from any thread; none waits for an inspection.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from andon import files
+from andon.station.config import Config
+from andon.station.entries import LONGEST_TEXT, Entry, Row, check_text
+from andon.station.events import Job, Outcome, Result
+from andon.station.flight import Finished, Flight
+from andon.station.jobs import IDS, Jobs
+from andon.station.keys import Keys
+from andon.station.products import Products
+
+TICK_S = 0.02
+LOOK_S = 0.25
+
+
+class Station(Jobs):
+    """`start` it, and `close` it.
+
+    Args:
+        config: its settings.
+        tell: takes sentences for the person who started it.
+    """
+
+    def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
+        super().__init__(config, tell)
+        self._stop = threading.Event()
+        self.closing = False
+        """Views that never end by themselves end now."""
+        try:
+            self.keys = Keys(config.data / "keys.json")
+            self.products = Products(self)
+        except BaseException:
+            self.ledger.close()
+            raise
+        self._threads = [
+            threading.Thread(target=self._run, args=(self._tick, TICK_S), name="clock", daemon=True),
+            threading.Thread(target=self._run, args=(self._look, LOOK_S), name="housekeeping", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """Take up work; products become ready one after another."""
+        self.keeper.start()
+        self.keeper.put(Entry("event", body={"event": "started", **self._software}))
+        self._hear(self.machine.first_events)
+        for thread in self._threads:
+            thread.start()
+        self.retention.start(lambda error: self.tell(f"pictures: {error}"))
+        self.products.start()
+
+    def close(self) -> None:
+        """End all jobs, write what waits, and let go of everything."""
+        self.closing = True
+        self._stop.set()
+        if self._threads[0].ident:
+            for thread in self._threads:
+                thread.join()
+            if self.machine.state != "Halted":
+                self.do(self.machine.halt)
+            self._pool.shutdown()
+            self.products.close()
+            self.keeper.put(Entry("event", body={"event": "stopped"}))
+            lost = self.keeper.close()
+            if lost:
+                self.tell(f"{lost} records could not be written: the storage is away. None of them was acknowledged.")
+        self.retention.close()
+        self.ledger.close()
+
+    def trigger(self, product: str, part: str, lot: str | None = None, latch: bool = True) -> Job:
+        """Start a job, in Ready or in ContinuousExecution. StationError: it is refused, and counted as missed."""
+        check_text("part", part, LONGEST_TEXT)
+        if lot is not None:
+            check_text("lot", lot, LONGEST_TEXT)
+        with self.lock:
+            machine = self.machine
+            start = machine.part if machine.state == "ContinuousExecution" else machine.start_single
+            return self._begin(lambda: start(product, part, self._now(), latch), lot)
+
+    def miss(self) -> None:
+        """A view refused a trigger before it came here: it is counted as missed."""
+        self.do(self.machine.miss)
+
+    def picture(self, job: int, data: bytes) -> "Future[Finished]":
+        """The picture of a job. The future is done when the record is durable and the job has ended."""
+        digest = files.digest(data)
+        with self.lock:
+            flight = self._acquired(job, data, digest)
+        return self._inspect(flight)
+
+    def inspect(self, product: str, part: str, lot: str | None, data: bytes) -> "Future[Finished]":
+        """Trigger and picture in one: the result is the answer, and nothing is latched."""
+        digest = files.digest(data)
+        with self.lock:
+            flight = self._acquired(self.trigger(product, part, lot, latch=False).id, data, digest)
+        return self._inspect(flight)
+
+    def challenge_part(self, product: str, part: str, data: bytes) -> "Future[Finished]":
+        """Present a challenge part; it is no production."""
+        self.products.expected(product, part)
+        digest = files.digest(data)
+        with self.lock:
+            job = self._begin(lambda: self.machine.challenge_part(product, part, self._now()), None)
+            flight = self._acquired(job.id, data, digest)
+        return self._inspect(flight)
+
+    def call(self, method: str) -> None:
+        """A method of OPC 40100-1: select_mode_automatic, halt, reset, start_continuous, stop or abort."""
+        methods = {
+            name: getattr(self.machine, name)
+            for name in ("select_mode_automatic", "halt", "reset", "start_continuous", "stop", "abort")
+        }
+        if method == "reset":
+            self.products.revive()
+        with self.lock:
+            self.do(methods[method])
+            self._settle()
+
+    def acknowledge(self, job: int) -> None:
+        """ResultsAck of the oldest latched result."""
+        self.do(lambda now: self.machine.acknowledge(job, now))
+
+    def output(self) -> Outcome:
+        """What the sorter does with the part of the oldest latched result. Reject is the resting state."""
+        with self.lock:
+            return self.machine.output(self._now())
+
+    def counts(self, result: Result) -> Outcome:
+        """What a result is worth now: a PASS or REVIEW that nobody took before its deadline is LATE."""
+        good = result.outcome in (Outcome.PASS, Outcome.REVIEW)
+        return Outcome.LATE if good and self._now() > result.until else result.outcome
+
+    def _presented(self, flight: Flight, row: Row) -> None:
+        self.products.presented(flight, row)
+
+    # Beside the line
+
+    def _run(self, call: Callable[[], None], every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            self.guarded(call)
+
+    def _tick(self) -> None:
+        self.do(self.machine.tick)
+
+    def _settle(self) -> None:
+        """Leave Preoperational, and prepare what is loaded."""
+        with self.lock:
+            if self.machine.state == "Preoperational":
+                self.do(self.machine.power_up)
+            self.products.settle()
+
+    def _look(self) -> None:
+        """What need not be done at once."""
+        self._settle()
+        if self._last_id - self.machine.memory.next_job < IDS / 2:
+            self.ledger.reserve(IDS)
+            self._last_id += IDS
+        for digest, (data, suffix) in list(self._unkept.items()):
+            self.archive.put(data, suffix)
+            del self._unkept[digest]
+        if "STORAGE" in self.machine.memory.errors and not self.keeper.away:
+            self._storage(None)
+        missed, self._missed = self._missed, 0
+        if missed:
+            self.keeper.put(Entry("event", body={"event": "missed triggers", "count": missed}))
+        self.products.look()

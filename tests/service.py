@@ -1,0 +1,81 @@
+"""A real station with its service on loopback, for the tests of both."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from andon.station.config import Config
+from andon.station.http.app import Server
+from andon.station.keys import Role
+from andon.station.station import Station
+
+WAIT_S = 60
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    """Wait for something that other threads or processes do."""
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+class Service:
+    """A station, its address, and a client for each role."""
+
+    def __init__(self, station: Station, url: str) -> None:
+        self.station, self.url = station, url
+        self.keys = {role: station.keys.make(f"the {role.name.lower()}", role)[1] for role in Role}
+        self.operator, self.quality, self.engineer = (self.client(self.keys[role]) for role in Role)
+
+    def client(self, key: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=WAIT_S)
+
+    def inspect(self, data: bytes, part: str, product: str = "ring", **query: str) -> httpx.Response:
+        return self.operator.post(
+            f"/v1/products/{product}/inspections",
+            params={"part": part, **query},
+            content=data,
+            headers={"Content-Type": "image/png"},
+        )
+
+    def ready(self) -> None:
+        until(lambda: self.station.ready, f"not ready: {self.station.machine.state}, {self.station.products.faults}")
+
+
+@contextmanager
+def served(config: Config, told: list[str] | None = None, ready: bool = True) -> Iterator[Service]:
+    """Run a station and its service until the block ends."""
+    sentences: list[str] = [] if told is None else told
+    station = Station(config, sentences.append)
+    try:
+        station.start()
+        server = Server(station, sentences.append)
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            until(lambda: server.started, "the server does not start")
+            service = Service(station, next(s for s in sentences if "http://" in s).split()[-1])
+            if ready:
+                service.ready()
+            yield service
+            for client in (service.operator, service.quality, service.engineer):
+                client.close()
+        finally:
+            station.closing = True
+            server.should_exit = True
+            thread.join()
+    finally:
+        station.close()
+
+
+def config(folder: Path, **settings: Any) -> Config:
+    """Settings for a folder of bundles, on a free port."""
+    values: dict[str, Any] = {"bundles": folder, "data": folder / "station", "deadline_ms": 20_000.0, **settings}
+    http = {"port": 0, **values.pop("http", {})}
+    return Config.model_validate({**values, "http": http})

@@ -1,0 +1,75 @@
+"""Folder in, folder out."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andon.errors import AndonError
+from andon.files import digest
+from andon.station.config import Config
+from andon.station.line.lines import Lines
+from andon.station.line.settings import Watched
+from andon.station.station import Station
+from conftest import part, save, scratched
+from service import config, until
+
+
+@contextmanager
+def line(config: Config, told: list[str]) -> Iterator[Station]:
+    station = Station(config, told.append)
+    try:
+        station.start()
+        lines = Lines(station)
+        try:
+            lines.start()
+            yield station
+        finally:
+            lines.close()
+    finally:
+        station.close()
+
+
+def read(path: Path) -> dict[str, Any]:
+    until(path.exists, f"{path.name} does not come")
+    return dict(json.loads(path.read_text()))
+
+
+def test_each_picture_gets_its_result_once_also_after_a_restart(bundle_file: Path, tmp_path: Path) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    pictures, results = tmp_path / "in", tmp_path / "in" / "out"
+    good = save(pictures / "shift" / "good.png", part(101))
+    folder = Watched(product="ring", pictures=pictures, results=results, settle_s=0.0)
+    settings = config(tmp_path, http={"max_request_mb": 1}).model_copy(update={"folder": (folder,)})
+    told: list[str] = []
+    with line(settings, told) as station:
+        first = read(results / "shift" / "good.png.json")
+        assert (first["verdict"], first["part"], first["digest"]) == ("PASS", "good", digest(good.read_bytes()))
+        save(pictures / "bad.png", scratched(201)[0])
+        (pictures / "torn.png").write_bytes(good.read_bytes()[:500])
+        (pictures / "huge.png").write_bytes(bytes((1 << 20) + 1))
+        bad = read(results / "bad.png.json")
+        assert bad["verdict"] == "REJECT" and bad["regions"]
+        torn = read(results / "torn.png.json")
+        assert torn["verdict"] == "INVALID" and torn["error"]
+        huge = read(results / "huge.png.json")
+        assert huge["verdict"] == "ERROR" and "max_request_mb" in huge["error"]
+        assert station.ledger.record(bad["record"]).key == bad["key"]
+    save(pictures / "later.png", part(102))
+    with line(settings, told) as station:
+        assert read(results / "later.png.json")["verdict"] == "PASS"
+        kept = station.ledger.history(kind="inspection", limit=10)
+        assert sorted(row.part for row in kept) == ["bad", "good", "later", "torn"]
+
+
+def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:
+    folder = Watched(product="ring", pictures=tmp_path / "none", results=tmp_path / "out")
+    with (
+        pytest.raises(AndonError, match="no such folder"),
+        line(config(tmp_path).model_copy(update={"folder": (folder,)}), []),
+    ):
+        pass
