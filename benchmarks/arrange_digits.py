@@ -1,9 +1,9 @@
 """Handwritten digits as IDX files for the one-class protocol: python benchmarks/arrange_digits.py [folder]
 
-The 1,797 pictures of 8 × 8 that scikit-learn carries in its wheel (the test half of UCI's "Optical Recognition of
-Handwritten Digits", Alpaydin and Kaynak 1998; 13 writers), their 17 levels spread over 0 to 255. Who wrote which is not
-told. The first two thirds in the order of the file are the training side and the rest the test side: neighbours in the
-file, which may be of one writer, stay together better than in a draw.
+The 1,797 pictures of 8 × 8 pixels in the wheel of scikit-learn (the test half of UCI's "Optical Recognition of
+Handwritten Digits", Alpaydin and Kaynak 1998; 13 writers), with 17 levels scaled to 0 to 255. The writer of each
+picture is unknown. The first two thirds of the file are the training images, the rest the test images: neighbours in
+the file may be of one writer, and a random split would separate more of them.
 Needs: pip install 'andon[train]'
 """
 

@@ -1,7 +1,7 @@
 """Solar cells as a product for the benchmark: python benchmarks/arrange_elpv.py [folder]
 
-The pictures, and how they are divided, are those of scripts/demo.py: monocrystalline cells from the PyPI package
-elpv-dataset, labelled certainly good or certainly defective. Needs: pip install --no-deps elpv-dataset
+Pictures and split are those of scripts/demo.py: monocrystalline cells from the PyPI package
+elpv-dataset, with the label good or defective at full certainty. Needs: pip install --no-deps elpv-dataset
 """
 
 import argparse

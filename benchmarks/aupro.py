@@ -3,10 +3,10 @@
     python benchmarks/aupro.py                     # 100 masks of 1024²
     python benchmarks/aupro.py --images 10 --levels 50
 
-The plain one takes every threshold and, at each, every image and every annotated defect: O(thresholds × components).
-Published implementations do so at about 200 thresholds, and find the defects anew at each. So that the plain one is
-exact here, the maps are rounded to that many levels. andon's time on the maps as they are, with as many thresholds as
-there are distinct values and where the plain one would take weeks, stands beside it.
+The plain implementation visits every image and every annotated defect at each threshold: O(thresholds × components).
+Published implementations do this at about 200 thresholds, and find the defects again at each. The maps are rounded to
+`--levels` levels, so that the plain implementation is exact. andon is also timed on the original maps, with one
+threshold for each distinct value, for which the plain implementation would need weeks.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Capsules against a plain CNN of as many parameters when defects are rare: AUROC and AP at 1:1, 1:10, 1:100, 1:500.
+"""Capsules against a plain CNN with as many parameters, when defects are rare: AUROC and AP at 1:1, 1:10, 1:100, 1:500.
 
     python benchmarks/arrange_elpv.py
     python benchmarks/capsule_imbalance.py [--seeds 0 1 2 3 4] [--steps 1000]
 
-Every product's test defects are halved by the seed, photographs of one piece together: one half is what may be learnt
-from, the other is tested, with the good test images, at every imbalance. All good training images are learnt from and
-one defect to so many of them (one at least); at 1:1 there are fewer defects than good images, so as many good images
-are drawn. Both networks have the same two convolutions, the same batches and the same steps. The plain one ends in a
-hidden layer and cross-entropy, and has batch normalisation: without it, it ends in a constant on magnetic tiles. One
-training of `capsule` gives both of its scores, and one map, measured at 256 pixels a side where the product has masks.
-Each line of --out is one figure; what is there is not run again.
+The test defects of each product are divided in halves by the seed, with all photographs of a piece in the same half:
+one half is for training, the other is tested at every imbalance, with the good test images. Training uses all good
+training images and the number of defects for the ratio, at least one; at 1:1, there are fewer defects than good images,
+so an equal number of good images is drawn. Both networks have the same two convolutions, the same batches and the same
+steps. The plain CNN has a hidden layer, cross-entropy, and batch normalisation: without it, its output becomes constant
+on magnetic tiles. One training of `capsule` gives both of its scores, and one map, measured at 256 pixels a side where
+the product has masks. Each line of --out is one figure; existing ones are not run again.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""Defects among the good pictures: which of them are listed, and what they cost.
+"""Defects among the good training pictures: which are listed as suspects, and the loss of accuracy.
 
     python benchmarks/contamination.py ../shared/data contamination.md
 
-For bottle, screw and magnetic_tile at 256²: at most 200 good training pictures, and as many defective pictures of the
-test split, drawn at random, that they are 2, 5 and 10 % of the folder. The default detector learns from that folder,
-from the folder without the pictures that are listed, and from the folder without the defects that a person sees on the
-contact sheet. Figures on the test pictures that were not mixed in: image AUROC in %, and how many of the defective ones
-escape REVIEW. One seed.
+For bottle, screw and magnetic_tile at 256²: at most 200 good training pictures, and random defective pictures of the
+test split, 2, 5 and 10 % of the folder. The default detector learns from that folder, from the folder without the
+listed pictures, and from the folder without the defects that a person sees on the contact sheet. Figures on the other
+test pictures: image AUROC in %, and how many of the defective ones escape REVIEW. One seed.
 """
 
 import shutil

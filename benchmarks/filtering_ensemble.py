@@ -1,10 +1,10 @@
-"""What `objective = "ensemble"` reaches, from a `restore` and an `amplify` that are trained already.
+"""Accuracy of `objective = "ensemble"`, computed from trained `restore` and `amplify` bundles.
 
     andon bench run benchmarks/filtering_autoencoder.toml
     python benchmarks/filtering_ensemble.py restore.andon amplify.andon ../shared/data/mvtec_ad/bottle
 
 The plan keeps those bundles under benchmarks/results. The ensemble trains the same two networks from the same seeds
-(a test says so), so the higher of their maps at each pixel is its map, and a second training of both is saved.
+(a test checks it), so its map is the maximum of their maps at each pixel, and no further training is needed.
 """
 
 import argparse

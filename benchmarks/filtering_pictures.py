@@ -3,7 +3,7 @@
     andon train recipes/bottle.toml --detector filtering-autoencoder -o bottle.andon
     python benchmarks/filtering_pictures.py bottle.andon ../shared/data/mvtec_ad/bottle -o docs/images/filtering.jpg
 
-The images are drawn by a seed, turn by turn from each type of defect and the good ones; no score has a say.
+The images are drawn at random with a seed, in turn from each type of defect and the good images, independent of scores.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""How fast the graph of filtering-autoencoder is, against its convolutions alone; and a training step.
+"""Time of the graph of filtering-autoencoder, compared with its convolutions alone; and time of a training step.
 
     python benchmarks/filtering_speed.py [--width 0.25] [--sizes 256 512] [--threads 2] [--steps 5]
 
-The bare convolutions are the same graph with score, map, and all that is not a convolution taken out: every convolution
-runs by itself on a picture of zeros of the size it gets in the network, on ONNX Runtime, and their times are added. A
-training step runs on the best device there is; its share of the device's peak is given where --peak names that, in
-10^12 operations a second.
+Each convolution of the graph runs alone in ONNX Runtime, on zeros of its input size in the network, and the times are
+added. A training step runs on the best available device; with --peak, the peak of the device in 10^12 operations per
+second, its utilisation is printed.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the foundation must reach, measured: accuracy, time from a folder to a bundle, latency, start-up, sizes.
+"""The requirements of the first release, measured: accuracy, time from a folder to a bundle, latency, start-up, sizes.
 
     make benchmark            # or: python benchmarks/foundation.py [bottle screw …] [--seed 1]
 

@@ -1,9 +1,9 @@
-"""Kills a benchmark at ten random moments and shows that its table comes out the same as without: kill -9 each time.
+"""Kill a benchmark at ten random times with kill -9, and check that its table equals that of an undisturbed run.
 
     python benchmarks/kill_bench.py [--kills 10] [--seed 0]
 
 Two small products of synthetic rings, two detectors, three seeds: twelve cells. Times, memory and the size of the
-bundle file are left out of the comparison; every figure, digest and threshold is in it.
+bundle file are left out of the comparison; all figures, digests and thresholds are compared.
 """
 
 import argparse

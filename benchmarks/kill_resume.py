@@ -1,8 +1,9 @@
-"""kill -9 at random moments of a training, start it again each time: is the bundle that of an undisturbed training?
+"""Kill a training at random times with kill -9, restart it, and compare the bundle with that of an undisturbed
+training.
 
     python benchmarks/kill_resume.py [--kills 10] [--seed 0]
 
-Moments are drawn over the whole life of the process: while it imports, reads images, trains, exports or calibrates.
+Times are drawn over the whole life of the process: while it imports, reads images, trains, exports or calibrates.
 """
 
 import argparse

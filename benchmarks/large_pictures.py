@@ -2,9 +2,9 @@
 
     python benchmarks/large_pictures.py part.andon [--rounds 15] [--size 4000 3000]
 
-`part.andon` is a bundle of 8-bit colour pictures with `input.size = "any"`. The picture is made here: noise of several
-scales. Both sides run in turn in one process. Regions are found at the pixel threshold of the bundle and at a low one,
-the median of the map. Printed are medians, each also as a share of OpenCV's full decode.
+`part.andon` is a bundle of 8-bit colour pictures with `input.size = "any"`. The picture is synthetic: noise of several
+scales. Both variants alternate in one process. Regions are found at the pixel threshold of the bundle and at a low one,
+the median of the map. The medians are printed, also as shares of a full decode by OpenCV.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What the data pipeline costs: steps of the loop, fed from all tiles, against steps on one batch that is ready.
+"""Cost of the data pipeline: steps of the training loop on all tiles, compared with steps on one prepared batch.
 
     python benchmarks/loop_speed.py [--size 256] [--rounds 100]
 
-Both take the same steps of the autoencoder's `cpu` preset, in turns, so that what else the machine does strikes both:
-the share is the median over the rounds. Augmentation is work of its own, so it is measured apart.
+Both run the same steps of the preset `cpu` of autoencoder and alternate, so that other load affects both equally. The
+share is the median over the rounds. Augmentation is measured separately.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Accuracy of `memory-bank` for any settings, on the fit share that training leaves it, and the time of its graph.
+"""Accuracy of `memory-bank` with any settings, fitted on the training share of the good images, and time of its graph.
 
     python benchmarks/memory_bank_study.py bottle screw magnetic_tile ball_screw --seeds 0 1 2
     python benchmarks/memory_bank_study.py screw --preset fast --set credit=0 --size 512
     python benchmarks/memory_bank_study.py --time
 
 A product is a folder below ../shared/data, or elpv (the package elpv-dataset). Fits on 80 % of the good training
-images, by group where groups are given; scores the others, for the review threshold at a rate of 5 %, and the test
+images, by group if groups are given; scores the others, for the review threshold at a rate of 5 %, and the test
 images, with the exported graph on ONNX Runtime; pixels at the resolution of the masks. A hit is a defective image whose
 map peaks inside the annotated defect, or within 1/60 of the root of the picture's area of it. Prints Markdown.
 """

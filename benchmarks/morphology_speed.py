@@ -1,10 +1,10 @@
-"""All 48 morphological transforms of type 3 at once, against OpenCV's one by one.
+"""All 48 morphological transforms of type 3 in one call, compared with single calls of OpenCV.
 
     python benchmarks/morphology_speed.py [--rounds 31] [--threads 1] [--device cpu]
 
-16 gray images of 256², float32. Both get the same number of threads and the layout that suits them: OpenCV one picture
+16 gray images of 256², float32. Both use the same number of threads and their best layout: OpenCV one picture
 (h, w) at a time, andon a batch (n, c, h, w). They alternate, and the medians are compared: processor time with one
-thread, which other processes hardly change, otherwise elapsed time. The results are first compared to the last bit.
+thread, which other processes hardly change, otherwise elapsed time. Before that, the results are compared bit by bit.
 """
 
 import argparse

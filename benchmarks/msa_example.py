@@ -1,12 +1,12 @@
-"""A measurement system analysis on pictures of MVTec's bottle, photographed again in simulation: see docs/msa.md.
+"""A measurement system analysis on pictures of MVTec's bottle, with simulated presentations: see docs/msa.md.
 
     python benchmarks/msa_example.py ../shared/data/mvtec_ad/bottle --out msa_example
 
-A real study takes each part out of the fixture, puts it back, and triggers the camera anew. Here each presentation is
-one picture of the part, shifted by up to 3 pixels each way, in light that varies by 1 % (standard deviation), with
+In a real study, each part is removed from the fixture, put back, and photographed again. Here each presentation is one
+picture of the part, shifted by up to 3 pixels each way, in light that varies by 1 % (standard deviation), with
 noise of 1.5 gray levels; the conditions are the lamp as it was, aged by 8 %, and warmer. One bundle learns the good
-pictures as they are ("still"), another learns one presentation of each ("presented"). It shows the method, and nothing
-of a real line.
+pictures as they are ("still"), another learns one presentation of each ("presented"). It shows the method; the
+figures do not hold for a real line.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Do the promises about false rejects hold? Simulations of every kind of promise, and real pictures.
+"""Test of the promised rates of false rejects: simulations of every kind of promise, and real pictures.
 
     python benchmarks/promises.py [DATA ...] --out docs/images/promises.svg
 
-Synthetic good parts are points; the detector is the distance to the nearest learnt point, as in `memory-bank`, so that
-a fit takes microseconds and thousands of calibrations can be drawn. DATA are data sets in MVTec layout: from each,
+Synthetic good parts are points; the detector is the distance to the nearest learnt point, as in `memory-bank`, so
+a fit takes microseconds and thousands of calibrations can be simulated. DATA are data sets in MVTec layout: from each,
 some good pictures are drawn many times to train the default detector on, and the other good pictures are inspected.
 """
 

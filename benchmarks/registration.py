@@ -1,11 +1,11 @@
-"""Registration measured: pose errors and time on real pictures, and what it does to detectors whose parts are moved.
+"""Registration: pose errors and time on real pictures, and its effect on detectors of moved parts.
 
     python benchmarks/registration.py [--data ../shared/data] [--images 20] [--train 80] [--test 60] [--size 256]
 
-Poses: each picture is turned and shifted at random, by a known pose, its edge repeated. *Itself*: found against the
-unmoved picture. *Another*: found against the picture of another part; the truth is then the pose of the unmoved
-picture, found the same way, so this measures whether one part is brought to one place wherever it lies. Rotation about
-an axis of symmetry is undetermined between parts, so *another* is measured where parts have none. Found: within 1° and
+Poses: each picture is rotated and shifted by a random known pose, with repeated edges. *Itself*: registered to the
+unmoved picture. *Another*: registered to the picture of another part; the truth is then the registered pose of the
+unmoved picture, so this measures whether a part is always brought to the same place. Rotation about
+an axis of symmetry is undetermined between parts, so *another* is measured for parts without one. Found: within 1° and
 1 % of the longer side. `hidden`: a square of a fifth of the picture's area is painted over.
 
 Detectors: copies of bottle, every picture with its mask moved by up to 5 % and turned by up to 10°; and screw as it is.

@@ -1,13 +1,13 @@
-"""The five networks of `segmenter`, taught by masks of real defects and by synthetic ones, on the same test images.
+"""The five networks of `segmenter`, trained on masks of real defects and on synthetic ones, with the same test images.
 
     python benchmarks/segmenter_masks.py [--products bottle magnetic_tile] [--seeds 0 1 2] [--steps N]
 
-Half of the pieces with test defects, drawn by the seed, are learnt from with their masks; the other half and the good
-test images are the test, for either teacher. A temporary folder of links holds the halves. Pieces, not images: each
+A random half of the pieces with test defects is used for training, with masks; the other half and the good test images
+are the test images of both variants. The halves are links in a temporary folder. Pieces, not images: each
 tile of magnetic_tile was photographed up to six times. The data set groups only the good ones; of the defective ones,
-photographs whose running numbers follow within 300 are taken for one piece. If images were halved instead, 60 % of the
-small defects tested would have one in training whose mask lies on theirs (IoU above 0.5); by pieces it is 3 %.
-Each line of --out is one training; what is there is not run again.
+photographs whose numbers differ by less than 300 count as one piece. If images were divided instead of pieces, 60 % of
+the small test defects would have a training defect with an overlapping mask (IoU above 0.5); with pieces it is 3 %.
+Each line of --out is one training; existing ones are not run again.
 """
 
 import argparse

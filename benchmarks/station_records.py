@@ -1,8 +1,9 @@
-"""The record of a station: rows a second that are durable with group commit, and the time of one page of history.
+"""The records of a station: durable rows per second with group commit, and the time of one page of history.
 
     python benchmarks/station_records.py [URL]
 
-Without a URL: SQLite in a temporary folder. The folder's disk is what is measured: set TMPDIR to the station's disk.
+Without a URL: SQLite in a temporary folder. This measures the disk of that folder: set TMPDIR to the disk of the
+station.
 """
 
 import random

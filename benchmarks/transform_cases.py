@@ -1,11 +1,11 @@
-"""Which transforms carry the signal: the error of each case on good and on defective test images, as a picture.
+"""The error of each transform on good and on defective test images, as a plot.
 
     python benchmarks/transform_cases.py ../shared/data/mvtec_ad/bottle [--out bottle_cases.svg] [--preset cpu]
         [--set family=type-3 …] [--seed 0] [--size 256]
 
 Trains transform-classification on the product's training images, then prints for every transform the mean error on
-good and on defective test images and the AUROC of that one error, and draws the AUROCs as bars. It looks at labels, so
-no setting may be chosen by it.
+good and on defective test images and the AUROC of this error, and draws the AUROCs as bars. It uses test labels, so do
+not choose settings by it.
 """
 
 import argparse

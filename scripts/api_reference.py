@@ -1,4 +1,4 @@
-"""For the API reference, named in mkdocs.yml: comments of fields are descriptions, examples in docstrings are code."""
+"""Extension of the API reference (mkdocs.yml): comments of fields become descriptions, examples become code blocks."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ EXAMPLE = re.compile(r"^>>> .+(?:\n.+)*", re.MULTILINE)
 
 
 class ApiReference(griffe.Extension):
-    """Changes docstrings before they become pages."""
+    """Changes docstrings before the pages are made."""
 
     def on_attribute_instance(
         self, *, node: ast.AST | griffe.ObjectNode, attr: griffe.Attribute, **kwargs: Any
@@ -22,6 +22,6 @@ class ApiReference(griffe.Extension):
                 attr.docstring = griffe.Docstring(text[0].upper() + text[1:], parent=attr)
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Fence the examples of a docstring."""
+        """Put the examples of a docstring in code blocks."""
         if obj.docstring is not None:
             obj.docstring.value = EXAMPLE.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)

@@ -18,7 +18,7 @@ TEST_GOOD = 150
 
 
 def arrange(target: Path) -> tuple[int, int, int]:
-    """Copy the cells into train/good, test/good and test/defective; return how many went into each."""
+    """Copy the cells into train/good, test/good and test/defective; return the number of each."""
     spec = importlib.util.find_spec("elpv_dataset")
     if spec is None or not spec.submodule_search_locations:
         sys.exit("The pictures come from PyPI: pip install --no-deps elpv-dataset")
@@ -38,7 +38,7 @@ def arrange(target: Path) -> tuple[int, int, int]:
 
 
 def andon(*arguments: object) -> None:
-    """Show a command and run it."""
+    """Print a command and run it."""
     words = [str(argument) for argument in arguments]
     print(f"\n$ andon {' '.join(words)}", flush=True)
     if subprocess.run([sys.executable, "-m", "andon", *words], check=False).returncode:
@@ -46,11 +46,11 @@ def andon(*arguments: object) -> None:
 
 
 def main() -> None:
-    """Run the whole way."""
+    """Run the demo."""
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
     data, bundle = out / DATA_SET, out / f"{DATA_SET}.andon"
     train, good, defective = arrange(data)
-    print(f"{train} good cells to learn from; to test: {good} good, {defective} defective")
+    print(f"{train} good cells for training; for testing: {good} good, {defective} defective")
     andon("train", data, "-o", bundle)
     andon("evaluate", bundle, data, "--out", out / "report")
     andon("inspect", bundle, *sorted((data / "test/defective").iterdir())[:5], "--out", out / "results")

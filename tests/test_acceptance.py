@@ -271,7 +271,7 @@ def test_agreements_that_cannot_be_are_refused(agreement: str, message: str, tmp
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe\x00", b"[" * 100_000, b"samples = 3\n", b'samples = "a\\u0000"\nfalse_rejects = 0.1']
 )
-def test_what_is_no_agreement_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_an_invalid_agreement_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "agreement.toml"
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"agreement\.toml: "):

@@ -68,7 +68,7 @@ def test_numbers_stand_beside_those_of_good_pictures() -> None:
     assert sentence.startswith("the picture is black (mean gray 0.0; good pictures ")
 
 
-def test_blue_and_red_exchanged_is_told_apart_from_another_light() -> None:
+def test_blue_and_red_exchanged_is_distinguished_from_another_light() -> None:
     usual, good = learnt(coloured, 8), coloured(200)
     (sentence,) = usual.oddities(appearance.measure(good[:, :, ::-1].copy()))
     assert "blue and red seem to be exchanged" in sentence
@@ -76,7 +76,7 @@ def test_blue_and_red_exchanged_is_told_apart_from_another_light() -> None:
     assert any("the colours differ" in told for told in usual.oddities(appearance.measure(warm)))
 
 
-def test_blue_and_red_exchanged_is_told_where_they_are_equal_on_average() -> None:
+def test_blue_and_red_exchanged_is_reported_where_they_are_equal_on_average() -> None:
     def cables(seed: int) -> Pixels:  # a small strong red and a large faint blue
         pixels = np.full((128, 128, 3), 90, np.float64) + np.random.default_rng(seed).normal(0, 3, (128, 128, 3))
         pixels[:16, :, 0] += 105
@@ -89,7 +89,7 @@ def test_blue_and_red_exchanged_is_told_where_they_are_equal_on_average() -> Non
     assert any("exchanged" in told for told in usual.oddities(appearance.measure(cables(99)[:, :, ::-1].copy())))
 
 
-def test_another_scene_of_the_same_light_is_told() -> None:
+def test_another_scene_of_the_same_light_is_reported() -> None:
     usual = learnt(gray, 8)
     shuffled = [gray(seed).reshape(4, 32, 4, 32, 1)[::-1, :, [2, 0, 3, 1]].reshape(128, 128, 1) for seed in (201, 202)]
     for pixels in shuffled:
@@ -118,7 +118,7 @@ def test_a_picture_of_another_depth_is_told() -> None:
     assert "full scale" in learnt(gray, 8).oddities(appearance.measure(gray(0, 16)))[0]
 
 
-def test_a_shift_of_a_set_is_told_though_each_picture_is_usual() -> None:
+def test_a_shift_of_a_set_is_reported_though_each_picture_is_usual() -> None:
     light = np.linspace(0.8, 1.2, 60)
     good = [appearance.measure((gray(seed) * gain / 1.3).astype(np.uint8)) for seed, gain in enumerate(light)]
     usual = GoodAppearance.of(good)

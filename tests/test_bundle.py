@@ -35,7 +35,7 @@ def test_a_bundle_survives_being_written(bundle_file: Path, tmp_path: Path) -> N
     assert second.digest() == first.digest()
 
 
-def test_the_manifest_tells_where_a_bundle_comes_from(bundle_file: Path) -> None:
+def test_the_manifest_contains_the_provenance_of_a_bundle(bundle_file: Path) -> None:
     manifest = Bundle.load(bundle_file).manifest
     assert manifest.detector == "memory-bank"
     assert manifest.data["fit"] == manifest.data["calibrate"] == manifest.data["images"] == 40
@@ -122,7 +122,7 @@ def foreign_member(members: dict[str, bytes]) -> None:
         ),
     ],
 )
-def test_what_is_no_whole_bundle_is_refused_by_name(
+def test_an_incomplete_bundle_is_refused_by_name(
     bundle_file: Path, tmp_path: Path, spoil: Callable[[bytes], bytes], message: str
 ) -> None:
     bad = tmp_path / "bad.andon"

@@ -137,7 +137,7 @@ def test_per_part_threshold_and_p_value_agree(scores: list[float], images: int, 
     assert (score > found.thresholds(decision).reject) == (found.p_value(score, "part") <= level + 1e-9)
 
 
-def test_the_long_run_rate_of_one_calibration_lies_in_the_interval_that_is_told() -> None:
+def test_the_long_run_rate_of_one_calibration_lies_in_the_interval_that_is_reported() -> None:
     """The rate of one calibration on uniform scores is 1 - its threshold; 95 % of them must lie inside."""
     rng = np.random.default_rng(0)
     n, rate, draws = 60, 0.05, 1_500
@@ -152,7 +152,7 @@ def test_the_long_run_rate_of_one_calibration_lies_in_the_interval_that_is_told(
     assert np.mean(rates) == pytest.approx(3 / 61, abs=0.003)  # the promise holds on average: k = 3 of 61
 
 
-def test_a_gap_in_the_highest_scores_is_told() -> None:
+def test_a_gap_in_the_highest_scores_is_reported() -> None:
     scores = [999, 962, 250, 173, *np.linspace(60, 118, 40).tolist()]
     held = [HeldOut(str(i), s, s, 0.0, f"{i}.png", f"{i:064}") for i, s in enumerate(scores)]
     found = Calibration.learn(held)

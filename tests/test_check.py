@@ -237,7 +237,7 @@ def test_flat_images_are_not_taken_for_copies(tmp_path: Path) -> None:
     assert not any("copies" in code for code in found(checked(tmp_path)))
 
 
-def test_progress_is_told(folder: Path) -> None:
+def test_progress_is_reported(folder: Path) -> None:
     told: list[tuple[str, int, int]] = []
     check.check(dataset.load(folder), lambda *step: told.append(step))
     assert told[0] == ("checking images", 0, 28) and told[-1] == ("checking images", 28, 28)
@@ -260,7 +260,7 @@ def test_the_sets_at_hand(shared_data: Path, name: str, expected: dict[str, set[
 
 
 @pytest.mark.parametrize(("spread", "kind"), [(0.0, ""), (0.35, "gain")])
-def test_light_that_varies_among_good_images_is_told(tmp_path: Path, spread: float, kind: str) -> None:
+def test_light_that_varies_among_good_images_is_reported(tmp_path: Path, spread: float, kind: str) -> None:
     rng = np.random.default_rng(0)
     for seed in range(12):
         bright = conftest.part(seed, 96) * (0.6 * (1 + rng.uniform(-spread, spread)))

@@ -291,7 +291,7 @@ def test_json_is_plain_ascii(bundle_file: Path, tmp_path: Path, capsys: Any) -> 
     assert out.isascii() and json.loads(out)["source"].endswith("ü.png")
 
 
-def test_quiet_still_tells_what_was_left_out(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
+def test_quiet_still_reports_what_was_left_out(bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any) -> None:
     save(tmp_path / "new/a.png", part(900))
     (tmp_path / "new/b.png").write_bytes(b"no picture")
     code, _, err = run(capsys, "calibrate", bundle_file, tmp_path / "new", "-o", tmp_path / "b.andon", "-q")
@@ -308,7 +308,7 @@ def test_the_default_name_is_a_file_name(parts: Path, tmp_path: Path, capsys: An
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
 @pytest.mark.parametrize(("redirect", "code"), [("| head -n 1", 0), (">&-", 0), ("2>&-", 0), ("> /dev/full", 2)])
-def test_where_output_goes_is_no_cause_for_a_traceback(redirect: str, code: int) -> None:
+def test_an_unwritable_output_causes_no_traceback(redirect: str, code: int) -> None:
     call = f"set -o pipefail; {sys.executable} -m andon detectors {redirect}"
     done = subprocess.run(["bash", "-c", call], capture_output=True, text=True)
     assert done.returncode == code
@@ -389,7 +389,7 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["train", "{parts}", "--size", "big"], "--size"),
     ],
 )
-def test_mistakes_end_with_two_and_a_sentence(
+def test_errors_of_the_user_end_with_code_2_and_a_message(
     arguments: list[str], message: str, bundle_file: Path, parts: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -405,7 +405,7 @@ def test_mistakes_end_with_two_and_a_sentence(
     assert not list(tmp_path.glob("*.andon"))
 
 
-def test_folders_are_told_and_unknown_ones_refused(tmp_path: Path, parts: Path, capsys: Any) -> None:
+def test_folders_are_reported_and_unknown_ones_refused(tmp_path: Path, parts: Path, capsys: Any) -> None:
     root = tmp_path / "line"
     for name in ("left", "right", "masks", "@eaDir"):
         shutil.copytree(parts / "train/good", root / name)

@@ -79,7 +79,7 @@ def compared(tmp_path: Path) -> compare.Comparison:
     return compare.Comparison({"a": FakeInspector(), "b": FakeInspector()}, dataset.load(paint_set(tmp_path / "ring")))
 
 
-def test_equal_bundles_cannot_be_told_apart(compared: compare.Comparison) -> None:
+def test_equal_bundles_cannot_be_distinguished(compared: compare.Comparison) -> None:
     (difference,) = compared.differences()
     assert difference == ("a", "b", 0.0, (0.0, 0.0), 1.0)
     assert compare_page.headline(compared, [difference]).endswith("the difference to b is not significant.")
@@ -140,7 +140,7 @@ def test_images_are_laid_out_by_the_vectors_a_bundle_makes(
     assert "scikit-learn is not installed" in compare_page.html(found).decode()
 
 
-def test_names_are_told_apart_and_bundles_are_needed(bundle_file: Path, tmp_path: Path) -> None:
+def test_names_are_distinguished_and_bundles_are_needed(bundle_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "line2" / bundle_file.name
     other.parent.mkdir()
     other.write_bytes(bundle_file.read_bytes())

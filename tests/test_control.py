@@ -184,7 +184,7 @@ def test_near_is_half_of_what_lies_above_chance_and_beyond_chance_itself():
     assert not near(0.6, 0.6, 0.48)
 
 
-def test_without_masks_it_is_said_once_why(tmp_path):
+def test_without_masks_it_is_reported_once_why(tmp_path):
     root = paint_set(tmp_path / "ring")
     for path in (root / "ground_truth").rglob("*.png"):
         path.unlink()
@@ -208,7 +208,7 @@ def test_masks_that_cannot_be_used_are_left_out(tmp_path):
     assert len(figures["errors"]) == 2
 
 
-def test_masks_of_the_whole_picture_only_are_told(tmp_path):
+def test_masks_of_the_whole_picture_only_are_reported(tmp_path):
     root = paint_set(tmp_path / "ring")
     for path in (root / "ground_truth").rglob("*.png"):
         write(path, np.full((24, 24), 255, np.uint8))

@@ -59,7 +59,7 @@ def painted(root: Path, change: object = None, suffix: str = "png") -> Path:
         (None, "jpg", "bytes per pixel", "the compression of the files"),
     ],
 )
-def test_what_separates_good_from_defective_is_told(
+def test_a_statistic_that_separates_good_from_defective_is_reported(
     tmp_path: Path, change: object, suffix: str, name: str, measured: str
 ) -> None:
     told = [finding.message for finding in crude.findings(dataset.load(painted(tmp_path, change, suffix)))]
@@ -67,7 +67,7 @@ def test_what_separates_good_from_defective_is_told(
     assert f"may measure {measured}" in sentence
 
 
-def test_an_honest_test_set_is_not_told(tmp_path: Path) -> None:
+def test_a_valid_test_set_gives_no_warning(tmp_path: Path) -> None:
     root = tmp_path
     for seed in range(COUNT):
         save(root / f"test/good/{seed:03}.png", gray_part(seed))
@@ -144,7 +144,7 @@ def test_good_test_images_that_differ_from_training_are_told(tmp_path: Path) -> 
     assert "darker" in sentence
 
 
-def test_the_check_tells_it(tmp_path: Path) -> None:
+def test_the_check_reports_it(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["check", str(painted(tmp_path, light)), "--json", "-q"])
     codes = [finding["code"] for finding in json.loads(done.stdout)["findings"]]
     assert "crude" in codes

@@ -101,7 +101,7 @@ def test_layouts(tmp_path: Path, names: list[str], expected: dict[str, str]) -> 
     assert {data.relative(s): s.defect for s in data.samples} == expected
 
 
-def test_what_is_no_image_is_counted(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_counted(tmp_path: Path) -> None:
     tree(tmp_path, "a/1.png", "a/Thumbs.db", "a/notes.TXT", ".DS_Store", ".git/x.png", "b.zip", "a/._1.png", "a/x.gif")
     data = dataset.load(tmp_path)
     assert list(seen(data)) == ["a/1.png", "a/x.gif"]  # a GIF is meant as a picture: reading it says what to do

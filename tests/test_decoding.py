@@ -242,7 +242,7 @@ def test_bmp_is_read_by_its_masks(kind: str) -> None:
     np.testing.assert_array_equal(read.pixels, np.full((16, 16, 3), (255, 0, 0)))
 
 
-def test_bmp_with_alpha_is_read_and_said() -> None:
+def test_bmp_with_alpha_is_read_and_reported() -> None:
     masks = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
     for data in (
         bmp(32, 3, struct.pack("<I", 0xFF) * 256, masks, 108),

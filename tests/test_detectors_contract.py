@@ -350,7 +350,7 @@ OTHERS: dict[str, object] = {  # values of settings that are said to change no w
 FILES = {"network", "objective", "occlusion_images"}  # choose among files: another one has another checkpoint, or none
 
 
-def test_settings_that_are_said_to_change_no_weights_change_none(name: str, tmp_path: Path) -> None:
+def test_settings_that_are_reported_to_change_no_weights_change_none(name: str, tmp_path: Path) -> None:
     kind = detectors.get(name)
     unlearnt = getattr(kind.Config, "unlearnt", set()) - FILES
     if not unlearnt:

@@ -182,7 +182,7 @@ def test_masks_are_true_above_half_of_their_largest(tmp_path, top):
         read_sized(path, (10, 12))
 
 
-def test_images_that_the_bundle_learnt_from_are_counted_and_told(painted):
+def test_images_that_the_bundle_learnt_from_are_counted_and_reported(painted):
     inspector = FakeInspector()
     clean = evaluate(inspector, dataset.load(painted))
     assert clean.metrics["data"]["learnt_from"] == 0 and "learnt" not in clean.summary()[0]
@@ -203,7 +203,7 @@ def test_names_need_not_be_valid_unicode(painted):
     assert len(evaluation.rows) == 11 and json.loads(evaluation.json())
 
 
-def test_masks_that_are_missing_left_over_or_numbered_are_told(painted):
+def test_masks_that_are_missing_left_over_or_numbered_are_reported(painted):
     masks = sorted((painted / "ground_truth/scratch").iterdir())
     masks[0].rename(masks[0].with_name("other.png"))
     for path in masks[1:3]:

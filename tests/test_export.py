@@ -277,7 +277,7 @@ def test_a_folder_of_something_else_is_refused(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == content
 
 
-def test_a_place_that_is_no_folder_is_refused(bundle_file: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_folder_is_refused(bundle_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     places = {"file": "a file is in the place", "file/below": "a file of this name exists", "x" * 300: "name too long"}
     for place, match in places.items():

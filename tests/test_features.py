@@ -167,7 +167,7 @@ def test_a_graph_of_ones_own_is_a_network_whose_outputs_are_its_stages(tmp_path:
         (lambda path: own_graph(path, side=64), "its input 'pixels' is"),
     ],
 )
-def test_a_file_that_is_no_backbone_is_refused(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
+def test_a_file_that_is_not_a_backbone_is_refused(tmp_path: Path, make: Callable[[Path], Path], said: str) -> None:
     path = tmp_path / "own.onnx"
     make(path)
     with pytest.raises(AndonError, match="(?i)" + said) as raised:

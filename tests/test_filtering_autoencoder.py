@@ -264,9 +264,9 @@ def test_bad_input_is_refused_before_any_training(tmp_path: Path) -> None:
         detector().network(100, 3)
     for settings, message in (
         ({"kernel": 4}, "kernel"),
-        ({"patch": (0.5, 0.1)}, "smallest comes first"),
+        ({"patch": (0.5, 0.1)}, "expected the least diameter first"),
         ({"corruptions": ()}, "corruptions"),
-        ({"corruptions": ("elastic", "elastic")}, "named once"),
+        ({"corruptions": ("elastic", "elastic")}, "a value is listed twice"),
         ({"smooth": 4}, "odd"),
         ({"balance": 1.5}, "balance"),
         ({"occlusion_images": "x", "corruptions": ("elastic",)}, "not among the corruptions"),

@@ -150,7 +150,7 @@ def test_what_is_not_a_number_never_passes(bundle_file: Path, value: float, wher
         (lambda p: np.random.default_rng(0).integers(0, 256, p.shape, dtype=np.uint8), "another scene"),
     ],
 )
-def test_a_picture_that_is_none_of_the_part_is_told_or_invalid(bundle_file: Path, spoil: Any, words: str) -> None:
+def test_a_picture_without_the_part_is_reported_or_invalid(bundle_file: Path, spoil: Any, words: str) -> None:
     inspector = Inspector.load(bundle_file)
     found = inspector.inspect(spoil(part(600)))
     assert words in " ".join(found.notes) and found.verdict is not Verdict.INVALID

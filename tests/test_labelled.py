@@ -176,7 +176,7 @@ def test_masks_that_are_all_refused_are_not_called_missing(scratches: Path, tmp_
     assert sum("expected equal sizes" in sentence for sentence in told) == 3
 
 
-def test_masks_that_match_no_image_are_told(scratches: Path, tmp_path: Path) -> None:
+def test_masks_that_match_no_image_are_reported(scratches: Path, tmp_path: Path) -> None:
     (scratches / "ground_truth/scratch/10_mask.png").rename(scratches / "ground_truth/scratch/10-drawn.png")
     for path in (scratches / "train/good").iterdir():
         path.write_bytes(b"no picture")  # so that nothing is trained

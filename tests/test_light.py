@@ -75,7 +75,7 @@ def test_a_half_covered_picture_keeps_the_light_of_the_rest() -> None:
 
 
 @pytest.mark.parametrize("level", [0, 255])
-def test_light_that_saturates_is_told(level: int) -> None:
+def test_light_that_saturates_is_reported(level: int) -> None:
     learnt = Light.learn("field", [light.grid(dim(seed)) for seed in range(8)])
     pixels = np.full((120, 120, 3), level, np.uint8)
     found = learnt.correct(pixels)
@@ -83,7 +83,7 @@ def test_light_that_saturates_is_told(level: int) -> None:
     np.testing.assert_array_equal(found.pixels, pixels)
 
 
-def test_a_factor_beyond_reason_is_limited_and_told() -> None:
+def test_a_factor_beyond_reason_is_limited_and_reported() -> None:
     learnt = Light.learn("gain", [light.grid(part(seed, 120)) for seed in range(8)])
     found = learnt.correct(lit(part(9, 120), 0.15))
     assert "by more than a factor of 4" in found.note

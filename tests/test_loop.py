@@ -143,7 +143,7 @@ def test_kill_9_changes_nothing(tmp_path: Path) -> None:
         assert all(np.array_equal(found[name], value.numpy()) for name, value in whole.items())
 
 
-def test_a_loss_that_is_no_number_stops_with_step_and_rate(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_with_step_and_rate(tmp_path: Path) -> None:
     module, calls = Small(), 0
 
     def loss(batch: Any, generator: Any) -> Any:
@@ -201,7 +201,7 @@ def test_divergence_stops(values: Callable[[int], float], tmp_path: Path) -> Non
         lambda step: 0.0,
     ],
 )
-def test_what_is_no_divergence(values: Callable[[int], float], tmp_path: Path) -> None:
+def test_losses_that_do_not_diverge(values: Callable[[int], float], tmp_path: Path) -> None:
     losses(values, tmp_path)
 
 
@@ -215,7 +215,7 @@ def test_what_changes_no_weights_may_be_changed_on_the_way(changed: dict[str, An
     assert "continuing from step 13" in said[0] and same(whole, resumed)
 
 
-def test_a_fit_tells_what_it_wrote(tmp_path: Path) -> None:
+def test_a_fit_reports_what_it_wrote(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     run = Run(device="cpu", folder=tmp_path / "training")
     fit(schedule(steps=2), run)

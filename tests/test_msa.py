@@ -233,7 +233,7 @@ def test_distances_are_in_sigmas_of_repeatability(tmp_path: Path) -> None:
     assert [each.nearest for each in scale.distances] == sorted(each.nearest for each in scale.distances)
 
 
-def test_parts_without_all_scores_are_left_out_of_the_gauge_and_said(tmp_path: Path) -> None:
+def test_parts_without_all_scores_are_left_out_of_the_gauge_and_reported(tmp_path: Path) -> None:
     study = made(tmp_path, study_rows()[1:])
     (scale,) = study.scales
     assert scale.gauge is not None and (scale.gauge.parts, scale.left_out) == (19, 1)

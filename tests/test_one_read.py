@@ -196,7 +196,7 @@ def test_a_reference_keeps_the_digest_of_its_file(parts: Path) -> None:
     assert made.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_reading_again_tells_a_changed_file_from_the_same(tmp_path: Path) -> None:
+def test_reading_again_reports_a_changed_file_from_the_same(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", part(1))
     first = image.read(path)
     os.utime(path, (0, 0))

@@ -144,9 +144,9 @@ def test_settings_that_do_not_fit_the_tiles_are_refused_before_training() -> Non
         PatchAutoencoder(Settings(**{**TINY, "neighbours": 7}), 0).forecast(Flat(64))
     with pytest.raises(TrainingError, match="multiple of 16"):
         PatchAutoencoder(Settings(**TINY), 0).forecast(Flat(72))
-    with pytest.raises(TrainingError, match="shrunk 3 times; expected a divisor"):
+    with pytest.raises(TrainingError, match="shrink = 3; expected a divisor"):
         PatchAutoencoder(Settings(**{**TINY, "shrink": 3}), 0).fit(Flat(64))
-    with pytest.raises(TrainingError, match=r"patches of 64 px .* shrunk to 32; expected at most 32"):
+    with pytest.raises(TrainingError, match=r"patches of 64 px .* reduced to 32 px; expected at most 32"):
         PatchAutoencoder(Settings(**{**TINY, "patch": 64}), 0).fit(Flat(64))
     with pytest.raises(TrainingError, match="leave gaps"):
         PatchAutoencoder(Settings(**{**TINY, "step": 17}), 0).fit(Flat(64))

@@ -86,7 +86,7 @@ def test_the_command_prints_a_table_or_json_and_writes_a_page(tmp_path: Path, ca
 
 
 @pytest.mark.parametrize("rate", [0.0, -0.1, 0.51, 1.0, float("nan"), float("inf"), 1e-7])
-def test_a_rate_that_nobody_can_agree_on_is_refused(rate: float, capsys: Any) -> None:
+def test_an_impossible_rate_is_refused(rate: float, capsys: Any) -> None:
     for option in ("--slip", "--false-rejects"):
         code, _, err = run(capsys, "plan", option, rate)
         assert code == 2 and err.startswith(f"andon: {option}") and "expected a rate" in err

@@ -23,7 +23,7 @@ class Watch:
         return self.calls[before + 1] if len(self.calls) > before + 1 else None
 
 
-def test_without_a_plan_nothing_is_said_of_the_whole() -> None:
+def test_without_a_plan_nothing_is_reported_of_the_whole() -> None:
     watch = Watch()
     assert watch.at(1, "reading", 3, 10) is None
 

@@ -287,7 +287,7 @@ def test_damaged_idx_files_are_refused(tmp_path: Path, break_it: Callable[[Path]
     assert not (tmp_path / "out").exists()
 
 
-def test_compressed_files_unpack_to_what_their_header_says_and_no_more(tmp_path: Path) -> None:
+def test_compressed_files_unpack_at_most_to_the_size_in_their_header(tmp_path: Path) -> None:
     root = mnist(tmp_path / "m", packed=True)
     path = root / "train-images-idx3-ubyte.gz"
     head, whole = bytes([0, 0, 8, 3]), gzip.decompress(path.read_bytes())
@@ -340,7 +340,7 @@ def test_a_broken_or_missing_view_is_refused(tmp_path: Path) -> None:
         protocols.one_class(planned(root), tmp_path / "out")
 
 
-def test_a_folder_of_nothing_known_says_what_is_known(tmp_path: Path) -> None:
+def test_a_folder_of_unknown_layout_lists_the_known_ones(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "nowhere", tmp_path / "a\0b"):
         with pytest.raises(DatasetError, match=r"data_batch_1.bin"):
             protocols.one_class(planned(folder), tmp_path / "out")

@@ -119,7 +119,7 @@ def test_a_wrong_recipe_names_key_value_and_expectation(text: str, message: str)
     assert message in str(caught.value)
 
 
-def test_wrong_items_are_not_told_as_a_list_that_is_too_short() -> None:
+def test_wrong_items_are_not_reported_as_a_list_that_is_too_short() -> None:
     class Listed(BaseModel):
         names: Annotated[tuple[Literal["a", "b"], ...], Field(strict=False, min_length=1)]
 
@@ -128,7 +128,7 @@ def test_wrong_items_are_not_told_as_a_list_that_is_too_short() -> None:
     assert "names.0 = 'c'" in str(caught.value) and "at least 1 item" not in str(caught.value)
 
 
-def test_a_mark_of_the_encoding_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_bytes("\ufeffseed = 3\n".encode())
     assert Recipe.load(tmp_path / "r.toml").seed == 3
 

@@ -44,7 +44,7 @@ def strict(text: str) -> Any:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_null(bad: float, tmp_path: Path) -> None:
+def test_values_that_are_not_numbers_are_null(bad: float, tmp_path: Path) -> None:
     region = replace(FOUND.regions[0], peak=bad, centroid=(bad, 1.0))
     found = replace(FOUND, score=bad, p_value=bad, thresholds=Thresholds(bad, bad, bad), regions=(region,))
     record = found.record()

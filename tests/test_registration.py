@@ -448,7 +448,9 @@ def test_a_reference_that_resembles_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoilt", "least"), [("for the fit", None), ("for the fit", 0.4), ("held out", None), ("reference", None)]
 )
-def test_a_side_without_a_part_is_told_before_the_fit(tmp_path: Path, spoilt: str, least: float | None) -> None:
+def test_a_side_without_registered_parts_is_an_error_before_the_fit(
+    tmp_path: Path, spoilt: str, least: float | None
+) -> None:
     good = folder_of(tmp_path / "good", 4)
     sides = dataset.split_good(dataset.load(good).training_images(), 0.5 if spoilt != "reference" else 0.2, 0)
     side = sides[0] if spoilt == "for the fit" else sides[1]

@@ -49,7 +49,7 @@ def test_tiles_are_suggested_for_large_pictures_and_size_that_is_suggested_is_en
 
 
 @pytest.mark.parametrize("text", ["", "px", "0px", "-3", "6 mm", "nan", "1e400x"])
-def test_what_is_no_length_is_refused(text: str) -> None:
+def test_an_invalid_length_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="expected a length in pixels"):
         resolution.length(text)
 

@@ -72,7 +72,7 @@ def test_a_reference_keeps_what_it_needs_for_few_sizes_of_pictures() -> None:
     assert here._spectra.cache_info().currsize == SPECTRA
 
 
-def test_a_part_that_is_not_found_is_told_across_processes() -> None:
+def test_a_part_that_is_not_found_is_reported_across_processes() -> None:
     pose = Registration(0.1, 0.0, (0.0, 0.0), 1.0, 1.0, 2.0)
     copy = pickle.loads(pickle.dumps(NotFound("a.png: not found", pose)))
     assert (str(copy), copy.registration) == ("a.png: not found", pose)

@@ -158,7 +158,7 @@ def test_a_file_counts_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.Monk
     assert told == []
 
 
-def test_a_renamed_file_is_no_new_picture_and_a_rewritten_one_is(tmp_path: Path) -> None:
+def test_a_renamed_file_is_not_a_new_picture_but_a_rewritten_one_is(tmp_path: Path) -> None:
     save(tmp_path / "a.png", part(1))
     with Taker(watched(tmp_path)) as taker:
         taker.until(lambda t: len(t.frames) == 1)
@@ -254,7 +254,7 @@ def test_gray_videos_are_gray_when_asked(tmp_path: Path) -> None:
     assert take(Video(path, channels=1)).frames[0].content.shape == (64, 96, 1)  # type: ignore[union-attr]
 
 
-def test_a_cut_video_is_told(tmp_path: Path) -> None:
+def test_a_cut_video_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "cut.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (96, 96))
     for seed in range(30):
@@ -268,7 +268,7 @@ def test_a_cut_video_is_told(tmp_path: Path) -> None:
     assert f"ended after {len(taken.frames)} of 30 frames" in taken.told[0]
 
 
-def test_what_is_no_video_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
     taken = take(Video(tmp_path / "a.mp4"))
     assert isinstance(taken.error, AndonError) and "no frame can be decoded" in str(taken.error)

@@ -60,7 +60,7 @@ def test_a_suffix_is_checked(tmp_path: Path, suffix: str) -> None:
     assert list(Archive(tmp_path).walk()) == []
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     digest = archive.put(b"picture")
     archive.path(digest).write_bytes(b"pictura")

@@ -139,7 +139,7 @@ def test_a_backup_of_an_older_andon_is_brought_up_to_date(
     assert (tmp_path / "backup" / "records.db").read_bytes() == before
 
 
-def test_what_is_not_whole_is_copied_as_it_is_and_told(tmp_path: Path, capsys: Any) -> None:
+def test_what_is_not_whole_is_copied_as_it_is_and_reported(tmp_path: Path, capsys: Any) -> None:
     url, pictures = str(tmp_path / "a.db"), tmp_path / "pictures"
     rows = filled(url, pictures)
     digest = rows[0].body["digest"]

@@ -130,7 +130,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_told_and_loses_nothing_and_passes(disk: Disk) -> None:
+def test_a_full_disk_is_reported_and_loses_nothing_and_passes(disk: Disk) -> None:
     with Ledger(str(disk.folder / "r.db"), "s") as ledger:
         rows = ledger.append([event("before")])
         filler = disk.fill()
@@ -166,7 +166,7 @@ def test_a_database_on_a_full_disk_cannot_be_made(disk: Disk) -> None:
         Ledger(str(disk.folder / "r.db"), "s")
 
 
-def test_a_read_only_disk_is_told_and_passes(disk: Disk) -> None:
+def test_a_read_only_disk_is_reported_and_passes(disk: Disk) -> None:
     url, archive = str(disk.folder / "r.db"), Archive(disk.folder / "pictures")
     kept = archive.put(b"one")
     with Ledger(url, "s") as ledger:
@@ -188,7 +188,7 @@ def test_a_read_only_disk_is_told_and_passes(disk: Disk) -> None:
         ledger.append([event("y")])
 
 
-def test_a_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AndonError, match="a file of this name exists"):
         Ledger(str(tmp_path / "file" / "r.db"), "s")
@@ -212,7 +212,7 @@ def test_a_database_that_was_moved_away_takes_no_records(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("data", [b"not a database" * 1000, b"SQLite format 3\0" + bytes(5000)])
-def test_what_is_no_database_is_told(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_reported(tmp_path: Path, data: bytes) -> None:
     place = tmp_path / "r.db"
     place.write_bytes(data)
     for opened in (Ledger, Reader):
@@ -221,7 +221,7 @@ def test_what_is_no_database_is_told(tmp_path: Path, data: bytes) -> None:
     assert place.read_bytes()[:14] == data[:14]
 
 
-def test_a_database_that_was_cut_is_told(tmp_path: Path) -> None:
+def test_a_database_that_was_cut_is_reported(tmp_path: Path) -> None:
     place = tmp_path / "r.db"
     with Ledger(str(place), "s") as ledger:
         for _ in range(5):
@@ -232,7 +232,7 @@ def test_a_database_that_was_cut_is_told(tmp_path: Path) -> None:
         chain.verify()
 
 
-def test_postgres_away_for_a_while_is_told_and_passes(postgres: Cluster) -> None:
+def test_postgres_away_for_a_while_is_reported_and_passes(postgres: Cluster) -> None:
     url = postgres.database()
     with Ledger(url, "s") as ledger, Reader(url, "s") as beside:
         first = ledger.reserve(1)
@@ -273,7 +273,9 @@ def test_a_ledger_can_be_closed_while_postgres_is_away(postgres: Cluster) -> Non
     Ledger(url, "s").close()
 
 
-def test_a_postgres_that_does_not_answer_is_told_and_passes(postgres: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_postgres_that_does_not_answer_is_reported_and_passes(
+    postgres: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(schema, "PATIENCE_S", 1)
     url = postgres.database()
     with Ledger(url, "s") as ledger:
@@ -301,7 +303,7 @@ def test_a_postgres_that_does_not_answer_is_told_and_passes(postgres: Cluster, m
         assert ledger.verify() == []
 
 
-def test_a_connection_that_is_cut_is_made_anew(postgres: Cluster) -> None:
+def test_a_cut_connection_is_opened_again(postgres: Cluster) -> None:
     url = postgres.database()
     with Ledger(url, "s") as ledger:
         rows = ledger.append([event("before")])
@@ -349,7 +351,7 @@ def test_a_postgres_that_would_lose_commits_is_refused(postgres: Cluster) -> Non
 @pytest.mark.parametrize(
     "change", ["/missing", "?unix_sock=/tmp/no/such/socket"], ids=["no such database", "no such server"]
 )
-def test_a_database_that_is_not_there_is_told_without_the_password(postgres: Cluster, change: str) -> None:
+def test_a_database_that_is_not_there_is_reported_without_the_password(postgres: Cluster, change: str) -> None:
     good = sa.make_url(postgres.database())
     url = (
         f"postgresql://andon:s3cret@{change}"

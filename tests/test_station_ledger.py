@@ -148,7 +148,7 @@ def test_a_station_needs_a_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/d", "sqlite://", "sqlite:///:memory:", "://secret@", "x://"])
-def test_other_databases_are_refused_and_no_password_is_told(url: str) -> None:
+def test_other_databases_are_refused_and_no_password_is_reported(url: str) -> None:
     with pytest.raises(StationError, match=r"expected the path of an SQLite file.*postgresql://") as told:
         Ledger(url, "s")
     assert "secret" not in str(told.value)
@@ -188,7 +188,7 @@ def test_the_database_itself_refuses_changes(database: str, statement: str) -> N
         (["DELETE FROM records"], {1: "records 1 to 10 are missing"}),
     ],
 )
-def test_the_chain_tells_what_was_changed(database: str, statements: list[str], expected: dict[int, str]) -> None:
+def test_the_chain_shows_what_was_changed(database: str, statements: list[str], expected: dict[int, str]) -> None:
     with Ledger(database, "s") as ledger:
         ledger.append([Entry("inspection", verdict="REJECT", score=number, body={"a": 1}) for number in range(10)])
         assert ledger.verify() == []
@@ -202,7 +202,7 @@ def test_the_chain_tells_what_was_changed(database: str, statements: list[str], 
 @pytest.mark.parametrize(
     "change", ["part = x'00ff'", "score = 9e999", "p_value = 9e999", "body = x'7b7d'", "job = 'seven'"]
 )
-def test_other_types_in_columns_of_sqlite_are_told(tmp_path: Path, change: str) -> None:
+def test_other_types_in_columns_of_sqlite_are_reported(tmp_path: Path, change: str) -> None:
     url = str(tmp_path / "r.db")
     with Ledger(url, "s") as ledger:
         ledger.append([event("1"), event("2"), event("3")])

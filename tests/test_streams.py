@@ -227,7 +227,7 @@ def test_a_full_line_drops_and_counts() -> None:
     assert not report.whole and f"{report.dropped} dropped" in report.sentence()
 
 
-def test_a_stop_finishes_what_is_on_the_line(inspector: Inspector) -> None:
+def test_a_stop_finishes_the_frames_on_the_line(inspector: Inspector) -> None:
     stop = threading.Event()
     outcomes: list[Outcome] = []
 
@@ -248,7 +248,7 @@ def test_a_stop_finishes_what_is_on_the_line(inspector: Inspector) -> None:
     assert 3 <= len(outcomes) <= 9
 
 
-def test_a_source_that_hangs_is_left_alone_when_told_to_stop(inspector: Inspector, monkeypatch: Any) -> None:
+def test_a_blocked_source_is_abandoned_after_a_stop(inspector: Inspector, monkeypatch: Any) -> None:
     monkeypatch.setattr(line, "GRACE", 0.2)
     stop, never = threading.Event(), threading.Event()
 
@@ -376,7 +376,7 @@ def test_records_and_heat_maps_of_frames(inspector: Inspector, tmp_path: Path) -
     assert (tmp_path / "records.csv").read_text().count("INVALID") == 1
 
 
-def test_a_heat_map_that_cannot_be_written_is_told(inspector: Inspector, tmp_path: Path) -> None:
+def test_a_heat_map_that_cannot_be_written_is_reported(inspector: Inspector, tmp_path: Path) -> None:
     told: list[str] = []
     maps = sinks.HeatMaps(tmp_path, inspector.scale, inspector.calibration, told.append, "all")
     (tmp_path / "a.png.png").mkdir()
@@ -402,7 +402,7 @@ def test_every_sink_gets_an_outcome_that_one_refuses() -> None:
     ("source", "words"),
     [(b"data", "one bytes"), (np.zeros((9, 9)), "one ndarray"), (7, "a int"), ("nowhere", "no such file or folder")],
 )
-def test_what_is_no_source_is_refused(inspector: Inspector, source: Any, words: str) -> None:
+def test_an_invalid_source_is_refused(inspector: Inspector, source: Any, words: str) -> None:
     with pytest.raises(AndonError, match=words):
         inspector.stream(source, lambda outcome: None)
 

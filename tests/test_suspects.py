@@ -47,7 +47,7 @@ def test_a_clean_folder_has_no_suspects(tmp_path: Path) -> None:
     assert not suspects.warning(judged, "parts")
 
 
-def test_frames_of_one_defect_do_not_vouch_for_each_other(tmp_path: Path) -> None:
+def test_similar_defects_do_not_hide_each_other(tmp_path: Path) -> None:
     root = folder(tmp_path / "parts")
     pixels = scratched(500)[0]
     for frame in range(6):  # 13 % of the folder, all alike

@@ -99,7 +99,7 @@ def test_a_training_decodes_each_picture_once(good: Path, tmp_path: Path, decode
 
 @pytest.mark.parametrize("kind", ["registered", "16 bits", "light"])
 @pytest.mark.parametrize("room", [True, False])
-def test_what_is_looked_over_twice_is_decoded_once_while_there_is_room(
+def test_pictures_surveyed_twice_are_decoded_once_within_the_budget(
     kind: str, room: bool, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seed in range(20):
@@ -198,7 +198,7 @@ HOLD = "import sys, time; from pathlib import Path; from andon.training import w
 HOLD += "with workplace.opened(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
 
 
-def test_the_lock_of_a_killed_training_locks_nobody_out(good: Path, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_training_is_released(good: Path, tmp_path: Path) -> None:
     out = tmp_path / "b.andon"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE) as holder:
         try:
@@ -246,7 +246,7 @@ def test_recalibrating_on_other_good_images(bundle_file: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("first", "of"), [(700, part), (700, lambda seed: scratched(seed)[0]), (0, None)])
-def test_recalibrating_says_when_good_images_are_unlike_those_of_before(
+def test_recalibration_warns_when_good_images_differ_from_the_earlier_ones(
     bundle_file: Path, tmp_path: Path, first: int, of: Callable[[int], Pixels] | None
 ) -> None:
     for seed in range(first, first + 20):
@@ -301,7 +301,7 @@ def test_copies_of_a_file_count_as_one_part(good: Path, tmp_path: Path) -> None:
         training.train(good, tmp_path / "b.andon", **FAST)
 
 
-def test_folders_taken_as_defects_are_told(good: Path, tmp_path: Path) -> None:
+def test_folders_taken_as_defects_are_reported(good: Path, tmp_path: Path) -> None:
     save(tmp_path / "lot2/a.png", part(70, 64))
     save(tmp_path / "bad/b.png", part(71, 64))
     told: list[str] = []
@@ -362,7 +362,7 @@ def one_gray(folder: Path) -> None:
         (None, {"groups": "("}, DatasetError, ""),
     ],
 )
-def test_what_cannot_be_trained_is_told_before_anything_is_written(
+def test_what_cannot_be_trained_is_reported_before_anything_is_written(
     good: Path, tmp_path: Path, spoil: Any, options: dict[str, Any], kind: type[AndonError], message: str
 ) -> None:
     if spoil:
@@ -386,7 +386,7 @@ def test_a_recipe_without_images(tmp_path: Path) -> None:
         training.train(Recipe(), tmp_path / "b.andon")
 
 
-def test_an_output_that_cannot_be_written_is_told_before_the_fit(good: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_reported_before_the_fit(good: Path, tmp_path: Path) -> None:
     with pytest.raises(AndonError, match="there is no folder"):
         training.train(good, tmp_path / "no" / "b.andon", **FAST)
 

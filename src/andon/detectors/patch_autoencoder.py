@@ -277,14 +277,14 @@ def _small(side: int, config: Settings) -> int:
     """Return the side of the reduced image. TrainingError when shrink, patch and step do not fit the tile."""
     if side % config.shrink:
         raise TrainingError(
-            f"tiles of {side} px cannot be shrunk {config.shrink} times; expected a divisor. Change shrink or the "
-            "recipe's size."
+            f"tiles of {side} px cannot be reduced by the factor shrink = {config.shrink}; expected a divisor of "
+            f"{side}. Change shrink, or geometry.size."
         )
     small = side // config.shrink
     if config.patch > small:
         raise TrainingError(
-            f"patches of {config.patch} px from tiles of {side} px, shrunk to {small}; expected at most {small}. "
-            "Lower patch or shrink, or raise the recipe's size."
+            f"patches of {config.patch} px from tiles of {side} px, reduced to {small} px; expected at most {small}. "
+            "Lower patch or shrink, or raise geometry.size."
         )
     if config.step > config.patch:
         raise TrainingError(

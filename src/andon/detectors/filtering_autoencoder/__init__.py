@@ -45,13 +45,13 @@ GROWTHS = 8  # crops grow in steps of an eighth of the tile's side
 
 def _distinct(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
     if len(set(kinds)) < len(kinds):
-        raise ValueError("each may be named once")
+        raise ValueError("a value is listed twice; expected each once. Remove one")
     return kinds
 
 
 def _ordered(patch: tuple[float, float]) -> tuple[float, float]:
     if patch[0] > patch[1]:
-        raise ValueError("the smallest comes first")
+        raise ValueError("the first value is larger than the second; expected the least diameter first. Exchange them")
     return patch
 
 

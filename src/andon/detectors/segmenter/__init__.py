@@ -144,7 +144,7 @@ class Segmenter(LearnedDetector):
             return tiles
         stock = LabelledTiles(tiles, share=self.config.share)
         run.tell(
-            f"learning from {stock.count} tiles of labelled defects, each {stock.times} times as often as a good "
-            f"one of {len(tiles)}"
+            f"learning from {len(tiles)} good tiles and {stock.count} tiles of labelled defects; a defect is used "
+            f"{stock.times} times as often as a good tile"
         )
         return stock
