@@ -31,6 +31,7 @@ from andon.detectors.memory_bank import MemoryBank, Settings, alike
 from andon.engines import runtime
 from andon.evaluate import metrics
 from andon.geometry import views
+from andon.graphs.parts import input_tiles
 from andon.inspection import Array, Pixels
 
 FIT, HELD, TEST = 150, 40, 250  # pictures at most
@@ -51,7 +52,7 @@ class Kept(MemoryBank):
     def outputs(self, tiles: Pixels) -> tuple[Maps, Maps, Maps]:
         """Whitened features, distances with credit, and distances without; none has anything of the position."""
         banks, usual, self._usual = self._banks, self._usual, [None] * len(self._maps)
-        source = self._input()
+        source = input_tiles(self._shape, self._channels, self._depth)
         maps = self._describe(source)
         found = [self._search(i, x) for i, x in enumerate(maps)]
         self._banks = [bank._replace(credit=0 * bank.credit) for bank in banks]
