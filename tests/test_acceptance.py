@@ -252,7 +252,7 @@ def test_one_appraiser_of_several_can_be_named(tmp_path: Path) -> None:
         ("false_rejects = 0.01\nconfidence = 95\n", "confidence = 95"),
         ("false_rejects = 0.01\nlooks = 0\n", "looks = 0"),
         ("false_rejects = 0.01\nreview = 'rejected'\n", "review = 'rejected'"),
-        ("false_rejects = 0.01\nlimit_samples = [{part = 'a'}]\n", "limit_samples.0.expected: not there"),
+        ("false_rejects = 0.01\nlimit_samples = [{part = 'a'}]\n", "limit_samples.0.expected: missing; it is required"),
         (
             "false_rejects = 0.01\nlimit_samples = [{part='a', expected='passed'}, {part='a', expected='stopped'}]\n",
             "'a' is listed twice",

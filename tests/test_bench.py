@@ -106,8 +106,8 @@ def fixed(out: Path) -> list[table.Json]:
         ("label =", "labels =", "detectors 'nearest-image'.*Did you mean 'label'"),
         ('folder = "data/ring"', 'folders = "data/ring"', "products 'ring'.*Did you mean 'folder'"),
         ('label = "nearest"', 'label = "a/b"', "label"),
-        ('folder = "data/ring"', 'folder = "data/wing"', "product 'ring'.*data/wing.*nothing"),
-        ('folder = "data/ring"', r'folder = "data/\u0000ring"', "product 'ring'.*nothing"),
+        ('folder = "data/ring"', 'folder = "data/wing"', "product 'ring'.*data/wing: no such file or folder"),
+        ('folder = "data/ring"', r'folder = "data/\u0000ring"', "product 'ring'.*: no such file or folder"),
         ('folder = "data/ring"', f'folder = "data/ring"\ngroups = "({"x" * 300})"', "product 'ring'.*no match"),
         (
             'folder = "data/ring"',

@@ -374,7 +374,7 @@ def test_studies_report_images_that_they_leave_out(bundle: tuple[Path, Path], tm
     assert all(sentence.startswith(f"left out: {cut.as_posix()}: ") for sentence in messages)
     for path in sorted(tmp_path.iterdir())[1:]:
         path.write_bytes(b"no picture")
-    with pytest.raises(DatasetError, match="1 good tiles of 14 images; expected several"):
+    with pytest.raises(DatasetError, match="1 good tiles of 14 images; expected at least two"):
         study.orthogonality(Bundle.load(bundle[1]), tmp_path)
 
 

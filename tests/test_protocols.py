@@ -148,7 +148,7 @@ def test_btad_is_read_as_it_is_published(tmp_path: Path) -> None:
         for sample in data.defective("test"):
             assert sample.mask is not None and sample.mask.stem == sample.path.stem
             np.testing.assert_array_equal(dataset.mask(sample.mask), scratched(20 + int(sample.path.stem), 32)[1] > 0)
-    with pytest.raises(DatasetError, match="several data sets, 01, 02, 03"):
+    with pytest.raises(DatasetError, match="contains the data sets 01, 02, 03; expected the folder of one data set"):
         dataset.load(root)
 
 

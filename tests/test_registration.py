@@ -446,7 +446,7 @@ def test_a_reference_that_resembles_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "least"), [("for the fit", None), ("for the fit", 0.4), ("held out", None), ("reference", None)]
+    ("spoilt", "least"), [("for the fit", None), ("for the fit", 0.4), ("for calibration", None), ("reference", None)]
 )
 def test_a_side_without_registered_parts_is_an_error_before_the_fit(
     tmp_path: Path, spoilt: str, least: float | None

@@ -132,9 +132,9 @@ def test_training_uses_labelled_defects_if_there_are_masks_else_synthetic_ones()
     assert "synthetic" in messages_of_fit(Spots())[0]
     assert "synthetic" in messages_of_fit(Spots(4, masked=4), defects="synthetic")[0]
     assert (
-        "from 2 tiles of labelled defects, each 6 times" in messages_of_fit(Spots(4, masked=2))[0]
+        "2 tiles of labelled defects; a defect is used 6 times as often" in messages_of_fit(Spots(4, masked=2))[0]
     )  # 2 · 6 and 12 good tiles
-    assert "each 1 times" in messages_of_fit(Spots(4, masked=2), share=0.0)[0]
+    assert "a defect is used 1 times as often" in messages_of_fit(Spots(4, masked=2), share=0.0)[0]
     for defects, tiles in (("labelled", Spots()), ("auto", Spots(4, masked=0)), ("labelled", Spots(4, masked=0))):
         with pytest.raises(DatasetError, match="no images of defects for training"):
             messages_of_fit(tiles, defects=defects)
