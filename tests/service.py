@@ -1,5 +1,6 @@
 """A real station with its service on loopback, for the tests of both."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ import httpx
 from andon.station.config import Config
 from andon.station.http.app import Server
 from andon.station.keys import Role
+from andon.station.line.lines import Lines
 from andon.station.station import Station
+from conftest import part, save
 
 WAIT_S = 60
 
@@ -72,6 +75,33 @@ def served(config: Config, told: list[str] | None = None, ready: bool = True) ->
             thread.join()
     finally:
         station.close()
+
+
+@contextmanager
+def lined(config: Config, told: list[str] | None = None) -> Iterator[tuple[Station, Lines]]:
+    """Run a station and its line protocols, without the service, until the block ends."""
+    station = Station(config, ([] if told is None else told).append)
+    try:
+        station.start()
+        lines = Lines(station)
+        try:
+            lines.start()
+            yield station, lines
+        finally:
+            lines.close()
+    finally:
+        station.close()
+
+
+def with_cameras(folder: Path, bundle_file: Path, **settings: Any) -> Config:
+    """`ring` with a simulated camera, and `file` with an empty folder, for pictures that have the names of parts."""
+    for name in ("ring", "file"):
+        shutil.copy(bundle_file, folder / f"{name}.andon")
+    for seed in range(101, 104):
+        save(folder / "camera" / f"{seed}.png", part(seed))
+    (folder / "incoming").mkdir()
+    products = {"ring": {"camera": f"simulated:{folder}/camera"}, "file": {"camera": str(folder / "incoming")}}
+    return config(folder, products=products, frozen_after=0, **settings)
 
 
 def config(folder: Path, **settings: Any) -> Config:

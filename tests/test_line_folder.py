@@ -12,26 +12,16 @@ import pytest
 from andon.errors import AndonError
 from andon.files import digest
 from andon.station.config import Config
-from andon.station.line.lines import Lines
 from andon.station.line.settings import Watched
 from andon.station.station import Station
 from conftest import part, save, scratched
-from service import config, until
+from service import config, lined, until
 
 
 @contextmanager
 def line(config: Config, told: list[str]) -> Iterator[Station]:
-    station = Station(config, told.append)
-    try:
-        station.start()
-        lines = Lines(station)
-        try:
-            lines.start()
-            yield station
-        finally:
-            lines.close()
-    finally:
-        station.close()
+    with lined(config, told) as (station, _):
+        yield station
 
 
 def read(path: Path) -> dict[str, Any]:

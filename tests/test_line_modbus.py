@@ -1,7 +1,6 @@
 """Modbus TCP against a simulated PLC: pymodbus' own client, on loopback."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from andon.station.config import Config
 from andon.station.line import registers as at
 from andon.station.station import Station
 from conftest import part, save, scratched
-from service import config, until
+from service import lined, until, with_cameras
 
 pytest.importorskip("pymodbus", reason="pymodbus is not installed: pip install 'andon[line]'")
 from pymodbus.client import ModbusTcpClient
 
-from andon.station.line.lines import Lines
 from andon.station.line.modbus import Modbus
 
 CAMERA, FOLDER = 1, 2
@@ -88,32 +86,16 @@ class Plc:
 @pytest.fixture(scope="module")
 def settings(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """`ring` with a simulated camera, and `file` with a folder of pictures that have the names of parts."""
-    folder = tmp_path_factory.mktemp("line")
-    for name in ("ring", "file"):
-        shutil.copy(bundle_file, folder / f"{name}.andon")
-    for seed in range(101, 104):
-        save(folder / "camera" / f"{seed}.png", part(seed))
-    (folder / "incoming").mkdir()
-    products = {"ring": {"camera": f"simulated:{folder}/camera"}, "file": {"camera": str(folder / "incoming")}}
     modbus = {"port": 0, "products": ["ring", "file"]}
-    return config(folder, products=products, modbus=modbus, depth=2, frozen_after=0)
+    return with_cameras(tmp_path_factory.mktemp("line"), bundle_file, modbus=modbus, depth=2)
 
 
 @pytest.fixture(scope="module")
 def line(settings: Config) -> Iterator[tuple[Station, Modbus]]:
-    station = Station(settings, lambda sentence: None)
-    try:
-        station.start()
-        lines = Lines(station)
-        try:
-            lines.start()
-            until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
-            (modbus,) = (each for each in lines.all if isinstance(each, Modbus))
-            yield station, modbus
-        finally:
-            lines.close()
-    finally:
-        station.close()
+    with lined(settings) as (station, lines):
+        until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
+        (modbus,) = (each for each in lines.all if isinstance(each, Modbus))
+        yield station, modbus
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,11 +11,9 @@ from typing import Any
 import pytest
 
 from andon.errors import AndonError
-from andon.station.line.lines import Lines
 from andon.station.line.settings import OpcUa as Settings
 from andon.station.station import Station
-from conftest import part, save
-from service import WAIT_S, config, until
+from service import WAIT_S, lined, until, with_cameras
 
 pytest.importorskip("asyncua", reason="asyncua is not installed: pip install 'andon[line]'")
 from asyncua import Client, ua
@@ -32,26 +29,10 @@ ABORTED = -4
 @pytest.fixture(scope="module")
 def line(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Station, int]]:
     """`ring` with a simulated camera; `file` with a folder into which no file comes."""
-    folder = tmp_path_factory.mktemp("line")
-    for name in ("ring", "file"):
-        shutil.copy(bundle_file, folder / f"{name}.andon")
-    for seed in range(101, 104):
-        save(folder / "camera" / f"{seed}.png", part(seed))
-    (folder / "incoming").mkdir()
-    products = {"ring": {"camera": f"simulated:{folder}/camera"}, "file": {"camera": str(folder / "incoming")}}
-    station = Station(config(folder, products=products, opcua={"port": 0}, frozen_after=0), lambda sentence: None)
-    try:
-        station.start()
-        lines = Lines(station)
-        try:
-            lines.start()
-            until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
-            (server,) = (each for each in lines.all if isinstance(each, OpcUa))
-            yield station, server.port
-        finally:
-            lines.close()
-    finally:
-        station.close()
+    with lined(with_cameras(tmp_path_factory.mktemp("line"), bundle_file, opcua={"port": 0})) as (station, lines):
+        until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
+        (server,) = (each for each in lines.all if isinstance(each, OpcUa))
+        yield station, server.port
 
 
 class Plc:

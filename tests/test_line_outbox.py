@@ -18,10 +18,9 @@ import pytest
 
 from andon.station.entries import Entry
 from andon.station.events import StationError
-from andon.station.line.lines import Lines
 from andon.station.line.settings import Mqtt as Settings
 from andon.station.station import Station
-from service import config, until
+from service import config, lined, until
 
 pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed: pip install 'andon[line]'")
 import paho.mqtt.client as paho
@@ -100,17 +99,8 @@ class Reader:
 def line(folder: Path, told: list[str] | None = None, **settings: Any) -> Iterator[Station]:
     """A station without products."""
     (folder / "bundles").mkdir(parents=True, exist_ok=True)
-    station = Station(config(folder / "bundles", name="line/1", **settings), (told if told is not None else []).append)
-    try:
-        station.start()
-        lines = Lines(station)
-        try:
-            lines.start()
-            yield station
-        finally:
-            lines.close()
-    finally:
-        station.close()
+    with lined(config(folder / "bundles", name="line/1", **settings), told) as (station, _):
+        yield station
 
 
 def note(station: Station, *numbers: int) -> None:

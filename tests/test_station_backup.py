@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from andon import cli
 from andon.errors import AndonError
 from andon.station import backup as copies
 from andon.station import export, schema
@@ -22,21 +20,10 @@ from andon.station.events import StationError
 from andon.station.ledger import Ledger
 from andon.station.reader import Reader
 from postgres import Cluster
+from test_cli import run
 from test_station_ledger import spoil, with_next_version
 
 PICTURE = b"a picture that was rejected" * 100
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run the command in this process; return its exit code, standard output and standard error."""
-    sys.argv = ["andon", *(str(argument) for argument in arguments)]
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as done:
-        code = int(done.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def filled(url: str, folder: Path, records: int = 5) -> list[Row]:

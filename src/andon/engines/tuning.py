@@ -23,7 +23,7 @@ from andon import files
 from andon.engines import clock
 from andon.engines.clock import Trial
 from andon.engines.runtime import MAX_THREADS, Engine, Runtime
-from andon.errors import AndonError
+from andon.errors import AndonError, counted
 from andon.progress import Progress, silent
 
 VERSION = 1
@@ -89,7 +89,7 @@ def measure(graph: bytes, seconds: float = THOROUGH, progress: Progress = silent
         )
         for done, (engine, threads) in enumerate(choices):
             progress("measuring engines", done, len(choices))
-            name = f"{engine}, {threads} thread{'s' * (threads > 1)}"
+            name = f"{engine}, {counted(threads, 'thread')}"
             if not importlib.util.find_spec(engine):
                 failures.append(f"{name}: not installed")
                 continue
