@@ -344,32 +344,37 @@ def test_metrics_and_openapi_tell_what_there_is(service: Service) -> None:
     assert "image/png" in post["requestBody"]["content"]
 
 
-def test_a_lamp_that_dims_is_told_as_drift(service: Service, bundle_file: Path) -> None:
-    loaded = service.station.loaded["ring"]
-    usual = record(service, service.inspect(good(500), "usual"))
-    look, rng = usual["body"]["appearance"], np.random.default_rng(0)
-    scores = Bundle.load(bundle_file).calibration.scores
-    for _ in range(520):  # what the station has seen before
-        noise = 1 + 0.02 * rng.standard_normal(2)
-        shares = {"mean": look["mean"] * noise[0], "sharpness": look["sharpness"] * noise[1]}
-        assert loaded.watch({"score": float(rng.choice(scores)), "appearance": shares}) is None
-    loaded.keep()
-    kept = loaded.drift.state()
-    assert (
-        kept["brightness"] and json.loads(next((service.station.config.data / "drift").iterdir()).read_text()) == kept
-    )
-    for number in range(40):
-        dimmed = (part(510 + number) * 0.7).astype(np.uint8)
-        assert service.inspect(png(dimmed), f"dim {number}").status_code == 201
-        if loaded.drift.change:
-            break
-    told = service.operator.get("/v1/station").json()["drift"]
-    assert list(told) == ["ring"]
-    assert service.operator.get("/v1/products/ring/drift").json()["change"]["measure"] == told["ring"].split(":")[0]
-    assert 'andon_drift{product="ring"} 1.0' in service.operator.get("/metrics").text
-    events = service.station.ledger.history
-    until(lambda: [r for r in events(kind="event", product="ring") if r.body["event"] == "drift"], "no record of it")
-    assert service.station.ready
+def test_a_lamp_that_dims_is_told_as_drift(bundle_file: Path, tmp_path: Path) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    with served(config(tmp_path)) as service:  # its own: drift learns from what other tests present
+        loaded = service.station.loaded["ring"]
+        usual = record(service, service.inspect(good(500), "usual"))
+        look, rng = usual["body"]["appearance"], np.random.default_rng(0)
+        scores = Bundle.load(bundle_file).calibration.scores
+        for _ in range(520):  # what the station has seen before
+            noise = 1 + 0.02 * rng.standard_normal(2)
+            shares = {"mean": look["mean"] * noise[0], "sharpness": look["sharpness"] * noise[1]}
+            assert loaded.watch({"score": float(rng.choice(scores)), "appearance": shares}) is None
+        loaded.keep()
+        kept = loaded.drift.state()
+        assert (
+            kept["brightness"]
+            and json.loads(next((service.station.config.data / "drift").iterdir()).read_text()) == kept
+        )
+        for number in range(40):
+            dimmed = (part(510 + number) * 0.7).astype(np.uint8)
+            assert service.inspect(png(dimmed), f"dim {number}").status_code == 201
+            if loaded.drift.change:
+                break
+        told = service.operator.get("/v1/station").json()["drift"]
+        assert list(told) == ["ring"]
+        assert service.operator.get("/v1/products/ring/drift").json()["change"]["measure"] == told["ring"].split(":")[0]
+        assert 'andon_drift{product="ring"} 1.0' in service.operator.get("/metrics").text
+        events = service.station.ledger.history
+        until(
+            lambda: [r for r in events(kind="event", product="ring") if r.body["event"] == "drift"], "no record of it"
+        )
+        assert service.station.ready
 
 
 def test_rate_and_memory_are_bounded(bundle_file: Path, tmp_path: Path) -> None:
