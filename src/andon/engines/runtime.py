@@ -107,11 +107,13 @@ def session(
 ) -> onnxruntime.InferenceSession:
     """Load a graph into ONNX Runtime. All sessions are created here, with the same options.
 
-    Errors: BundleError when ONNX Runtime cannot load it, or when it refers to other files.
+    graph: a serialised graph, which is checked, or one that andon built itself.
+    Errors: BundleError when ONNX Runtime cannot load it, or when a serialised graph refers to other files.
     """
-    if not isinstance(graph, bytes):
+    if isinstance(graph, bytes):
+        wire.check(graph)
+    else:
         graph = graph.SerializeToString()
-    wire.check(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
