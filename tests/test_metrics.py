@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from andon.evaluate import metrics
+from andon.evaluate import metrics, piles
 from andon.evaluate.metrics import PixelMetrics
 
 
@@ -174,7 +174,7 @@ def test_pixel_figures_agree_with_the_plain_ones(seed, levels, sizes):
     limits = (0.30, 0.05, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(("_RUN", "_BLOCK", "_STRIDE"), sizes, strict=True):
-            patch.setattr(metrics, name, value)
+            patch.setattr(piles, name, value)
         pixel = PixelMetrics(memory_mb=0.0005 if seed % 2 else 1)  # half of them go through the file
         for j, (values, mask) in enumerate(zip(maps, masks, strict=True)):
             pixel.add(values, mask if mask.any() else None, kind=str(j % 2))
