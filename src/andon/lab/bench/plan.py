@@ -43,6 +43,7 @@ class Product(BaseModel):
     groups: str = ""  # CSV or expression, as in a recipe
     geometry: dict[str, Any] = {}  # as in a recipe, without the size
     published: str = ""  # "dataset/product" in the published tables, if they contain this product
+    dataset: str = ""  # a published data set (see `andon datasets`); its products take the place of this one
 
 
 class Plan(BaseModel):
@@ -76,8 +77,11 @@ class Cell(NamedTuple):
         return f"{self.product} · {self.detector} · {self.size}² · seed {self.seed}"
 
 
-def load(path: str | Path) -> Plan:
-    """Read a plan, with absolute paths. RecipeError names a wrong key."""
+def load(path: str | Path, datasets: Sequence[tuple[str, str]] = ()) -> Plan:
+    """Read a plan, with absolute paths. RecipeError names a wrong key.
+
+    datasets: names and folders of published data sets, which take the place of the plan's products.
+    """
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
@@ -85,6 +89,11 @@ def load(path: str | Path) -> Plan:
         raise RecipeError(f"{path}: cannot be read ({error}). Expected a plan, a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}. Correct the file.") from None
+    if datasets:
+        values["products"] = [
+            {"name": name, "folder": str(Path(folder).resolve()), "dataset": name, "published": name}
+            for name, folder in datasets
+        ]
     plan = _validated(values, str(path))
     here = path.resolve().parent
     detectors = [
