@@ -85,7 +85,7 @@ def test_a_mask_that_the_table_does_not_know_is_listed_and_not_used(loco: Path, 
     [
         ("", "Invalid JSON"),
         ('[{"defect_name": "a"', "Invalid JSON"),
-        ("{}", "valid list"),
+        ("{}", "valid array"),
         ('[{"defect_name": "a", "pixel_value": 255}]', "0.saturation_threshold: Field required"),
         (json.dumps([{**ENTRIES[0], "saturation_threshold": 0}]), "greater than 0"),
         (json.dumps([{**ENTRIES[0], "pixel_value": "all"}]), "0.pixel_value"),
