@@ -4,8 +4,8 @@
     python benchmarks/aupro.py --images 10 --levels 50
     python benchmarks/aupro.py --images 200 --side 256 --peer ENVIRONMENT/bin/python
 
-With `--peer`, the Python of an environment with anomalib computes AUPRO to 30 % and AUPIMO of the same maps, every second
-one without a defect, by `aupro_peer.py`; times are the faster of two runs on the same number of threads.
+With `--peer`, the Python of an environment with anomalib computes AUPRO to 30 % and AUPIMO of the same maps, every
+second one without a defect, by `aupro_peer.py`; times are the faster of two runs on the same number of threads.
 
 The plain implementation visits every image and every annotated defect at each threshold: O(thresholds × components).
 Published implementations do this at about 200 thresholds, and find the defects again at each. The maps are rounded to
@@ -122,21 +122,17 @@ def against_peer(data: list[Image], python: str, memory_mb: float) -> None:
         script = Path(__file__).with_name("aupro_peer.py")
         done = subprocess.run([python, script, folder], stdout=subprocess.PIPE, check=True, text=True)
     theirs = json.loads(done.stdout.splitlines()[-1])
-    mine = min(seconds)
-    print(
-        f"{len(data)} maps of {data[0][0].shape[0]}², {good} without a defect; {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
-    )
+    mine, threads = min(seconds), os.environ.get("OMP_NUM_THREADS", "all")
+    print(f"{len(data)} maps of {data[0][0].shape[0]}², {good} without a defect; threads: {threads}")
     print(f"AUPRO: andon {areas[0]:.6f} in {mine:.2f} s, with AUROC, AP and F1 of the pixels", end="")
     print(f"; anomalib {theirs['version']} {theirs['aupro']:.6f} in {theirs['aupro_seconds']:.2f} s: ", end="")
     print(f"{theirs['aupro_seconds'] / mine:.1f} times andon's; differs by {abs(areas[0] - theirs['aupro']):.1e}")
-    difference = np.abs(overlaps - np.array(theirs["aupimo"]))
+    apart = np.abs(overlaps - np.array(theirs["aupimo"]))
     print(
         f"AUPIMO: andon {overlaps.mean():.5f} in {rest:.2f} s more; anomalib {np.mean(theirs['aupimo']):.5f} in ",
         end="",
     )
-    print(
-        f"{theirs['aupimo_seconds']:.2f} s; images differ by {difference.max():.1e} at most, {difference.mean():.1e} on average"
-    )
+    print(f"{theirs['aupimo_seconds']:.2f} s; images differ by {apart.mean():.1e}, {apart.max():.1e} at most")
 
 
 def main() -> None:
@@ -152,7 +148,8 @@ def main() -> None:
 
     smooth = list(images(options.images, options.side, None))
     if options.peer:
-        return against_peer(smooth, options.peer, options.memory_mb)
+        against_peer(smooth, options.peer, options.memory_mb)
+        return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     areas, seconds = timed_andon(smooth, options.memory_mb)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
