@@ -72,7 +72,7 @@ def regions(folder: Path, table: dict[int, Saturation]) -> list[tuple[NDArray[np
 
     Errors: ImageError when a mask cannot be read, or has no value, several, or one that is not in the table.
     """
-    found = []
+    found: list[tuple[NDArray[np.bool_], Callable[[int], int]]] = []
     for path in folders.scan(folder).images:
         pixels = image.read(path).pixels.max(axis=2)
         values = [int(value) for value in np.unique(pixels) if value]
