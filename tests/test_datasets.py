@@ -15,7 +15,7 @@ from andon.data import dataset
 from andon.errors import AndonError, DatasetError
 from andon.lab.bench import plan as plans
 from andon.lab.bench import protocols
-from andon.lab.datasets import arranging, checking, table
+from andon.lab.datasets import arranging, checking, layouts, lists, table
 from andon.lab.datasets.table import DATASETS
 
 
@@ -308,6 +308,23 @@ def test_a_split_that_is_not_visas_is_refused(tmp_path: Path, published, text, m
     assert message in checked.error
     with pytest.raises(DatasetError, match="1 of 1 products of VisA are not as published"):
         arranging.arrange("visa", tmp_path, tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_read_and_a_list_that_is_too_long_are_errors(
+    tmp_path: Path, published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visa(tmp_path)
+    published("visa", {"candle": _counts(4, 1, 1)})
+    with monkeypatch.context() as patch:
+        patch.setattr(lists, "MOST_TEXT", 10)
+        assert "expected a list of pictures of at most" in checking.check("visa", tmp_path).products[0].error
+
+    def denied(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(layouts.folders, "scan", denied)
+    error = checking.check("visa", tmp_path).products[0].error
+    assert error == f"{tmp_path / 'candle'}: cannot be read: permission denied. Allow reading."
 
 
 def test_files_of_a_list_that_are_not_there_and_those_beside_it(tmp_path: Path, published) -> None:

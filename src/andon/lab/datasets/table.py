@@ -11,7 +11,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from andon.errors import DatasetError, unknown
-from andon.lab.datasets.layouts import Layout, Parts, Probabilities, Rule, SplitCsv, SplitJson, Tree
+from andon.lab.datasets.layouts import Layout, Parts, Rule, Tree
+from andon.lab.datasets.lists import Probabilities, SplitCsv, SplitJson
 
 Counts = Mapping[str, int]
 
