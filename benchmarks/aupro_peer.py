@@ -8,9 +8,18 @@ import sys
 import time
 from pathlib import Path
 
-import anomalib
 import numpy as np
 import torch
+
+try:
+    import torchvision  # noqa: F401
+except (
+    RuntimeError
+):  # its wheel on PyPI is built for CUDA and does not fit a torch for CPU; no figure needs its operators
+    for operator in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import anomalib
 from anomalib.metrics.aupro import _AUPRO
 from anomalib.metrics.pimo.functional import aupimo_scores
 
