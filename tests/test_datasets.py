@@ -429,6 +429,8 @@ def test_products_of_data_sets_take_the_place_of_those_of_a_plan(tmp_path: Path,
     assert [product.published for product in plan.products] == ["mvtec_ad/bottle", "mvtec_ad/screw", "dagm/class1"]
     assert told == [f"MVTec AD: 1 of 3 products are not in {tmp_path / 'mvtec'}: zipper"]
     assert [cell.product for cell in plans.cells(plan)] == [product.name for product in plan.products]
+    with pytest.raises(DatasetError, match="unknown data set 'viza'"):
+        plans.load(tmp_path / "plan.toml", [("viza", str(tmp_path))])
     (tmp_path / "mvtec/screw/train/good/000.png").unlink()
     with pytest.raises(DatasetError, match=r"1 of 2 products of MVTec AD are not as published\. screw: train good: 2"):
         protocols.published(plans.load(tmp_path / "plan.toml", sets), tmp_path / "out")
@@ -457,6 +459,12 @@ def test_commands(tmp_path: Path, published) -> None:
     wrong = run(app, ["bench", str(tmp_path / "plan.toml"), "--dataset", "visa"])
     assert isinstance(wrong.exception, AndonError)
     assert "expected a name and a folder" in str(wrong.exception)
+
+
+def test_real_products_are_complete(shared_data: Path) -> None:
+    report = checking.check("mvtec_ad", shared_data / "mvtec_ad")
+    assert {checked.product for checked in report.products if checked.complete} == {"bottle", "screw"}
+    assert not any(checked.content.others for checked in report.products)
 
 
 def test_names_of_data_sets_are_in_the_documentation() -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from andon import files
 from andon.data import dataset
 from andon.errors import AndonError, RecipeError
+from andon.lab.datasets import table
 from andon.recipe import Recipe, validate
 from andon.training.train import construct
 
@@ -78,7 +79,7 @@ class Cell(NamedTuple):
 
 
 def load(path: str | Path, datasets: Sequence[tuple[str, str]] = ()) -> Plan:
-    """Read a plan, with absolute paths. RecipeError names a wrong key.
+    """Read a plan, with absolute paths. RecipeError names a wrong key, DatasetError an unknown data set.
 
     datasets: names and folders of published data sets, which take the place of the plan's products.
     """
@@ -91,10 +92,13 @@ def load(path: str | Path, datasets: Sequence[tuple[str, str]] = ()) -> Plan:
         raise RecipeError(f"{path}: not TOML: {error}. Correct the file.") from None
     if datasets:
         values["products"] = [
-            {"name": name, "folder": str(Path(folder).resolve()), "dataset": name, "published": name}
+            {"name": name, "folder": str(Path(folder).expanduser().resolve()), "dataset": name, "published": name}
             for name, folder in datasets
         ]
     plan = _validated(values, str(path))
+    for product in plan.products:
+        if product.dataset:
+            table.named(product.dataset)
     here = path.resolve().parent
     detectors = [
         entry.model_copy(update={"settings": _beside(here, entry.settings, OCCLUSIONS)}) for entry in plan.detectors
