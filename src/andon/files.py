@@ -10,7 +10,6 @@ import json
 import math
 import os
 import secrets
-import shutil
 import stat
 import tempfile
 import weakref
@@ -183,30 +182,6 @@ def _unwritable(path: str | Path, place: Path, error: OSError) -> str:
         f"{path}{link}: cannot be written: {reason(error)}. Free space or allow writing in {place.parent}, "
         "or choose another path."
     )
-
-
-@contextmanager
-def replacing(half: Path, place: Path) -> Iterator[Path]:
-    """Fill the folder `half`; it replaces `place` if the block succeeds, and is removed if it fails."""
-    old = half.with_name(f"{half.name}.old")
-    for left in (half, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        yield half
-        if place.exists():  # renamed first: a partly removed folder would have no mark
-            place.rename(old)
-        half.rename(place)
-    finally:
-        for left in (half, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def link(source: Path, place: Path) -> None:
-    """Make a hard link to a file, or a copy of it where the disk has no links."""
-    try:
-        os.link(source, place)
-    except OSError:
-        shutil.copy2(source, place)
 
 
 @contextmanager

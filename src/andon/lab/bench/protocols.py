@@ -35,6 +35,7 @@ from andon.data import dataset, folders
 from andon.errors import AndonError, DatasetError
 from andon.inspection import Pixels
 from andon.lab.bench.plan import Plan, Product
+from andon.lab.bench.writing import link, whole
 from andon.lab.datasets import arranging
 from andon.pictures import image
 from andon.progress import Progress, silent
@@ -364,7 +365,7 @@ def _mark(place: Path) -> dict[str, object] | None:
 
 def _write(found: Classes, expected: dict[str, object], place: Path, stage: str, progress: Progress) -> None:
     """Write all pictures and the mark into a temporary folder, then rename it."""
-    with files.replacing(place.with_name(f".{place.name}.part"), place) as half:
+    with whole(place.with_name(f".{place.name}.part"), place) as half:
         for split in ("train", "test"):
             for label in found.labels:
                 (half / POOL / split / label).mkdir(parents=True)
@@ -383,7 +384,7 @@ def _digest(pool: Path) -> str:
 
 def _lay_out(found: Classes, label: str, place: Path) -> None:
     """Make the product in which one class is good, from hard links, or copies if the disk has no links."""
-    with files.replacing(place / ".class.part", place / label) as half:
+    with whole(place / ".class.part", place / label) as half:
         for split in ("train", "test"):
             for other in found.labels if split == "test" else [label]:
                 (half / split / ("good" if other == label else other)).mkdir(parents=True)
@@ -391,5 +392,4 @@ def _lay_out(found: Classes, label: str, place: Path) -> None:
             good = picture.label == label
             if good or picture.split == "test":
                 source = place / POOL / picture.split / picture.label / picture.name
-                link = half / picture.split / ("good" if good else picture.label) / picture.name
-                files.link(source, link)
+                link(source, half / picture.split / ("good" if good else picture.label) / picture.name)

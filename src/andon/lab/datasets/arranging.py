@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from andon import files
 from andon.errors import AndonError, DatasetError, few
+from andon.lab.bench.writing import link, whole
 from andon.lab.datasets.checking import Checked, check
 from andon.progress import Progress, silent
 
@@ -74,12 +75,12 @@ def _lay_out(checked: Checked, target: Path) -> None:
     files.make_folder(target.parent)
     if target.exists() and not (files.is_folder(target / "train") and files.is_folder(target / "test")):
         raise AndonError(f"{target}: andon did not make this folder; expected nothing here. Choose another folder.")
-    with files.replacing(target.with_name(f".{target.name}.part"), target) as half:
+    with whole(target.with_name(f".{target.name}.part"), target) as half:
         for picture in used:
             name = "_".join(picture.path.relative_to(place or target).parts) if same else picture.path.name
-            link = half / picture.split / picture.defect / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            files.link(picture.path, link)
+            copy = half / picture.split / picture.defect / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            link(picture.path, copy)
             if picture.mask:
                 mask = (
                     half
@@ -89,4 +90,4 @@ def _lay_out(checked: Checked, target: Path) -> None:
                     / f"{Path(name).stem}_mask{picture.mask.suffix}"
                 )
                 mask.parent.mkdir(parents=True, exist_ok=True)
-                files.link(picture.mask, mask)
+                link(picture.mask, mask)
