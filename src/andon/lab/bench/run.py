@@ -66,14 +66,12 @@ def run(
             "one-class."
         )
     plans.combined(plan)  # an impossible plan is refused before pictures are written
-    in_place = protocol == "train-test" and len(separate) == len(plan.products)
-    cells = plans.cells(plan) if in_place else []
+    if protocol == "train-test" and len(separate) == len(plan.products):
+        plans.cells(plan)  # and so are impossible folders, where none is made
     with _alone(out):
-        if not in_place:
-            plan = protocols.published(plan, out, progress, tell)
-            plan = protocols.one_class(plan, out, progress, tell) if protocol == "one-class" else plan
-            cells = plans.cells(plan)
-        return _run_all(plan, cells, out, progress, tell)
+        plan = protocols.published(plan, out, progress, tell)
+        plan = protocols.one_class(plan, out, progress, tell) if protocol == "one-class" else plan
+        return _run_all(plan, plans.cells(plan), out, progress, tell)
 
 
 def _check_place(out: Path, plan: Plan) -> None:
