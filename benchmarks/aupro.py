@@ -1,7 +1,11 @@
-"""AUPRO of andon against a plain implementation: time, memory and agreement.
+"""AUPRO of andon against a plain implementation, or against anomalib's: time, memory and agreement.
 
     python benchmarks/aupro.py                     # 100 masks of 1024²
     python benchmarks/aupro.py --images 10 --levels 50
+    python benchmarks/aupro.py --images 200 --side 256 --peer ENVIRONMENT/bin/python
+
+With `--peer`, the Python of an environment with anomalib computes AUPRO to 30 % and AUPIMO of the same maps, every
+second one without a defect, by `aupro_peer.py`; times are the faster of two runs on the same number of threads.
 
 The plain implementation visits every image and every annotated defect at each threshold: O(thresholds × components).
 Published implementations do this at about 200 thresholds, and find the defects again at each. The maps are rounded to
@@ -10,9 +14,14 @@ threshold for each distinct value, for which the plain implementation would need
 """
 
 import argparse
+import json
+import os
 import resource
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -92,15 +101,55 @@ def timed_andon(data: list[Image], memory_mb: float) -> tuple[tuple[float, ...],
     return areas, min(seconds)
 
 
+def against_peer(data: list[Image], python: str, memory_mb: float) -> None:
+    """Compare with anomalib's AUPRO and AUPIMO, computed by the Python of another environment."""
+    good = len(data) // 2
+    data = [(values, mask & (j % 2 == 1)) for j, (values, mask) in enumerate(data)]
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        pixel = PixelMetrics(memory_mb, good_images=len(data))
+        for values, mask in data:
+            pixel.add(values, mask)
+        areas = pixel.figures(limits=(0.30,)).aupro
+        seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    overlaps = np.array(pixel.aupimo())
+    rest = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        for name, parts in zip(("maps", "masks"), zip(*data, strict=True), strict=True):
+            np.save(Path(folder, f"{name}.npy"), np.stack(parts))
+        script = Path(__file__).with_name("aupro_peer.py")
+        done = subprocess.run([python, script, folder], stdout=subprocess.PIPE, check=True, text=True)
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    mine, threads = min(seconds), os.environ.get("OMP_NUM_THREADS", "all")
+    print(f"{len(data)} maps of {data[0][0].shape[0]}², {good} without a defect; threads: {threads}")
+    print(f"AUPRO: andon {areas[0]:.6f} in {mine:.2f} s, with AUROC, AP and F1 of the pixels", end="")
+    print(f"; anomalib {theirs['version']} {theirs['aupro']:.6f} in {theirs['aupro_seconds']:.2f} s: ", end="")
+    print(f"{theirs['aupro_seconds'] / mine:.1f} times andon's; differs by {abs(areas[0] - theirs['aupro']):.1e}")
+    apart = np.abs(overlaps - np.array(theirs["aupimo"]))
+    print(
+        f"AUPIMO: andon {overlaps.mean():.5f} in {rest:.2f} s more; anomalib {np.mean(theirs['aupimo']):.5f} in ",
+        end="",
+    )
+    print(f"{theirs['aupimo_seconds']:.2f} s; images differ by {apart.mean():.1e}, {apart.max():.1e} at most")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--side", type=int, default=1024, help="pixels")
     parser.add_argument("--levels", type=int, default=200, help="distinct values of the rounded maps")
     parser.add_argument("--memory-mb", type=float, default=512, help="budget; beyond it andon uses a temporary file")
+    parser.add_argument(
+        "--peer", metavar="PYTHON", help="Python of an environment with anomalib; compare with it alone"
+    )
     options = parser.parse_args()
 
     smooth = list(images(options.images, options.side, None))
+    if options.peer:
+        against_peer(smooth, options.peer, options.memory_mb)
+        return
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     areas, seconds = timed_andon(smooth, options.memory_mb)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

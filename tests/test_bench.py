@@ -421,7 +421,9 @@ def test_report_shows_spread_published_figures_and_failures(finished: Path) -> N
     assert "2 of 4 cells finished: 2 detectors on 2 products at 64² pixels." in lines
     assert any(line.startswith("64²: No critical-difference diagram: 2 detectors on 1 products") for line in lines)
     assert sum("torn · " in line and "gray.png" in line for line in lines) == 2
-    assert all("oracle" in line for line in lines if "F1" in line)
+    at_threshold = "## Segmentation F1 at the pixel threshold"  # which is from good images; the others are tuned
+    assert at_threshold in lines
+    assert all("oracle" in line for line in lines if "F1" in line and line != at_threshold)
     ElementTree.parse(finished / "accuracy-latency.svg")
     page = (finished / "results.html").read_text()
     assert "the same" in page and "<svg" in page and "gray.png" in page

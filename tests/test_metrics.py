@@ -1,12 +1,14 @@
 """Figures against scikit-learn, SciPy and plain implementations."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from andon.evaluate import metrics
+from andon.evaluate import metrics, piles
 from andon.evaluate.metrics import PixelMetrics
 
 
@@ -174,7 +176,7 @@ def test_pixel_figures_agree_with_the_plain_ones(seed, levels, sizes):
     limits = (0.30, 0.05, 1.0)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in zip(("_RUN", "_BLOCK", "_STRIDE"), sizes, strict=True):
-            patch.setattr(metrics, name, value)
+            patch.setattr(piles, name, value)
         pixel = PixelMetrics(memory_mb=0.0005 if seed % 2 else 1)  # half of them go through the file
         for j, (values, mask) in enumerate(zip(maps, masks, strict=True)):
             pixel.add(values, mask if mask.any() else None, kind=str(j % 2))
@@ -242,3 +244,131 @@ def test_images_can_follow_after_figures():
         pixel.figures()
         whole.add(values, mask)
     assert pixel.figures() == whole.figures()
+
+
+def plain_curve_area(fpr, y, limit):
+    """The area under a curve of points, joined by straight lines, up to a limit, divided by the limit."""
+    return (
+        np.trapezoid(
+            [*(v for x, v in zip(fpr, y, strict=True) if x < limit), np.interp(limit, fpr, y)],
+            [*(x for x in fpr if x < limit), limit],
+        )
+        / limit
+    )
+
+
+def plain_spro(good, regions, enough, limits):
+    """Every threshold, every region: at most all of the pixels that are enough."""
+    fpr, spro = [0.0], [0.0]
+    for t in np.unique(np.concatenate([good, *regions]))[::-1]:
+        fpr.append(np.mean(good >= t))
+        spro.append(np.mean([min(np.sum(r >= t) / e, 1) for r, e in zip(regions, enough, strict=True)]))
+    return [plain_curve_area(fpr, spro, limit) for limit in limits]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1, 4, 1000]))
+def test_saturated_overlap_agrees_with_its_definition(seed, levels):
+    maps, masks = random_images(seed, levels)
+    rng = np.random.default_rng(seed)
+    pixel = PixelMetrics(memory_mb=0.0005 if seed % 2 else 1)
+    regions, enough, background = [], [], [maps[0][np.isfinite(maps[0])]]
+    pixel.add(maps[0])
+    for j in (1, 2, 3):
+        areas = [masks[j] & (rng.random(masks[j].shape) < 0.7) for _ in range(2)]  # annotations may overlap
+        areas = [area for area in areas if area.any()]
+        share = rng.uniform(0.05, 1)
+        seen = np.isfinite(maps[j])
+        union = np.logical_or.reduce([np.zeros_like(masks[j]), *areas])
+        kind = "logical" if j < 3 else "structural"
+        pixel.add(maps[j], union, kind, [(area, lambda n, share=share: int(share * n)) for area in areas])
+        if kind == "logical":
+            background.append(maps[j][seen & ~union])
+            for area in areas:
+                if (scores := maps[j][area & seen]).size:
+                    regions.append(scores)
+                    enough.append(max(1, int(share * scores.size)))
+    if regions:
+        expected = plain_spro(np.concatenate(background), regions, enough, (0.3, 0.05, 1.0))
+        assert pixel.spro("logical", (0.3, 0.05, 1.0)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_saturated_overlap_of_whole_regions_is_the_overlap():
+    maps, masks = random_images(3, 1000)
+    pixel = PixelMetrics()
+    ndimage = pytest.importorskip("scipy.ndimage")
+    pixel.add(maps[0])
+    for values, mask in zip(maps[1:], masks[1:], strict=True):
+        labelled, count = ndimage.label(mask, structure=np.ones((3, 3)))
+        pixel.add(values, mask, "defect", [(labelled == j, lambda n: n) for j in range(1, count + 1)])
+    assert pixel.spro("defect") == pytest.approx(pixel.figures().aupro, abs=1e-9)
+
+
+def plain_aupimo(good, defect, low, high):
+    """At each rate, the highest overlap of a threshold whose mean rate over the good images does not exceed it."""
+    thresholds = [*np.unique(np.concatenate([*good, defect])), np.inf]
+    rates = [np.mean([np.mean(g >= t) for g in good]) for t in thresholds]
+    overlaps = [np.mean(defect >= t) for t in thresholds]
+    edges = sorted({low, high, *(rate for rate in rates if low < rate < high)})
+    area = 0.0
+    for x, following in pairwise(edges):
+        best = max(overlap for overlap, rate in zip(overlaps, rates, strict=True) if rate <= x + 1e-12)
+        area += best * np.log(following / x)
+    return area / np.log(high / low)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1, 4, 1000]), st.sampled_from([(0.02, 0.2), (0.1, 0.9), (0.001, 0.01)]))
+def test_aupimo_agrees_with_its_definition(seed, levels, rates):
+    good_maps, _ = random_images(seed, levels)
+    maps, masks = random_images(seed + 1, levels)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "PIMO_RATES", rates)
+        pixel = PixelMetrics(memory_mb=0, good_images=4 + seed % 3)  # at least as many as there are
+        expected = []
+        for j in range(4):
+            pixel.add(good_maps[j])
+            defect = maps[j][masks[j] & np.isfinite(maps[j])]
+            if masks[j].any():
+                pixel.add(maps[j], masks[j], kind=str(j))
+            if defect.size:
+                expected.append(plain_aupimo([g[np.isfinite(g)] for g in good_maps], defect, *rates))
+        if expected:
+            assert pixel.aupimo() == pytest.approx(expected, abs=1e-9)
+        if pixel.defects.get("3"):
+            assert pixel.aupimo("3") == pytest.approx(expected[-1:], abs=1e-9)
+
+
+def test_aupimo_keeps_the_highest_good_pixels_only():
+    rng = np.random.default_rng(0)
+    pixel = PixelMetrics(good_images=50)
+    for _ in range(50):
+        pixel.add(rng.normal(size=(100, 100)))
+    assert len(pixel._shared._score) <= 50 * 10_000 * 1e-4 + 1
+    with pytest.raises(ValueError, match="more than the 50 images"):
+        pixel.add(rng.normal(size=(10, 10)))
+
+
+def test_aupimo_and_overlap_need_images_of_both_kinds():
+    pixel = PixelMetrics()
+    mask = np.zeros((3, 4), bool)
+    mask[1, 1] = True
+    pixel.add(np.eye(3, 4), mask)
+    with pytest.raises(ValueError, match="1 images of defects and 0 good"):
+        pixel.aupimo()
+    with pytest.raises(ValueError, match="0 regions and 11 good pixels"):
+        pixel.spro("defect")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1, 4, 1000]), st.floats(-2, 2))
+def test_segmentation_f1_agrees_with_counts(seed, levels, threshold):
+    maps, masks = random_images(seed, levels)
+    pixel = PixelMetrics()
+    for j, (values, mask) in enumerate(zip(maps, masks, strict=True)):
+        pixel.add(values, mask, kind=str(j))
+    values, truth = np.concatenate([m.ravel() for m in maps]), np.concatenate([m.ravel() for m in masks])
+    above = values > np.float32(threshold)
+    truth = truth & ~np.isnan(values)
+    hits, alarms, misses = np.sum(above & truth), np.sum(above & ~truth), np.sum(~above & truth)
+    assert pixel.f1(threshold) == pytest.approx(2 * hits / (2 * hits + alarms + misses), abs=1e-12)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from andon.cli.options import BundleFile, Good, Groups, Quiet, Threads, printer, progress_bars
+from andon.cli.options import AsJson, BundleFile, Good, Groups, Quiet, Threads, printer, progress_bars
 from andon.errors import AndonError, counted
 
 
@@ -37,6 +37,15 @@ def bench_run(
             "each class in turn is the good one."
         ),
     ] = "train-test",
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A published data set and its folder, in place of the products of the plan; its products on this disk "
+            "are used if they are complete. Repeat the option for several. See `andon datasets`.",
+            metavar="NAME=FOLDER",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train and measure every cell of a plan. After an interruption, the same command continues.
@@ -45,9 +54,12 @@ def bench_run(
     """
     from andon.lab.bench import report, run
 
+    pairs = [text.partition("=") for text in dataset or ()]
+    if wrong := next((text for text, equals, place in pairs if not (text and equals and place)), None):
+        raise AndonError(f"--dataset {wrong}: expected a name and a folder, such as visa=/data/VisA. Correct it.")
     folder = out or plan.with_suffix("")
     with progress_bars(quiet) as progress:
-        summary = run.run(plan, folder, progress, printer(quiet), protocol)
+        summary = run.run(plan, folder, progress, printer(quiet), protocol, [(name, place) for name, _, place in pairs])
     page = report.write(folder)
     if not quiet:
         print(f"{summary.done} cells done, {summary.failed} failed; table: {summary.parquet}; report: {page}")
@@ -233,9 +245,76 @@ def study_orthogonality(
         print(path)
 
 
+class ListFirst(TyperGroup):
+    """`andon datasets` lists the data sets."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert `list` if nothing is given."""
+        return super().parse_args(ctx, args or ["list"])
+
+
+DatasetName = Annotated[str, typer.Argument(help="Name of the data set, see `andon datasets`.", show_default=False)]
+Root = Annotated[Path, typer.Argument(help="The folder that holds its products.", show_default=False)]
+
+
+def datasets_list(as_json: AsJson = False) -> None:
+    """List the published data sets that andon knows, with the sources of their counts."""
+    from andon import files
+    from andon.lab.datasets.table import DATASETS
+
+    if as_json:
+        sets = {
+            name: {"title": d.title, "products": {p: dict(c) for p, c in d.products.items()}, "total": dict(d.total)}
+            | {"source": d.source, "unchecked": d.unchecked}
+            for name, d in DATASETS.items()
+        }
+        print(files.strict_json(sets, indent=1))
+        return
+    for name, published in DATASETS.items():
+        print(f"{name:15} {published.title}: {counted(len(published.products), 'product')}")
+        print(f"{'':15} {published.source}.")
+        if published.unchecked:
+            print(f"{'':15} not checked: {published.unchecked}.")
+    print("Nothing is downloaded. Compare your copy: andon datasets check NAME FOLDER")
+
+
+def datasets_check(name: DatasetName, root: Root, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Compare a data set on this disk with its published counts, and list what is missing.
+
+    Exit code 1: it is not complete.
+    """
+    from andon import files
+    from andon.lab.datasets import checking
+
+    with progress_bars(quiet or as_json) as progress:
+        report = checking.check(name, root, progress)
+    print(files.strict_json(report.record(), indent=1) if as_json else report.text())
+    if not report.complete:
+        raise typer.Exit(1)
+
+
+def datasets_arrange(
+    name: DatasetName,
+    root: Root,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the products.", show_default=False)],
+    quiet: Quiet = False,
+) -> None:
+    """Make folders with train and test of the products on this disk, from links to their files, for `andon train`."""
+    from andon.lab.datasets import arranging
+
+    with progress_bars(quiet) as progress:
+        made = arranging.arrange(name, root, out, progress, printer(quiet))
+    for folder in made:
+        print(folder.path)
+
+
 bench = typer.Typer(cls=PlanFirst, no_args_is_help=True, help="Benchmarks: detectors × products × sizes × seeds.")
 bench.command("run")(bench_run)
 bench.command("report")(bench_report)
 study = typer.Typer(no_args_is_help=True, help="Analyses of detectors that reconstruct images, as plots and CSV.")
 study.command("moments")(study_moments)
 study.command("orthogonality")(study_orthogonality)
+datasets = typer.Typer(cls=ListFirst, help="Published data sets on this disk: list, check, arrange. No download.")
+datasets.command("list")(datasets_list)
+datasets.command("check")(datasets_check)
+datasets.command("arrange")(datasets_arrange)

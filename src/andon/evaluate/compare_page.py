@@ -127,7 +127,8 @@ def best(compared: Comparison) -> dict[str, float | None]:
     def highest(part: str, key: str) -> float | None:
         return max((m[part][key] for m in figures if m[part][key] is not None), default=None)
 
-    keys = (("image", "auroc"), ("image", "ap"), ("pixel", "auroc"), ("pixel", "aupro_30"), ("pixel", "aupro_05"))
+    keys = [("image", key) for key in ("auroc", "ap")]
+    keys += [("pixel", key) for key in ("auroc", "aupro_30", "aupro_05", "aupimo", "seg_f1")]
     return {f"{part}_{key}": highest(part, key) for part, key in keys}
 
 

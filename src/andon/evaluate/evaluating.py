@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from andon import files
 from andon.calibration import percent
-from andon.data import masks
+from andon.data import masks, saturation
 from andon.data.dataset import Dataset, Sample
+from andon.data.saturation import Saturation
 from andon.errors import DatasetError, ImageError, counted, few
 from andon.evaluate import control, crude, metrics
 from andon.evaluate.deciding import ALARMS, decision_figures, escapes, in_words, promised_unit, rate_of
@@ -27,6 +29,14 @@ from andon.progress import Progress, silent
 from andon.streams.line import pictures, workers_of
 
 Json = dict[str, Any]
+PIXEL_FIGURES = {
+    "Pixel AUROC": "auroc",
+    "AUPRO": "aupro_30",
+    "AUPIMO": "aupimo",
+    "sPRO to 5 %": "spro_05",
+    "F1 at the pixel threshold": "seg_f1",
+}
+"""Names in sentences → keys of the pixel figures."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,8 @@ class Evaluation:
             also = "" if self.metrics["hits"]["n"] else ", the hit rate and the control"
             sentences.append(f"Pixel figures{also} cannot be measured: {pixel['why']}.")
         else:
-            sentences.append(f"Pixel AUROC {pixel['auroc']:.4f}, AUPRO {pixel['aupro_30']:.4f}.")
+            figures = [f"{name} {pixel[key]:.4f}" for name, key in PIXEL_FIGURES.items() if pixel[key] is not None]
+            sentences.append(f"{', '.join(figures)}.")
         return [*sentences, *control.sentences(self.metrics), *self.metrics["crude"]["sentences"]]
 
     def json(self) -> bytes:
@@ -167,7 +178,7 @@ def evaluate(
             "digest": files.digest_of_all((row.name, row.digest) for row in rows),
         },
         "image": ranking,
-        "pixel": {**_pixel_figures(results), "images": results.images},
+        "pixel": {**_pixel_figures(results, inspector), "images": results.images},
         "hits": rate_of([row.hit for row in rows if row.hit is not None]),
         "control": control.figures(inspector, rows, progress) if hidden and masked else None,
         "decision_per": inspector.decision.per,
@@ -200,7 +211,7 @@ def evaluate(
             **image_figures(defects + good),
             "hits": rate_of([row.hit for row in defects if row.hit is not None]),
             "escapes": {threshold: escapes(defects, threshold) for threshold in ALARMS},
-            "pixel": _pixel_figures(results, kind),
+            "pixel": _pixel_figures(results, inspector, kind),
         }
     return Evaluation(inspector, tuple(rows), figures, tuple(results.errors))
 
@@ -212,6 +223,7 @@ class _Results(NamedTuple):
     pixel: PixelMetrics
     images: dict[str, int]  # good, masked (both in the pixel figures), without_mask → number of images
     masks: dict[str, list[str]]  # binary, classes, gray, full → masks of this kind
+    saturations: dict[int, Saturation]  # value of a mask → saturation; empty without defects_config.json
 
 
 def _inspect(
@@ -220,7 +232,13 @@ def _inspect(
     masked = any(sample.mask for sample in samples)
     images = dict.fromkeys(("good", "masked", "without_mask"), 0)
     results = _Results(
-        [], list(dataset.unreadable), {"good": 0, "defective": 0}, PixelMetrics(), images if masked else {}, {}
+        rows=[],
+        errors=list(dataset.unreadable),
+        invalid={"good": 0, "defective": 0},
+        pixel=PixelMetrics(good_images=sum(sample.defect == "good" for sample in samples)),
+        images=images if masked else {},
+        masks={},
+        saturations=saturation.load(dataset.root),
     )
     with closing(pictures(inspector, (sample.path for sample in samples), workers)) as outcomes:
         for done, (sample, outcome) in enumerate(zip(samples, outcomes, strict=True)):
@@ -264,9 +282,11 @@ def _add(results: _Results, sample: Sample, inspection: Inspection) -> str:
     if sample.mask is None:
         return "without_mask"
     mask = masks.read_sized(sample.mask, inspection.anomaly_map.shape)
+    annotated = results.saturations and sample.mask.is_dir()
+    regions = saturation.regions(sample.mask, results.saturations) if annotated else []
     results.masks.setdefault("full" if mask.area.all() else mask.how, []).append(sample.mask.as_posix())
     results.rows[-1] = replace(results.rows[-1], hit=control.hit(inspection.anomaly_map, mask.area))
-    results.pixel.add(inspection.anomaly_map, mask.area, kind=sample.defect)
+    results.pixel.add(inspection.anomaly_map, mask.area, sample.defect, regions)
     return "masked"
 
 
@@ -324,14 +344,26 @@ def image_figures(rows: Sequence[Row]) -> Json:
     return {**dict(zip(names, values, strict=True)), **counts}
 
 
-def _pixel_figures(results: _Results, kind: str | None = None) -> Json:
-    """Pixel figures, of one kind of defect or of all; null, with the reason `why`, if they cannot be computed."""
+def _pixel_figures(results: _Results, inspector: Inspector, kind: str | None = None) -> Json:
+    """Pixel figures, of one kind of defect or of all; null, with the reason `why`, if they cannot be computed.
+
+    AUPIMO is null without good images, sPRO without saturations, F1 without a pixel threshold.
+    """
     names = ("auroc", "ap", "f1_max_oracle", "aupro_30", "aupro_05", "components")
+    further: Json = dict.fromkeys(("aupimo", "seg_f1", "spro_30", "spro_05"))
     pixel = results.pixel
-    kinds = pixel.defects if kind is None else {kind} & pixel.defects.keys()
+    kinds = {name for name, count in pixel.defects.items() if count and kind in (None, name)}
     if not kinds or not pixel.good:
         no_mask = "no mask could be used" if results.images else "the data set has no masks"
-        return {**dict.fromkeys(names), "why": "no good pixels" if kinds else no_mask}
+        return {**dict.fromkeys(names), **further, "why": "no good pixels" if kinds else no_mask}
     figures = pixel.figures(kind, limits=(0.30, 0.05))
     values = (figures.auroc, figures.ap, figures.f1_max_oracle, *figures.aupro, figures.components)
-    return dict(zip(names, values, strict=True))
+    threshold = inspector.thresholds.pixel
+    if pixel.good_images:
+        further["aupimo"] = fmean(pixel.aupimo(kind))
+    if math.isfinite(threshold):
+        further["seg_f1"] = pixel.f1(threshold, kind)
+    if annotated := sorted(pixel.regions if kind is None else {kind} & pixel.regions.keys()):
+        areas = zip(*(pixel.spro(name, limits=(0.30, 0.05)) for name in annotated), strict=True)
+        further["spro_30"], further["spro_05"] = map(fmean, areas)  # the authors' mean: over the kinds of defects
+    return {**dict(zip(names, values, strict=True)), **further}

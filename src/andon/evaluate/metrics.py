@@ -8,10 +8,12 @@ References
 - Clopper and Pearson (1934), The use of confidence or fiducial limits.
 - DeLong, DeLong and Clarke-Pearson (1988), Comparing the areas under two or more correlated ROC curves.
 - AUPRO: Bergmann et al. (2021), The MVTec anomaly detection dataset, section 5.1.
+- Saturated per-region overlap (sPRO): Bergmann et al. (2022), Beyond dents and scratches, section 4.
+- AUPIMO: Bertoldo, Ayala, Vasconcelos and others (2024), AUPIMO: redefining visual anomaly detection benchmarks.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -20,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from andon.binomial import clopper_pearson
-from andon.files import Scratch
+from andon.evaluate import piles
+from andon.evaluate.piles import Pile, Shelf, Steps
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -118,10 +121,11 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) ->
     return 1 / (1 + math.exp(reach - logit)), 1 / (1 + math.exp(-reach - logit))
 
 
-_RUN = 4_000_000  # pixels in a sorted run
-_BLOCK = 500_000  # pixels that are merged at once
-_STRIDE = 1024  # distance of samples in a run, in pixels
-_NO_SIZE = np.empty(0, np.uint32)
+Region = tuple[Mask, Callable[[int], int]]
+"""One annotated defect: its pixels (H, W), and its saturation: inspected pixels → pixels that are enough."""
+
+PIMO_RATES = (1e-5, 1e-4)
+"""Shared false-positive rates between which AUPIMO is the mean overlap, as in the paper."""
 
 
 class PixelFigures(NamedTuple):
@@ -135,207 +139,211 @@ class PixelFigures(NamedTuple):
 
 
 class PixelMetrics:
-    """Pixel AUROC, AP, F1 and AUPRO over images that are added one by one: exact, in bounded memory.
+    """Pixel AUROC, AP, F1, AUPRO, sPRO and AUPIMO over images that are added one by one: exact, in bounded memory.
 
-    There are no bins. Between two defect scores only the false-positive rate changes, so all figures follow from the
-    numbers of good pixels above and at each distinct defect score. The pixels are stored as sorted runs of float32. The
-    runs are cut at common values into blocks of about half a million pixels, and the blocks are merged in descending
-    order of scores.
+    memory_mb: pixels are kept in memory up to this budget, then in a temporary file. good_images: the number of images
+    without a mask that are added, at most; AUPIMO keeps this number times 1e-4 of the pixels of an image.
 
-    Cost: 4 bytes per good pixel and 8 bytes per defect pixel, in memory up to `memory_mb`, then in a temporary file;
-    about 60 MB of working memory; each pixel is sorted twice. `figures` reads all pixels once.
+    Cost: 4 bytes per good pixel and 12 bytes per defect pixel; about 60 MB of working memory; each pixel is sorted
+    twice. `figures` reads all pixels once.
     """
 
-    def __init__(self, memory_mb: float = 512) -> None:
+    def __init__(self, memory_mb: float = 512, good_images: int = 1000) -> None:
         self.good = 0  # number of good pixels
         self.defects: dict[str, int] = {}  # kind → number of defect pixels
         self.components: dict[str, int] = {}  # kind → number of annotated defects with an inspected pixel
-        self._shelf = _Shelf(int(memory_mb * 1e6))
-        self._good = _Pile(self._shelf)
-        self._piles: dict[str, _Pile] = {}
+        self.regions: dict[str, int] = {}  # kind → number of regions with a saturation and an inspected pixel
+        self._shelf = Shelf(int(memory_mb * 1e6))
+        self._good: dict[str, Pile] = {}  # kind of images with regions, or "" for all others → their good pixels
+        self._piles: dict[str, Pile] = {}  # kind → defect pixels
+        self._saturated: dict[str, Pile] = {}  # kind → the highest pixels of each region, as many as are enough
+        self._images: dict[str, list[piles.Place]] = {}  # kind → defect pixels of each image, ascending
+        self._shared = _SharedRate(PIMO_RATES[1], good_images)
 
-    def add(self, anomaly_map: ArrayLike, mask: ArrayLike | None = None, kind: str = "defect") -> None:
+    def add(
+        self,
+        anomaly_map: ArrayLike,
+        mask: ArrayLike | None = None,
+        kind: str = "defect",
+        regions: Sequence[Region] = (),
+    ) -> None:
         """Add one image: a map (H, W), NaN where nothing was inspected, and the mask (H, W) of its defects or None.
 
-        Pixels that were not inspected are in no figure, even if the mask marks them.
+        regions: the annotated defects of the mask with their saturations, for sPRO. Pixels that were not inspected are
+        in no figure, even if the mask marks them.
         """
         values = np.asarray(anomaly_map, dtype=np.float32)
         inspected = ~np.isnan(values)
-        if mask is not None:
-            truth = np.asarray(mask, dtype=bool)
-            if truth.shape != values.shape:
-                raise ValueError(f"mask {truth.shape} for a map {values.shape}; expected the same shape")
-            if truth.any():
-                self._add_defects(values, truth, truth & inspected, kind)
-                inspected &= ~truth
-        good = values[inspected]
-        self.good += len(good)
-        self._good.add(good)
+        truth = None if mask is None else np.asarray(mask, dtype=bool)
+        if truth is not None and truth.shape != values.shape:
+            raise ValueError(f"mask {truth.shape} for a map {values.shape}; expected the same shape")
+        good = inspected if truth is None else inspected & ~truth
+        pixels = values[good]
+        if truth is not None and truth.any():
+            self._add_defects(values, truth, truth & inspected, kind)
+            self._add_regions(values, inspected, kind, regions)
+        else:
+            self._shared.add(pixels)
+        self.good += len(pixels)
+        self._pile(self._good, kind if regions else "").add(pixels)
+
+    @property
+    def good_images(self) -> int:
+        """The number of images without defects that have an inspected pixel."""
+        return self._shared.images
+
+    def _pile(self, named: dict[str, Pile], name: str) -> Pile:
+        return named.setdefault(name, Pile(self._shelf))
 
     def _add_defects(self, values: NDArray[np.float32], truth: Mask, inspected: Mask, kind: str) -> None:
         _, labels = cv2.connectedComponents(truth.astype(np.uint8), connectivity=8, ltype=cv2.CV_32S)
-        component = labels[inspected]
+        component, scores = labels[inspected], values[inspected]
         sizes = np.bincount(component)
         self.defects[kind] = self.defects.get(kind, 0) + len(component)
         self.components[kind] = self.components.get(kind, 0) + int(np.count_nonzero(sizes))
-        self._piles.setdefault(kind, _Pile(self._shelf)).add(values[inspected], sizes[component].astype(np.uint32))
+        self._pile(self._piles, kind).add(scores, sizes[component].astype(np.uint32))
+        if len(scores):
+            self._images.setdefault(kind, []).append(self._shelf.put(np.sort(scores).view(np.uint32)))
+
+    def _add_regions(self, values: NDArray[np.float32], inspected: Mask, kind: str, regions: Sequence[Region]) -> None:
+        for area, saturation in regions:
+            scores = values[np.asarray(area, dtype=bool) & inspected]
+            if len(scores):
+                enough = min(max(1, saturation(len(scores))), len(scores))
+                highest = np.partition(scores, len(scores) - enough)[len(scores) - enough :]
+                self._pile(self._saturated, kind).add(highest, np.full(enough, enough, np.uint32))
+                self.regions[kind] = self.regions.get(kind, 0) + 1
+
+    def _defects(self, kind: str | None) -> list[Pile]:
+        """The defect pixels of a kind, or of all. ValueError without good or without defect pixels."""
+        kinds = list(self.defects) if kind is None else [kind]
+        total = sum(self.defects.get(k, 0) for k in kinds)
+        if not total or not self.good:
+            raise ValueError(f"{total} defect and {self.good} good pixels; expected some of both")
+        return [self._piles[k] for k in kinds]
 
     def figures(self, kind: str | None = None, limits: tuple[float, ...] = (0.30, 0.05)) -> PixelFigures:
         """Compute the figures; with a `kind`, from its defects and the good pixels of all images.
 
         AUPRO is the integral over the false-positive rate from 0 to each of `limits`, divided by this limit.
         """
-        kinds = [kind] if kind is not None else list(self.defects)
-        total = sum(self.defects.get(k, 0) for k in kinds)
-        components = sum(self.components.get(k, 0) for k in kinds)
-        if not total or not self.good:
-            raise ValueError(f"{total} defect and {self.good} good pixels; expected some of both")
+        defects = self._defects(kind)
+        total = sum(self.defects.values()) if kind is None else self.defects[kind]
+        components = sum(self.components.values()) if kind is None else self.components[kind]
         pairs = precision = f1 = 0.0
-        hits, fpr, pro = 0, 0.0, 0.0  # the current end of the curves
-        areas = np.zeros(len(limits))
-        for step in self._steps([self._piles[k] for k in kinds if k in self._piles]):
+        hits = 0
+        overlap = _Overlap(self.good, components, limits)
+        for step in piles.steps([*self._good.values()], defects):
             reached = hits + np.cumsum(step.defects)
             alarms = step.above + step.equal
             pairs += float(np.sum(step.defects * (self.good - step.above - step.equal / 2)))
             precision += float(np.sum(step.defects * (reached / (reached + alarms))))
             f1 = max(f1, float(np.max(2 * reached / (reached + alarms + total))))
-            x0, x1 = step.above / self.good, alarms / self.good
-            overlap = pro + np.cumsum(step.weight) / components
-            y0 = np.concatenate([[pro], overlap[:-1]])
-            x_before = np.concatenate([[fpr], x1[:-1]])
-            for j, limit in enumerate(limits):
-                flat = np.minimum(x0, limit) - np.minimum(x_before, limit)
-                rise = np.minimum(x1, limit) - np.minimum(x0, limit)  # good and defect pixels of one score: a slope
-                share = np.divide(rise, x1 - x0, out=np.zeros_like(rise), where=x1 > x0)
-                areas[j] += np.sum(flat * y0 + rise * (y0 + (overlap - y0) * share / 2))
-            hits, fpr, pro = int(reached[-1]), float(x1[-1]), float(overlap[-1])
-        areas += [(limit - min(fpr, limit)) * pro for limit in limits]
+            overlap.add(step)
+            hits = int(reached[-1])
         return PixelFigures(
             auroc=pairs / total / self.good,
             ap=precision / total,
             f1_max_oracle=f1,
-            aupro=tuple(float(a / limit) for a, limit in zip(areas, limits, strict=True)),
+            aupro=overlap.areas(),
             components=components,
         )
 
-    def _steps(self, piles: list["_Pile"]) -> Iterator["_Steps"]:
-        """Yield the steps of all curves in descending order of scores, one block of scores at a time."""
-        good = [run.score for run in self._good.runs()]
-        defects = [run for pile in piles for run in pile.runs()]
-        samples = np.sort(np.concatenate([score[::_STRIDE] for score in [*good, *(run.score for run in defects)]]))
-        # There are about _BLOCK pixels between two of these values; a value that more pixels have is one of them.
-        values = np.unique(samples[:: _BLOCK // _STRIDE])
-        good_at = [_edges(score, values) for score in good]
-        defects_at = [_edges(run.score, values) for run in defects]
-        above = 0
-        for j in reversed(range(2 * len(values) + 1)):  # even: between two values; odd: exactly at one
-            scores = [score[at[j] : at[j + 1]] for score, at in zip(good, good_at, strict=True)]
-            slices = [(run, slice(at[j], at[j + 1])) for run, at in zip(defects, defects_at, strict=True)]
-            pixels = [_Run(run.score[part], run.size[part]) for run, part in slices]
-            count = sum(map(len, scores))
-            if not any(len(run.score) for run in pixels):
-                pass
-            elif j % 2:
-                weight = sum(float(np.sum(1 / run.size)) for run in pixels)
-                defect = sum(len(run.score) for run in pixels)
-                yield _Steps(np.array([above]), np.array([count]), np.array([defect]), np.array([weight]))
-            else:
-                yield _merge(scores, pixels, above)
-            above += count
+    def f1(self, threshold: float, kind: str | None = None) -> float:
+        """F1 of the pixels above a threshold; with a `kind`, of its defects and the good pixels of all images."""
+        defects = self._defects(kind)
+        total = sum(self.defects.values()) if kind is None else self.defects[kind]
+        hits = piles.count_above(defects, threshold)
+        return 2 * hits / (hits + piles.count_above([*self._good.values()], threshold) + total)
+
+    def spro(self, kind: str, limits: tuple[float, ...] = (0.30, 0.05)) -> tuple[float, ...]:
+        """Area under the mean saturated overlap of the regions of a kind, for each of `limits`, as AUPRO.
+
+        The overlap of a region is the number of its pixels above the threshold, divided by its saturation and at most
+        1. As in the authors' evaluation, the false-positive rate is that of the images without defects and of the
+        images of this kind. ValueError without regions or good pixels.
+        """
+        goods = [self._good[name] for name in ("", kind) if name in self._good]
+        good = sum(len(run.score) for pile in goods for run in pile.runs())
+        if not self.regions.get(kind) or not good:
+            raise ValueError(f"{self.regions.get(kind, 0)} regions and {good} good pixels; expected some of both")
+        overlap = _Overlap(good, self.regions[kind], limits)
+        for step in piles.steps(goods, [self._saturated[kind]]):
+            overlap.add(step)
+        return overlap.areas()
+
+    def aupimo(self, kind: str | None = None) -> list[float]:
+        """AUPIMO of each image with defects, in the order they were added; with a `kind`, of its images.
+
+        The mean share of the defect pixels above the threshold, over thresholds whose shared false-positive rate, the
+        mean over the images without defects, lies between PIMO_RATES, on a logarithmic scale. At each rate, the
+        threshold is the lowest that does not exceed it. ValueError without images of both kinds.
+        """
+        places = [p for k, of in self._images.items() if kind in (None, k) for p in of]
+        if not places or not self._shared.images:
+            raise ValueError(f"{len(places)} images of defects and {self._shared.images} good; expected some of both")
+        thresholds, weight = self._shared.thresholds(*PIMO_RATES)
+        scores = (self._shelf.get(place).view(np.float32) for place in places)
+        return [float(weight @ (1 - np.searchsorted(s, thresholds, "right") / len(s))) for s in scores]
 
 
-class _Run(NamedTuple):
-    """Pixels in ascending order of their scores."""
+class _Overlap:
+    """The area under the mean overlap of regions, from steps in descending order of scores."""
 
-    score: NDArray[np.float32]  # (n,)
-    size: NDArray[np.uint32]  # (n,) pixels of the annotated defect each belongs to; (0,) for good pixels
+    def __init__(self, good: int, regions: int, limits: tuple[float, ...]) -> None:
+        self._good, self._regions, self._limits = good, regions, limits
+        self._x = self._y = 0.0  # the current end of the curve: false-positive rate, mean overlap
+        self._areas = np.zeros(len(limits))
 
+    def add(self, step: Steps) -> None:
+        x0, x1 = step.above / self._good, (step.above + step.equal) / self._good
+        y1 = self._y + np.cumsum(step.weight) / self._regions
+        y0 = np.concatenate([[self._y], y1[:-1]])
+        x_before = np.concatenate([[self._x], x1[:-1]])
+        for j, limit in enumerate(self._limits):
+            flat = np.minimum(x0, limit) - np.minimum(x_before, limit)
+            rise = np.minimum(x1, limit) - np.minimum(x0, limit)  # good and defect pixels of one score: a slope
+            share = np.divide(rise, x1 - x0, out=np.zeros_like(rise), where=x1 > x0)
+            self._areas[j] += np.sum(flat * y0 + rise * (y0 + (y1 - y0) * share / 2))
+        self._x, self._y = float(x1[-1]), float(y1[-1])
 
-class _Steps(NamedTuple):
-    """Numbers of pixels at each distinct defect score, descending; all (k,)."""
-
-    above: Ints  # good pixels above the score, in total
-    equal: Ints  # good pixels with this score
-    defects: Ints  # defect pixels with this score
-    weight: Floats  # sum over these defect pixels of 1 / size of the annotated defect
-
-
-def _merge(good: list[NDArray[np.float32]], defects: list[_Run], above: int) -> _Steps:
-    """Merge slices of runs with the same range of scores; `above`: number of good pixels with higher scores."""
-    score = np.concatenate([run.score for run in defects])
-    order = np.argsort(score)[::-1]
-    score, size = score[order], np.concatenate([run.size for run in defects])[order]
-    first = np.concatenate([[0], np.flatnonzero(score[1:] != score[:-1]) + 1])
-    merged = np.sort(np.concatenate(good)) if good else np.empty(0, np.float32)
-    left, right = np.searchsorted(merged, score[first], "left"), np.searchsorted(merged, score[first], "right")
-    return _Steps(
-        above=above + len(merged) - right,
-        equal=right - left,
-        defects=np.diff(first, append=len(score)),
-        weight=np.add.reduceat(1 / size, first),
-    )
+    def areas(self) -> tuple[float, ...]:
+        """The area up to each limit, divided by the limit."""
+        pairs = zip(self._areas, self._limits, strict=True)
+        return tuple(float((area + (limit - min(self._x, limit)) * self._y) / limit) for area, limit in pairs)
 
 
-def _edges(score: NDArray[np.float32], values: NDArray[np.float32]) -> list[int]:
-    """Return the positions at which a sorted run is cut: below, at, between, …, at and above the `values`."""
-    cuts = np.stack([np.searchsorted(score, values, "left"), np.searchsorted(score, values, "right")], axis=1)
-    return [0, *cuts.ravel().tolist(), len(score)]
+class _SharedRate:
+    """The mean false-positive rate of images without defects, at the thresholds where it is low."""
 
+    def __init__(self, rate: float, most: int) -> None:
+        self.images = 0
+        self._most, self._limit = most, rate * most
+        self._score = np.empty(0, np.float32)  # the highest scores, descending
+        self._share = np.empty(0)  # 1 / pixels of the image of each
 
-class _Pile:
-    """Pixels that are added in any order and stored as sorted runs."""
+    def add(self, scores: NDArray[np.float32]) -> None:
+        """Add the inspected pixels (n,) of an image. Scores below which the rate is surely too high are dropped."""
+        if self.images == self._most and len(scores):
+            raise ValueError(f"more than the {self._most} images without defects that were stated; expected no more")
+        if not len(scores):
+            return
+        self.images += 1
+        kept = scores[scores > self._score[-1]] if self._share.sum() > self._limit else scores
+        score = np.concatenate([self._score, kept])
+        order = np.argsort(-score, kind="stable")
+        share = np.concatenate([self._share, np.full(len(kept), 1 / len(scores))])[order]
+        keep = np.cumsum(share) - share <= self._limit
+        self._score, self._share = score[order][keep], share[keep]
 
-    def __init__(self, shelf: "_Shelf") -> None:
-        self._shelf = shelf
-        self._unsorted: list[tuple[NDArray[np.float32], NDArray[np.uint32]]] = []
-        self._runs: list[tuple[_Place, _Place]] = []
+    def thresholds(self, low: float, high: float) -> tuple[NDArray[np.float32], Floats]:
+        """Scores (k,), and the share (k,) of the rates from `low` to `high` for which each is the greatest exceeded.
 
-    def add(self, score: NDArray[np.float32], size: NDArray[np.uint32] = _NO_SIZE) -> None:
-        self._unsorted.append((score, size))
-        if sum(len(score) for score, _ in self._unsorted) >= _RUN:
-            self._sort()
-
-    def runs(self) -> list[_Run]:
-        self._sort()
-        return [_Run(self._shelf.get(s).view(np.float32), self._shelf.get(z)) for s, z in self._runs]
-
-    def _sort(self) -> None:
-        if self._unsorted:
-            score, size = (np.concatenate(parts) for parts in zip(*self._unsorted, strict=True))
-            self._unsorted.clear()
-            if len(size):
-                order = np.argsort(score)
-                score, size = score[order], size[order]
-            else:
-                score.sort()
-            self._runs.append((self._shelf.put(score.view(np.uint32)), self._shelf.put(size)))
-
-
-_Place = NDArray[np.uint32] | slice  # an array in memory, or its position in the file
-
-
-class _Shelf:
-    """Arrays in memory up to a budget of bytes, then in a temporary file."""
-
-    def __init__(self, budget: int) -> None:
-        self._free = budget
-        self._file: Scratch | None = None
-        self._stored = 0  # number of values in the file
-        self._mapped: NDArray[np.uint32] = _NO_SIZE  # the file; one mapping, because each needs a file handle
-
-    def put(self, values: NDArray[np.uint32]) -> _Place:
-        if values.nbytes <= self._free:
-            self._free -= values.nbytes
-            return values
-        if self._file is None:
-            self._file = Scratch("the scores of pixels")
-        self._file.write(values.data)
-        self._stored += len(values)
-        return slice(self._stored - len(values), self._stored)
-
-    def get(self, place: _Place) -> NDArray[np.uint32]:
-        if isinstance(place, slice):
-            if len(self._mapped) < self._stored and self._file is not None:
-                self._mapped = self._file.mapped(np.uint32, (self._stored,))
-            return self._mapped[place]
-        return place
+        At a false-positive rate x, the lowest threshold that does not exceed it is just above the highest score whose
+        own rate is more than x. Shares are on a logarithmic scale of rates; their sum is 1.
+        """
+        last = np.append(np.flatnonzero(self._score[1:] != self._score[:-1]), len(self._score) - 1)
+        rate = np.cumsum(self._share)[last] / self.images
+        edges = np.log(np.clip(np.concatenate([[low], rate]), low, high))
+        weight = np.diff(edges) / math.log(high / low)
+        return self._score[last][weight > 0], weight[weight > 0]

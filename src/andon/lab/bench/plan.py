@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from andon import files
 from andon.data import dataset
 from andon.errors import AndonError, RecipeError
+from andon.lab.datasets import table
 from andon.recipe import Recipe, validate
 from andon.training.train import construct
 
@@ -43,6 +44,7 @@ class Product(BaseModel):
     groups: str = ""  # CSV or expression, as in a recipe
     geometry: dict[str, Any] = {}  # as in a recipe, without the size
     published: str = ""  # "dataset/product" in the published tables, if they contain this product
+    dataset: str = ""  # a published data set (see `andon datasets`); its products take the place of this one
 
 
 class Plan(BaseModel):
@@ -76,8 +78,11 @@ class Cell(NamedTuple):
         return f"{self.product} · {self.detector} · {self.size}² · seed {self.seed}"
 
 
-def load(path: str | Path) -> Plan:
-    """Read a plan, with absolute paths. RecipeError names a wrong key."""
+def load(path: str | Path, datasets: Sequence[tuple[str, str]] = ()) -> Plan:
+    """Read a plan, with absolute paths. RecipeError names a wrong key, DatasetError an unknown data set.
+
+    datasets: names and folders of published data sets, which take the place of the plan's products.
+    """
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
@@ -85,7 +90,15 @@ def load(path: str | Path) -> Plan:
         raise RecipeError(f"{path}: cannot be read ({error}). Expected a plan, a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path}: not TOML: {error}. Correct the file.") from None
+    if datasets:
+        values["products"] = [
+            {"name": name, "folder": str(Path(folder).expanduser().resolve()), "dataset": name, "published": name}
+            for name, folder in datasets
+        ]
     plan = _validated(values, str(path))
+    for product in plan.products:
+        if product.dataset:
+            table.named(product.dataset)
     here = path.resolve().parent
     detectors = [
         entry.model_copy(update={"settings": _beside(here, entry.settings, OCCLUSIONS)}) for entry in plan.detectors

@@ -24,10 +24,13 @@ FIGURES = {
     "pixel_auroc": "Pixel AUROC",
     "aupro_30": "AUPRO to 30 % FPR",
     "aupro_05": "AUPRO to 5 % FPR",
+    "aupimo": "AUPIMO",
+    "spro_05": "sPRO to 5 % FPR",
     "hit_rate": "Hit rate: images whose heat map peaks inside the annotated defect",
     "control_auroc": "Control: image AUROC with the annotated defects painted over",
 }
 RATES = {
+    "seg_f1": "Segmentation F1 at the pixel threshold",
     "review_escape_rate": "Defective images that escape at the review threshold",
     "review_false_reject_rate": "Good images stopped at the review threshold",
     "reject_escape_rate": "Defective images that escape at the reject threshold",

@@ -46,28 +46,32 @@ def run(
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     protocol: Protocol = "train-test",
+    datasets: Sequence[tuple[str, str]] = (),
 ) -> Summary:
     """Run the plan at `path` into the folder `out`. AndonError, before anything runs, when it is impossible.
 
+    datasets: names and folders of published data sets, in place of the plan's products.
+
     A cell that fails is a row with the text of its error; the others are still run.
     """
-    plan, out = plans.load(path), Path(out)
+    plan, out = plans.load(path, datasets), Path(out)
     table.check_parquet()
     _check_place(out, plan)
-    if protocol == "one-class":
-        plans.combined(plan)  # an impossible plan is refused before pictures are written
-        with _alone(out):
-            plan = protocols.one_class(plan, out, progress, tell)
-            return _run_all(plan, plans.cells(plan), out, progress, tell)
-    if product := next((product for product in plan.products if protocols.kind(product.folder)), None):
+    separate = [product for product in plan.products if not product.dataset]
+    classes = next((product for product in separate if protocols.kind(product.folder)), None)
+    if classes and protocol != "one-class":
         raise RecipeError(
-            f"plan: product '{product.name}': {product.folder} holds the classes of {protocols.kind(product.folder)} "
+            f"plan: product '{classes.name}': {classes.folder} holds the classes of {protocols.kind(classes.folder)} "
             "files, not training and test images of one product. Use each class as normal in turn: --protocol "
             "one-class."
         )
-    cells = plans.cells(plan)
+    plans.combined(plan)  # an impossible plan is refused before pictures are written
+    if protocol == "train-test" and len(separate) == len(plan.products):
+        plans.cells(plan)  # and so are impossible folders, where none is made
     with _alone(out):
-        return _run_all(plan, cells, out, progress, tell)
+        plan = protocols.published(plan, out, progress, tell)
+        plan = protocols.one_class(plan, out, progress, tell) if protocol == "one-class" else plan
+        return _run_all(plan, plans.cells(plan), out, progress, tell)
 
 
 def _check_place(out: Path, plan: Plan) -> None:
