@@ -21,6 +21,7 @@ from andon.station.line.modbus import Modbus
 
 CAMERA, FOLDER = 1, 2
 PASS, REJECT, LATE, ERROR = 1, 3, 5, 6
+OVERFLOW = 10  # number of the alarm
 
 
 class Plc:
@@ -161,14 +162,17 @@ def test_results_wait_for_a_plc_that_does_not_acknowledge_and_then_come_in_order
     plc.write(at.ENABLE, at.TRIGGER, part="three")
     full = plc.read()
     assert full["missed"] and full["missed_count"] == seen["missed_count"] + 1 and full["latched"] == 2
+    assert (full["error"], full["state"], full["alarm"]) == (True, 3, OVERFLOW)
     plc.write(at.ENABLE)
     plc.write(at.ENABLE, at.RESULTS_ACK)
     between = plc.read()
     assert not between["valid"] and between["output"] == REJECT and between["latched"] == 1
+    assert (between["error"], between["alarm"]) == (False, 0)
     plc.write(at.ENABLE, at.RESULTS_ACK)  # held: acknowledges nothing more
     assert plc.read()["latched"] == 1
     plc.write(at.ENABLE)
-    assert plc.wait(valid=True)["job"] == jobs[1]
+    last = plc.wait(valid=True)
+    assert (last["job"], last["outcome"], last["output"]) == (jobs[1], PASS, REJECT)  # it waited through an error
     plc.acknowledge()
     assert plc.wait(ready=True)["latched"] == 0
 
