@@ -138,6 +138,8 @@ class Config(_Section):
             places["records_file"] = folder / self.records_file
         if self.mqtt:
             places["mqtt"] = _below(self.mqtt, folder)
+        if self.opcua:
+            places["opcua"] = _below(self.opcua, folder)
         places["webhook"] = tuple(_below(each, folder) for each in self.webhook)
         places["folder"] = tuple(_below(each, folder) for each in self.folder)
         places["products"] = {
