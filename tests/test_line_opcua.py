@@ -15,6 +15,7 @@ from andon.errors import AndonError
 from andon.station.keys import Role
 from andon.station.line.settings import OpcUa as Settings
 from andon.station.station import Station
+from conftest import part, save
 from service import WAIT_S, config, lined, until, with_cameras
 
 pytest.importorskip("asyncua", reason="asyncua is not installed: pip install 'andon[line]'")
@@ -398,6 +399,7 @@ def ua_event(event: Any, id: bytes) -> Any:
 
 def test_a_secured_server_admits_clients_with_a_key_and_asks_for_their_role(bundle_file: Path, tmp_path: Path) -> None:
     settings = with_cameras(tmp_path, bundle_file, opcua={"port": 0, "security": "Basic256Sha256"})
+    save(tmp_path / "ring.golden.png", part(100))
     with lined(settings) as (station, lines):
         until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
         (port,) = (each.port for each in lines.all if isinstance(each, OpcUa))

@@ -310,7 +310,7 @@ class Station(RuleBasedStateMachine):
         assert len(self.machine.memory.waiting) + len(self.machine.memory.latched) <= 4
 
 
-Station.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None, derandomize=True)
+Station.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, derandomize=True)
 TestStation = Station.TestCase
 
 

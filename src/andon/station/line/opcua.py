@@ -56,16 +56,17 @@ class OpcUa(Served):
     async def _open(self) -> None:
         settings, station = self._settings, self._station
         server = self._server = Server(Internal())
-        await server.init()
-        server.set_server_name(f"andon {station.config.name}")
-        await server.set_application_uri(f"{OWN}:{files.digest(station.config.name.encode())[:16]}")
-        server.set_endpoint(f"opc.tcp://{settings.host}:{settings.port}/andon")
+        uri = f"{OWN}:{files.digest(station.config.name.encode())[:16]}"
         secured = settings.security != "None"
         if secured:
-            await secure(server, settings, station.keys, station.config.data)
+            await secure(server, settings, station.keys, station.config.data, uri)
         else:
             server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
             server.set_identity_tokens([ua.AnonymousIdentityToken])
+        await server.init()
+        server.set_server_name(f"andon {station.config.name}")
+        await server.set_application_uri(uri)
+        server.set_endpoint(f"opc.tcp://{settings.host}:{settings.port}/andon")
         self._permission = Permission(station.keys if secured else None)
         self._space = Space(server)
         await self._space.build(self._called)

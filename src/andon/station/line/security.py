@@ -100,13 +100,16 @@ class Permission:
             raise StationError(f"{action}: expected a valid key of the role {needed.name.lower()}. Use another key.")
 
 
-async def secure(server: Server, settings: Settings, keys: Keys, data: Path) -> None:
-    """Admit only encrypted connections of clients that have a key. AndonError when a certificate cannot be used."""
+async def secure(server: Server, settings: Settings, keys: Keys, data: Path, uri: str) -> None:
+    """Admit only encrypted connections of clients that have a key. AndonError when a certificate cannot be used.
+
+    `uri` names the server, also in a certificate that it makes for itself.
+    """
     certificate, private = settings.certificate, settings.private_key
     if certificate is None or private is None:
         certificate, private = data / "opcua.der", data / "opcua.pem"
         if not (files.is_file(certificate) and files.is_file(private)):
-            _make(certificate, private, server.get_application_uri())
+            _make(certificate, private, uri)
     for load, path in ((server.load_certificate, certificate), (server.load_private_key, private)):
         await _load(load, path)
     server.set_security_policy([ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt])

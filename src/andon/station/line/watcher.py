@@ -78,7 +78,7 @@ class Watcher(Running):
         """Inspect when the station takes it; None when the station ends before."""
         station, product = self._station, self._settings.product
         while not self._stop.is_set():
-            if station.ready and product in station.machine.memory.products:
+            if station.products.idle.use(product) and station.ready:
                 try:
                     future = station.inspect(product, part, None, data)
                     while not future.done() and not self._stop.is_set():
