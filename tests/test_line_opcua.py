@@ -155,7 +155,7 @@ def test_a_client_runs_a_whole_job(line: tuple[Station, int]) -> None:
 
     async def program(plc: Plc) -> None:
         for product in ("file", "ring"):
-            assert (await plc.recipe("UnprepareRecipe", product))[1:] == [True, 0]
+            assert (await plc.recipe("UnprepareRecipe", product))[1:] == [0]
         await plc.comes(AUTOMATIC, "Initialized")
         assert await plc.start("early") == ("", 1)
         internal, completed, error = await plc.recipe("PrepareRecipe", "ring")

@@ -109,7 +109,7 @@ class Methods:
         name = _id(external)
         version = self._station.products.prepare(name)
         self._station.products.unprepare(name)
-        return {"InternalIdOut": self.internal(version.digest), "IsCompleted": True}
+        return {"InternalIdOut": self.internal(version.digest)}
 
     # Results, from the records
 

@@ -118,7 +118,7 @@ METHODS = (
         "RecipeManagement",
         "UnprepareRecipe",
         _RECIPE,
-        (Field("InternalIdOut", "RecipeIdInternal"), Field("IsCompleted", "Boolean"), *_ERROR),
+        (Field("InternalIdOut", "RecipeIdInternal"), *_ERROR),
     ),
     Method(
         "ResultManagement",
