@@ -388,8 +388,12 @@ def test_an_error_is_a_condition_that_clients_acknowledge_and_confirm(line: tupl
         assert getattr(last, "ConfirmedState/Id") and last.Comment.Text == "all clear"
 
     run(port, program)
-    said = [row.body for row in station.ledger.history(kind="event", limit=20)]
-    assert [each["comment"] for each in said if each["event"].startswith("alarm ")] == ["all clear", "seen"]
+
+    def comments() -> list[str]:
+        said = [row.body for row in station.ledger.history(kind="event", limit=20)]
+        return [each["comment"] for each in said if each["event"].startswith("alarm ")]
+
+    until(lambda: comments() == ["all clear", "seen"], f"not on record: {comments()}")
 
 
 def ua_event(event: Any, id: bytes) -> Any:

@@ -287,6 +287,11 @@ class Products:
         folder = self.config.data / "drift"
         return Loaded(product.name, version, deadline, workers, calibration, folder, time.monotonic() - began)
 
+    def deadline_s(self, name: str) -> float:
+        """Seconds from trigger to verdict by the active bundle of a product, loaded or not."""
+        product = self.catalogue.product(name)
+        return self._deadline_s(product, product.versions[product.active]) if product.active else 0.0
+
     def _deadline_s(self, product: Product, version: Version) -> float:
         return self.config.deadline_s(product.name, version.about.get("deadline_ms"))
 

@@ -120,7 +120,7 @@ async def batch(request: Request, station: The, key: Operator, product: Name) ->
 
 async def awake(station: Station, product: str) -> None:
     """Wait until a product that was idle is loaded, at most its deadline. Problem 503 when that is not enough."""
-    idle, patience = station.products.idle, station.config.deadline_s(product, None)
+    idle, patience = station.products.idle, station.products.deadline_s(product)
     if not idle.use(product) and not await run_in_threadpool(idle.awake, product, patience):
         station.miss()
         raise Problem(503, f"Product '{product}' was idle and is being loaded. Send the request again.")
