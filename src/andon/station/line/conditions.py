@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncua import ua
+from asyncua.ua.object_ids import ObjectIds
 from asyncua.ua.status_codes import StatusCodes
 
 from andon.station.entries import Entry
@@ -64,10 +65,9 @@ class Conditions:
         """Make a node for each, and let clients call the methods of conditions."""
         for code in LASTING:
             self._codes[await self._space.condition(code)] = code
-        ids = ua.ObjectIds
-        self._space.link(ids.AcknowledgeableConditionType_Acknowledge, self._acknowledge)
-        self._space.link(ids.AcknowledgeableConditionType_Confirm, self._confirm)
-        self._space.link(ids.ConditionType_ConditionRefresh, self._refresh)
+        self._space.link(ObjectIds.AcknowledgeableConditionType_Acknowledge, self._acknowledge)
+        self._space.link(ObjectIds.AcknowledgeableConditionType_Confirm, self._confirm)
+        self._space.link(ObjectIds.ConditionType_ConditionRefresh, self._refresh)
         for code, until_reset in dict(self._station.machine.memory.errors).items():
             await self.changed(code, True, until_reset)
 

@@ -120,8 +120,8 @@ class Methods:
         row = self._row(_id(result))
         return {**self._facts(row), "ProductId": self._space.made("ProductId", Id=row.product)}
 
-    def GetResultListFiltered(self, state: int, *ids: Any) -> dict[str, Any]:
-        *ids, most, start, _ = ids
+    def GetResultListFiltered(self, state: int, *rest: Any) -> dict[str, Any]:
+        *ids, most, start, _ = rest
         meas, part, recipe, bundle, outer, inner, product, job = map(_id, ids)
         if meas or outer or (inner and inner != self._configuration) or (recipe and product and recipe != product):
             return _page([], most, start, "ResultList")

@@ -18,6 +18,7 @@ from asyncua.crypto.permission_rules import User, UserRole
 from asyncua.server.internal_server import InternalServer
 from asyncua.server.internal_session import InternalSession
 from asyncua.server.server import Server
+from asyncua.server.user_managers import UserManager
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -61,7 +62,7 @@ class _Session(InternalSession):
             _caller.reset(token)
 
 
-class Users:
+class Users(UserManager):
     """Lets in whoever has a key of the station. The name is not looked at."""
 
     def __init__(self, keys: Keys) -> None:

@@ -13,6 +13,7 @@ from asyncua.common.node import Node
 from asyncua.common.structures104 import new_struct, new_struct_field
 from asyncua.server.event_generator import EventGenerator
 from asyncua.server.server import Server
+from asyncua.ua.object_ids import ObjectIds
 from asyncua.ua.status_codes import StatusCodes
 
 from andon.station.line.model import (
@@ -57,8 +58,8 @@ class Space:
         for name, node in types.items():
             self._events[name] = await server.get_event_generator(node.nodeid, self.system.nodeid)
         for name in ("RefreshStartEventType", "RefreshEndEventType"):
-            kind = ua.NodeId(getattr(ua.ObjectIds, name))
-            self._events[name] = await server.get_event_generator(kind, self.system.nodeid)
+            known = _known(getattr(ObjectIds, name))
+            self._events[name] = await server.get_event_generator(known, self.system.nodeid)
         for name, fields in EVENTS.items():
             for field in fields:  # asyncua would take the type of the empty value that the type has
                 self._events[name].event.data_types[field.name] = self._variant(field.kind)
@@ -138,7 +139,7 @@ class Space:
 
     def link(self, method: int, call: Callable[..., Awaitable[Any]]) -> None:
         """Let a method of a type of OPC UA itself be called. `call` gets the node that it is called on first."""
-        self._server.link_method(self._server.get_node(ua.NodeId(method)), uamethod(call))
+        self._server.link_method(self._server.get_node(_known(method)), uamethod(call))
 
     def _named(self, path: str, name: str = "") -> tuple[ua.NodeId, ua.QualifiedName]:
         return self._node_id(path), ua.QualifiedName(name or path, self._vision)
@@ -159,7 +160,7 @@ class Space:
             for field in fields:
                 place = self._named(f"{name}EventType.{field.name}", field.name)
                 await found[name].add_property(*place, ua.Variant(), datatype=self._type(field.kind))
-        acknowledgeable = self._server.get_node(ua.NodeId(ua.ObjectIds.AcknowledgeableConditionType))
+        acknowledgeable = self._server.get_node(_known(ObjectIds.AcknowledgeableConditionType))
         parent = await acknowledgeable.add_object_type(*self._named(f"{CONDITION}Type"))
         for name in REACTIONS:
             await parent.add_property(*self._named(f"{CONDITION}Type.{name}", name), False)
@@ -206,3 +207,8 @@ class Space:
         argument.DataType = self._type(field.kind)
         argument.ValueRank = 1 if field.array else -1
         return argument
+
+
+def _known(number: int) -> ua.NodeId:
+    """A node of OPC UA itself."""
+    return ua.NodeId(ua.Int32(number))
