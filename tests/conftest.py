@@ -13,6 +13,7 @@ from andon.detector import Defects, Labelled
 from andon.inspection import Pixels
 from andon.recipe import Decision
 from andon.training import train as training
+from disk import Disk
 from postgres import Cluster
 
 
@@ -129,6 +130,14 @@ def bundle_file(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = training.compose(parts, size=96, settings={"bank": 200})
     training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), path)
     return path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A file system of 4 MB."""
+    disk = Disk(tmp_path / "disk")
+    yield disk
+    disk.remove()
 
 
 @pytest.fixture(scope="session")

@@ -37,9 +37,11 @@ class Cluster:
     def start(self) -> None:
         options = f"-k {self.folder} -c listen_addresses='' -c max_connections=40"
         self._run("pg_ctl", "-D", self.folder / "data", "-w", "-l", self.folder / "log", "-o", options, "start")
+        self.runs = True
 
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "-D", self.folder / "data", "-w", "-m", mode, "stop")
+        self.runs = False
 
     def sql(self, statement: str) -> str:
         command = ("-h", self.folder, "-U", "andon", "-d", "postgres", "-X", "-A", "-t", "-c", statement)

@@ -21,6 +21,7 @@ from andon.station.line.modbus import Modbus
 
 CAMERA, FOLDER = 1, 2
 PASS, REJECT, LATE, ERROR = 1, 3, 5, 6
+OVERFLOW = 10  # number of the alarm
 
 
 class Plc:
@@ -116,7 +117,8 @@ def test_a_part_goes_through_the_whole_handshake(line: tuple[Station, Modbus], p
     seen = plc.wait(valid=True)
     assert (seen["job"], seen["part"], seen["outcome"], seen["output"]) == (job, "Ä-17", PASS, PASS)
     assert (seen["product"], seen["digest"]) == (CAMERA, line[0].machine.memory.products["ring"].digest)
-    assert not seen["busy"] and seen["heartbeat"] != rest["heartbeat"]
+    assert not seen["busy"]
+    plc.wait(heartbeat=at.HEARTBEAT - rest["heartbeat"])  # other passes through a graph toggle it too
     plc.acknowledge()
     after = plc.read()
     assert (after["valid"], after["job"], after["output"], after["ready"]) == (False, 0, REJECT, True)
@@ -161,14 +163,17 @@ def test_results_wait_for_a_plc_that_does_not_acknowledge_and_then_come_in_order
     plc.write(at.ENABLE, at.TRIGGER, part="three")
     full = plc.read()
     assert full["missed"] and full["missed_count"] == seen["missed_count"] + 1 and full["latched"] == 2
+    assert (full["error"], full["state"], full["alarm"]) == (True, 3, OVERFLOW)
     plc.write(at.ENABLE)
     plc.write(at.ENABLE, at.RESULTS_ACK)
     between = plc.read()
     assert not between["valid"] and between["output"] == REJECT and between["latched"] == 1
+    assert (between["error"], between["alarm"]) == (False, 0)
     plc.write(at.ENABLE, at.RESULTS_ACK)  # held: acknowledges nothing more
     assert plc.read()["latched"] == 1
     plc.write(at.ENABLE)
-    assert plc.wait(valid=True)["job"] == jobs[1]
+    last = plc.wait(valid=True)
+    assert (last["job"], last["outcome"], last["output"]) == (jobs[1], PASS, REJECT)  # it waited through an error
     plc.acknowledge()
     assert plc.wait(ready=True)["latched"] == 0
 
@@ -257,6 +262,24 @@ def test_another_plc_after_a_broken_connection_finds_the_result(line: tuple[Stat
     assert other.wait(valid=True)["job"] == job
     other.client.close()
     assert plc.client.connect()
+
+
+def test_a_product_that_was_idle_is_loaded_when_the_plc_chooses_it(line: tuple[Station, Modbus], plc: Plc) -> None:
+    station = line[0]
+    plc.write(at.ENABLE, product=FOLDER)
+    plc.wait(ready=True)
+    station.loaded["ring"].used -= 61 * 60
+    until(lambda: "ring" in station.idle, "it does not sleep")
+    plc.wait(ready=True)
+    with station.products._changes:  # it cannot be loaded yet
+        plc.write(at.ENABLE, product=CAMERA)
+        assert not plc.read()["ready"]
+        plc.write(at.ENABLE, at.TRIGGER, product=CAMERA, part="early")
+        assert plc.read()["missed"]
+        plc.write(at.ENABLE, product=CAMERA)
+    job = plc.trigger(part="woken")
+    seen = plc.wait(valid=True)
+    assert (seen["job"], seen["outcome"]) == (job, PASS)
 
 
 def test_a_port_that_is_taken_is_said(line: tuple[Station, Modbus]) -> None:

@@ -6,21 +6,33 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from andon.errors import AndonError
+from andon.station.keys import Role
 from andon.station.line.settings import OpcUa as Settings
 from andon.station.station import Station
-from service import WAIT_S, lined, until, with_cameras
+from conftest import part, save
+from service import WAIT_S, config, lined, until, with_cameras
 
 pytest.importorskip("asyncua", reason="asyncua is not installed: pip install 'andon[line]'")
 from asyncua import Client, ua
+from asyncua.crypto.cert_gen import (
+    dump_private_key_as_pem,
+    generate_private_key,
+    generate_self_signed_app_certificate,
+)
+from asyncua.crypto.security_policies import SecurityPolicyBasic256Sha256
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from andon.station.line.cameras import Cameras
+from andon.station.line.model import CONDITIONS, EVENTS, MACHINE_VISION, SYSTEM_STATES
 from andon.station.line.opcua import OpcUa
-from andon.station.line.vision import EVENTS, MACHINE_VISION
 
 MACHINE, AUTOMATIC = ("VisionStateMachine",), ("VisionStateMachine", "AutomaticModeStateMachine")
 ABORTED = -4
@@ -48,8 +60,25 @@ class Plc:
         self.system = await self.client.nodes.objects.get_child([f"{self._index}:VisionSystem"])
         types = [await self.client.nodes.base_event_type.get_child(f"{self._index}:{n}EventType") for n in EVENTS]
         self._names = {node.nodeid: name for node, name in zip(types, EVENTS, strict=True)}
-        subscription = await self.client.create_subscription(20, self)
-        await subscription.subscribe_events(self.system, types)
+        self.subscription = await self.client.create_subscription(20, self)
+        await self.subscription.subscribe_events(self.system, types)
+
+    async def watch_conditions(self) -> None:
+        parent = self.client.get_node(ua.ObjectIds.AcknowledgeableConditionType)
+        parent = await parent.get_child(f"{self._index}:VisionConditionType")
+        types = [await parent.get_child(f"{self._index}:{name}Type") for name in CONDITIONS]
+        self._names |= {node.nodeid: name for node, name in zip(types, CONDITIONS, strict=True)}
+        await self.subscription.subscribe_alarms_and_conditions(self.system, types)
+
+    async def value(self, *path: str) -> Any:
+        node = await self.system.get_child([f"{self._index}:{name}" for name in path])
+        return await node.read_value()
+
+    async def comment(self, event: Any, method: int) -> None:
+        """Acknowledge or confirm a condition."""
+        node = self.client.get_node(event.NodeId)
+        text = ua.Variant(ua.LocalizedText("seen"), ua.VariantType.LocalizedText)
+        await node.call_method(ua.NodeId(method), ua.Variant(event.EventId, ua.VariantType.ByteString), text)
 
     def event_notification(self, event: Any) -> None:
         self.events.append((self._names[event.EventType], event))
@@ -83,10 +112,14 @@ class Plc:
 
     async def told(self, name: str, job: str | None = None) -> Any:
         """Wait for an event."""
+        return await self.happens(name, lambda event: job is None or event.JobId.Id == job)
+
+    async def happens(self, name: str, right: Callable[[Any], bool]) -> Any:
+        """Wait for an event that is right."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 for found, event in self.events:
-                    if found == name and (job is None or event.JobId.Id == job):
+                    if found == name and right(event):
                         return event
                 await asyncio.sleep(0.01)
 
@@ -96,9 +129,19 @@ class Plc:
                 await asyncio.sleep(0.01)
 
 
-def run(port: int, program: Callable[[Plc], Awaitable[None]]) -> None:
+async def prepared_for_none(client: Client) -> None:
+    """A client without security."""
+
+
+def run(
+    port: int,
+    program: Callable[[Plc], Awaitable[None]],
+    prepare: Callable[[Client], Awaitable[None]] = prepared_for_none,
+) -> None:
     async def main() -> None:
-        async with Client(f"opc.tcp://127.0.0.1:{port}/andon") as client:
+        client = Client(f"opc.tcp://127.0.0.1:{port}/andon")
+        await prepare(client)
+        async with client:
             plc = Plc(client)
             await plc.connect()
             await plc.comes(AUTOMATIC, "Ready")
@@ -112,7 +155,7 @@ def test_a_client_runs_a_whole_job(line: tuple[Station, int]) -> None:
 
     async def program(plc: Plc) -> None:
         for product in ("file", "ring"):
-            assert (await plc.recipe("UnprepareRecipe", product))[1:] == [True, 0]
+            assert (await plc.recipe("UnprepareRecipe", product))[1:] == [0]
         await plc.comes(AUTOMATIC, "Initialized")
         assert await plc.start("early") == ("", 1)
         internal, completed, error = await plc.recipe("PrepareRecipe", "ring")
@@ -228,6 +271,194 @@ def test_what_is_unknown_is_refused(line: tuple[Station, int]) -> None:
             assert answer[2] == 1
 
     run(line[1], program)
+
+
+ANY, NONE = ua.Variant(2, ua.VariantType.Int32), ua.Variant(0, ua.VariantType.Int32)
+RESULTS, CONFIGURATIONS = ("ResultManagement",), ("ConfigurationManagement",)
+
+
+def page(most: int, start: int) -> tuple[ua.Variant, ...]:
+    return *(ua.Variant(each, ua.VariantType.UInt32) for each in (most, start)), NONE
+
+
+def test_lists_of_recipes_and_results_are_filtered_and_paged(line: tuple[Station, int]) -> None:
+    station, port = line
+
+    async def program(plc: Plc) -> None:
+        async def recipes(product: str, prepared: ua.Variant, most: int = 0, start: int = 0) -> Any:
+            ids = ua.RecipeIdExternalDataType(Id=product), ua.ProductIdDataType()
+            return await plc.call(("RecipeManagement",), "GetRecipeListFiltered", *ids, prepared, *page(most, start))
+
+        complete, count, _, found, error = await recipes("", ANY)
+        assert (complete, count, error) == (True, 2, 0)
+        assert {each.Description.Text for each in found} == {"ring", "file"}
+        assert (await recipes("", ANY, 1))[:2] == [False, 1] and (await recipes("", ANY, 1, 1))[:2] == [True, 1]
+        assert (await recipes("ring", NONE))[1] == 0 and (await recipes("ring", ua.Variant(1, ua.VariantType.Int32)))[1]
+        assert (await recipes("no such product", ANY))[1:4] == [0, 0, []]
+
+        async def results(state: int = 0, part: str = "", job: str = "", bundle: str = "", most: int = 0) -> Any:
+            return await plc.call(
+                RESULTS,
+                "GetResultListFiltered",
+                ua.Variant(state, ua.VariantType.Int32),
+                ua.MeasIdDataType(),
+                ua.PartIdDataType(Id=part),
+                ua.RecipeIdExternalDataType(),
+                ua.RecipeIdInternalDataType(Id=bundle),
+                ua.ConfigurationIdDataType(),
+                ua.ConfigurationIdDataType(),
+                ua.ProductIdDataType(Id="ring"),
+                ua.JobIdDataType(Id=job),
+                *page(most, 0),
+            )
+
+        jobs = []
+        for _ in range(3):
+            await plc.comes(AUTOMATIC, "Ready")
+            job, error = await plc.start("listed")
+            assert error == 0
+            jobs.append(job)
+            await plc.told("ResultReady", job)
+        complete, count, _, found, error = await results(part="listed")
+        assert (complete, count, error) == (True, 3, 0)
+        assert [each.JobId.Id for each in found] == jobs[::-1]
+        complete, count, _, found, error = await results(part="listed", most=2)
+        assert (complete, count, [each.JobId.Id for each in found]) == (False, 2, jobs[:0:-1])
+        bundle = station.loaded["ring"].version.digest
+        assert (await results(1, "listed", jobs[0], bundle))[1] == 1
+        assert (
+            (await results(-1, "listed"))[1] == (await results(bundle="f" * 64))[1] == (await results(job="x"))[1] == 0
+        )
+
+        one = await plc.call(RESULTS, "GetResultComponentsById", ua.ResultIdDataType(Id=jobs[0]), NONE)
+        (row,) = station.ledger.history(job=int(jobs[0]))
+        assert len(one) == 17 and one[16] == 0 and one[:4] == [False, 0, False, False]
+        assert (one[6].Id, one[7].Id, one[9].Id, one[12].Id) == ("listed", "ring", "ring", jobs[0])
+        assert one[14].ProcessingDuration == row.body["stages"]["total"]
+        assert [each.Value for each in one[15]] == [row.verdict, row.score, row.p_value]
+        assert (await plc.call(RESULTS, "GetResultComponentsById", ua.ResultIdDataType(Id="x"), NONE))[16] == 1
+
+    run(port, program)
+
+
+def test_the_settings_are_the_one_configuration(line: tuple[Station, int]) -> None:
+    async def program(plc: Plc) -> None:
+        complete, count, _, (one,), error = await plc.call(CONFIGURATIONS, "GetConfigurationList", *page(0, 0))
+        assert (complete, count, error) == (True, 1, 0) and one.InternalId.Hash.hex() == one.InternalId.Id
+        assert (await plc.value(*CONFIGURATIONS, "ActiveConfiguration")).InternalId == one.InternalId
+        _, again, error = await plc.call(CONFIGURATIONS, "GetConfigurationById", one.InternalId, NONE)
+        assert error == 0 and again.InternalId == one.InternalId
+        assert await plc.call(CONFIGURATIONS, "ActivateConfiguration", one.InternalId) == 0
+        other = ua.ConfigurationIdDataType(Id="f" * 64)
+        assert await plc.call(CONFIGURATIONS, "ActivateConfiguration", other) == 1
+        job, _ = await plc.start("configured")
+        assert (await plc.told("ResultReady", job)).InternalConfigurationId == one.InternalId
+
+    run(line[1], program)
+
+
+def test_an_error_is_a_condition_that_clients_acknowledge_and_confirm(line: tuple[Station, int]) -> None:
+    station, port = line
+
+    async def program(plc: Plc) -> None:
+        await plc.watch_conditions()
+        assert (await plc.value("SystemState")).State == SYSTEM_STATES["SBY"]
+        station.do(lambda now: station.machine.fail("WORKER_DEAD", now, until_reset=True))
+        begun = await plc.happens("VisionPersistentErrorCondition", lambda e: e.ConditionName == "WORKER_DEAD")
+        assert (begun.Retain, begun.StopReaction, begun.BlockReaction) == (True, True, True)
+        assert await plc.value("SystemState") == ua.SystemStateDescriptionDataType(State=5, StateDescription="UDT")
+        with pytest.raises(ua.UaStatusCodeError, match="BadEventIdUnknown"):
+            await plc.comment(ua_event(begun, b"another"), ua.ObjectIds.AcknowledgeableConditionType_Acknowledge)
+        await plc.comment(begun, ua.ObjectIds.AcknowledgeableConditionType_Acknowledge)
+        seen = await plc.happens("VisionPersistentErrorCondition", lambda e: getattr(e, "AckedState/Id"))
+        assert seen.Comment.Text == "seen" and not getattr(seen, "ConfirmedState/Id") and seen.Retain
+        with pytest.raises(ua.UaStatusCodeError, match="BadConditionBranchAlreadyAcked"):
+            await plc.comment(seen, ua.ObjectIds.AcknowledgeableConditionType_Acknowledge)
+        plc.events.clear()
+        refresh = ua.Variant(plc.subscription.subscription_id, ua.VariantType.UInt32)
+        node = plc.client.get_node(ua.ObjectIds.ConditionType)
+        await node.call_method(ua.NodeId(ua.ObjectIds.ConditionType_ConditionRefresh), refresh)
+        await plc.told("VisionPersistentErrorCondition")
+        assert await plc.cause(MACHINE, "Reset") == 0
+        ended = await plc.happens("VisionPersistentErrorCondition", lambda e: not e.StopReaction)
+        assert ended.Retain and "has ended" in ended.Message.Text
+        comment = ua.Variant(ua.LocalizedText("all clear"), ua.VariantType.LocalizedText)
+        await plc.call(MACHINE, "ConfirmAll", comment)
+        last = await plc.happens("VisionPersistentErrorCondition", lambda e: not e.Retain)
+        assert getattr(last, "ConfirmedState/Id") and last.Comment.Text == "all clear"
+
+    run(port, program)
+
+    def comments() -> list[str]:
+        said = [row.body for row in station.ledger.history(kind="event", limit=20)]
+        return [each["comment"] for each in said if each["event"].startswith("alarm ")]
+
+    until(lambda: comments() == ["all clear", "seen"], f"not on record: {comments()}")
+
+
+def ua_event(event: Any, id: bytes) -> Any:
+    """The same condition with another event's id."""
+    return SimpleNamespace(NodeId=event.NodeId, EventId=id)
+
+
+def test_a_secured_server_admits_clients_with_a_key_and_asks_for_their_role(bundle_file: Path, tmp_path: Path) -> None:
+    settings = with_cameras(tmp_path, bundle_file, opcua={"port": 0, "security": "Basic256Sha256"})
+    save(tmp_path / "ring.golden.png", part(100))
+    with lined(settings) as (station, lines):
+        until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
+        (port,) = (each.port for each in lines.all if isinstance(each, OpcUa))
+        keys = {role: station.keys.make(f"the {role.name.lower()}", role) for role in (Role.OPERATOR, Role.QUALITY)}
+        bundle = station.loaded["ring"].version.digest
+        digits = bytes.fromhex(bundle)
+
+        def with_key(text: str) -> Callable[[Client], Awaitable[None]]:
+            async def prepare(client: Client) -> None:
+                client.application_uri = "urn:client"
+                key = generate_private_key()
+                names = [x509.UniformResourceIdentifier("urn:client")]
+                usage = [ExtendedKeyUsageOID.CLIENT_AUTH]
+                made = generate_self_signed_app_certificate(key, "client", {}, names, usage)
+                (tmp_path / "client.der").write_bytes(made.public_bytes(Encoding.DER))
+                (tmp_path / "client.pem").write_bytes(dump_private_key_as_pem(key))
+                await client.set_security(
+                    SecurityPolicyBasic256Sha256,
+                    str(tmp_path / "client.der"),
+                    str(tmp_path / "client.pem"),
+                    mode=ua.MessageSecurityMode.SignAndEncrypt,
+                )
+                client.set_user("a PLC")
+                client.set_password(text)
+
+            return prepare
+
+        async def operator(plc: Plc) -> None:
+            job, error = await plc.start("secured")
+            assert error == 0 and (await plc.told("ResultReady", job)).InternalRecipeId.Hash == digits
+            assert (await plc.recipe("PrepareRecipe", "ring", bundle))[2] == 1
+            station.keys.revoke(keys[Role.OPERATOR][0].id)
+            assert await plc.start("revoked") == ("", 1)
+
+        async def quality(plc: Plc) -> None:
+            assert (await plc.recipe("PrepareRecipe", "ring", bundle))[2] == 0
+
+        station.keys.make("the engineer", Role.ENGINEER)
+        run(port, operator, with_key(keys[Role.OPERATOR][1]))
+        run(port, quality, with_key(keys[Role.QUALITY][1]))
+        with pytest.raises(ua.UaStatusCodeError, match="BadUserAccessDenied"):
+            run(port, quality, with_key(keys[Role.OPERATOR][1]))
+        with pytest.raises((ua.UaError, ConnectionError, asyncio.TimeoutError)):
+            run(port, quality)
+        assert (station.config.data / "opcua.pem").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("damage", ["missing", "no certificate"])
+def test_a_certificate_that_cannot_be_used_is_said(tmp_path: Path, damage: str) -> None:
+    certificate, key = tmp_path / "c.der", tmp_path / "k.pem"
+    if damage != "missing":
+        certificate.write_bytes(b"no certificate")
+    opcua = {"port": 0, "security": "Basic256Sha256", "certificate": certificate, "private_key": key}
+    with pytest.raises(AndonError, match=r"c\.der: cannot be used"), lined(config(tmp_path, opcua=opcua)):
+        pass
 
 
 CLIENT = """

@@ -73,7 +73,9 @@ class Reader:
         self._client = paho.Client(paho.CallbackAPIVersion.VERSION2, name, clean_session=False)
         self._client.username_pw_set("line", "secret")
         self._client.reconnect_delay_set(1, 1)
+        self.subscribed = False
         self._client.on_connect = lambda client, *_: client.subscribe("works/line%2F1/#", qos=1)
+        self._client.on_subscribe = lambda *_: setattr(self, "subscribed", True)
         self._client.on_message = lambda client, data, m: self.messages.append(
             (m.topic.removeprefix("works/line%2F1/"), json.loads(m.payload), m.retain)
         )

@@ -20,6 +20,7 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
     assert config.mqtt.password_file == tmp_path / "mqtt.password"
     assert config.webhook[0].secret_file == tmp_path / "erp.secret"
     assert config.folder[0].results == tmp_path / "results/ring"
+    assert config.opcua.certificate == tmp_path / "station.der"
     assert config.products["cap"].camera == str(tmp_path / "incoming")
     assert config.products["ring"].camera == "genicam:"
     assert {config.modbus.host, config.opcua.host} == {"127.0.0.1"}
@@ -36,6 +37,10 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
         ("[[webhook]]\nname = 'a'\nurl = 'ftp://x/'", "webhook"),
         ("[[webhook]]\nname = 'a'\nurl = 'http://me:pw@x/'", "webhook"),
         ("[[webhook]]\nname = 'a'\nurl = 'http://x/'\n[[webhook]]\nname = 'A'\nurl = 'http://y/'", "the same name"),
+        ("[opcua]\nsecurity = 'Basic128'", "opcua.security"),
+        ("[opcua]\nsecurity = 'Basic256Sha256'\ncertificate = 'x'", "expected both or none"),
+        ("[opcua]\ncertificate = 'x'\nprivate_key = 'y'", "without security"),
+        ("idle_minutes = -1.0", "idle_minutes"),
         ("[products.a]\ncamera_channels = 2", "camera_channels"),
     ],
 )

@@ -37,6 +37,31 @@ def test_a_recalibration_is_shown_before_and_after(bundle_file: Path, tmp_path: 
         calibrating.before_and_after(before, replace(before, graph=b""))
 
 
+def test_good_images_are_added_to_a_calibration_of_the_same_detector(bundle_file: Path, tmp_path: Path) -> None:
+    for name, seeds in {"first": range(600, 612), "second": range(610, 620)}.items():  # two are in both
+        for seed in seeds:
+            save(tmp_path / name / f"{seed}.png", part(seed))
+    said: list[str] = []
+    crossed = Bundle.load(bundle_file)
+    assert crossed.calibration.folds and not crossed.calibration.extendable
+    first = calibrating.recalibrate(crossed, tmp_path / "first", add=True, warn=said.append)
+    assert any("take its place" in sentence for sentence in said)
+    assert first.calibration.images == 12 and first.calibration.extendable
+    second = calibrating.recalibrate(first, tmp_path / "second")
+    both = calibrating.recalibrate(first, tmp_path / "second", add=True, tell=said.append)
+    assert any("added to the 12 good images" in sentence for sentence in said)
+    found, once = both.calibration, dict(zip(first.calibration.digests, first.calibration.scores, strict=True))
+    once |= dict(zip(second.calibration.digests, second.calibration.scores, strict=True))
+    assert dict(zip(found.digests, found.scores, strict=True)) == once and found.images == found.parts == 20
+    assert found.supported_rate == 1 / 21
+    assert "calibrated on 20 good images, 12 of them from the calibration before" in both.manifest.history[-1]
+    assert both.graph == first.graph and first.digest() in both.manifest.history[-1]
+    same = calibrating.recalibrate(both, tmp_path / "second", add=True)
+    assert same.calibration.scores == found.scores and same.calibration.part == found.part
+    with pytest.raises(ValueError, match="a crossed calibration"):
+        first.calibration.extend(crossed.calibration)
+
+
 def said_of(bundle: Bundle) -> str:
     """The verdicts of a calibration on its own images."""
     thresholds = bundle.calibration.thresholds(bundle.recipe.decision)

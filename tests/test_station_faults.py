@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from andon.station.entries import Entry
 from andon.station.events import StationError
 from andon.station.ledger import Ledger
 from andon.station.reader import Reader
+from disk import Disk
 from postgres import Cluster
 
 WRITER = Path(__file__).parent / "station_writer.py"
@@ -93,41 +93,6 @@ def test_a_second_process_is_refused_and_the_identity_is_free_when_the_first_is_
         except StationError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-
-
-class Disk:
-    """A small file system of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def remount(self, how: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], check=True, capture_output=True)
-
-    def fill(self) -> Path:
-        """Write until nothing more fits; return the file."""
-        filler = self.folder / "filler"
-        with filler.open("wb", buffering=0) as file:
-            for size in (1 << 16, 1 << 12):
-                while True:
-                    try:
-                        file.write(bytes(size))
-                    except OSError:
-                        break
-        return filler
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Disk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.name != "posix" or os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-    yield Disk(folder)
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_a_full_disk_is_reported_and_loses_nothing_and_passes(disk: Disk) -> None:

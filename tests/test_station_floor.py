@@ -107,6 +107,24 @@ def test_an_escape_whose_picture_was_not_kept_is_told(bundle_file: Path, tmp_pat
         assert row.body["caught"] == [] and row.body["untested"] == [int(through.json()["record"])]
 
 
+def test_an_escape_whose_picture_aged_out_before_the_decision_is_told(
+    lenient: Service, bundle_file: Path, tmp_path: Path
+) -> None:
+    through = lenient.inspect(bad(308), "e1")
+    lenient.station.archive.remove(through.json()["digest"])
+    decide(lenient, through, "REJECT")
+    assert escapes(lenient) == {"e1": ""}
+    again = lenient.inspect(bad(309), "e2")
+    decide(lenient, again, "REJECT")  # one that can be tried still is
+    other = upload(lenient, decided(bundle_file, tmp_path / "other", **LENIENT, pixel_rate=0.2))
+    refused = release(lenient, other)
+    assert refused.status_code == 409 and "does not catch 1 of 1 escape: e2" in refused.json()["detail"]
+    assert release(lenient, upload(lenient, bundle_file.read_bytes())).status_code == 200
+    (row,) = lenient.station.ledger.history(kind="change", product="ring", limit=1)
+    records = {part: int(answer.json()["record"]) for part, answer in (("e1", through), ("e2", again))}
+    assert row.body["untested"] == [records["e1"]] and row.body["caught"] == [records["e2"]]
+
+
 def test_a_decision_that_became_durable_after_its_answer_was_given_up_binds_a_release(
     lenient: Service, bundle_file: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +191,7 @@ def test_parts_confirmed_good_and_no_others_make_the_next_calibration(
     old, new = Bundle.load(before), Bundle.load(after)
     assert sorted(new.calibration.digests) == sorted(map(digest, wanted))
     assert "22 pictures of parts confirmed good" in said
+    assert "was crossed: detectors of its folds gave its scores. The new good images take its place" in said
     assert "1 confirmed part: the picture was not kept, or aged out" in said
     assert "1 confirmed part: the same picture was also found defective" in said
     assert "of these 22 good images: " in said and "threshold: " in said

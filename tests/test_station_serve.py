@@ -1,10 +1,13 @@
 """`andon serve` as a process of its own: first start, kill -9 under load, restart; settings and keys."""
 
+import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,6 +38,8 @@ from andon.station.station import Station
 from conftest import part, save
 from service import Service, config, served, until
 from test_station_service import bad, good
+
+DEADLINE_S = 2.0  # of the settings, when they say nothing
 
 
 @pytest.fixture
@@ -81,14 +86,25 @@ def client(process: Process, key: str) -> Iterator[httpx.Client]:
         yield made
 
 
-def test_what_was_acknowledged_survives_kill_9_under_load(folder: Path) -> None:
-    first = Process(folder)
-    key = first.find("shown once")
-    acknowledged: dict[str, tuple[int, str]] = {}
+def worker(station: int) -> int | None:
+    """The process that inspects."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+            if int(fields["PPid"]) == station and b"andon.station.work" in (status.parent / "cmdline").read_bytes():
+                return int(fields["Pid"])
+    return None
+
+
+def killed_under_load(
+    process: Process, key: str, first: int, acknowledged: dict[str, tuple[int, str]], draw: random.Random
+) -> None:
+    """Inspect in three threads; kill the worker, then the service, at random moments."""
+    before = len(acknowledged)
 
     def produce(line: int) -> None:
         try:
-            with client(first, key) as made:
+            with client(process, key) as made:
                 for number in range(1000):
                     name = f"{line}-{number}"
                     data = (bad if number % 3 == 0 else good)(1000 * line + number)
@@ -98,19 +114,39 @@ def test_what_was_acknowledged_survives_kill_9_under_load(folder: Path) -> None:
         except httpx.TransportError:
             pass  # the service was killed
 
-    lines = [threading.Thread(target=produce, args=(line,)) for line in range(3)]
+    lines = [threading.Thread(target=produce, args=(first + line,)) for line in range(3)]
     for line in lines:
         line.start()
-    until(lambda: len(acknowledged) > 12, "nothing is acknowledged")
-    assert first.end(signal.SIGKILL) == -signal.SIGKILL
+    until(lambda: len(acknowledged) > before + 4, "nothing is acknowledged")
+    time.sleep(draw.uniform(0, 0.2))
+    while not (pid := worker(process.process.pid)):
+        assert process.process.poll() is None
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: len(acknowledged) > before + 9, "nothing is acknowledged")
+    time.sleep(draw.uniform(0, 0.2))
+    assert process.end(signal.SIGKILL) == -signal.SIGKILL
     for line in lines:
         line.join()
+
+
+def test_what_was_acknowledged_survives_kill_9_under_load(folder: Path) -> None:
+    """`benchmarks/station.py --kills 50` does more of it."""
+    draw, acknowledged = random.Random(7), dict[str, tuple[int, str]]()
+    first = Process(folder)
+    key = first.find("shown once")
+    killed_under_load(first, key, 0, acknowledged, draw)
     second = Process(folder)
     assert not second.find("shown once")
-    with client(second, key) as made:
+    killed_under_load(second, key, 3, acknowledged, draw)
+    last = Process(folder)
+    assert not last.find("shown once")
+    with client(last, key) as made:
+        assert made.get("/v1/station").json()["output"] == "REJECT"
         for name, (record, verdict) in acknowledged.items():
             row = made.get(f"/v1/records/{record}").json()
             assert (row["part"], row["verdict"]) == (name, verdict)
+            if verdict == "PASS":
+                assert row["body"]["stages"]["total"] <= 1000 * DEADLINE_S
             if verdict == "REJECT":
                 assert made.get(f"/v1/records/{record}/picture.png").status_code == 200
         answer = made.post("/v1/products/ring/inspections", params={"part": "after"}, content=good(1)).json()
@@ -119,7 +155,7 @@ def test_what_was_acknowledged_survives_kill_9_under_load(folder: Path) -> None:
             for row in made.get("/v1/records", params={"kind": "inspection", "limit": 1000}).json()["records"]
         ]
         assert answer["job"] == max(jobs) and len(set(jobs)) == len(jobs)
-    assert second.end(signal.SIGTERM) == 0
+    assert last.end(signal.SIGTERM) == 0
     with Reader(str(folder / "station/records.db"), "station") as reader:
         assert reader.verify() == []
         assert reader.history(limit=1)[0].body["event"] == "stopped"

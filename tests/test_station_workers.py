@@ -384,16 +384,27 @@ def test_closing_at_once_answers_everything(bundle_file: Path, good: bytes) -> N
 
 
 PARENT = """
-    import sys
+    import signal, sys, threading, time
+    from contextlib import suppress
     from pathlib import Path
+    from andon.station.events import StationError
     from andon.station.workers import Workers
 
+    def inspect():
+        with suppress(StationError):  # they are closed
+            while True:
+                workers.inspect(1, data, 30.0).result()
+
+    # Who runs tests in the background of a shell lets them ignore Ctrl-C, and so all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     data = Path(sys.argv[2]).read_bytes()
     try:
         with Workers(sys.argv[1], processes=2) as workers:
+            # Ctrl-C meets this thread in sleep. In Future.result() it could leave the lock of the future held.
+            threading.Thread(target=inspect, daemon=True).start()
             print(*workers.pids, flush=True)
             while True:
-                workers.inspect(1, data, 30.0).result()
+                time.sleep(0.05)
     except KeyboardInterrupt:
         print("stopped")
 """

@@ -109,6 +109,32 @@ class Calibration(BaseModel):
         )
 
     @property
+    def extendable(self) -> bool:
+        """Whether scores by the same detector can be added: split, not crossed, and with a digest of each image."""
+        return not self.folds and len(self.digests) == self.images
+
+    def extend(self, other: "Calibration") -> "Calibration":
+        """Add held-out images of other parts, scored by the same detector. An image that is here already is left out.
+
+        The statistics of appearance stay. ValueError unless both are extendable.
+        """
+        if not (self.extendable and other.extendable):
+            raise ValueError("a crossed calibration, or one without digests; expected two that can be extended")
+        known, first = set(self.digests), max(self.part) + 1
+        rows = [row for row, digest in enumerate(other.digests) if digest not in known]
+        columns = {
+            name: getattr(self, name) + [getattr(other, name)[row] for row in rows]
+            for name in ("scores", "peaks", "names", "digests")
+        }
+        added = len(rows)
+        return Calibration(
+            **columns,
+            part=self.part + [first + other.part[row] for row in rows],
+            typical=(self.images * self.typical + added * other.typical) / (self.images + added),
+            appearance=self.appearance or other.appearance,
+        )
+
+    @property
     def images(self) -> int:
         """Number of held-out images."""
         return len(self.scores)

@@ -81,10 +81,14 @@ def recalibrate(
     since: Annotated[
         str | None, typer.Option(help="Only inspections from then on: 2026-11-26, or with a time: 2026-11-26T06:00.")
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Forget the calibration before, such as after a change of the lamp.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Recalibrate a bundle of a product on pictures that a person confirmed good, and write a new bundle.
+    """Add pictures that a person confirmed good to the calibration of a bundle, and write a new bundle.
 
+    The detector stays, so that all scores are its own. A calibration in folds is replaced: others gave its scores.
     The station is only read. Upload, release and activate the new bundle to use it. Its history names the bundle before
     it and the digests of the pictures.
     """
@@ -125,9 +129,16 @@ def recalibrate(
         )
     with floor.folder(used, archive) as folder, progress_bars(quiet) as progress:
         after = calibrating.recalibrate(
-            before, folder, groups=floor.GROUPS, good=(".",), progress=progress, tell=tell, warn=warn
+            before,
+            folder,
+            groups=floor.GROUPS,
+            good=(".",),
+            add=not replace,
+            progress=progress,
+            tell=tell,
+            warn=warn,
         )
-    digests = after.calibration.digests
+    digests = [digest for digest in after.calibration.digests if digest in used]
     history = f"{calibrating.now()} confirmed good at station {whose}, {counted(len(digests), 'picture')}: "
     after = after.revise(history + ", ".join(digests))
     for sentence in calibrating.before_and_after(before, after):

@@ -95,6 +95,8 @@ class Config(_Section):
     """Most seconds without a pass through the graph."""
     frozen_after: Annotated[int, Field(ge=0)] = 3
     """So many parts in a row with the same picture mean that the camera is lost; 0: never."""
+    idle_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60
+    """A product that nobody uses for so long gives its processes back until it is used again; 0: never."""
     http: Http = Http()
     workers: Processes = Processes()
     pictures: Keeping = Keeping()
@@ -138,6 +140,8 @@ class Config(_Section):
             places["records_file"] = folder / self.records_file
         if self.mqtt:
             places["mqtt"] = _below(self.mqtt, folder)
+        if self.opcua:
+            places["opcua"] = _below(self.opcua, folder)
         places["webhook"] = tuple(_below(each, folder) for each in self.webhook)
         places["folder"] = tuple(_below(each, folder) for each in self.folder)
         places["products"] = {

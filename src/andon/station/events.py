@@ -22,10 +22,11 @@ ALARMS = {
     "MISSED_TRIGGER": "A trigger came while the station could not take it.",
     "LATE": "A verdict was not there at its deadline.",
     "DRIFT": "Scores or pictures of a product have changed.",
+    "RESULT_OVERFLOW": "A trigger found the queue full of results that are not acknowledged.",
 }
 """The code of an alarm, and its meaning. Its number in line protocols is its place here, from 1."""
 
-ERRORS = ("CAMERA_LOST", "WORKER_DEAD", "HEARTBEAT_STALE", "STORAGE")
+ERRORS = ("CAMERA_LOST", "WORKER_DEAD", "HEARTBEAT_STALE", "STORAGE", "RESULT_OVERFLOW")
 """The alarms that hold the station in Error while they last."""
 
 

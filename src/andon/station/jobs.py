@@ -58,6 +58,8 @@ class Jobs(ABC):
         """Held for every call of the machine."""
         self.loaded: dict[str, Loaded] = {}
         """The bundles of prepared products, in their processes."""
+        self.idle: dict[str, str] = {}
+        """Products whose processes have ended because nobody used them, with the digests of their bundles."""
         self._flights: dict[int, Flight] = {}
         self._feeds: list[Feed] = []
         self._unkept: dict[str, tuple[bytes, str]] = {}
@@ -134,7 +136,9 @@ class Jobs(ABC):
             raise StationError("no job ids are left: the records cannot be written now. See the alarms.")
         events = start()
         job = self.machine.memory.waiting[-1]
-        self._flights[job.id] = Flight(job, lot, self.loaded[job.product])
+        loaded = self.loaded[job.product]
+        loaded.used = self._now()
+        self._flights[job.id] = Flight(job, lot, loaded)
         self._hear(events)
         return job
 

@@ -1,8 +1,10 @@
 """A bundle of a product in its processes."""
 
 import json
+import os
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from andon.errors import AndonError, StorageError
 from andon.station.catalogue import Version
 from andon.station.drift import Change, Drift
 from andon.station.workers import Workers
+
+RETIRE_S = 0.05
 
 
 class Loaded:
@@ -25,16 +29,24 @@ class Loaded:
         workers: Workers,
         calibration: Calibration,
         folder: Path,
+        load_s: float,
     ) -> None:
-        """`folder`: for what drift learnt from production."""
+        """`folder`: for what drift learnt from production. `load_s`: how long it took to load."""
         self._file = folder / f"{version.digest}.json"
         self._learnt = _learnt(self._file)
         self.drift = Drift.of(calibration, seed=version.digest, state=self._learnt)
         self.product, self.version, self.deadline_s, self.workers = product, version, deadline_s, workers
+        self.load_s, self.used = load_s, time.monotonic()
+        """Seconds that loading took; when somebody used it last."""
         self.repeats = 0
         """Parts in a row that have the picture of the part before."""
         self._last = ("", "")
         self._lock = threading.Lock()
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its processes hold; 0 where the system does not tell."""
+        return sum(map(_resident, self.workers.pids))
 
     def frozen(self, part: str, digest: str | None, after: int) -> bool:
         """Whether this is the picture of the part before. The same part again is no sign of that."""
@@ -50,6 +62,16 @@ class Loaded:
             known = self.drift.change
             found = self.drift.add(record)
         return found if known is None else None
+
+    def retire(self, needed: Callable[["Loaded"], bool]) -> None:
+        """End its processes once no job needs them, without waiting for that."""
+
+        def end() -> None:
+            while needed(self):
+                time.sleep(RETIRE_S)
+            self.workers.close()
+
+        threading.Thread(target=end, name="retiring", daemon=True).start()
 
     def keep(self) -> None:
         """Keep what drift has learnt, so that it goes on after a restart."""
@@ -72,3 +94,10 @@ def _learnt(file: Path) -> dict[str, list[float]]:
     except (OSError, ValueError, TypeError, AndonError):
         return {}
     return dict(found)
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # it has ended
+        return 0

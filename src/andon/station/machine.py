@@ -1,7 +1,8 @@
 """The station's state machine, after OPC 40100-1. It has no clock: every call is told the time, in seconds.
 
 A call lets time pass first (deadlines, heartbeat), then acts. It returns its events, or raises StationError and does
-nothing else but count a missed trigger; what time brought until then is told by the next call.
+nothing else but count a missed trigger, which can be the error RESULT_OVERFLOW; what time brought until then, and
+that, is told by the next call.
 The output is a reject unless a verdict was produced in time.
 """
 
@@ -9,7 +10,6 @@ import math
 from dataclasses import replace
 
 from andon.errors import unknown
-from andon.station.core import EXECUTION, RECIPES, SUBSTATES, Core
 from andon.station.events import (
     ERRORS,
     Challenge,
@@ -20,10 +20,11 @@ from andon.station.events import (
     Product,
     StationError,
 )
+from andon.station.lifecycle import EXECUTION, RECIPES, SUBSTATES, Lifecycle
 
 
-class Machine(Core):
-    """One station: what `Core` is built with, and the calls of views, workers and supervisors."""
+class Machine(Lifecycle):
+    """One station: what `Lifecycle` is built with, and the calls of views, workers and supervisors."""
 
     # Methods of VisionStateMachineType
 
@@ -46,7 +47,7 @@ class Machine(Core):
         self._begin("Reset", now, "Halted", "Error", *SUBSTATES)
         self._go({"Halted": 211, "Error": 311}.get(self.state, 411), "Preoperational")
         self._end_all(Outcome.ABORTED)
-        for code in [code for code, kept in self.memory.errors.items() if kept]:
+        for code in [code for code, kept in self.memory.errors.items() if kept or code == "RESULT_OVERFLOW"]:
             self._clear(code)
         if self.memory.errors:
             self._go(130, "Error")
@@ -154,12 +155,14 @@ class Machine(Core):
         return self._flush()
 
     def acknowledge(self, job: int, now: float) -> list[Event]:
-        """ResultsAck of the oldest latched result."""
+        """ResultsAck of the oldest latched result. It ends RESULT_OVERFLOW."""
         if not self.memory.latched or self.memory.latched[0].job.id != job:
             oldest = self.memory.latched[0].job.id if self.memory.latched else "none"
             raise StationError(f"job {job}: the oldest result is {oldest}. Acknowledge results in order, each once.")
         self._tick(now)
         self._set(latched=self.memory.latched[1:])
+        if not self.memory.errors.get("RESULT_OVERFLOW"):
+            self._clear("RESULT_OVERFLOW")
         self._settle()
         return self._flush()
 
@@ -225,12 +228,13 @@ class Machine(Core):
     def _trigger(
         self, call: str, states: tuple[str, ...], product: str, part: str, now: float, latch: bool = True
     ) -> list[Event]:
-        production = call != "challenge"
+        production, overflow = call != "challenge", False
         try:
             self._begin(call, now, *states)
             bundle = self._known(product)
             if not part:
                 raise StationError("the part has no id. Expected one: results and parts are matched by it.")
+            overflow = self.full and latch and production
             if not self.room:
                 raise StationError(
                     f"{len(self.memory.waiting)} jobs wait, {len(self.memory.latched)} results are not acknowledged, "
@@ -239,6 +243,8 @@ class Machine(Core):
         except StationError:
             if production:
                 self._missed()
+            if overflow:
+                self._fail("RESULT_OVERFLOW", until_reset=False)
             raise
         run = self._run if self.state == "ContinuousExecution" else None
         job = Job(

@@ -28,6 +28,7 @@ class Observed(Protocol):
     ledger: Ledger
     keeper: Keeper
     loaded: dict[str, Loaded]
+    idle: dict[str, str]
 
     @property
     def ready(self) -> bool: ...
@@ -97,5 +98,15 @@ class _Now(Collector):
         for name, loaded in station.loaded.items():
             drift.add_metric([name], float(loaded.drift.change is not None))
         yield drift
+        there = GaugeMetricFamily("andon_product_loaded", "0: idle, its processes have ended.", labels=["product"])
+        held = GaugeMetricFamily("andon_product_bytes", "Memory of its processes.", labels=["product"])
+        loading = GaugeMetricFamily("andon_product_load_seconds", "Time to load its bundle.", labels=["product"])
+        for name, loaded in station.loaded.items():
+            there.add_metric([name], 1)
+            held.add_metric([name], loaded.memory)
+            loading.add_metric([name], loaded.load_s)
+        for name in station.idle:
+            there.add_metric([name], 0)
+        yield from (there, held, loading)
         yield GaugeMetricFamily("andon_disk_free_bytes", "Free space where the data lies.", disk.free)
         yield GaugeMetricFamily("andon_disk_bytes", "Size of the disk where the data lies.", disk.total)

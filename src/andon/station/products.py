@@ -22,11 +22,11 @@ from andon.station.config import PRODUCT
 from andon.station.entries import Entry, Row
 from andon.station.events import Challenge, Outcome, StationError
 from andon.station.flight import Flight
+from andon.station.idle import Idle
 from andon.station.jobs import Jobs
 from andon.station.loaded import Loaded
 from andon.station.workers import Workers
 
-RETIRE_S = 0.05
 FOLDER = "the folder of bundles"
 """Who added what lay there at the start."""
 
@@ -52,6 +52,7 @@ class Products:
             self._define(name, product)
         self._changes = threading.RLock()  # one change at a time
         self._deciding = threading.Lock()
+        self.idle = Idle(jobs, self._changes, self._load_one)
         self._thread = threading.Thread(target=self._load_all, name="loading", daemon=True)
         self._closing = False
 
@@ -62,6 +63,7 @@ class Products:
 
     def close(self) -> None:
         self._closing = True
+        self.idle.close()
         if self._thread.ident:
             self._thread.join()
         for loaded in (*self._jobs.loaded.values(), *self._next.values()):
@@ -79,14 +81,20 @@ class Products:
         for path in sorted(self.config.bundles.glob("*.andon")):
             with self._told(path.stem):
                 self._take(path)
-        self._load_active()
+        for name in self.catalogue.products:
+            self._load_one(name)
+        self.idle.serve()
 
-    def _load_active(self) -> None:
-        for name, product in self.catalogue.products.items():
-            with self._told(name), self._changes:
-                missing = name not in self._jobs.loaded and name not in self._next
-                if product.active and missing and not self._closing:
-                    self._put(name, self._load(product, product.versions[product.active]))
+    def _load_one(self, name: str) -> None:
+        with self._told(name), self._changes:
+            self._load_active(name)
+
+    def _load_active(self, name: str) -> None:
+        """Load and prepare the active bundle of a product, unless it is loaded."""
+        product = self.catalogue.product(name)
+        missing = name not in self._jobs.loaded and name not in self._next
+        if product.active and missing and not self._closing:
+            self._put(name, self._load(product, product.versions[product.active]))
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -192,9 +200,12 @@ class Products:
         """Make a product ready again that was unprepared, or say that it is: StationError when its bundle is not."""
         with self._changes:
             product = self.catalogue.product(name)
+            if name not in self.faults:
+                self._load_active(name)
             loaded = self._next.get(name) or self._jobs.loaded.get(name)
             if loaded is None:
-                raise StationError(f"product '{name}': {self.faults.get(name, 'its bundle is being loaded.')}")
+                raise StationError(f"product '{name}': {self.faults.get(name, 'it has no active bundle.')}")
+            loaded.used = time.monotonic()
             if name not in self._jobs.machine.memory.products:
                 self._put(name, loaded)
             return product.versions[loaded.version.digest]
@@ -247,8 +258,12 @@ class Products:
 
     def _load(self, product: Product, version: Version) -> Loaded:
         """Start the processes of a bundle and check it on the golden picture."""
-        own, deadline = self.config.workers, self.config.deadline_s(product.name, version.about.get("deadline_ms"))
-        jobs = self._jobs
+        own, deadline, jobs, began = (
+            self.config.workers,
+            self._deadline_s(product, version),
+            self._jobs,
+            time.monotonic(),
+        )
         workers = Workers(
             self.archive.path(version.file),
             own.processes,
@@ -269,7 +284,16 @@ class Products:
         calibration = Calibration.model_validate_json(
             self.aside.call(aside.calibration, str(self.archive.path(version.file)))
         )
-        return Loaded(product.name, version, deadline, workers, calibration, self.config.data / "drift")
+        folder = self.config.data / "drift"
+        return Loaded(product.name, version, deadline, workers, calibration, folder, time.monotonic() - began)
+
+    def deadline_s(self, name: str) -> float:
+        """Seconds from trigger to verdict by the active bundle of a product, loaded or not."""
+        product = self.catalogue.product(name)
+        return self._deadline_s(product, product.versions[product.active]) if product.active else 0.0
+
+    def _deadline_s(self, product: Product, version: Version) -> float:
+        return self.config.deadline_s(product.name, version.about.get("deadline_ms"))
 
     def _put(self, name: str, loaded: Loaded) -> None:
         """Let the next trigger go to another bundle; the jobs of the one before end where they began."""
@@ -285,16 +309,15 @@ class Products:
         loaded, before = self._next.pop(name), self._jobs.loaded.get(name)
         self._jobs.loaded = {**self._jobs.loaded, name: loaded}
         digest, deadline_s, challenges = loaded.version.digest, loaded.deadline_s, name in self._runs
+        slept = jobs.idle.get(name) == digest
+        jobs.idle = {each: one for each, one in jobs.idle.items() if each != name}
         jobs.do(lambda now: jobs.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
-        if challenges:
+        if challenges and slept:
+            self._tell_machine(name)  # nothing else has changed: its challenge parts stand where they stood
+        elif challenges:
             self._runs[name].due()
         if before and before is not loaded:
-            threading.Thread(target=self._retire, args=(before,), name="retiring", daemon=True).start()
-
-    def _retire(self, loaded: Loaded) -> None:
-        while self._jobs.uses(loaded):
-            time.sleep(RETIRE_S)
-        loaded.workers.close()
+            before.retire(jobs.uses)
 
     def _keep(self, what: str, who: str, name: str, **facts: Any) -> None:
         (row,) = self._jobs.keep(change(what, who, name, **facts))
@@ -365,6 +388,7 @@ class Products:
             loaded.keep()
         for name in self._runs:
             self._tell_machine(name)
+        self.idle.look()
 
 
 def _product(name: str) -> str:

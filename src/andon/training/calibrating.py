@@ -128,12 +128,15 @@ def recalibrate(
     *,
     groups: str | Path | None = None,
     good: Sequence[str] = (),
+    add: bool = False,
     progress: Progress = silent,
     tell: Tell = lambda sentence: None,
     warn: Tell | None = None,
 ) -> Bundle:
     """Replace the calibration of a bundle by one on new good images, without training.
 
+    `add`: keep the scores of the calibration before, and add those of the new images, which the same detector gives.
+    They are replaced all the same, with a warning, where the bundle was calibrated in folds or holds no digests.
     Images that the bundle learnt from are left out, because their scores are lower than those of new parts. Without
     `groups`, the pattern of groups of the recipe is used. `tell` and `warn`: as in `training.train`.
     """
@@ -167,8 +170,17 @@ def recalibrate(
     )
     for sentence in _changes(bundle, found):
         warn(sentence)
-    event = f"{now()} from {bundle.digest()}: calibrated on {found.calibration.images} good images"
-    return bundle.revise(event, calibration=found.calibration, sheet=found.sheet)
+    before, calibration, kept = bundle.calibration, found.calibration, ""
+    if add and before.extendable:
+        calibration, kept = before.extend(calibration), f", {before.images} of them from the calibration before"
+        tell(f"added to the {before.images} good images of the calibration before; the detector is the same")
+    elif add:
+        why = (
+            "was crossed: detectors of its folds gave its scores" if before.folds else "holds no digests of its images"
+        )
+        warn(f"the calibration before {why}. The new good images take its place.")
+    event = f"{now()} from {bundle.digest()}: calibrated on {calibration.images} good images{kept}"
+    return bundle.revise(event, calibration=calibration, sheet=found.sheet)
 
 
 def before_and_after(before: Bundle, after: Bundle) -> list[str]:

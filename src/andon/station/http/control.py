@@ -66,6 +66,11 @@ def state(station: The, key: Operator) -> Json:
             "latched": [{"job": r.job.id, "part": r.job.part, "outcome": r.outcome} for r in memory.latched],
             "depth": station.machine.depth,
             "output": station.output(),
+            "loaded": {
+                name: {"megabytes": round(each.memory / 1e6, 1), "load_s": round(each.load_s, 3)}
+                for name, each in station.loaded.items()
+            },
+            "idle": sorted(station.idle),
             "drift": {name: str(each.drift.change) for name, each in station.loaded.items() if each.drift.change},
         }
     )

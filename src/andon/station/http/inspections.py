@@ -67,6 +67,7 @@ async def inspect(
     name, of = form.get("part", part), form.get("lot", lot)
     if not name:
         raise Problem(422, "The part has no id; expected ?part= or a field 'part'. Results are matched by it.")
+    await awake(station, product)
     found = await judged(station, lambda: station.inspect(product, name, of or None, data))
     return Json(shown(found), 201, {"Location": f"/v1/records/{found.row.sequence}"})
 
@@ -102,6 +103,7 @@ async def batch(request: Request, station: The, key: Operator, product: Name) ->
         lot = _text(form, "lot")
     if not pictures or not all(name for name, _ in pictures):
         raise Problem(422, f"A form with {len(pictures)} 'pictures'; expected at least one, each with a file name.")
+    await awake(station, product)
     turn = asyncio.Semaphore(max(1, min(station.config.workers.processes + 1, station.config.depth - 1)))
 
     async def one(part: str, data: bytes) -> dict[str, Any]:
@@ -114,6 +116,14 @@ async def batch(request: Request, station: The, key: Operator, product: Name) ->
             return shown(found)
 
     return Json({"results": await asyncio.gather(*(one(*each) for each in pictures))})
+
+
+async def awake(station: Station, product: str) -> None:
+    """Wait until a product that was idle is loaded, at most its deadline. Problem 503 when that is not enough."""
+    idle, patience = station.products.idle, station.products.deadline_s(product)
+    if not idle.use(product) and not await run_in_threadpool(idle.awake, product, patience):
+        station.miss()
+        raise Problem(503, f"Product '{product}' was idle and is being loaded. Send the request again.")
 
 
 async def judged(station: Station, begin: "Callable[[], Future[Finished]]") -> Finished:

@@ -11,7 +11,7 @@ from andon.station.catalogue import Product
 from andon.station.events import Outcome
 from andon.station.http import models, problems
 from andon.station.http.access import Engineer, Operator, Quality, The
-from andon.station.http.inspections import PICTURE, Name, body, judged, known, picture
+from andon.station.http.inspections import PICTURE, Name, awake, body, judged, known, picture
 from andon.station.http.problems import Json, Problem
 from andon.station.runs import Parts, answer
 from andon.station.station import Station
@@ -137,6 +137,7 @@ async def present(request: Request, station: The, key: Operator, product: Name, 
     """Present a challenge part. It is never counted, archived or learnt as production."""
     known(station, product)
     data, _ = await picture(request)
+    await awake(station, product)
     found = await judged(station, lambda: station.challenge_part(product, part, data))
     return Json({**station.products.judgement(product, found.outcome, found.row), "record": found.row.sequence})
 

@@ -45,8 +45,9 @@ class Cameras:
     def trigger(self, product: str, part: str, lot: str | None, latch: bool) -> Job:
         """Start a job whose picture is the next one of the product's camera. StationError: refused, counted as missed.
 
-        A part without an id gets one from the job.
+        A part without an id gets one from the job. A product that is idle is refused, and loaded for the next trigger.
         """
+        self._station.products.idle.use(product)
         camera = self._cameras.get(product)
         if camera is None or (not part and camera.by_name):
             self._station.miss()

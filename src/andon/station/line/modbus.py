@@ -33,7 +33,7 @@ class Modbus(Served):
         self._station, self._cameras, self._settings = station, cameras, settings
         self._control = 0
         self._ack = self._missed = False
-        self._taken = 0
+        self._taken = self._chosen = 0
         self._shown: Result | None = None
 
     async def _open(self) -> None:
@@ -71,6 +71,7 @@ class Modbus(Served):
             values[address : address + count] = [int(each) for each in new]
             if address == at.CONTROL:
                 self._obey(values)
+        self._chosen = values[at.PRODUCT]
         values[at.STATUS : at.STATUS + at.STATUSES] = self._status().registers()
         return None
 
@@ -122,6 +123,13 @@ class Modbus(Served):
         if self._shown is None and latched and not self._control & at.RESULTS_ACK:
             self._shown = latched[0]
 
+    def _sleeps(self) -> bool:
+        """Whether the product that the PLC has chosen is idle. It begins to load, and stays while it is chosen."""
+        products, number = self._settings.products, self._chosen
+        if not self._control & at.ENABLE or not 1 <= number <= len(products):
+            return False
+        return not self._station.products.idle.use(products[number - 1]) and products[number - 1] in self._station.idle
+
     def _status(self) -> at.Status:
         station = self._station
         with station.lock:
@@ -129,7 +137,9 @@ class Modbus(Served):
             machine, shown = station.machine, self._shown
             memory = machine.memory
             bits = {
-                at.READY: self._control & at.ENABLE and not self._control & at.TRIGGER and station.ready,
+                at.READY: self._control & (at.ENABLE | at.TRIGGER) == at.ENABLE
+                and station.ready
+                and not self._sleeps(),
                 at.ACK: self._ack,
                 at.BUSY: any(not job.challenge for job in memory.waiting),
                 at.VALID: shown,

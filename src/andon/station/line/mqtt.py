@@ -1,7 +1,6 @@
 """MQTT: each record is published once or more, the state of the station is retained."""
 
 import ssl
-import threading
 from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +13,7 @@ from andon import files
 from andon.errors import AndonError
 from andon.station.entries import Row
 from andon.station.line.outbox import Outbox, Undelivered, payload
+from andon.station.line.running import Running
 from andon.station.line.settings import Mqtt as Settings
 from andon.station.station import Station
 
@@ -22,7 +22,7 @@ LOOK_S = 0.25
 CLOSE_S = 1.0
 
 
-class Mqtt:
+class Mqtt(Running):
     """One connection to a broker: it comes back by itself.
 
     Args:
@@ -31,6 +31,7 @@ class Mqtt:
     """
 
     def __init__(self, station: Station, settings: Settings) -> None:
+        super().__init__("mqtt state")
         self._station, self._settings = station, settings
         self.topic = f"{settings.prefix}/{quote(station.config.name, safe='')}"
         self.client = paho.Client(
@@ -50,24 +51,20 @@ class Mqtt:
         self.client.on_connect, self.client.on_disconnect = self._connected, self._gone
         self._up = False
         self._shown: dict[str, Any] | None = None
-        self._stop = threading.Event()
         self._feed = station.subscribe()
-        self._thread = threading.Thread(target=self._run, name="mqtt state", daemon=True)
         self._records = _Records(station, self)
 
     def start(self) -> None:
         """Begin. A broker that is away now may come later."""
         self.client.connect_async(self._settings.host, self._settings.port, KEEPALIVE_S)
         self.client.loop_start()
-        self._thread.start()
+        super().start()
         self._records.start()
 
     def close(self) -> None:
         """Say that the station is gone, and disconnect."""
         self._records.close()
-        self._stop.set()
-        if self._thread.ident:
-            self._thread.join()
+        super().close()
         self._station.unsubscribe(self._feed)
         if self.client.is_connected():
             last = self.client.publish(f"{self.topic}/state", files.strict_json({"online": False}), 1, True)

@@ -1,9 +1,7 @@
 """OPC UA after OPC 40100-1: clients prepare recipes, start jobs, and are told results, which they match by job."""
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any
 
 from asyncua import ua
@@ -12,29 +10,32 @@ from asyncua.server.server import Server
 from andon import files
 from andon.errors import AndonError, StorageError
 from andon.station.entries import Row
-from andon.station.events import Alarm, Event, Job, Notice, Outcome, Result, StationError, Transitioned
+from andon.station.events import Alarm, Challenge, Event, Notice, Result, Transitioned
 from andon.station.line.cameras import Cameras
+from andon.station.line.conditions import Conditions
+from andon.station.line.methods import Methods
+from andon.station.line.model import SYSTEM_STATES
+from andon.station.line.security import Internal, Permission, secure
 from andon.station.line.served import Served
 from andon.station.line.settings import OpcUa as Settings
-from andon.station.line.vision import Space
+from andon.station.line.vision import OWN, Space
 from andon.station.station import Station
 from andon.station.table import STATES
 
 DONE, REFUSED, AWAY = 0, 1, 2
 """What `Error` means: done; refused, as the state or an argument does not permit it; records cannot be written now."""
 SUBSTATES = ("Initialized", "Ready", "SingleExecution", "ContinuousExecution")
-RESULT_STATES = {
-    Outcome.PASS: 1,
-    Outcome.REVIEW: 1,
-    Outcome.REJECT: 1,
-    Outcome.INVALID: -1,
-    Outcome.LATE: -2,
-    Outcome.ERROR: -3,
-    Outcome.ABORTED: -4,
+E10 = {
+    "Preoperational": "NST",
+    "Halted": "SDT",
+    "Error": "UDT",
+    "Initialized": "SBY",
+    "Ready": "SBY",
+    "SingleExecution": "PRD",
+    "ContinuousExecution": "PRD",
 }
+"""State after SEMI E10; SDT also while challenge parts are due, UDT when they have failed."""
 POLL_S = 0.2
-CLIENT = "OPC UA"
-"""Who activates bundles."""
 
 
 class OpcUa(Served):
@@ -53,15 +54,26 @@ class OpcUa(Served):
         self._rows: dict[int, Row] = {}
 
     async def _open(self) -> None:
-        settings = self._settings
-        server = self._server = Server()
+        settings, station = self._settings, self._station
+        server = self._server = Server(Internal())
+        uri = f"{OWN}:{files.digest(station.config.name.encode())[:16]}"
+        secured = settings.security != "None"
+        if secured:
+            await secure(server, settings, station.keys, station.config.data, uri)
+        else:
+            server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+            server.set_identity_tokens([ua.AnonymousIdentityToken])
         await server.init()
-        server.set_server_name(f"andon {self._station.config.name}")
+        server.set_server_name(f"andon {station.config.name}")
+        await server.set_application_uri(uri)
         server.set_endpoint(f"opc.tcp://{settings.host}:{settings.port}/andon")
-        server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
-        server.set_identity_tokens([ua.AnonymousIdentityToken])
+        self._permission = Permission(station.keys if secured else None)
         self._space = Space(server)
         await self._space.build(self._called)
+        self._methods = Methods(station, self._cameras, self._space, self._permission)
+        self._conditions = Conditions(station, self._space, self._permission)
+        await self._conditions.build()
+        await self._space.set("ActiveConfiguration", self._methods.configuration())
         await self._show()
         try:
             await server.start()
@@ -82,80 +94,21 @@ class OpcUa(Served):
         await self._server.stop()
         self._station.unsubscribe(self._feed)
 
-    # Methods
-
     async def _called(self, method: str, *arguments: Any) -> tuple[Any, ...]:
         """Call the station in another thread: it may have to load a bundle."""
-        calls: dict[str, Callable[..., tuple[Any, ...]]] = {
-            "StartSingleJob": self._start,
-            "StartContinuous": self._continue,
-            "PrepareRecipe": self._prepare,
-            "UnprepareRecipe": self._unprepare,
-            "GetResultById": self._result,
-        }
-        name = {"SelectModeAutomatic": "select_mode_automatic"}.get(method, method.lower())
-        call = calls.get(method) or (lambda *_: self._method(name))
+        found: dict[str, Any] = {}
         try:
-            found, error = await asyncio.get_running_loop().run_in_executor(None, call, *arguments), DONE
-        except StorageError as problem:
-            found, error = self._nothing(method), self._refused(method, problem, AWAY)
+            self._permission.check(method)
+            if method == "ConfirmAll":
+                await self._conditions.confirm_all(str(getattr(arguments[0], "Text", None) or ""))
+            else:
+                # The thread is in the same context, which says who calls.
+                found = await asyncio.to_thread(getattr(self._methods, method), *arguments)
+            error = DONE
         except AndonError as problem:
-            found, error = self._nothing(method), self._refused(method, problem, REFUSED)
-        return (*found, ua.Variant(error, ua.VariantType.Int32))
-
-    def _refused(self, method: str, problem: AndonError, error: int) -> int:
-        self._station.tell(f"opcua: {method}: {problem}")
-        return error
-
-    def _nothing(self, method: str) -> tuple[Any, ...]:
-        """What a method returns when it is refused."""
-        space = self._space
-        if method in ("StartSingleJob", "StartContinuous"):
-            return (space.made("JobId"),)
-        if method in ("PrepareRecipe", "UnprepareRecipe"):
-            return (space.made("RecipeIdInternal"), False)
-        return (_handle(0), space.made("Result")) if method == "GetResultById" else ()
-
-    def _method(self, name: str) -> tuple[Any, ...]:
-        self._station.call(name)
-        return ()
-
-    def _continue(self, *_: Any) -> tuple[Any, ...]:
-        with self._station.lock:
-            self._station.call("start_continuous")
-            job = self._station.machine.memory.next_job - 1
-        return (self._space.made("JobId", Id=str(job)),)
-
-    def _start(self, meas: Any, part: Any, recipe: Any, product: Any, parameters: Any) -> tuple[Any, ...]:
-        job = self._cameras.trigger(_id(recipe) or _id(product), _id(part), None, latch=False)
-        return (self._space.made("JobId", Id=str(job.id)),)
-
-    def _prepare(self, external: Any, internal: Any) -> tuple[Any, ...]:
-        """Prepare a product, with the bundle whose digest is given when one is."""
-        products, name = self._station.products, _id(external)
-        if _id(internal):
-            products.activate(name, _id(internal), CLIENT)
-        version = products.prepare(name)
-        prepared = name in self._station.machine.memory.products
-        return (self._internal(version.digest), prepared)
-
-    def _unprepare(self, external: Any, internal: Any) -> tuple[Any, ...]:
-        name = _id(external)
-        version = self._station.products.prepare(name)
-        self._station.products.unprepare(name)
-        return (self._internal(version.digest), True)
-
-    def _result(self, result: Any, timeout: Any) -> tuple[Any, ...]:
-        """A result by its id, from the records."""
-        text = _id(result)
-        rows = self._station.ledger.history(job=int(text), limit=1) if text.isdecimal() and len(text) < 19 else []
-        if not rows or rows[0].verdict is None:
-            raise StationError(f"result '{text[:40]}': there is no such result. Expected the id of a job that ended.")
-        row = rows[0]
-        digest = str(row.body.get("bundle") or "")
-        job = Job(row.job or 0, row.product or "", digest, row.part or "", 0.0, 0.0)
-        facts = self._facts(job, Outcome(str(row.verdict)), row)
-        return (_handle(0), self._space.made("Result", **facts))
+            self._station.tell(f"opcua: {method}: {problem}")
+            error = AWAY if isinstance(problem, StorageError) else REFUSED
+        return self._space.results(method, {**found, "Error": error})
 
     # What happens
 
@@ -180,54 +133,31 @@ class OpcUa(Served):
                 await space.tell("StateChanged", f"{number}: {source} to {target}")
             case Notice("RecipePrepared", _, product, digest):
                 external = space.made("RecipeIdExternal", Id=product)
-                internal = self._internal(digest or "")
+                internal = self._methods.internal(digest or "")
                 await space.tell("RecipePrepared", f"{product} is prepared", ExternalId=external, InternalId=internal)
             case Notice("Error" | "ErrorResolved" as name):
                 await space.tell(name, f"{sorted(self._station.machine.memory.errors)}", 800)
             case Notice(name, job):
                 await space.tell(name, f"job {job}", JobId=space.made("JobId", Id=str(job or "")))
-            case Alarm(code, text, active) if active:
-                await space.tell("Error", f"{code}: {text}", 600)
+            case Alarm(code, text, active):
+                if active:
+                    await space.tell("Error", f"{code}: {text}", 600)
+                kept = self._station.machine.memory.errors.get(code, False)
+                await self._conditions.changed(code, active, kept)
+                await self._show()
             case Result(job=job) if not job.challenge:
-                facts = self._facts(job, self._station.counts(what), self._rows.pop(job.id, None))
+                facts = self._methods.facts(job, self._station.counts(what), self._rows.pop(job.id, None))
                 await space.tell("ResultReady", f"job {job.id}, part {job.part}: {what.outcome}", **facts)
 
     async def _show(self) -> None:
-        state = self._station.machine.state
+        machine = self._station.machine
+        state, stands = machine.state, {each.challenge for each in machine.memory.products.values()}
         active = state in SUBSTATES
         parent = "Operational" if active else state
         await self._space.show("VisionStateMachine", parent, STATES[parent])
         await self._space.show("AutomaticModeStateMachine", state if active else "", STATES[state], active)
-
-    def _facts(self, job: Job, outcome: Outcome, row: Row | None) -> dict[str, Any]:
-        """The fields of a result."""
-        space, text = self._space, str(job.id)
-        numbers = (row.score, row.p_value) if row else (None, None)
-        content = [
-            ua.Variant(outcome.value),
-            *(ua.Variant(each, ua.VariantType.Double) for each in numbers if each is not None),
-        ]
-        return {
-            "ResultId": space.made("ResultId", Id=text),
-            "IsPartial": False,
-            "ResultState": RESULT_STATES[outcome],
-            "JobId": space.made("JobId", Id=text),
-            "PartId": space.made("PartId", Id=job.part),
-            "ExternalRecipeId": space.made("RecipeIdExternal", Id=job.product),
-            "InternalRecipeId": self._internal(job.digest),
-            "CreationTime": datetime.fromisoformat(row.time) if row else datetime.now().astimezone(),
-            "ResultContent": content,
-        }
-
-    def _internal(self, digest: str) -> Any:
-        fields = {"Hash": bytes.fromhex(digest), "HashAlgorithm": "SHA-256"} if digest else {}
-        return self._space.made("RecipeIdInternal", Id=digest, **fields)
-
-
-def _id(value: Any) -> str:
-    """The text of an id that a client gave; empty when it is none."""
-    return str(getattr(value, "Id", None) or "")
-
-
-def _handle(number: int) -> ua.Variant:
-    return ua.Variant(number, ua.VariantType.UInt32)
+        e10 = E10[state]
+        if state == "Initialized" and stands & {Challenge.DUE, Challenge.FAILED}:
+            e10 = "UDT" if Challenge.FAILED in stands else "SDT"
+        described = self._space.made("SystemStateDescription", State=SYSTEM_STATES[e10], StateDescription=e10)
+        await self._space.set("SystemState", described)

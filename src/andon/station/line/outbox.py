@@ -1,11 +1,11 @@
 """Delivery of records to another system: in order, at least once, from the outbox in the database."""
 
-import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 from andon import files
 from andon.errors import AndonError, StorageError
 from andon.station.entries import Row
+from andon.station.line.running import Running
 from andon.station.station import Station
 
 FIRST_S, LONGEST_S = 0.5, 60.0
@@ -17,7 +17,7 @@ class Undelivered(AndonError):
     """The other system did not take a message; it is tried again."""
 
 
-class Outbox(ABC):
+class Outbox(Running):
     """What waits for one target, delivered in a thread of its own. After a failure it pauses, twice as long each time.
 
     Args:
@@ -26,19 +26,13 @@ class Outbox(ABC):
     """
 
     def __init__(self, station: Station, target: str) -> None:
+        super().__init__(target)
         self._station, self.target = station, target
         self._feed = station.subscribe()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=target, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def close(self) -> None:
         """End. What waits is delivered when the station runs again."""
-        self._stop.set()
-        if self._thread.ident:
-            self._thread.join()
+        super().close()
         self._station.unsubscribe(self._feed)
 
     @abstractmethod

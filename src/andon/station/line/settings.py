@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,8 +86,22 @@ class OpcUa(_Section):
     """OPC UA server."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. There are no keys: whoever reaches it can start jobs and prepare recipes."""
+    """Address to listen on. Without security there are no keys: whoever reaches it can start jobs."""
     port: Port = 4840
+    security: Literal["None", "Basic256Sha256"] = "None"
+    """Basic256Sha256: connections are signed and encrypted, and a client gives an API key as its password."""
+    certificate: Path | None = Field(default=None, strict=False)
+    """The server's, PEM or DER; without one it makes its own in the folder of data."""
+    private_key: Path | None = Field(default=None, strict=False)
+    """Of the certificate, PEM or DER without a password."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("only one of certificate and private_key is given; expected both or none")
+        if self.certificate and self.security == "None":
+            raise ValueError('certificate is given without security; expected security = "Basic256Sha256"')
+        return self
 
 
 def secret(variable: str, file: Path | None, least: int) -> str:

@@ -4,7 +4,8 @@ The official NodeSet is not used. Browse names are in its namespace; node ids ar
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Any
 
 from asyncua import ua
 from asyncua.common.methods import uamethod
@@ -12,87 +13,25 @@ from asyncua.common.node import Node
 from asyncua.common.structures104 import new_struct, new_struct_field
 from asyncua.server.event_generator import EventGenerator
 from asyncua.server.server import Server
+from asyncua.ua.object_ids import ObjectIds
 from asyncua.ua.status_codes import StatusCodes
 
-MACHINE_VISION = "http://opcfoundation.org/UA/MachineVision"
+from andon.station.line.model import (
+    CONDITION,
+    CONDITIONS,
+    EVENTS,
+    MACHINE_VISION,
+    METHODS,
+    OUTPUTS,
+    REACTIONS,
+    STRUCTURES,
+    Field,
+    Method,
+)
+
 OWN = "urn:andon:station"
-
-STRING, TEXT = ua.VariantType.String, ua.VariantType.LocalizedText
-
-IDS = ("JobId", "MeasId", "PartId", "ProductId", "ResultId")
-"""Ids with a text and a description."""
-RECIPE_IDS = ("RecipeIdExternal", "RecipeIdInternal")
-"""Ids that also name what they stand for by its digest."""
-
-EVENTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "StateChanged": (),
-    "Error": (),
-    "ErrorResolved": (),
-    "JobStarted": (("JobId", "JobId"),),
-    "Ready": (("JobId", "JobId"),),
-    "AcquisitionDone": (("JobId", "JobId"),),
-    "RecipePrepared": (("ExternalId", "RecipeIdExternal"), ("InternalId", "RecipeIdInternal")),
-    "ResultReady": (
-        ("ResultId", "ResultId"),
-        ("IsPartial", "Boolean"),
-        ("ResultState", "Int32"),
-        ("JobId", "JobId"),
-        ("PartId", "PartId"),
-        ("ExternalRecipeId", "RecipeIdExternal"),
-        ("InternalRecipeId", "RecipeIdInternal"),
-        ("CreationTime", "DateTime"),
-        ("ResultContent", "Variant"),
-    ),
-}
-"""Events and their fields."""
-
-Argument = tuple[str, str]
-"""Name and type."""
-CAUSE: tuple[Argument, ...] = (("Cause", "Int32"), ("CauseDescription", "String"))
-JOB: tuple[Argument, ...] = (
-    ("MeasId", "MeasId"),
-    ("PartId", "PartId"),
-    ("RecipeId", "RecipeIdExternal"),
-    ("ProductId", "ProductId"),
-    ("Parameters", "Variant"),
-)
-ERROR: Argument = ("Error", "Int32")
-
-
-class Method(NamedTuple):
-    owner: str
-    name: str
-    inputs: tuple[Argument, ...]
-    outputs: tuple[Argument, ...]
-
-
-METHODS = (
-    Method("VisionStateMachine", "Halt", CAUSE, (ERROR,)),
-    Method("VisionStateMachine", "Reset", CAUSE, (ERROR,)),
-    Method("VisionStateMachine", "SelectModeAutomatic", (), (ERROR,)),
-    Method("AutomaticModeStateMachine", "StartSingleJob", JOB, (("JobId", "JobId"), ERROR)),
-    Method("AutomaticModeStateMachine", "StartContinuous", JOB, (("JobId", "JobId"), ERROR)),
-    Method("AutomaticModeStateMachine", "Stop", CAUSE, (ERROR,)),
-    Method("AutomaticModeStateMachine", "Abort", CAUSE, (ERROR,)),
-    Method(
-        "RecipeManagement",
-        "PrepareRecipe",
-        (("ExternalId", "RecipeIdExternal"), ("InternalIdIn", "RecipeIdInternal")),
-        (("InternalIdOut", "RecipeIdInternal"), ("IsCompleted", "Boolean"), ERROR),
-    ),
-    Method(
-        "RecipeManagement",
-        "UnprepareRecipe",
-        (("ExternalId", "RecipeIdExternal"), ("InternalIdIn", "RecipeIdInternal")),
-        (("InternalIdOut", "RecipeIdInternal"), ("IsCompleted", "Boolean"), ERROR),
-    ),
-    Method(
-        "ResultManagement",
-        "GetResultById",
-        (("ResultId", "ResultId"), ("Timeout", "Int32")),
-        (("ResultHandle", "UInt32"), ("Result", "Result"), ERROR),
-    ),
-)
+TEXT = ua.VariantType.LocalizedText
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Space:
@@ -110,34 +49,51 @@ class Space:
         server = self._server
         self._vision = await server.register_namespace(MACHINE_VISION)
         self._own = await server.register_namespace(OWN)
-        await self._structures()
-        events: dict[str, Node] = {}
-        for name, fields in EVENTS.items():
-            node = await server.nodes.base_event_type.add_object_type(*self._named(f"{name}EventType"))
-            for field, kind in fields:
-                place = self._named(f"{name}EventType.{field}", field)
-                await node.add_property(*place, ua.Variant(), datatype=self._type(kind))
-            events[name] = node
+        for kind, fields in STRUCTURES.items():
+            await self._structure(kind, fields)
+        await server.load_data_type_definitions()
+        self._classes = {kind: getattr(ua, f"{kind}DataType") for kind in self._types}
+        types = await self._event_types()
         self.system = await server.nodes.objects.add_object(*self._named("VisionSystem"))
-        self._events = {
-            name: await server.get_event_generator(node.nodeid, self.system.nodeid) for name, node in events.items()
-        }
+        for name, node in types.items():
+            self._events[name] = await server.get_event_generator(node.nodeid, self.system.nodeid)
+        for name in ("RefreshStartEventType", "RefreshEndEventType"):
+            known = _known(getattr(ObjectIds, name))
+            self._events[name] = await server.get_event_generator(known, self.system.nodeid)
         for name, fields in EVENTS.items():
-            for field, kind in fields:  # asyncua would take the type of the empty value above
-                own = kind in self._types
-                self._events[name].event.data_types[field] = ua.VariantType["ExtensionObject" if own else kind]
+            for field in fields:  # asyncua would take the type of the empty value that the type has
+                self._events[name].event.data_types[field.name] = self._variant(field.kind)
         machine = await self._object(self.system, "VisionStateMachine")
         automatic = await self._object(machine, "AutomaticModeStateMachine")
         for owner in (machine, automatic):
             await self._state(owner)
-        for name in ("RecipeManagement", "ResultManagement"):
+        for name in ("RecipeManagement", "ResultManagement", "ConfigurationManagement", "Conditions"):
             await self._object(self.system, name)
+        await self._variable(self.system, "SystemState", "SystemStateDescription")
+        await self._variable(self._nodes["ConfigurationManagement"], "ActiveConfiguration", "Configuration")
         for method in METHODS:
             await self._method(method, call)
 
     def made(self, kind: str, **fields: Any) -> Any:
-        """A structure; ids that are not given are empty."""
-        return self._classes[kind](**fields)
+        """A structure; what is not given is empty."""
+        empty = {field.name: NEVER for field in STRUCTURES[kind] if field.kind == "DateTime"}
+        return self._classes[kind](**{**empty, **fields})
+
+    def results(self, method: str, values: dict[str, Any]) -> tuple[ua.Variant, ...]:
+        """All results of a method as variants; those that are not given are empty."""
+        return tuple(self._result(field, values.get(field.name)) for field in OUTPUTS[method])
+
+    def _result(self, field: Field, value: Any) -> ua.Variant:
+        kind = self._variant(field.kind)
+        if field.array:
+            return ua.Variant(value or [], kind, is_array=True)
+        if value is None:
+            empty: dict[str, Any] = {"DateTime": NEVER, "Boolean": False}
+            value = self.made(field.kind) if field.kind in self._types else empty.get(field.kind, 0)
+        return ua.Variant(value, kind)
+
+    def _variant(self, kind: str) -> ua.VariantType:
+        return ua.VariantType["ExtensionObject" if kind in self._types else kind]
 
     async def show(self, owner: str, name: str, number: int, active: bool = True) -> None:
         """The state of one of the two state machines. One that is not active has none."""
@@ -149,6 +105,10 @@ class Space:
             node = self._nodes[f"{owner}.{part}"]
             await self._server.write_attribute_value(node.nodeid, ua.DataValue(value, ua.StatusCode(ua.UInt32(code))))
 
+    async def set(self, name: str, value: Any) -> None:
+        """The value of a variable."""
+        await self._server.write_attribute_value(self._nodes[name].nodeid, ua.DataValue(ua.Variant(value)))
+
     async def tell(self, name: str, message: str, severity: int = 100, **fields: Any) -> None:
         """Raise an event."""
         generator = self._events[name]
@@ -157,38 +117,65 @@ class Space:
         generator.event.Severity = severity
         await generator.trigger(message=message)
 
+    async def tell_condition(
+        self, name: str, kind: str, message: str, severity: int, fields: dict[str, Any], subscription: int | None = None
+    ) -> bytes:
+        """Raise an event of a condition, for all or one of the subscriptions; return its id."""
+        generator = self._events[kind]
+        for field, value in fields.items():
+            setattr(generator.event, field, value)
+        generator.event.NodeId, generator.event.ConditionName = self._nodes[name].nodeid, name
+        generator.event.Severity = severity
+        await generator.trigger(message=message, subscription_id=subscription)
+        return bytes(generator.event.EventId.Value)
+
+    async def bracket(self, name: str, subscription: int) -> None:
+        """Tell one subscription that a refresh begins, or that it has ended."""
+        await self._events[name].trigger(subscription_id=subscription)
+
+    async def condition(self, name: str) -> ua.NodeId:
+        """The node that stands for a condition."""
+        return (await self._object(self._nodes["Conditions"], name)).nodeid
+
+    def link(self, method: int, call: Callable[..., Awaitable[Any]]) -> None:
+        """Let a method of a type of OPC UA itself be called. `call` gets the node that it is called on first."""
+        self._server.link_method(self._server.get_node(_known(method)), uamethod(call))
+
     def _named(self, path: str, name: str = "") -> tuple[ua.NodeId, ua.QualifiedName]:
         return self._node_id(path), ua.QualifiedName(name or path, self._vision)
 
     def _node_id(self, path: str) -> ua.NodeId:
         return ua.NodeId(ua.String(path), ua.Int16(self._own))
 
-    async def _structures(self) -> None:
-        describing = [new_struct_field("Description", TEXT, optional=True)]
-        hashing = [
-            new_struct_field("Hash", ua.VariantType.ByteString, optional=True),
-            new_struct_field("HashAlgorithm", STRING, optional=True),
-        ]
-        for kind in IDS:
-            await self._structure(kind, [new_struct_field("Id", STRING), *describing])
-        for kind in RECIPE_IDS:
-            await self._structure(kind, [new_struct_field("Id", STRING), *hashing, *describing])
-        result = [
-            new_struct_field(name, self._type(kind), array=name == "ResultContent")
-            for name, kind in EVENTS["ResultReady"]
-        ]
-        await self._structure("Result", result)
-        await self._server.load_data_type_definitions()
-        self._classes = {kind: getattr(ua, f"{kind}DataType") for kind in self._types}
-
-    async def _structure(self, kind: str, fields: list[ua.StructureField]) -> None:
+    async def _structure(self, kind: str, fields: tuple[Field, ...]) -> None:
         node_id, name = self._named(f"{kind}DataType")
-        node, _ = await new_struct(self._server, node_id, name, fields)
+        members = [new_struct_field(f.name, self._type(f.kind), f.array, f.optional) for f in fields]
+        node, _ = await new_struct(self._server, node_id, name, members)
         self._types[kind] = node.nodeid
+
+    async def _event_types(self) -> dict[str, Node]:
+        found: dict[str, Node] = {}
+        for name, fields in EVENTS.items():
+            found[name] = await self._server.nodes.base_event_type.add_object_type(*self._named(f"{name}EventType"))
+            for field in fields:
+                place = self._named(f"{name}EventType.{field.name}", field.name)
+                await found[name].add_property(*place, ua.Variant(), datatype=self._type(field.kind))
+        acknowledgeable = self._server.get_node(_known(ObjectIds.AcknowledgeableConditionType))
+        parent = await acknowledgeable.add_object_type(*self._named(f"{CONDITION}Type"))
+        for name in REACTIONS:
+            await parent.add_property(*self._named(f"{CONDITION}Type.{name}", name), False)
+        for name in CONDITIONS:
+            found[name] = await parent.add_object_type(*self._named(f"{name}Type"))
+        return found
 
     async def _object(self, parent: Node, name: str) -> Node:
         self._nodes[name] = await parent.add_object(*self._named(name))
         return self._nodes[name]
+
+    async def _variable(self, parent: Node, name: str, kind: str) -> None:
+        self._nodes[name] = await parent.add_variable(
+            *self._named(name), ua.Variant(self.made(kind)), datatype=self._type(kind)
+        )
 
     async def _state(self, owner: Node) -> None:
         name = (await owner.read_browse_name()).Name
@@ -207,18 +194,21 @@ class Space:
             return await call(method.name, *arguments)
 
         places = self._named(f"{method.owner}.{method.name}", method.name)
-        inputs, outputs = (
-            [self._argument(*each) for each in arguments] for arguments in (method.inputs, method.outputs)
-        )
+        inputs, outputs = ([self._argument(each) for each in fields] for fields in (method.inputs, method.outputs))
         await self._nodes[method.owner].add_method(*places, called, inputs, outputs)
 
     def _type(self, kind: str) -> ua.NodeId:
         """One of its own, or a type of OPC UA itself; Variant: any."""
         return self._types.get(kind) or ua.NodeId(ua.Int32(ua.VariantType[kind].value))
 
-    def _argument(self, name: str, kind: str) -> ua.Argument:
+    def _argument(self, field: Field) -> ua.Argument:
         argument = ua.Argument()
-        argument.Name = name
-        argument.DataType = self._type(kind)
-        argument.ValueRank = 1 if name == "Parameters" else -1
+        argument.Name = field.name
+        argument.DataType = self._type(field.kind)
+        argument.ValueRank = 1 if field.array else -1
         return argument
+
+
+def _known(number: int) -> ua.NodeId:
+    """A node of OPC UA itself."""
+    return ua.NodeId(ua.Int32(number))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 from concurrent.futures import TimeoutError as Waiting
 from concurrent.futures import wait
 from pathlib import Path
@@ -13,6 +12,7 @@ from andon.errors import AndonError
 from andon.station.entries import LONGEST_TEXT, check_text
 from andon.station.events import Outcome, StationError
 from andon.station.flight import Finished
+from andon.station.line.running import Running
 from andon.station.line.settings import Watched
 from andon.station.station import Station
 from andon.streams.folder import Folder
@@ -22,8 +22,8 @@ LOOK_S = 0.1
 AGAIN_S = 1.0
 
 
-class Watcher:
-    """Inspects the pictures of one folder, one after another.
+class Watcher(Running):
+    """Inspects the pictures of one folder, one after another. One without a result is inspected after the next start.
 
     Args:
         station: that inspects.
@@ -31,21 +31,11 @@ class Watcher:
     """
 
     def __init__(self, station: Station, settings: Watched) -> None:
+        super().__init__(f"folder {settings.pictures}")
         self._station, self._settings = station, settings
-        self._stop = threading.Event()
         self._control = Control(Report(), self._stop, self._tell)
         self._source = Folder(settings.pictures, watch=True, settle=settings.settle_s, skip=settings.results)
         files.make_folder(settings.results)
-        self._thread = threading.Thread(target=self._run, name=f"folder {settings.pictures}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        """End. A picture whose result is not written is inspected after the next start."""
-        self._stop.set()
-        if self._thread.ident:
-            self._thread.join()
 
     def _tell(self, sentence: str) -> None:
         self._station.tell(f"folder: {sentence}")
@@ -88,7 +78,7 @@ class Watcher:
         """Inspect when the station takes it; None when the station ends before."""
         station, product = self._station, self._settings.product
         while not self._stop.is_set():
-            if station.ready and product in station.machine.memory.products:
+            if station.products.idle.use(product) and station.ready:
                 try:
                     future = station.inspect(product, part, None, data)
                     while not future.done() and not self._stop.is_set():

@@ -1,4 +1,7 @@
-"""Time, the transitions that the station makes by itself, and how jobs end. `Machine` adds the calls."""
+"""The life of a station and its jobs: time, the transitions that come by themselves, how jobs end.
+
+`Machine` adds the calls.
+"""
 
 import math
 from dataclasses import replace
@@ -28,7 +31,7 @@ RECIPES = ("Initialized", "Ready")
 NUMBERS = {t.number: t for t in TRANSITIONS}
 
 
-class Core:
+class Lifecycle:
     """One station, without its calls.
 
     Args:
@@ -71,6 +74,11 @@ class Core:
     def room(self) -> bool:
         """Whether one more result could be latched."""
         return len(self.memory.waiting) + len(self.memory.latched) < self.depth
+
+    @property
+    def full(self) -> bool:
+        """Whether the queue holds nothing but results that wait to be acknowledged: one more would overflow it."""
+        return len(self.memory.latched) >= self.depth
 
     @property
     def ready(self) -> bool:

@@ -1,0 +1,237 @@
+"""What the methods of the OPC UA server do. Each may wait, so none is called in the thread of the server's loop."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from asyncua import ua
+
+from andon import files
+from andon.station.entries import Row
+from andon.station.events import Job, Outcome, StationError
+from andon.station.line.cameras import Cameras
+from andon.station.line.security import Permission
+from andon.station.line.vision import Space
+from andon.station.station import Station
+
+RESULT_STATES = {
+    Outcome.PASS: 1,
+    Outcome.REVIEW: 1,
+    Outcome.REJECT: 1,
+    Outcome.INVALID: -1,
+    Outcome.LATE: -2,
+    Outcome.ERROR: -3,
+    Outcome.ABORTED: -4,
+}
+MOST = 100
+"""Results of one answer."""
+LOOKED = 10_000
+"""Results that one call looks through, the newest first."""
+PAGE = 500
+
+
+class Methods:
+    """By their names in OPC 40100-1. Each returns its results by name; AndonError: it is refused.
+
+    Args:
+        station: that is called.
+        cameras: where its pictures come from.
+        space: whose types results have.
+        permission: what the caller may do.
+    """
+
+    def __init__(self, station: Station, cameras: Cameras, space: Space, permission: Permission) -> None:
+        self._station, self._cameras, self._space, self._permission = station, cameras, space, permission
+        self._since = datetime.now(UTC)
+        settings = station.config.model_dump(mode="json")
+        self._configuration = files.digest(files.canonical_json(settings).encode())
+
+    def Halt(self, *_: Any) -> dict[str, Any]:
+        return self._call("halt")
+
+    def Reset(self, *_: Any) -> dict[str, Any]:
+        return self._call("reset")
+
+    def SelectModeAutomatic(self, *_: Any) -> dict[str, Any]:
+        return self._call("select_mode_automatic")
+
+    def Stop(self, *_: Any) -> dict[str, Any]:
+        return self._call("stop")
+
+    def Abort(self, *_: Any) -> dict[str, Any]:
+        return self._call("abort")
+
+    def _call(self, method: str) -> dict[str, Any]:
+        self._station.call(method)
+        return {}
+
+    # Jobs
+
+    def StartSingleJob(self, meas: Any, part: Any, recipe: Any, product: Any, parameters: Any) -> dict[str, Any]:
+        job = self._cameras.trigger(_id(recipe) or _id(product), _id(part), None, latch=False)
+        return {"JobId": self._space.made("JobId", Id=str(job.id))}
+
+    def StartContinuous(self, *_: Any) -> dict[str, Any]:
+        with self._station.lock:
+            self._station.call("start_continuous")
+            job = self._station.machine.memory.next_job - 1
+        return {"JobId": self._space.made("JobId", Id=str(job))}
+
+    # Recipes: a product is an external one, its bundle an internal one
+
+    def GetRecipeListFiltered(
+        self, external: Any, product: Any, prepared: int, most: int, start: int, timeout: int
+    ) -> dict[str, Any]:
+        """`prepared`: 0 only those that are not, 1 only those that are, 2 all."""
+        names = {_id(external), _id(product)} - {""}
+        ready = self._station.machine.memory.products
+        found = []
+        for name, each in self._station.products.catalogue.products.items():
+            for version in each.versions.values():
+                active = name in ready and ready[name].digest == version.digest
+                wanted = prepared not in (0, 1) or bool(prepared) == active
+                if names <= {name} and version.released and wanted:
+                    found.append(self.internal(version.digest, name))
+        return _page(found, most, start, "RecipeList")
+
+    def PrepareRecipe(self, external: Any, internal: Any) -> dict[str, Any]:
+        """Prepare a product, with the bundle whose digest is given when one is."""
+        products, name = self._station.products, _id(external)
+        if _id(internal):
+            self._permission.check("PrepareRecipe with InternalIdIn")
+            products.activate(name, _id(internal), self._permission.who())
+        version = products.prepare(name)
+        prepared = name in self._station.machine.memory.products
+        return {"InternalIdOut": self.internal(version.digest), "IsCompleted": prepared}
+
+    def UnprepareRecipe(self, external: Any, internal: Any) -> dict[str, Any]:
+        name = _id(external)
+        version = self._station.products.prepare(name)
+        self._station.products.unprepare(name)
+        return {"InternalIdOut": self.internal(version.digest)}
+
+    # Results, from the records
+
+    def GetResultById(self, result: Any, timeout: int) -> dict[str, Any]:
+        return {"Result": self._space.made("Result", **self._facts(self._row(_id(result))))}
+
+    def GetResultComponentsById(self, result: Any, timeout: int) -> dict[str, Any]:
+        row = self._row(_id(result))
+        return {**self._facts(row), "ProductId": self._space.made("ProductId", Id=row.product)}
+
+    def GetResultListFiltered(self, state: int, *rest: Any) -> dict[str, Any]:
+        *ids, most, start, _ = rest
+        meas, part, recipe, bundle, outer, inner, product, job = map(_id, ids)
+        if meas or outer or (inner and inner != self._configuration) or (recipe and product and recipe != product):
+            return _page([], most, start, "ResultList")
+        if job and not _number(job):
+            return _page([], most, start, "ResultList")
+        filters = {"part": part, "product": recipe or product, "job": int(job) if job else ""}
+        rows = self._inspections({name: value for name, value in filters.items() if value != ""})
+        found = (
+            row
+            for row in rows
+            if (not state or RESULT_STATES[Outcome(str(row.verdict))] == state)
+            and (not bundle or row.body.get("bundle") == bundle)
+        )
+        page = list(islice(found, start, start + min(most or MOST, MOST) + 1))
+        made = [self._space.made("Result", **self._facts(row)) for row in page]
+        return _page(made, most, 0, "ResultList")
+
+    def _inspections(self, filters: dict[str, Any]) -> Iterator[Row]:
+        """The newest first."""
+        after, looked = None, 0
+        while looked < LOOKED:
+            rows = self._station.ledger.history(kind="inspection", after=after, limit=PAGE, **filters)
+            yield from rows
+            if len(rows) < PAGE:
+                return
+            after, looked = rows[-1].sequence, looked + PAGE
+
+    def _row(self, text: str) -> Row:
+        rows = self._station.ledger.history(job=int(text), limit=1) if _number(text) else []
+        if not rows or rows[0].verdict is None:
+            raise StationError(f"result '{text[:40]}': there is no such result. Expected the id of a job that ended.")
+        return rows[0]
+
+    def _facts(self, row: Row) -> dict[str, Any]:
+        digest = str(row.body.get("bundle") or "")
+        job = Job(row.job or 0, row.product or "", digest, row.part or "", 0.0, 0.0)
+        return self.facts(job, Outcome(str(row.verdict)), row)
+
+    def facts(self, job: Job, outcome: Outcome, row: Row | None) -> dict[str, Any]:
+        """The fields of a result."""
+        space, text = self._space, str(job.id)
+        numbers = (row.score, row.p_value) if row else (None, None)
+        content = [
+            ua.Variant(outcome.value),
+            *(ua.Variant(each, ua.VariantType.Double) for each in numbers if each is not None),
+        ]
+        end = datetime.fromisoformat(row.time) if row else datetime.now(UTC)
+        took = float((row.body.get("stages") or {}).get("total") or 0) if row else 0.0
+        times = {"StartTime": end - timedelta(milliseconds=took), "EndTime": end, "ProcessingDuration": took}
+        return {
+            "ResultId": space.made("ResultId", Id=text),
+            "IsPartial": False,
+            "ResultState": RESULT_STATES[outcome],
+            "JobId": space.made("JobId", Id=text),
+            "PartId": space.made("PartId", Id=job.part),
+            "ExternalRecipeId": space.made("RecipeIdExternal", Id=job.product),
+            "InternalRecipeId": self.internal(job.digest),
+            "InternalConfigurationId": self.configuration().InternalId,
+            "CreationTime": end,
+            "ProcessingTimes": space.made("ProcessingTimes", **times),
+            "ResultContent": content,
+        }
+
+    def internal(self, digest: str, product: str = "") -> Any:
+        """A bundle as a recipe."""
+        described = {"Description": ua.LocalizedText(product)} if product else {}
+        return self._space.made("RecipeIdInternal", Id=digest, **_hash(digest), **described)
+
+    # Configurations: there is one, the settings of the station
+
+    def GetConfigurationList(self, most: int, start: int, timeout: int) -> dict[str, Any]:
+        return _page([self.configuration()], most, start, "ConfigurationList")
+
+    def GetConfigurationById(self, internal: Any, timeout: int) -> dict[str, Any]:
+        self._known(_id(internal))
+        return {"Configuration": self.configuration()}
+
+    def ActivateConfiguration(self, internal: Any) -> dict[str, Any]:
+        self._known(_id(internal))
+        return {}
+
+    def configuration(self) -> Any:
+        """The settings with which the station was started, by their digest."""
+        digest = self._configuration
+        internal = self._space.made("ConfigurationId", Id=digest, **_hash(digest))
+        return self._space.made("Configuration", InternalId=internal, LastModified=self._since)
+
+    def _known(self, digest: str) -> None:
+        if digest != self._configuration:
+            raise StationError(
+                f"configuration '{digest[:64]}': expected {self._configuration}, the settings of this station. Change "
+                "station.toml and start it again to have others."
+            )
+
+
+def _page(found: list[Any], most: int, start: int, name: str) -> dict[str, Any]:
+    """A part of a list: at most so many from a place on; 0: as many as one answer has."""
+    page = found[start : start + min(most or MOST, MOST)]
+    return {"IsComplete": start + len(page) >= len(found), "ResultCount": len(page), name: page}
+
+
+def _hash(digest: str) -> dict[str, Any]:
+    return {"Hash": bytes.fromhex(digest), "HashAlgorithm": "SHA-256"} if digest else {}
+
+
+def _id(value: Any) -> str:
+    """The text of an id that a client gave; empty when it is none."""
+    return str(getattr(value, "Id", None) or "")
+
+
+def _number(text: str) -> bool:
+    """Whether this is the id of a job."""
+    return text.isdecimal() and text.isascii() and len(text) < 19
