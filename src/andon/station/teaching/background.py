@@ -1,4 +1,4 @@
-"""One process at a time beside the line: checks, previews, trainings. It ends with the station, not with the browser."""
+"""One process at a time beside the line: checks, previews, trainings. It ends with the station, not the browser."""
 
 import json
 import subprocess

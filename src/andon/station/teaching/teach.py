@@ -196,7 +196,7 @@ class Teaching:
         return self._products.release(project.product, version.digest, who)
 
     def activate(self, project: Project, who: str) -> None:
-        """Let the released bundle inspect. A product without a golden picture gets the good one with the lowest score."""
+        """Let the released bundle inspect. A product without a golden picture gets the good one of the lowest score."""
         result = self.trained(project).content
         product = self._products.catalogue.product(project.product)
         if product.golden is None:
