@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from andon import files
 from andon.errors import AndonError, StorageError
-from andon.geometry.registration import Register
-from andon.recipe import Recipe, validate
+from andon.recipe import Choice, Recipe, validate
 from andon.station.aside import Aside
 from andon.station.catalogue import Version
 from andon.station.events import StationError
@@ -20,7 +20,7 @@ from andon.station.teaching.background import Action, Background
 from andon.station.teaching.pictures import Pictures, Taken
 from andon.station.teaching.projects import PICTURES, Project, Projects, fingerprint
 
-THUMBNAIL, REFERENCE = 200, 2048  # pixels of the longer side: in lists, to draw on
+THUMBNAIL = 240  # pixels of the longer side
 
 
 class Kept(NamedTuple):
@@ -90,16 +90,28 @@ class Teaching:
         return edited
 
     def thumbnail(self, project: Project, name: str) -> bytes:
-        """A picture as a small JPEG, drawn once. StationError when it cannot be decoded."""
+        """A picture as a small JPEG, drawn once. ImageError when it cannot be decoded."""
+        return self._drawn_once(project, name, ".jpg", work.thumbnail, THUMBNAIL)
+
+    def drawable(self, project: Project, name: str) -> bytes:
+        """A picture to draw on, as PNG, made once. ImageError when it cannot be decoded."""
+        return self._drawn_once(project, name, ".png", work.drawable)
+
+    def _drawn_once(self, project: Project, name: str, suffix: str, draw: Callable[..., bytes], *more: Any) -> bytes:
         source = self.pictures(project).path(name)
         state = source.stat()
         key = files.digest(f"{name}\n{state.st_size}\n{state.st_mtime_ns}".encode(errors="surrogateescape"))
-        path = self.projects.place(project) / "thumbnails" / f"{key[:32]}.jpg"
+        path = self.projects.place(project) / "thumbnails" / f"{key[:32]}{suffix}"
         if not files.is_file(path):
-            data = self._aside.call(work.thumbnail, str(source), THUMBNAIL)
+            data = self._aside.call(draw, str(source), *more)
             files.make_folder(path.parent)
             files.write(path, data)
         return path.read_bytes()
+
+    @cached_property
+    def presets(self) -> dict[str, tuple[int, float]]:
+        """The presets of the default detector: the size of its input in pixels, and its relative time."""
+        return self._aside.call(work.presets, Choice().name)
 
     # Recipe
 
@@ -113,12 +125,6 @@ class Teaching:
         if registration and registration.reference:
             self.pictures(project).path(registration.reference.removeprefix(f"{PICTURES}/"))
         return self.projects.change(project.name, revision, who, recipe)
-
-    def registered(self, on: bool, reference: str = "", rotation: float = 180.0, shift: float = 0.25) -> dict[str, Any]:
-        """The change of a recipe that turns registration on or off. `reference`: the name of a picture; "": chosen."""
-        path = f"{PICTURES}/{reference}" if reference else ""
-        settings = Register(reference=path, max_rotation=rotation, max_shift=shift) if on else None
-        return {"geometry": {"registration": settings and settings.model_dump()}}
 
     def reference(self, project: Project) -> str:
         """The name of the picture that regions are drawn on: the reference of the registration, or the first good one.

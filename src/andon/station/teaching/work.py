@@ -198,6 +198,22 @@ def thumbnail(source: str, side: int) -> bytes:
     return render.encode(render.display(render.fit(image.read(Path(source)).pixels, side)), "jpg")
 
 
+def drawable(source: str) -> bytes:
+    """A picture to draw on, as PNG."""
+    from andon.pictures import image
+    from andon.training import regions
+
+    return regions.reduced(image.read(Path(source))).png()
+
+
+def presets(detector: str) -> dict[str, tuple[int, float]]:
+    """The presets of a detector: the size of its input in pixels, and its time relative to the fastest."""
+    from andon import detectors
+
+    kind = detectors.get(detector)
+    return {name: (kind.sizes.get(name, 0), kind.times.get(name, 1.0)) for name in kind.presets}
+
+
 def _recipe(place: Path) -> Any:
     from andon.recipe import Recipe
 
