@@ -22,7 +22,7 @@
       this.zoom = 0;
       const find = (name) => root.querySelector(`[data-part="${name}"]`);
       [this.stage, this.sheet, this.image, this.svg] = ["stage", "sheet", "image", "svg"].map(find);
-      [this.readout, this.list, this.lines, this.field] = ["readout", "list", "lines", "field"].map(find);
+      [this.readout, this.list, this.field] = ["readout", "list", "field"].map(find);
       this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
       this.listen();
       this.show();
@@ -267,7 +267,6 @@
       if (text === this.told) return;
       this.told = text;
       if (this.field) this.field.value = text;
-      if (this.lines) this.lines.textContent = lines(this.shapes);
       const all = [...(this.shapes.crop ? [["crop", 0]] : [])];
       for (const name of ["include", "ignore"]) this.shapes[name].forEach((_, i) => all.push([name, i]));
       this.list.replaceChildren(...all.map(([name, index]) => {
@@ -282,7 +281,7 @@
         item.append(button);
         return item;
       }));
-      this.root.dispatchEvent(new CustomEvent("drawn", { bubbles: true }));
+      this.root.dispatchEvent(new CustomEvent("drawn", { bubbles: true, detail: lines(this.shapes) }));
     }
   }
 
@@ -338,10 +337,10 @@
   function recipe(page) {
     const { before, keys, after, file } = page.dataset;
     const text = page.querySelector("[data-part=recipe]"), area = page.querySelector("[data-part=lines]");
-    const show = () => {
-      text.textContent = [before, "[geometry]", keys, area.textContent, after].filter(Boolean).join("\n") + "\n";
-    };
-    page.addEventListener("drawn", show);
+    page.addEventListener("drawn", (event) => {
+      area.textContent = event.detail;
+      text.textContent = [before, "[geometry]", keys, event.detail, after].filter(Boolean).join("\n") + "\n";
+    });
     page.querySelector("[data-save]").addEventListener("click", () => {
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([text.textContent], { type: "application/toml" }));
@@ -349,9 +348,8 @@
       link.click();
       URL.revokeObjectURL(link.href);
     });
-    show();
   }
 
-  document.querySelectorAll("[data-draw]").forEach((root) => new Drawing(root));
   document.querySelectorAll("[data-recipe]").forEach(recipe);
+  document.querySelectorAll("[data-draw]").forEach((root) => new Drawing(root));
 })();
