@@ -83,8 +83,10 @@ class Teaching:
 
     def choose(self, project: Project, revision: int, who: str, drop: Sequence[str], keep: Sequence[str]) -> Project:
         """Leave pictures out, or let them count again. Conflict when somebody else has edited the project."""
-        edited = self.projects.touch(project.name, revision, who)
         found = self.pictures(project)
+        for name in (*drop, *keep):
+            found.path(name)
+        edited = self.projects.touch(project.name, revision, who)
         found.drop(list(drop))
         found.keep(list(keep))
         return edited

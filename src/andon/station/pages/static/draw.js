@@ -25,7 +25,7 @@
       [this.readout, this.list, this.field] = ["readout", "list", "field"].map(find);
       this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
       this.listen();
-      this.show();
+      this.scale(0);
       if (this.image.complete) this.sample();
       else this.image.addEventListener("load", () => this.sample());
     }
@@ -121,7 +121,8 @@
 
     scale(step) {
       this.zoom = Math.min(Math.max(this.zoom + step, 0), ZOOMS.length - 1);
-      this.sheet.style.setProperty("width", `${100 * ZOOMS[this.zoom]}%`);
+      const whole = `min(100%, ${(65 * this.width) / this.height}vh)`; // all of the picture is seen
+      this.sheet.style.setProperty("width", `calc(${ZOOMS[this.zoom]} * ${whole})`);
       this.reveal();
       this.show();
     }

@@ -23,6 +23,7 @@
             method: "POST", body: file, headers: { "X-CSRF-Token": root.dataset.csrf, "Content-Type": "application/octet-stream" },
           });
         } catch { /* the connection is lost */ }
+        if (answer && answer.redirected) { location.reload(); return { added: 0, known: 0, refused: [] }; } // signed out
         if (answer && answer.status !== 503 && answer.status !== 429) {
           const content = await answer.json().catch(() => ({ detail: answer.statusText }));
           return answer.ok ? content : { added: 0, known: 0, refused: [`${file.name}: ${content.detail}`] };
@@ -81,7 +82,7 @@
       await pause(AGAIN_MS);
       let text = "";
       try {
-        const answer = await fetch(shown.dataset.again);
+        const answer = await fetch(shown.dataset.again, { headers: { "X-Fetched-By-Page": "progress" } });
         if (answer.redirected || !answer.ok) { location.reload(); return; }
         text = await answer.text();
       } catch { continue; } // no connection: the next one may come through
