@@ -71,7 +71,7 @@ class Person:
         self.page.goto("/teach")
         self.page.get_by_label("Key").fill(service.keys[role])
         self.page.keyboard.press("Enter")
-        self.page.wait_for_url("**/teach")
+        self.page.wait_for_url(f"{service.url}/teach")
 
     def begin(self, name: str, product: str) -> None:
         self.page.goto("/teach")

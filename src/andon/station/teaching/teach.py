@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from andon import files
-from andon.errors import AndonError, StorageError
+from andon.errors import AndonError, RecipeError, StorageError, unknown
 from andon.recipe import Choice, Recipe, validate
 from andon.station.aside import Aside
 from andon.station.catalogue import Version
@@ -123,6 +123,8 @@ class Teaching:
         for section, own in changes.items():
             values[section].update(own)
         recipe = validate(Recipe, values, "recipe")
+        if recipe.detector.preset not in self.presets:
+            raise RecipeError(f"recipe: detector.preset: {unknown('preset', recipe.detector.preset, self.presets)}")
         registration = recipe.geometry.registration
         if registration and registration.reference:
             self.pictures(project).path(registration.reference.removeprefix(f"{PICTURES}/"))
