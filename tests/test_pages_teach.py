@@ -13,11 +13,13 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from andon.recipe import Recipe
 from andon.station.keys import Role
 from conftest import part, save, scratched
-from service import Service, config, served
+from service import Service, config, served, until
 
 CHROMIUM = Path("/usr/bin/chromium")
 BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
+NAMED = """(one => one.ariaLabel || one.labels?.[0]?.innerText || one.innerText)(document.activeElement)"""
+"""JavaScript: the name of the control that has the focus."""
 LONG_MS = 120_000  # for what runs beside the line, on a machine with other work
 
 
@@ -92,12 +94,7 @@ class Person:
         """Come to a control by the tab key alone."""
         for _ in range(80):
             self.page.keyboard.press("Tab")
-            focused = self.page.locator(":focus")
-            if focused.count() and name in (
-                focused.get_attribute("aria-label")
-                or focused.evaluate("one => one.labels?.[0]?.innerText")
-                or focused.inner_text()
-            ):
+            if self.page.evaluate(NAMED) == name:
                 return
         raise AssertionError(f"{name} is not reached by the tab key")
 
@@ -132,7 +129,7 @@ def test_from_photographs_to_a_product_that_inspects(person: Person, service: Se
     person.upload(photographs / "odd.png")
     expect(page.get_by_text(f"{COUNT + 1} pictures of good parts")).to_be_visible()
     page.get_by_label("They show").select_option("defect")
-    page.get_by_label("Kind of defect").fill("broken")
+    page.get_by_role("combobox", name="Kind of defect", exact=True).fill("broken")
     person.upload(*sorted((photographs / "defects").iterdir()))
     expect(page.get_by_text("2 of defects")).to_be_visible()
 
@@ -158,8 +155,9 @@ def test_from_photographs_to_a_product_that_inspects(person: Person, service: Se
         page.keyboard.press(key)
     expect(page.get_by_role("list", name="What is drawn").get_by_role("listitem")).to_have_count(2)
     person.button("Save the regions")
-    page.wait_for_load_state()
-    geometry = service.station.teaching.projects.get(name).parsed().geometry
+    projects = service.station.teaching.projects
+    until(lambda: projects.get(name).parsed().geometry.include, "the regions are not saved")
+    geometry = projects.get(name).parsed().geometry
     assert len(geometry.include) == len(geometry.ignore) == 1
 
     # Training goes on while the browser is closed.
@@ -180,9 +178,9 @@ def test_from_photographs_to_a_product_that_inspects(person: Person, service: Se
     page.keyboard.press("End")
     expect(review).to_have_attribute("aria-valuetext", "20 %")
     person.button("Save these rates")
-    page.wait_for_load_state()
-    assert service.station.teaching.projects.get(name).parsed().decision.review_rate == 0.2
-    assert page.get_by_alt_text("Held-out good parts").evaluate("one => one.complete && one.naturalWidth > 100")
+    until(lambda: projects.get(name).parsed().decision.review_rate == 0.2, "the rates are not saved")
+    loaded = page.get_by_alt_text("Held-out good parts")
+    until(lambda: loaded.evaluate("one => one.complete && one.naturalWidth > 100"), "the strangest are not shown")
 
     # Release, activate.
     person.step("Release")

@@ -375,21 +375,6 @@ def test_from_pictures_to_a_station_that_inspects(
     project = brought(teaching, "Ring, blank", parts, tmp_path)
     place = teaching.projects.place(project)
 
-    # The check names a defective part among the good ones; it is dropped.
-    save(tmp_path / "odd.png", scratched(300)[0])
-    assert teaching.upload(project, tmp_path / "odd.png", "odd.png", "good").added == 1
-    teaching.run(project, "check", WHO)
-    assert ended(background, place, "check").state == "done"
-    check = teaching.kept(project, "check")
-    assert check
-    assert check.current
-    assert check.content["strange"][0][0] == f"{GOOD}/odd.png"
-    assert {"suspect"} <= {each["code"] for each in check.content["report"]["findings"]}
-    project = teaching.choose(project, project.revision, WHO, [f"{GOOD}/odd.png"], [])
-    stale = teaching.kept(project, "check")
-    assert stale
-    assert not stale.current
-
     # The recipe of the shared bundle: the same bundle comes out.
     changes = {"geometry": {"size": 96}, "detector": {"preset": "standard", "settings": {"bank": 200}}}
     project = teaching.recipe(project, project.revision, WHO, {**changes, "decision": {"reject_rate": 0.03}})
