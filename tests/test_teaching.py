@@ -24,7 +24,7 @@ from andon.station.teaching.background import Background, Run
 from andon.station.teaching.pictures import GOOD, Pictures
 from andon.station.teaching.projects import Conflict, Project, Projects, fingerprint
 from andon.station.teaching.teach import Teaching
-from conftest import part, save, scratched
+from conftest import part, save
 from service import config, until
 
 WHO = "Ada"
