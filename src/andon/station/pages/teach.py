@@ -332,7 +332,7 @@ def _step(
 
 def _pictures(page: Page, project: Project) -> dict[str, Any]:
     teaching, found = page.station.teaching, page.station.teaching.pictures(project)
-    names = found.listed()
+    names = sorted(found.listed(), key=lambda name: not name.startswith(pictures.GOOD))
     pages = max(1, math.ceil(len(names) / SHOWN))
     number = page.request.query_params.get("page", "1")
     current = min(max(int(number) if number.isdecimal() and len(number) < 6 else 1, 1), pages)
@@ -371,6 +371,7 @@ def _check(page: Page, project: Project) -> dict[str, Any]:
                 "word": words[each["severity"]],
                 "message": message,
                 "shown": shown,
+                "together": not single,
                 "more": max(len(groups) - FINDING, 0),
             }
         )

@@ -107,14 +107,16 @@
       const row = rows[slider.value], name = slider.dataset.slider, label = slider.parentElement;
       const rate = `${Number((100 * row.rate).toPrecision(3))} %`;
       const words = fill(form.dataset.words, { ...row, rate, total: form.dataset.total, tried: form.dataset.tried });
-      label.querySelector("output").textContent = row.supported ? words : `${words} – ${form.dataset.unsupported}`;
+      label.querySelector("output").textContent = row.supported ? words : `${words} – ${form.dataset[`un${name}`]}`;
       label.querySelector("input[type=hidden]").value = row.rate;
       slider.setAttribute("aria-valuetext", rate);
       const x = Math.min(Math.max((600 * (row.threshold - low)) / (high - low), 1), 599);
       const mark = form.querySelector(`[data-line=${name}]`), text = mark.querySelector("text");
       mark.setAttribute("transform", `translate(${x} 0)`);
-      text.setAttribute("x", x > 500 ? -5 : 5);
-      text.setAttribute("text-anchor", x > 500 ? "end" : "start");
+      const left = name === "review" ? x > 80 : x > 520; // the two do not cover each other
+      text.setAttribute("x", left ? -5 : 5);
+      text.setAttribute("text-anchor", left ? "end" : "start");
+      mark.toggleAttribute("hidden", name === "reject" && !row.supported); // no part gets REJECT then
     }
     for (const slider of sliders) {
       slider.addEventListener("input", () => {
