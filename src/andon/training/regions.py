@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import tomli_w
 from markupsafe import Markup
 
 from andon import pages, render
 from andon.data import dataset
 from andon.errors import DatasetError, ImageError, RecipeError, few
-from andon.inspection import Pixels
 from andon.pictures import image
 from andon.progress import Progress, silent
 from andon.recipe import Recipe
@@ -30,7 +30,7 @@ class Drawable(NamedTuple):
 
     name: str
     frame: tuple[int, int]  # H, W of the picture whose pixels the recipe counts in
-    pixels: Pixels  # (h, w, 3), 8 bits, reduced
+    pixels: render.Picture  # (h, w, 3), reduced
     reduced: int  # H / h
 
     def png(self) -> bytes:
@@ -65,8 +65,9 @@ def reduced(picture: image.Image) -> Drawable:
     by = 1
     while (h // by) * (w // by) > MOST:
         by += 1
-    pixels = cv2.resize(picture.pixels, (max(1, w // by), max(1, h // by)), interpolation=cv2.INTER_AREA)
-    shown = render.display(pixels.reshape(*pixels.shape[:2], -1))
+    size = (max(1, w // by), max(1, h // by))
+    small = np.asarray(cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA), picture.pixels.dtype)
+    shown = render.display(small.reshape(size[1], size[0], -1))
     return Drawable(picture.name, (h, w), shown, by)
 
 

@@ -377,8 +377,8 @@ def _check(page: Page, project: Project) -> dict[str, Any]:
         )
     strange = [(name, value) for name, value in (found.content["strange"] if found else ()) if name in here][:FINDING]
     droppable = bool(strange) or any(each["shown"] for each in findings)
-    shown = {"found": found, "findings": findings, "strange": strange, "droppable": droppable}
-    return {**shown, **_run(page, project, "check")}
+    known = {"found": found, "findings": findings, "strange": strange, "droppable": droppable}
+    return {**known, **_run(page, project, "check")}
 
 
 def _region(page: Page, project: Project) -> dict[str, Any]:

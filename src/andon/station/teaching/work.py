@@ -195,7 +195,7 @@ def thumbnail(source: str, side: int) -> bytes:
     from andon import render
     from andon.pictures import image
 
-    return render.encode(render.display(render.fit(image.read(Path(source)).pixels, side)), "jpg")
+    return render.encode(render.fit(render.display(image.read(Path(source)).pixels), side), "jpg")
 
 
 def drawable(source: str) -> bytes:
