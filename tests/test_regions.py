@@ -1,137 +1,175 @@
-"""Connected areas above the pixel threshold: measured, the worst first, and no more than a person can read."""
+"""`andon regions`: a page that draws on a picture and gives the recipe, from a file, without a station."""
 
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from typer.testing import CliRunner
 
-from andon.geometry import regions, tiling, views
-from andon.geometry.registration import Reference, Register
-from andon.geometry.views import Geometry
+from andon.cli import app
+from andon.errors import AndonError
+from andon.recipe import Recipe
+from conftest import part, save
 
-
-def test_regions_are_measured_sorted_and_filtered() -> None:
-    values = np.zeros((40, 60), np.float32)
-    values[5:10, 10:20] = 2  # 50 pixels
-    values[7, 15] = 3
-    values[20:30, 30:40] = 5  # 100 pixels
-    values[35, 50] = 9  # 1 pixel
-    values[0, :] = np.nan
-    found, removed = regions.find(values, 1.0, min_area=2)
-    assert removed == 1
-    assert [(r.box, r.area, r.peak) for r in found] == [((30, 20, 10, 10), 100, 5.0), ((10, 5, 10, 5), 50, 3.0)]
-    assert found[1].peak_at == (15, 7)
-    assert found[0].centroid == (34.5, 24.5)
-    assert regions.find(values, 10.0, 0) == ((), 0)
+CHROMIUM = Path("/usr/bin/chromium")
 
 
-def test_noise_lists_the_worst_and_counts_the_rest() -> None:
-    values = np.random.default_rng(0).random((600, 600)).astype(np.float32)
-    above = (values > 0.9).astype(np.uint8)
-    count, labels = cv2.connectedComponents(above, connectivity=8)
-    peaks = sorted((float(values[labels == i].max()) for i in range(1, count) if i % 50 == 0), reverse=True)
-    found, unlisted = regions.find(values, 0.9, min_area=0)
-    assert count - 1 > 10_000 and (len(found), unlisted) == (regions.MOST, count - 1 - regions.MOST)
-    assert [r.peak for r in found] == sorted((r.peak for r in found), reverse=True)
-    assert all(peak <= found[0].peak for peak in peaks)
-    hidden = values.copy()
-    for region in found:
-        x, y = region.peak_at
-        assert values[y, x] == region.peak
-        hidden[labels == labels[y, x]] = 0
-        assert region.area == np.count_nonzero(labels == labels[y, x])
-    assert hidden.max() <= found[-1].peak
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip("Chromium of Debian is not installed")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
-def test_small_regions_are_left_out_before_the_worst_are_chosen() -> None:
-    values = np.zeros((100, 100), np.float32)
-    values[::2, ::2] = 9  # 2,500 single pixels
-    values[40:45, 40:45] = 5
-    found, unlisted = regions.find(values, 1.0, min_area=20)
-    assert [(r.box[2:], r.peak) for r in found] == [((5, 5), 5.0)]
-    assert unlisted == cv2.connectedComponents((values > 1).astype(np.uint8), connectivity=8)[0] - 2
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    save(tmp_path / "parts" / "good" / "0.png", part(0, side=200))
+    return tmp_path / "parts" / "good"
 
 
-def test_several_pixels_at_the_peak_name_the_first_and_infinity_is_a_peak() -> None:
-    values = np.zeros((5, 8), np.float32)
-    values[1:4, 2:6] = np.inf
-    values[0, 7] = 2
-    found, _ = regions.find(values, 1.0, 0)
-    assert [(r.peak, r.peak_at) for r in found] == [(np.inf, (2, 1)), (2.0, (7, 0))]
+def made(good: Path, *arguments: Any) -> Path:
+    done = CliRunner().invoke(app, ["regions", str(good), "-q", "-o", str(good.parent / "ring.toml"), *arguments])
+    assert not done.exception, done.output
+    return good.parent / "ring.html"
 
 
-def smooth(height: int, width: int) -> Any:
-    """A gray picture with three blurred spots, the brightest on the right."""
-    values = np.zeros((height, width), np.float32)
-    for x, y, radius, value in ((0.3, 0.3, 0.06, 220), (0.7, 0.62, 0.09, 250), (0.36, 0.72, 0.05, 200)):
-        cv2.circle(values, (round(x * width), round(y * height)), round(radius * width), value, -1)
-    return cv2.GaussianBlur(values, (0, 0), width / 60).astype(np.uint8)[..., None]
+@pytest.fixture
+def page(browser: Browser, good: Path) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1024, "height": 600}, offline=True)
+    shown = context.new_page()
+    errors: list[str] = []
+    shown.on("pageerror", lambda error: errors.append(str(error)))
+    shown.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    shown.goto(made(good).as_uri())
+    yield shown
+    context.close()
+    assert errors == []
 
 
-def turned(pixels: Any) -> tuple[Any, Reference]:
-    """A textured picture with the spots, turned by 12 degrees, and the picture that it is registered to."""
-    height, width = pixels.shape[:2]
-    texture = np.random.default_rng(1).integers(0, 60, (12, 16)).astype(np.uint8)
-    part = np.maximum(pixels[..., 0] // 2 + 100, cv2.resize(texture, (width, height), interpolation=cv2.INTER_NEAREST))
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), 12, 1)
-    picture = cv2.warpAffine(part, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    known = cv2.imencode(".png", part)[1].tobytes()
-    return picture[..., None], Reference(known, Register(max_rotation=30, max_shift=0.2, least_quality=0.1), "part.png")
+def lines(page: Page) -> str:
+    return page.locator("[data-part=lines]").inner_text()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"size": 128},
-        {"size": 128, "aspect": "stretch"},
-        {"size": 128, "aspect": "keep"},
-        {"size": 256, "tiles": True},
-        {"size": 128, "crop": (64, 40, 512, 400)},
-        {"size": 128, "include": [[(30, 30), (600, 60), (610, 450), (60, 460)]]},
-        {"size": 128, "crop": (64, 40, 512, 400), "ignore": [[(0, 0), (260, 0), (260, 200), (0, 200)]]},
-        {"size": 128, "registration": {"max_rotation": 30, "max_shift": 0.2, "least_quality": 0.1}},
-        {"size": 256, "tiles": True, "registration": {"max_rotation": 30, "max_shift": 0.2, "least_quality": 0.1}},
-    ],
-    ids=str,
-)
-def test_regions_at_the_detectors_scale_are_those_of_the_enlarged_map(settings: dict[str, Any]) -> None:
-    """Boxes and centroids within a pixel of the map, areas within 6 % and that rim, peaks within 2 %."""
-    pixels, known = smooth(480, 640), None
-    if "registration" in settings:
-        pixels, known = turned(pixels)
-    geometry = Geometry.model_validate(settings).with_shape([(480, 640)])
-    view = views.align(pixels, geometry, "spots", known)
-    pieces = [(place, tile[..., 0].astype(np.float32)) for place, tile in tiling.split(view, geometry)]
-    joined = tiling.collect(view, pieces)
-    enlarged, level = joined.enlarge(), 165.0 if known else 150.0
-    step = float(np.abs(joined.matrix[:, :2]).sum(axis=1).max())  # pixels of the image along a pixel of the map
-    before, _ = regions.find(enlarged, level, 40)
-    after, _ = regions.find(joined.values, level, 40, joined.matrix, view.frame)
-    assert len(after) == len(before) >= 2
-    for old, new in zip(before, after, strict=True):
-        corners = [np.array([r.box[0], r.box[1], r.box[0] + r.box[2], r.box[1] + r.box[3]]) for r in (old, new)]
-        assert np.abs(corners[0] - corners[1]).max() <= np.ceil(step) + 1
-        assert np.hypot(*np.subtract(old.centroid, new.centroid)) <= step
-        assert abs(old.area - new.area) <= 0.06 * old.area + step * 2
-        assert new.peak == pytest.approx(old.peak, rel=0.02)
-        x, y = new.peak_at
-        assert enlarged[y, x] == pytest.approx(new.peak, rel=0.02)
+def at(page: Page, x: float, y: float) -> tuple[float, float]:
+    """The place on the screen of a pixel of the picture."""
+    box = page.locator("[data-part=svg]").bounding_box()
+    assert box
+    return box["x"] + x * box["width"] / 200, box["y"] + y * box["height"] / 200
 
 
-def test_a_map_finer_than_its_view_is_judged_at_the_views_scale() -> None:
-    view = views.align(smooth(100, 120), Geometry(size=256, aspect="stretch"), "small")
-    joined = tiling.collect(view, [(next(tiling.places(view, Geometry(size=256, aspect="stretch"))), np.eye(256))])
-    assert joined.values.shape == view.shape and np.array_equal(joined.matrix, np.eye(2, 3))
-    np.testing.assert_array_equal(joined.values, joined.enlarge())
+def drag(page: Page, start: tuple[int, int], end: tuple[int, int]) -> None:
+    page.mouse.move(*at(page, *start))
+    page.mouse.down()
+    page.mouse.move(*at(page, *end), steps=4)
+    page.mouse.up()
 
 
-def test_a_region_of_interest_thinner_than_a_pixel_of_the_map_is_inspected() -> None:
-    geometry = Geometry(size=64, aspect="stretch", include=[[(100, 0), (102, 0), (102, 639), (100, 639)]])
-    geometry = geometry.model_copy(update={"small_region": True})
-    view = views.align(smooth(640, 640), geometry, "thin")
-    joined = tiling.collect(view, [(next(tiling.places(view, geometry)), np.ones((64, 64), np.float32))])
-    assert np.isfinite(joined.values).all(axis=0).nonzero()[0].tolist() == [10]
-    assert np.count_nonzero(np.isfinite(joined.values)) == 64
-    again = views.align(smooth(640, 640), geometry, "thin")
-    assert again.roi is view.roi  # drawn once
+def choose(page: Page, *words: str) -> None:
+    for each in words:
+        page.get_by_role("radio", name=each).check()
+
+
+def test_the_page_needs_nothing_else(good: Path) -> None:
+    text = made(good).read_text()
+    addresses = re.findall(r'\b(?:src|href)="([^"]{0,30})', text)
+    assert addresses
+    assert all(each.startswith("data:") for each in addresses)
+    assert set(re.findall(r"https?://[\w./]+", text)) == {"http://www.w3.org/2000/svg"}  # a name, not an address
+
+
+def test_shapes_are_drawn_with_the_mouse_and_undone(page: Page) -> None:
+    drag(page, (20, 30), (120, 90))
+    assert lines(page) == "include = [\n  [[20, 30], [120, 30], [120, 90], [20, 90]],\n]"
+    choose(page, "Ignored area", "Polygon")
+    for corner in ((30, 40), (60, 40), (45, 70), (30, 40)):
+        page.mouse.click(*at(page, *corner))
+    assert "ignore = [\n  [[30, 40], [60, 40], [45, 70]],\n]" in lines(page)
+    choose(page, "Crop")
+    drag(page, (10, 10), (150, 110))
+    assert "crop = [10, 10, 140, 100]" in lines(page)
+    drag(page, (150, 110), (160, 120))
+    assert "crop = [10, 10, 150, 110]" in lines(page), "a corner is moved"
+    for _ in range(3):
+        page.get_by_role("button", name="Undo").click()
+    assert lines(page) == "include = [\n  [[20, 30], [120, 30], [120, 90], [20, 90]],\n]"
+    page.get_by_role("button", name="Redo").click()
+    assert "ignore" in lines(page)
+    page.get_by_role("button", name="Remove: Region of interest 1").click()
+    assert lines(page).startswith("ignore")
+
+
+def test_shapes_are_drawn_with_the_keyboard_alone(page: Page) -> None:
+    stage = page.get_by_role("application")
+    page.keyboard.press("Tab")
+    for _ in range(20):
+        if stage.evaluate("element => element === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowRight")
+    for _ in range(9):
+        page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert lines(page) == "include = [\n  [[100, 100], [130, 100], [130, 109], [100, 109]],\n]"
+    assert page.locator("[data-part=readout]").inner_text().startswith("x 130  y 109")
+    page.keyboard.press("Backspace")
+    assert lines(page) == ""
+
+
+def test_the_pixel_is_read_out(page: Page) -> None:
+    page.mouse.move(*at(page, 50, 60))
+    r, g, b = (int(value) for value in part(0, side=200)[60, 50])
+    assert page.locator("[data-part=readout]").inner_text().strip() == f"x 50  y 60  R {r} G {g} B {b}"
+
+
+def test_the_recipe_that_is_saved_can_be_trained_with(page: Page, good: Path) -> None:
+    drag(page, (20, 30), (120, 90))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save ring.toml").click()
+    assert download.value.suggested_filename == "ring.toml"
+    download.value.save_as(good.parent / "ring.toml")
+    recipe = Recipe.load(good.parent / "ring.toml")
+    assert recipe.geometry.include == [[(20, 30), (120, 30), (120, 90), (20, 90)]]
+    assert Path(recipe.data.images).resolve() == good.resolve()
+    assert recipe.product == "parts"
+
+
+def test_a_recipe_that_exists_is_gone_on_with(good: Path) -> None:
+    (good.parent / "ring.toml").write_text(
+        'product = "ring"\nseed = 7\n[geometry]\ncrop = [1, 2, 30, 40]\naspect = "keep"\n[data]\nimages = "good"\n'
+        "[geometry.registration]\nmax_rotation = 10.0\n"
+    )
+    before = (good.parent / "ring.toml").read_text()
+    text = made(good.parent / "ring.toml").read_text()
+    assert (good.parent / "ring.toml").read_text() == before
+    assert "&#34;crop&#34;: [1, 2, 30, 40]" in text
+    assert re.search(r'data-keys="aspect = &#34;keep&#34;"', text)
+    assert "max_rotation = 10.0" in text
+    assert "seed = 7" in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_hostile_names_stay_text(good: Path) -> None:
+    (good / "0.png").rename(good / '"><script>alert(1)<.png')
+    assert "<script>alert" not in made(good).read_text()
+
+
+def test_errors_say_what_to_do(tmp_path: Path, good: Path) -> None:
+    def fault(*arguments: Any) -> str:
+        done = CliRunner().invoke(app, ["regions", *map(str, arguments), "-q"])
+        assert isinstance(done.exception, AndonError)
+        return str(done.exception)
+
+    assert "expected the path of a recipe" in fault(good, "-o", tmp_path / "page.html")
+    assert "no such file or folder" in fault(tmp_path / "absent", "-o", tmp_path / "r.toml")
+    (good / "0.png").write_bytes(b"no picture")
+    assert "none of 1 good images can be read" in fault(good, "-o", tmp_path / "r.toml")
+    assert not (tmp_path / "r.html").exists()

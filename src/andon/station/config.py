@@ -65,6 +65,15 @@ class Keeping(_Section):
     """Of the pictures that passed; all others are kept."""
 
 
+class Pages(_Section):
+    """The pages for people."""
+
+    idle_minutes: Positive = 30
+    """A session ends after so long without a click."""
+    stay_signed_in: bool = False
+    """Sessions of operators do not end by themselves."""
+
+
 class ProductSettings(_Section):
     deadline_ms: Positive | None = None
     """Overrides that of the recipe."""
@@ -98,6 +107,7 @@ class Config(_Section):
     http: Http = Http()
     workers: Processes = Processes()
     pictures: Keeping = Keeping()
+    pages: Pages = Pages()
     products: dict[Annotated[str, Field(pattern=f"^{PRODUCT}$")], ProductSettings] = {}
     log: Literal["text", "json"] = "text"
     modbus: Modbus | None = None

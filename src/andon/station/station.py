@@ -16,6 +16,7 @@ from andon.station.flight import Finished, Flight
 from andon.station.jobs import IDS, Jobs
 from andon.station.keys import Keys
 from andon.station.products import Products
+from andon.station.teaching.teach import Teaching
 
 TICK_S = 0.02
 LOOK_S = 0.25
@@ -37,6 +38,7 @@ class Station(Jobs):
         try:
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
+            self.teaching = Teaching(self, self.products)
         except BaseException:
             self.ledger.close()
             raise
@@ -54,6 +56,7 @@ class Station(Jobs):
             thread.start()
         self.retention.start(lambda error: self.tell(f"pictures: {error}"))
         self.products.start()
+        self.teaching.start()
 
     def close(self) -> None:
         """End all jobs, write what waits, and let go of everything."""
@@ -66,6 +69,7 @@ class Station(Jobs):
                 self.do(self.machine.halt)
             self._pool.shutdown()
             self.products.close()
+            self.teaching.close()
             self.keeper.put(Entry("event", body={"event": "stopped"}))
             lost = self.keeper.close()
             if lost:

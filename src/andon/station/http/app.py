@@ -14,6 +14,7 @@ import andon
 from andon.station.http import control, inspections, problems, products, records
 from andon.station.http.access import Access
 from andon.station.http.limits import Limits
+from andon.station.pages import app as pages
 from andon.station.station import Station
 from andon.streams.stopping import SIGNALS
 
@@ -40,6 +41,7 @@ def create(station: Station) -> FastAPI:
         app.include_router(router, responses=common)
     app.include_router(control.health)
     problems.install(app)
+    pages.install(app)
     app.add_middleware(Limits, settings=station.config.http)
     _with_details(app)
     return app

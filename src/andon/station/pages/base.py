@@ -1,0 +1,115 @@
+"""What every page needs: who asks, in which language, the token against forged requests, and how a page is drawn."""
+
+import hmac
+from collections.abc import Callable
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import Depends, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from markupsafe import Markup
+
+from andon.station.http.problems import Problem
+from andon.station.keys import Role
+from andon.station.pages import languages, sessions
+from andon.station.pages.sessions import Session, Sessions
+from andon.station.station import Station
+
+CSRF_HEADER, CSRF_FIELD = "x-csrf-token", "csrf"
+FETCHED = "x-fetched-by-page"
+"""Header of requests that a page makes by itself; they do not keep a session from being idle."""
+NAVIGATION: list[tuple[str, str]] = []
+"""Address and English name of each part, in order; each part adds its own."""
+
+
+class SignInFirst(Exception):
+    """A page was asked for without a session."""
+
+
+class Page:
+    """One request of a browser.
+
+    Args:
+        request: of HTTP.
+        session: None on the page that signs in, and on errors.
+    """
+
+    def __init__(self, request: Request, session: Session | None) -> None:
+        self.request, self.session = request, session
+        self.station: Station = request.app.state.station
+        header = request.headers.get("accept-language", "")
+        self.language = languages.choose(request.cookies.get(languages.COOKIE), header)
+
+    @property
+    def user(self) -> str:
+        """Who: it stands in the record of each decision and change."""
+        return self.session.key.name if self.session else ""
+
+    def translate(self, text: str) -> str:
+        """A message in the language of the browser."""
+        return languages.translations(self.language).gettext(text)
+
+    def csrf(self) -> Markup:
+        """The field of a form that another site cannot forge."""
+        token = self.session.csrf if self.session else ""
+        return Markup('<input type="hidden" name="{}" value="{}">').format(CSRF_FIELD, token)
+
+    def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+        """Draw a page."""
+        common = {
+            "page": self,
+            "session": self.session,
+            "user": self.user,
+            "language": self.language,
+            "languages": languages.LANGUAGES,
+            "theme": self.request.cookies.get("andon_theme", ""),
+            "navigation": NAVIGATION,
+            "path": self.request.url.path,
+            "csrf": self.csrf,
+            "csrf_token": self.session.csrf if self.session else "",
+            "state": state(self.station),
+        }
+        text = languages.environment(self.language).get_template(template).render(**{**common, **values})
+        return HTMLResponse(text.encode(errors="replace"), status, {"Cache-Control": "no-store"})
+
+
+def state(station: Station) -> dict[str, Any]:
+    """Whether the station is ready, and its state, as plain data for JSON."""
+    machine = station.machine
+    return {"ready": station.ready, "state": machine.state, "products": sorted(machine.memory.products)}
+
+
+def _needs(role: Role) -> Callable[..., Any]:
+    async def page(request: Request) -> Page:
+        found: Sessions = request.app.state.sessions
+        token = request.cookies.get(sessions.COOKIE, "")
+        session = found.find(token, FETCHED not in request.headers) if token else None
+        if session is None:
+            raise SignInFirst
+        if session.key.rank < role:
+            raise Problem(403, f"{session.key.name} has the role {session.key.role}; expected {role.name.lower()}.")
+        if request.method not in ("GET", "HEAD") and not await _own(request, session):
+            raise Problem(403, "The form is not of this session. Load the page again, and repeat.")
+        return Page(request, session)
+
+    return page
+
+
+async def _own(request: Request, session: Session) -> bool:
+    """Whether a request that changes something comes from a page of this session."""
+    given = request.headers.get(CSRF_HEADER)
+    kind = request.headers.get("content-type", "")
+    if given is None and kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
+        given = str((await request.form()).get(CSRF_FIELD, ""))
+    return given is not None and hmac.compare_digest(given.encode(), session.csrf.encode())
+
+
+Operator = Annotated[Page, Depends(_needs(Role.OPERATOR))]
+Quality = Annotated[Page, Depends(_needs(Role.QUALITY))]
+Engineer = Annotated[Page, Depends(_needs(Role.ENGINEER))]
+
+
+def to_sign_in(request: Request) -> Response:
+    """Where a browser without a session goes."""
+    back = request.url.path if request.method == "GET" else "/"
+    return RedirectResponse(f"/sign-in?back={quote(back)}", 303)
