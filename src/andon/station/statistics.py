@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -295,7 +296,7 @@ def _stamps(edges: Sequence[datetime]) -> list[str]:
 def _spans(stamps: Sequence[str]) -> sa.CTE:
     """The periods as a table: the database looks each up in the index."""
     columns = (sa.column("number", sa.Integer), sa.column("since", sa.Text), sa.column("until", sa.Text))
-    rows = [(number, *pair) for number, pair in enumerate(zip(stamps, stamps[1:], strict=False))]
+    rows = [(number, *pair) for number, pair in enumerate(pairwise(stamps))]
     return sa.values(*columns, name="periods").data(rows).cte("periods")
 
 
