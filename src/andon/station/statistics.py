@@ -284,7 +284,7 @@ def marks(reader: Reader, product: str) -> list[Mark]:
 
 def _inspections(reader: Reader, product: str) -> tuple[Any, ...]:
     table = schema.records.c
-    return table.station == reader.station, table.product == product, schema.INSPECTIONS
+    return table.station == reader.station, table.product == product, table.kind == "inspection"
 
 
 def _stamps(edges: Sequence[datetime]) -> list[str]:
