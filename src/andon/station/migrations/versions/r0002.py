@@ -7,5 +7,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    columns = ["station", "product", "kind", "time", "verdict", "score", "sequence"]
+    columns = ["station", "product", "time", "sequence", "kind", "verdict", "score"]
     op.create_index("records_statistics", "records", columns)
