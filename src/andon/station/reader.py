@@ -107,9 +107,9 @@ class Reader:
             conditions.append(table.sequence > after if oldest_first else table.sequence < after)
         with self.reading() as connection:
             if since is not None:
-                conditions.append(table.sequence >= self._first(connection, table.time >= stamp_of(since)))
+                conditions.append(table.sequence >= self.first(connection, table.time >= stamp_of(since)))
             if until is not None:
-                conditions.append(table.sequence < self._first(connection, table.time > stamp_of(until)))
+                conditions.append(table.sequence < self.first(connection, table.time > stamp_of(until)))
             if score is not None:
                 filters.append(table.score.between(*score))
                 conditions.append((table.score + 0).between(*score))  # + 0: not by the index, which would sort all
@@ -130,7 +130,7 @@ class Reader:
                 return [sequence.in_(sa.select(those.limit(FEW + MOST).cte().c.sequence))]
         return []
 
-    def _first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
+    def first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
         """The sequence number of the first record in time; one that comes after all when there is none."""
         table = schema.records.c
         query = sa.select(table.sequence).where(table.station == self.station, condition)

@@ -310,7 +310,7 @@ def _later(
     query = query.where(
         *(later.c.station == reader.station, later.c.kind == kind, sa.text("later.kind <> 'inspection'")),
         *(later.c.product == product, later.c.verdict.is_not(None)),
-        *(table.time >= stamps[0], table.time < stamps[-1]),
+        later.c.sequence >= reader.first(connection, table.time >= stamps[0]),
     )
     found = connection.execute(query.order_by(later.c.sequence))
-    return {job: (when, before, after) for job, when, before, after in found}
+    return {job: (when, *pair) for job, when, *pair in found if stamps[0] <= when < stamps[-1]}
