@@ -33,7 +33,7 @@ class Aside:
         """The result of a function of a module, called with plain data. StationError when it ended the process."""
         with self._lock:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _follow)
+                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), follow)
             try:
                 return self._pool.submit(function, *arguments).result(self.timeout_s)
             except (BrokenProcessPool, TimeoutError) as error:
@@ -53,7 +53,7 @@ class Aside:
             pool.shutdown(cancel_futures=True)
 
 
-def _follow() -> None:
+def follow() -> None:
     """End this process with the station, however that ends."""
     station = multiprocessing.parent_process()
     assert station

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 
 from andon.errors import counted
+from andon.progress import Progress, silent
 from andon.station import schema
 from andon.station.entries import LONGEST_NAME, LONGEST_TEXT, Kind, Row, check_number, check_text, stamp_of
 from andon.station.events import StationError
@@ -190,7 +191,7 @@ class Reader:
             )
         return int(found.sequence), str(found.digest)
 
-    def verify(self) -> list[Break]:
+    def verify(self, progress: Progress = silent) -> list[Break]:
         """Walk the chain and name each place where it does not hold. Records that come meanwhile are left out."""
         last, noted = self.head()
         breaks: list[Break] = []
@@ -198,6 +199,8 @@ class Reader:
         for row in self.walk():
             if row.sequence > last:
                 break
+            if row.sequence % PAGE == 0:
+                progress("verifying records", row.sequence, last)
             if row.sequence != sequence + 1:
                 breaks.append(Break(sequence + 1, f"records {sequence + 1} to {row.sequence - 1} are missing"))
             elif row.previous != digest:
