@@ -16,6 +16,7 @@ from andon.station.flight import Finished, Flight
 from andon.station.jobs import IDS, Jobs
 from andon.station.keys import Keys
 from andon.station.products import Products
+from andon.station.upkeep import Upkeep
 
 TICK_S = 0.02
 LOOK_S = 0.25
@@ -37,6 +38,7 @@ class Station(Jobs):
         try:
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
+            self.upkeep = Upkeep(config, self.products)
         except BaseException:
             self.ledger.close()
             raise
@@ -59,6 +61,7 @@ class Station(Jobs):
         """End all jobs, write what waits, and let go of everything."""
         self.closing = True
         self._stop.set()
+        self.upkeep.close()
         if self._threads[0].ident:
             for thread in self._threads:
                 thread.join()
