@@ -119,15 +119,6 @@ def connect(url: str, writes: bool) -> sa.Engine:
     raise StationError(_unusable(place(parsed)))
 
 
-def file_of_url(url: str) -> Path | None:
-    """The file of an SQLite database, by its URL."""
-    engine = connect(url, writes=False)
-    try:
-        return file_of(engine)
-    finally:
-        engine.dispose()
-
-
 def place(url: sa.URL) -> str:
     """How messages name a database: its file, or its address without the password."""
     return str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
@@ -188,7 +179,7 @@ def migrate(engine: sa.Engine) -> None:
     with errors(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_number("migration"))))
-        if found(engine, connection) != _expected():
+        if _found(engine, connection) != _expected():
             config = Config(attributes={"connection": connection})
             config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             command.upgrade(config, "head")
@@ -200,10 +191,10 @@ def check(engine: sa.Engine) -> None:
     if file and not files.is_file(file):
         raise StationError(f"{file}: there is no such database. Name the one that a station writes.")
     with errors(engine), engine.connect() as connection, connection.begin():
-        version = found(engine, connection)
-    if version != _expected():
+        found = _found(engine, connection)
+    if found != _expected():
         raise StationError(
-            f"{place(engine.url)}: version {version or 'none'} of the records, expected {_expected()}. "
+            f"{place(engine.url)}: version {found or 'none'} of the records, expected {_expected()}. "
             "Start the station once: it brings its database up to date."
         )
 
@@ -216,16 +207,16 @@ def _expected() -> str:
     return str(_script().get_current_head())
 
 
-def found(engine: sa.Engine, connection: sa.Connection) -> str | None:
+def _found(engine: sa.Engine, connection: sa.Connection) -> str | None:
     """The version of a database; None when there is none. StationError when it is a newer one."""
-    version = MigrationContext.configure(connection).get_current_revision()
+    found = MigrationContext.configure(connection).get_current_revision()
     known = {each.revision for each in _script().walk_revisions()}
-    if version is not None and version not in known:
+    if found is not None and found not in known:
         raise StationError(
-            f"{place(engine.url)}: version {version} of the records, newer than {_expected()}, the last that this andon "
+            f"{place(engine.url)}: version {found} of the records, newer than {_expected()}, the last that this andon "
             "knows. Use the andon that wrote it, or a newer one."
         )
-    return version
+    return found
 
 
 def lock_number(name: str) -> int:

@@ -38,7 +38,7 @@ class Station(Jobs):
         try:
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
-            self.upkeep = Upkeep(config, self.products)
+            self.upkeep = Upkeep(config, self.ledger, self.products)
         except BaseException:
             self.ledger.close()
             raise

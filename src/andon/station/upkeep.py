@@ -46,12 +46,12 @@ class Upkeep:
     """Work beside the line; one of each kind at a time, of recalibrations one for each product.
 
     Args:
-        config: of the station.
+        config, ledger: of the station.
         products: of the station.
     """
 
-    def __init__(self, config: Config, products: Products) -> None:
-        self._config, self._products = config, products
+    def __init__(self, config: Config, ledger: Reader, products: Products) -> None:
+        self._config, self._ledger, self._products = config, ledger, products
         self.work = Background()
         self.backups_folder = config.data / "backups"
 
@@ -68,7 +68,7 @@ class Upkeep:
         config, data = self._config, self._config.data
         also = [path for path in (data / "bundles", data / "keys.json", data / "drift") if path.exists()]
         needed = ROOM + sum(_size(path) for path in (*also, *([data / "pictures"] if pictures else [])))
-        if file := schema.file_of_url(config.database()):
+        if file := schema.file_of(self._ledger.engine):
             needed += _size(file)
         free = shutil.disk_usage(data).free
         if free < needed:
@@ -172,7 +172,9 @@ def software(reader: Reader) -> dict[str, str]:
         found[reader.engine.dialect.name] = str(
             connection.execute(sa.text("SELECT sqlite_version()" if lite else "SHOW server_version")).scalar_one()
         )
-        found["version of the records"] = str(schema.found(reader.engine, connection))
+        found["version of the records"] = str(
+            connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
+        )
     return found
 
 
