@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from andon.station import statistics
+from andon.station.catalogue import Version, differences
 from andon.station.entries import Entry, Row
 from andon.station.events import Outcome, StationError
 from andon.station.ledger import Ledger
@@ -237,3 +238,28 @@ def test_margins_and_marks_are_those_of_the_records(tmp_path: Path) -> None:
         found = statistics.marks(ledger, "ring")
         assert sorted(mark.kind for mark in found) == ["activate", "drift", "roll back"]
         assert statistics.marks(ledger, "file") == [] and statistics.margins(ledger, "nothing") == {}
+
+
+def test_measures_are_those_of_one_bundle_with_their_weighted_mean(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(9, 2)).tolist()
+    with Ledger(str(tmp_path / "records.db"), "s") as ledger:
+        for job, (score, mean) in enumerate(values):
+            body = {"bundle": "new" if job > 2 else "old", "appearance": {"mean": mean}, "registration": None}
+            ledger.append([Entry("inspection", job, "ring", f"p{job}", None, "PASS", score, body=body)])
+        found = statistics.measures(ledger, "ring", "new", 100)
+    assert set(found) == {"score", "brightness"}
+    for name, column in (("score", 0), ("brightness", 1)):
+        expected = values[3][column]
+        for each, row in zip(found[name], values[3:], strict=True):
+            expected = 0.9 * expected + 0.1 * row[column]
+            assert each.value == row[column] and each.mean == pytest.approx(expected)
+
+
+def test_differences_of_two_versions_name_what_changed() -> None:
+    about = {"detector": "x", "input": {"size": [96, 96], "depth": 8}, "history": ["a"], "thresholds": {"review": 1.0}}
+    before = Version("a" * 64, "f", "2026", "Ada", about)
+    after = Version("b" * 64, "g", "2027", "Ada", {**about, "input": {"size": [96, 96]}, "history": [], "more": True})
+    found = differences(before, after)
+    assert [tuple(each) for each in found] == [("input.depth", 8, None), ("more", None, True)]
+    assert differences(before, before) == []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from andon.binomial import clopper_pearson
 from andon.station import runs, schema
+from andon.station.drift import measured
 from andon.station.entries import stamp_of
 from andon.station.events import Outcome, StationError
 from andon.station.reader import Reader
@@ -280,6 +281,29 @@ def marks(reader: Reader, product: str) -> list[Mark]:
         if row.body.get("event") == "drift"
     ]
     return sorted([*changes, *drifts], key=lambda mark: mark.time)
+
+
+class Measured(NamedTuple):
+    """One value of one part, and the exponentially weighted mean up to it."""
+
+    time: str
+    value: float
+    mean: float
+
+
+def measures(reader: Reader, product: str, bundle: str, most: int, weight: float = 0.1) -> dict[str, list[Measured]]:
+    """What drift measures of the last parts that a bundle inspected, the oldest first.
+
+    The weighted mean begins with the first value that is shown; `weight` is that of a new value.
+    """
+    found: dict[str, list[Measured]] = {}
+    for row in reversed(reader.history(product, kind="inspection", limit=most)):
+        body = row.body
+        if body.get("bundle") == bundle:
+            for name, value in measured({**body, "score": row.score}).items():
+                before = found[name][-1].mean if name in found else value
+                found.setdefault(name, []).append(Measured(row.time, value, before + weight * (value - before)))
+    return found
 
 
 def _inspections(reader: Reader, product: str) -> tuple[Any, ...]:
