@@ -259,7 +259,8 @@ def test_measures_are_those_of_one_bundle_with_their_weighted_mean(tmp_path: Pat
 def test_differences_of_two_versions_name_what_changed() -> None:
     about = {"detector": "x", "input": {"size": [96, 96], "depth": 8}, "history": ["a"], "thresholds": {"review": 1.0}}
     before = Version("a" * 64, "f", "2026", "Ada", about)
-    after = Version("b" * 64, "g", "2027", "Ada", {**about, "input": {"size": [96, 96]}, "history": [], "more": True})
-    found = differences(before, after)
-    assert [tuple(each) for each in found] == [("input.depth", 8, None), ("more", None, True)]
+    later = {**about, "input": {"size": [96, 96], "light": "gain"}, "history": [], "more": True, "detector": "y"}
+    after = Version("b" * 64, "g", "2027", "Ada", later)
+    found = [tuple(each) for each in differences(before, after)]
+    assert found == [("detector", "x", "y"), ("input.depth", 8, None), ("input.light", None, "gain")]
     assert differences(before, before) == []

@@ -78,6 +78,8 @@ def describe(path: str) -> dict[str, Any]:
         "input": bundle.manifest.input.model_dump(mode="json"),
         "thresholds": bundle.calibration.thresholds(decision)._asdict(),
         "typical": bundle.calibration.typical,
+        "calibrated": {"images": bundle.calibration.images, "parts": bundle.calibration.parts},
+        "recipe": bundle.recipe.model_dump(mode="json", exclude={"data"}),
         "promises": bundle.calibration.describe(decision),
         "history": bundle.manifest.history,
         "deadline_ms": bundle.recipe.deadline_ms,

@@ -10,7 +10,6 @@ from andon.station.entries import Entry, Row
 from andon.station.events import Outcome, StationError
 from andon.station.runs import Parts
 
-
 PROSE = ("history", "promises")
 """What a bundle says of itself in sentences."""
 
@@ -162,8 +161,9 @@ class Difference(NamedTuple):
 
 
 def differences(before: Version, after: Version) -> list[Difference]:
-    """What differs between two bundles, of what they say of themselves; histories and promises are left out."""
-    old, new = (_flat("", {k: v for k, v in each.about.items() if k not in PROSE}) for each in (before, after))
+    """What differs between two bundles, of what both say of themselves; histories and promises are left out."""
+    both = [name for name in before.about if name in after.about and name not in PROSE]
+    old, new = (_flat("", {name: each.about[name] for name in both}) for each in (before, after))
     names = [*old, *(name for name in new if name not in old)]
     return [Difference(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
 
