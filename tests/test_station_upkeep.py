@@ -5,6 +5,7 @@ import shutil
 import tarfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -163,8 +164,8 @@ def test_a_product_is_recalibrated_on_confirmed_parts_and_rolled_back(service: S
         care.recalibrate("rong", None, "Ada")
 
 
-def time_after_all() -> upkeep.datetime:
-    return upkeep.datetime.fromisoformat("2999-01-01T00:00:00+00:00")
+def time_after_all() -> datetime:
+    return datetime.fromisoformat("2999-01-01T00:00:00+00:00")
 
 
 def test_what_is_kept_and_what_runs_is_told(service: Service) -> None:
