@@ -129,7 +129,9 @@ def languages() -> list[str]:
 
 def language(request: Request) -> str:
     """As the person chose, else as the browser asks, else English."""
-    asked = [each.partition(";")[0].strip()[:2].lower() for each in request.headers.get("accept-language", "").split(",")]
+    asked = [
+        each.partition(";")[0].strip()[:2].lower() for each in request.headers.get("accept-language", "").split(",")
+    ]
     known = languages()
     return next((each for each in (request.cookies.get(LANGUAGE, ""), *asked) if each in known), "en")
 
@@ -232,7 +234,9 @@ def signed_in(request: Request, key: Annotated[str, Form()] = "", back: Annotate
         wrong = _("This key is unknown or revoked.") if problem.status == 401 else problem.detail
         return render(request, "sign_in.html", problem.status, back=back, fault=wrong)
     session = request.app.state.sessions.open(found.id)
-    answer = RedirectResponse(back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/", 303, HEADERS)
+    answer = RedirectResponse(
+        back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/", 303, HEADERS
+    )
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, session.token, httponly=True, samesite="strict", secure=secure, path="/")
     return answer
