@@ -234,12 +234,15 @@ def signed_in(request: Request, key: Annotated[str, Form()] = "", back: Annotate
         wrong = _("This key is unknown or revoked.") if problem.status == 401 else problem.detail
         return render(request, "sign_in.html", problem.status, back=back, fault=wrong)
     session = request.app.state.sessions.open(found.id)
-    answer = RedirectResponse(
-        back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/", 303, HEADERS
-    )
+    answer = RedirectResponse(_local(back), 303, HEADERS)
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, session.token, httponly=True, samesite="strict", secure=secure, path="/")
     return answer
+
+
+def _local(place: str) -> str:
+    """A place at this station; the first page for any other."""
+    return place if place.startswith("/") and not place.startswith(("//", "/\\")) else "/"
 
 
 def sign_out(page: Operator) -> Response:
@@ -251,8 +254,7 @@ def sign_out(page: Operator) -> Response:
 
 def choose(request: Request, to: str, back: str = "/") -> Response:
     """Another language, at this browser."""
-    local = back if back.startswith("/") and not back.startswith(("//", "/\\")) else "/"
-    answer = RedirectResponse(local, 303, HEADERS)
+    answer = RedirectResponse(_local(back), 303, HEADERS)
     if to in languages():
         answer.set_cookie(LANGUAGE, to, samesite="strict", max_age=31_536_000, path="/")
     return answer
