@@ -43,9 +43,7 @@ def create(station: Station, lines: Lines | None = None) -> FastAPI:
         app.include_router(router, responses=common)
     app.include_router(control.health)
     app.state.lines = lines
-    pages.install(app, station)
-    for router in (product.router, settings.router):
-        app.include_router(router)
+    pages.install(app, station, (product.router, settings.router))
     problems.install(app)
     app.add_middleware(Limits, settings=station.config.http)
     _with_details(app)

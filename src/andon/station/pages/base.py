@@ -1,7 +1,7 @@
 """What every page stands on: who is signed in, what that permits, and how a template becomes an answer."""
 
 import gettext
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import jinja2
-from fastapi import Depends, FastAPI, Form, Request
+from fastapi import APIRouter, Depends, FastAPI, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
@@ -65,9 +65,7 @@ class Page:
 
     @property
     def zone(self) -> ZoneInfo | None:
-        """Of the plant; None: that of this computer."""
-        name = self.station.config.pages.zone
-        return ZoneInfo(name) if name else None
+        return zone(self.station)
 
     @property
     def language(self) -> str:
@@ -87,13 +85,16 @@ class Page:
 
     def render(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         """A template as an answer."""
+        return render(self.request, template, status, **values)
+
+    def shared(self) -> dict[str, Any]:
+        """What each template knows of this person."""
         field = Markup('<input type="hidden" name="csrf" value="{}">').format(self.session.csrf)
-        shared = {"csrf": self.session.csrf, "csrf_field": lambda: field, "can": self.can, "user": self.key}
-        return render(self.request, template, status, **shared, zone=self.zone, **values)
+        return {"csrf": self.session.csrf, "csrf_field": lambda: field, "can": self.can, "user": self.key}
 
 
 def render(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """A template as an answer to a person who need not be signed in."""
+    """A template as an answer, also to a person who is not signed in."""
     station: Station = request.app.state.station
     texts = catalogue(language(request))
     common = {
@@ -102,12 +103,14 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
         "language": language(request),
         "languages": languages(),
         "station": station,
+        "zone": zone(station),
         "alarms": [ALARMS[code] for code in sorted(station.machine.memory.errors)],
         "path": request.url.path,
-        "places": [each for each in PLACES if any(each[0] == getattr(r, "path", "") for r in request.app.routes)],
+        "places": [each for each in PLACES if each[0] in request.app.state.places],
     }
-    missing = {"user": None, "csrf": "", "zone": None, "can": lambda role: False}
-    text = templates.get_template(template).render(missing | common | values)
+    page: Page | None = getattr(request.state, "page", None)
+    person = page.shared() if page else {"user": None, "csrf": "", "can": lambda role: False}
+    text = templates.get_template(template).render(common | person | values)
     return HTMLResponse(text, status, HEADERS)
 
 
@@ -120,6 +123,12 @@ PLACES = (
     ("/settings", "Settings"),
 )
 """Where the navigation leads; what has no route yet is left out."""
+
+
+def zone(station: Station) -> ZoneInfo | None:
+    """Of the plant; None: that of this computer."""
+    name = station.config.pages.zone
+    return ZoneInfo(name) if name else None
 
 
 def languages() -> list[str]:
@@ -154,7 +163,7 @@ def _needs(role: Role) -> Callable[..., Coroutine[Any, Any, Page]]:
         )
         if session is None or session.key not in keys:
             raise SignedOut
-        found = Page(request, station, session, keys[session.key])
+        found = request.state.page = Page(request, station, session, keys[session.key])
         if request.method not in SAFE and not session.permits(await _token(request)):
             raise Problem(403, "The form does not belong to this session. Load the page again, then send it again.")
         found.needs(role.name.lower())
@@ -204,8 +213,11 @@ def _to_sign_in(request: Request) -> Response:
     return RedirectResponse(f"/sign-in?back={quote(back)}", 303, HEADERS)
 
 
-def install(app: FastAPI, station: Station) -> None:
-    """Give an application what pages need: sessions, static files, signing in and out."""
+def install(app: FastAPI, station: Station, routers: Sequence[APIRouter]) -> None:
+    """Give an application its pages, and what they need: sessions, static files, signing in and out."""
+    for router in routers:
+        app.include_router(router)
+    app.state.places = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     app.state.sessions = Sessions(60 * station.config.pages.idle_minutes)
     app.mount("/static", StaticFiles(directory=HERE / "static"))
     app.add_exception_handler(SignedOut, _signed_out)

@@ -31,8 +31,7 @@ DOTS = 400
 @router.get("/")
 def first(page: Operator) -> Response:
     """The first page that there is."""
-    places = {getattr(route, "path", "") for route in page.request.app.routes}
-    return RedirectResponse("/live" if "/live" in places else "/products", 303)
+    return RedirectResponse("/live" if "/live" in page.request.app.state.places else "/products", 303, HEADERS)
 
 
 @router.get("/products")
@@ -40,7 +39,7 @@ def products(page: Operator) -> Response:
     """All products; of a single one, its page."""
     known = page.station.products.catalogue.products
     if len(known) == 1:
-        return RedirectResponse(f"/products/{next(iter(known))}", 303)
+        return RedirectResponse(f"/products/{next(iter(known))}", 303, HEADERS)
     listed = [(each, _change(page, each.name), page.station.products.faults.get(each.name)) for each in known.values()]
     return page.render("products.html", products=listed)
 
@@ -284,7 +283,7 @@ def _moment(page: Page, text: str) -> datetime | None:
         found = datetime.fromisoformat(text)
         return found if found.tzinfo else found.replace(tzinfo=page.zone).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise Problem(422, f"time '{text[:40]}': expected one such as 2026-11-26T06:00. Correct it.") from None
+        raise StationError(f"time '{text[:40]}': expected one such as 2026-11-26T06:00. Correct it.") from None
 
 
 def _zone(page: Page) -> Any:
