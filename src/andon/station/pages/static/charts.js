@@ -21,7 +21,7 @@
     const common = { stroke: colour("chart-text"), grid, ticks: grid, font: "12px system-ui, sans-serif" };
     return [
       { ...common, space: 90 },
-      { ...common, size: 64, values: (_, ticks) => ticks.map(format) },
+      { ...common, size: 64, values: (_, ticks) => ticks.map((tick) => format(tick)) },
     ];
   }
 
@@ -174,7 +174,12 @@
         line(words.high, "chart-limit", number, limit),
         line(words.low, "chart-limit", number, limit),
       ];
-      return [options(figure, series, number), [m.times, m.values, m.means, flat(m.high), flat(m.low)]];
+      // By part, not by time: a break of the shift would hide what the parts say.
+      const ago = m.times.map((_, i) => i + 1 - m.times.length);
+      const opts = options(figure, series, number, { scales: { x: { time: false } } });
+      opts.series[0].value = (u, v, _, i) => (v === null || i === null ? "–" : moment(m.times[i]));
+      opts.axes[0].values = (_, ticks) => ticks.map((tick) => number(tick));
+      return [opts, [ago, m.values, m.means, flat(m.high), flat(m.low)]];
     },
   };
 
