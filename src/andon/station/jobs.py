@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +22,7 @@ from andon.station.answers import Answer
 from andon.station.archive import Archive
 from andon.station.config import Config
 from andon.station.drift import Change
-from andon.station.entries import Entry, Picture, Row
+from andon.station.entries import Entry, Picture, Row, stamp
 from andon.station.events import Alarm, Event, Job, Memory, Outcome, Result, StationError, Transitioned
 from andon.station.flight import Feed, Finished, Flight
 from andon.station.keeper import Keeper
@@ -32,6 +33,7 @@ from andon.station.metrics import Metrics
 from andon.station.retention import Retention, worth
 
 IDS = 1000  # job ids that are reserved at a time
+LOG = 1000  # sentences that are kept
 FROZEN = "the same picture as of the part before: the camera gives no new pictures"
 ENDS = {
     Outcome.LATE: "there was no verdict at the deadline",
@@ -53,7 +55,9 @@ class Jobs(ABC):
     """
 
     def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
-        self.config, self.tell = config, tell
+        self.config, self._listener = config, tell
+        self.log: deque[tuple[str, str]] = deque(maxlen=LOG)
+        """Times and sentences that the person who started it was told, the oldest first."""
         self.lock = threading.RLock()
         """Held for every call of the machine."""
         self.loaded: dict[str, Loaded] = {}
@@ -77,6 +81,11 @@ class Jobs(ABC):
         except BaseException:
             self.ledger.close()
             raise
+
+    def tell(self, sentence: str) -> None:
+        """Tell the person who started the station, and keep it for the page of settings."""
+        self.log.append((stamp(time.time()), sentence))
+        self._listener(sentence)
 
     @property
     def ready(self) -> bool:
