@@ -10,15 +10,16 @@ from pathlib import Path
 import httpx
 import pytest
 
+from andon.station import pages
 from andon.station.config import Config
-from andon.station.keys import Role
-from andon.station.pages import base
+from andon.station.keys import Keys, Role
+from andon.station.pages.app import POLICY
 from andon.station.pages.sessions import Sessions
 from service import Service, config, served, until
 from test_station_floor import decide
 from test_station_service import bad, good
 
-STATIC = base.HERE / "static"
+STATIC = Path(pages.__file__).parent / "static"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_every_page_has_a_strict_policy_and_asks_who_is_there(service: Service, 
         assert "HttpOnly" in right.headers["set-cookie"] and "SameSite=strict" in right.headers["set-cookie"]
     for place in places:
         answer = people[Role.ENGINEER].client.get(place)
-        assert answer.headers["content-security-policy"] == base.POLICY
+        assert answer.headers["content-security-policy"] == POLICY
         assert answer.headers["cache-control"] == "no-store"
         assert not re.search(r"<script>|<style| style=|\son\w+=", answer.text)
 
@@ -96,7 +97,7 @@ def test_roles_and_tokens_are_asked_for_each_change(service: Service, people: di
     quality.post("/settings/keys", 403, do="make", name="Eve", role="engineer")
     for form in ({"do": "make"}, {"csrf": "wrong", "do": "make"}):
         answer = engineer.client.post("/settings/keys", data={**form, "name": "Eve", "role": "engineer"})
-        assert answer.status_code == 403 and "does not belong to this session" in answer.text
+        assert answer.status_code == 403 and "not of this session" in answer.text
     assert {key.name for key in service.station.keys} == {f"the {role.name.lower()}" for role in Role}
 
 
@@ -192,19 +193,23 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     assert "No line protocol is switched on" in engineer.get("/settings/protocols")
 
 
-def test_an_idle_session_is_over_unless_an_operator_may_stay() -> None:
-    now = 0.0
-    sessions = Sessions(60, lambda: now)
-    session = sessions.open("key")
+@pytest.mark.parametrize("role", [Role.OPERATOR, Role.QUALITY])
+@pytest.mark.parametrize("stay", [False, True])
+def test_an_idle_session_is_over_unless_an_operator_may_stay(tmp_path: Path, role: Role, stay: bool) -> None:
+    now, keys = 0.0, Keys(tmp_path / "keys.json")
+    keys.make("an engineer", Role.ENGINEER)
+    key, _ = keys.make("a person", role)
+    settings = config(tmp_path, pages={"idle_minutes": 1.0, "stay_signed_in": stay})
+    sessions = Sessions(keys, settings, lambda: now)
+    token = sessions.begin(key)
     now = 50
-    assert sessions.find(session.token, lambda _: False, acts=False) is session
-    assert session.permits(session.csrf) and not session.permits("") and not session.permits("ü")
-    now = 61  # what a page asks for by itself is nothing that a person does
-    assert sessions.find(session.token, lambda key: key == "key") is session
-    now = 130
-    assert sessions.find(session.token, lambda _: False) is None
-    assert sessions.find(session.token, lambda _: True) is None
-    assert sessions.find("", lambda _: True) is None
+    assert sessions.find(token, by_person=False)
+    now = 61  # what a page fetches by itself is nothing that a person does
+    stays = stay and role == Role.OPERATOR
+    assert (sessions.find(token) is not None) == stays
+    again = sessions.begin(key)
+    keys.revoke(key.id)
+    assert sessions.find(again) is None and sessions.find("") is None
 
 
 def test_a_time_zone_must_be_known(tmp_path: Path) -> None:

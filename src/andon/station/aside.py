@@ -102,6 +102,26 @@ def picture(path: str) -> bytes:
     return render.encode(render.display(image.read(Path(path)).pixels), "png")
 
 
+def shown(picture: str | bytes, side: int) -> bytes:
+    """A picture, of a file or as its bytes, as JPEG of at most `side` pixels."""
+    from andon import render
+    from andon.pictures import image
+
+    pixels = image.read(Path(picture) if isinstance(picture, str) else picture).pixels
+    if max(pixels.shape[:2]) > side:
+        pixels = render.shrunk(pixels, side)
+    return render.encode(render.display(pixels), "jpg")
+
+
+def layer(map: str | bytes, typical: float, threshold: float, side: int) -> bytes:
+    """A heat map alone, of a file or as its bytes, as transparent PNG of at most `side` pixels."""
+    from andon import render
+    from andon.station.answers import Map
+
+    found = Map.from_bytes(Path(map).read_bytes() if isinstance(map, str) else map).enlarge()
+    return render.layer(found, render.Scale.of(typical, threshold), side)
+
+
 def heat_map(path: str, map_path: str, typical: float, threshold: float) -> bytes:
     """A picture with its heat map, on the scale of its bundle, as PNG."""
     from andon import render

@@ -24,7 +24,7 @@ from andon.station.config import Config
 from andon.station.drift import Change
 from andon.station.entries import Entry, Picture, Row, stamp
 from andon.station.events import Alarm, Event, Job, Memory, Outcome, Result, StationError, Transitioned
-from andon.station.flight import Feed, Finished, Flight
+from andon.station.flight import Feed, Finished, Flight, Latest
 from andon.station.keeper import Keeper
 from andon.station.ledger import Ledger
 from andon.station.loaded import Loaded
@@ -62,6 +62,8 @@ class Jobs(ABC):
         """Held for every call of the machine."""
         self.loaded: dict[str, Loaded] = {}
         """The bundles of prepared products, in their processes."""
+        self.latest: dict[str, Latest] = {}
+        """The last part of each product, for people who watch: most pictures of passes are not kept."""
         self._flights: dict[int, Flight] = {}
         self._feeds: list[Feed] = []
         self._unkept: dict[str, tuple[bytes, str]] = {}
@@ -192,7 +194,10 @@ class Jobs(ABC):
 
     def _enter(self, flight: Flight, verdict: Outcome, body: dict[str, Any], answer: Answer | None = None) -> None:
         """Hand the record of a job to the keeper, unless the job has ended meanwhile."""
-        pictures = self._archive(flight, verdict, answer.map.to_bytes() if answer and answer.map else b"")
+        found = answer.map.to_bytes() if answer and answer.map else b""
+        if not flight.job.challenge:
+            self.latest[flight.job.product] = Latest(flight.job.id, flight.data, found)
+        pictures = self._archive(flight, verdict, found)
         kept = dict(zip(("picture", "map"), (each.digest for each in pictures), strict=False))
         score, p_value = (answer.score, answer.p_value) if answer else (None, None)
         entry = flight.entry(verdict, score, p_value, {**self._software, **body, "kept": kept}, pictures)

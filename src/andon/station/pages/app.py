@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from andon.errors import AndonError
 from andon.station.http.access import Access
 from andon.station.http.problems import Json, Problem
-from andon.station.pages import formats, languages, product, sessions, settings, teach
+from andon.station.pages import formats, history, languages, live, product, review, sessions, settings, teach
 from andon.station.pages.base import Operator, Page, SignInFirst, state, to_sign_in
 from andon.station.pages.sessions import Sessions
 
@@ -124,8 +124,9 @@ def install(app: FastAPI) -> None:
     """Add the pages to an application whose errors are installed."""
     app.state.sessions = Sessions(app.state.station.keys, app.state.station.config)
     languages.FILTERS.update(formats.FILTERS)
-    for each in (router, product.router, teach.router, settings.router):
-        app.include_router(each)
+    for each in (live, review, history, product, teach, settings):
+        app.include_router(each.router)
+    app.include_router(router)
     app.add_exception_handler(SignInFirst, _sign_in_first)
     for kind in ERRORS:
         app.exception_handlers[kind] = _as_page(app.exception_handlers[kind])

@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -10,7 +11,7 @@ from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
-from andon.station.events import ALARMS
+from andon.station.events import ALARMS, StationError
 from andon.station.http.problems import Problem
 from andon.station.keys import Key, Role
 from andon.station.pages import languages, sessions
@@ -101,6 +102,15 @@ class Page:
         }
         text = languages.environment(self.language).get_template(template).render(**{**common, **values})
         return HTMLResponse(text.encode(errors="replace"), status, HEADERS)
+
+
+def moment(page: Page, text: str) -> datetime:
+    """A time of a form, in the zone of the plant unless it has one. StationError for what is none."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=page.zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise StationError(f"time '{text[:40]}': expected one such as 2026-11-26T06:00. Correct it.") from None
 
 
 def state(station: Station) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from andon.station.events import StationError
 from andon.station.http.inspections import Name
 from andon.station.http.problems import Json, Problem
 from andon.station.pages import figures
-from andon.station.pages.base import HEADERS, Operator, Page, Quality
+from andon.station.pages.base import HEADERS, Operator, Page, Quality, moment
 
 router = APIRouter(include_in_schema=False)
 
@@ -148,9 +148,9 @@ def drift_numbers(page: Operator, product: Name) -> Response:
 @router.get("/products/{product}/confirmed")
 def confirmed(page: Operator, product: Name, since: str = "") -> Response:
     """How many parts people confirmed good: a part of the page of drift."""
-    moment = _moment(page, since)
-    found = floor.confirmed(page.station.ledger, page.station.archive, _known(page, product).name, moment)
-    facts = {"count": len(found.pictures), "absent": found.absent, "disputed": found.disputed, "since": moment}
+    begin = moment(page, since) if since else None
+    found = floor.confirmed(page.station.ledger, page.station.archive, _known(page, product).name, begin)
+    facts = {"count": len(found.pictures), "absent": found.absent, "disputed": found.disputed, "since": begin}
     return page.render("confirmed.html", **facts)
 
 
@@ -166,7 +166,7 @@ def recalibrate(page: Quality, product: Name, do: Text = "", since: Text = "") -
     known, care, products = _known(page, product), page.station.upkeep, page.station.products
     after = _adopted(page, known)
     calls: dict[str, Any] = {
-        "start": lambda: care.recalibrate(product, _moment(page, since), page.user),
+        "start": lambda: care.recalibrate(product, (moment(page, since) if since else None), page.user),
         "dismiss": lambda: care.dismiss(product),
         "adopt": lambda: care.adopt(product, page.user),
         "release": lambda: products.release(product, after.digest if after else "", page.user),
@@ -267,17 +267,6 @@ def _since(page: Page, product: Product) -> datetime | None:
         return None
     rows = page.station.ledger.history(product.name, kind="inspection", limit=min(loaded.drift.change.since, 10_000))
     return datetime.fromisoformat(rows[-1].time) if rows else None
-
-
-def _moment(page: Page, text: str) -> datetime | None:
-    """A time of a form, in the zone of the plant unless it has one."""
-    if not text:
-        return None
-    try:
-        found = datetime.fromisoformat(text)
-        return found if found.tzinfo else found.replace(tzinfo=page.zone).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise StationError(f"time '{text[:40]}': expected one such as 2026-11-26T06:00. Correct it.") from None
 
 
 def _zone(page: Page) -> Any:
