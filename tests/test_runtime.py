@@ -25,9 +25,10 @@ ENGINES = [
 ]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_threads_share_one_engine(bundle_file: Path, engine: Engine) -> None:
-    scorer = Runtime(Bundle.load(bundle_file).graph, engine, threads=1)
+def test_threads_share_one_engine(bundle_file: Path, engine: Engine, threads: int) -> None:
+    scorer = Runtime(Bundle.load(bundle_file).graph, engine, threads)
     batches = [noise(1 + seed % 3, 96, seed=seed) for seed in range(12)]
     alone = [scorer.score(batch) for batch in batches]
     with ThreadPoolExecutor(4) as pool:

@@ -16,7 +16,6 @@ from andon.inspection import Pixels, Scores
 from andon.pictures import image
 from andon.records import Records
 from andon.streams import line, sinks
-from andon.streams.batching import Batching
 from andon.streams.frames import Control, Frame, Outcome
 from andon.streams.line import Settings
 from andon.streams.sources import Iterated
@@ -31,22 +30,6 @@ def inspector(bundle_file: Path) -> Inspector:
 
 def pictures(count: int) -> list[Pixels]:
     return [scratched(seed)[0] if seed % 3 == 2 else part(seed) for seed in range(count)]
-
-
-class Bright:
-    """Scores a tile by its mean, and keeps the sizes of the batches; `gate` holds it up."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-        self.gate.set()
-
-    def score(self, tiles: Pixels) -> Scores:
-        self.entered.set()
-        self.gate.wait()
-        self.batches.append(len(tiles))
-        return Scores(tiles.mean(axis=(1, 2, 3), dtype=np.float32), tiles.mean(axis=3, dtype=np.float32))
 
 
 def run(inspector: Inspector, source: Any, sink: Any = None, **settings: Any) -> tuple[list[Outcome], Any, list[str]]:
@@ -104,66 +87,6 @@ def test_an_error_of_the_engine_is_invalid_with_its_name(inspector: Inspector) -
     assert [outcome.verdict for outcome in outcomes] == [Verdict.INVALID] * 2
     assert outcomes[1].error == "frame 2: error in the inspection: RuntimeError: the engine is broken"
     assert report.failed == 2
-
-
-def test_calls_that_wait_go_through_the_graph_together() -> None:
-    bright = Bright()
-    together, results = Batching(bright), {}
-    bright.gate.clear()
-
-    def call(value: int) -> None:
-        results[value] = together.score(np.full((1, 64, 64, 3), value, np.uint8)).image[0]
-
-    first = threading.Thread(target=call, args=(10,))
-    first.start()
-    bright.entered.wait()
-    others = [threading.Thread(target=call, args=(value,)) for value in (20, 30, 40)]
-    for thread in others:
-        thread.start()
-    while len(together._waiting) < 3:
-        threading.Event().wait(0.001)
-    bright.gate.set()
-    for thread in [first, *others]:
-        thread.join()
-    assert bright.batches == [1, 3]
-    assert results == {10: 10, 20: 20, 30: 30, 40: 40}
-
-
-def test_one_call_that_fails_spoils_no_other() -> None:
-    bright = Bright()
-    together, results = Batching(bright), {}
-    bright.gate.clear()
-
-    class OnlyWhite(Exception):
-        pass
-
-    def score(tiles: Pixels) -> Scores:
-        bright.entered.set()
-        bright.gate.wait()
-        if (tiles == 255).all(axis=(1, 2, 3)).any():
-            raise OnlyWhite
-        return Scores(tiles.mean(axis=(1, 2, 3), dtype=np.float32), tiles.mean(axis=3, dtype=np.float32))
-
-    bright.score = score  # type: ignore[method-assign]
-
-    def call(value: int) -> None:
-        try:
-            results[value] = together.score(np.full((1, 64, 64, 3), value, np.uint8)).image[0]
-        except OnlyWhite:
-            results[value] = None
-
-    threads = [threading.Thread(target=call, args=(10,))]
-    threads[0].start()
-    bright.entered.wait()
-    threads += [threading.Thread(target=call, args=(value,)) for value in (20, 255, 40)]
-    for thread in threads[1:]:
-        thread.start()
-    while len(together._waiting) < 3:
-        threading.Event().wait(0.001)
-    bright.gate.set()
-    for thread in threads:
-        thread.join()
-    assert results == {10: 10, 20: 20, 255: None, 40: 40}
 
 
 class Held:

@@ -26,7 +26,6 @@ from andon.pictures.appearance import Appearance
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
 from andon.streams import line, naming
-from andon.streams.batching import Batching
 from andon.streams.frames import Outcome, Report, Sink, Source
 from andon.streams.line import Settings
 
@@ -278,8 +277,8 @@ class Inspector:
     ) -> Report:
         """Inspect all frames of a source and pass each outcome to the sink, in order; return when the source ends.
 
-        The stages of several frames run in parallel, and tiles of several frames form one batch of the graph. A frame
-        that cannot be inspected gives an outcome with verdict INVALID.
+        The stages of several frames run in parallel, the graph too: on one thread each where frames overlap, on all
+        threads for a frame that is alone. A frame that cannot be inspected gives an outcome with verdict INVALID.
 
         source: a source of `andon.streams`, an iterable of pictures or of `Frame`s, or a path.
         stop: when it is set, by any thread, frames that were already read are finished and passed to the sink.
@@ -289,8 +288,7 @@ class Inspector:
         Errors: AndonError when the source fails, after the outcomes of all its frames; AndonError when the sink fails,
         with the names of frames that were inspected and not passed to the sink.
         """
-        together = replace(self, scorer=Batching(self.scorer))
-        return line.stream(together, naming.of(source), sink, settings, stop=stop, tell=tell, draw=draw)
+        return line.stream(self, naming.of(source), sink, settings, stop=stop, tell=tell, draw=draw)
 
     def inspect_many(
         self,

@@ -209,8 +209,14 @@ def load(network: str, blocks: Sequence[int]) -> onnx.ModelProto:
 
     Errors: AndonError when the file is missing, damaged or another graph.
     """
-    selected = select(network, blocks)
-    path, expected = find(network), lookup(network).sha256
+    selected, path = select(network, blocks), find(network)
+    state = path.stat()
+    return _prune(_read(network, path, lookup(network).sha256, state.st_mtime_ns, state.st_size), selected)
+
+
+@lru_cache(maxsize=2)
+def _read(network: str, path: Path, expected: str, modified: int, size: int) -> onnx.ModelProto:
+    """Read a feature graph and verify its digest; time of change and size of the file are keys of the cache."""
     try:
         model = onnx.load_model_from_string(path.read_bytes())
         actual = digest(model)
@@ -223,7 +229,7 @@ def load(network: str, blocks: Sequence[int]) -> onnx.ModelProto:
             f"{path}: digest {actual[:12]}…, expected {expected[:12]}…; the file is damaged or another graph. "
             f"Delete it and run: {_build(network)}"
         )
-    return _prune(model, selected)
+    return model
 
 
 def digest(model: onnx.ModelProto) -> str:

@@ -4,8 +4,9 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from zoneinfo import available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from andon import files
 from andon.recipe import validate
@@ -69,9 +70,18 @@ class Pages(_Section):
     """The pages for people."""
 
     idle_minutes: Positive = 30
-    """A session ends after so long without a click."""
+    """A person who does nothing for so long is signed out."""
     stay_signed_in: bool = False
-    """Sessions of operators do not end by themselves."""
+    """Whether the screen of an operator stays signed in all the same."""
+    zone: str = ""
+    """Time zone of the plant, such as Europe/Berlin; empty: that of this computer."""
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        if zone and zone not in available_timezones():
+            raise ValueError(f"'{zone}' is no time zone; expected one such as Europe/Berlin")
+        return zone
 
 
 class ProductSettings(_Section):

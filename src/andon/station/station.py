@@ -17,6 +17,7 @@ from andon.station.jobs import IDS, Jobs
 from andon.station.keys import Keys
 from andon.station.products import Products
 from andon.station.teaching.teach import Teaching
+from andon.station.upkeep import Upkeep
 
 TICK_S = 0.02
 LOOK_S = 0.25
@@ -39,6 +40,7 @@ class Station(Jobs):
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
             self.teaching = Teaching(self, self.products)
+            self.upkeep = Upkeep(config, self.ledger, self.products)
         except BaseException:
             self.ledger.close()
             raise
@@ -62,6 +64,7 @@ class Station(Jobs):
         """End all jobs, write what waits, and let go of everything."""
         self.closing = True
         self._stop.set()
+        self.upkeep.close()
         if self._threads[0].ident:
             for thread in self._threads:
                 thread.join()

@@ -4,8 +4,7 @@
 source ── thread ──> queue ──> `workers` threads: read, prepare, score, judge, draw ──> in order ──> sink
 ```
 
-While the graph runs on one frame, other frames are read, aligned and judged. Tiles that wait for the engine at the same
-time are scored as one batch.
+While the graph runs on one frame, other frames are read, aligned, scored and judged.
 """
 
 import os

@@ -35,9 +35,10 @@ from pydantic import BaseModel, Field, field_validator
 from spox import Tensor, Var, argument, build
 
 from andon.detector import QUIET, Compute, DetectorSettings, Forecast, NumpyDetector, Run, Tiles, no_tiles
-from andon.detectors.memory_bank import alike
+from andon.detectors.memory_bank import alike, description
 from andon.detectors.memory_bank.alike import Usual
 from andon.detectors.memory_bank.coreset import BLOCK, Turn, approach, copies, k_centre, neighbour_distance, whitening
+from andon.detectors.memory_bank.description import Description, pool
 from andon.engines import runtime
 from andon.graphs import features
 from andon.graphs.parts import input_tiles, ints, shared_weights
@@ -125,6 +126,8 @@ class MemoryBank(NumpyDetector):
         stages = features.select(config.network, config.stages)
         self.stride = min(stage.stride for stage in stages)
         self._scales = range(1, config.scales + 1)
+        network = features.lookup(config.network).sha256
+        self._description = Description(config.network, network, config.stages, config.average, config.scales)
         self._maps = [_Map(scale, stage) for scale in self._scales for stage in stages]
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
@@ -254,20 +257,22 @@ class MemoryBank(NumpyDetector):
         """tiles (n, h, w, c) uint8 or uint16 → score float32 (n,), map float32 (n, h, w)."""
         self._require_fit()
         tiles = input_tiles(self._shape, self._channels, self._depth)
-        near = [self._search(i, x)[1] for i, x in enumerate(self._describe(tiles))]
+        near = [
+            self._search(i, x)[1] for i, x in enumerate(self._description.add_to(tiles, self._channels, self._depth))
+        ]
         scores: list[Var] = []
         for scale, good in self._calibrated.items():
             own = [(each, x) for each, x in zip(self._maps, near, strict=True) if each.scale == scale]
             total = _sum([_resize(x, self._grid(each), good.offset.shape) for each, x in own])
             usual = op.mul(op.sub(total, _const(good.offset)), _const(good.factor))
-            worst = op.reduce_max(_pool(usual, 3), axes=(1, 2, 3), keepdims=0)
+            worst = op.reduce_max(pool(usual, 3), axes=(1, 2, 3), keepdims=0)
             mean = op.reduce_mean(usual, axes=(1, 2, 3), keepdims=0)
             score = op.sub(worst, op.mul(_const(self.config.common), mean))
             scores.append(op.div(op.sub(score, _const(good.mean)), _const(good.deviation)))
         grid = self._calibrated[1].offset.shape
         weighed = [op.mul(x, _const(self._weight(each))) for each, x in zip(self._maps, near, strict=True)]
         shown = _sum([_resize(x, self._grid(each), grid) for each, x in zip(self._maps, weighed, strict=True)])
-        full = op.squeeze(_resize(_pool(shown, 3), grid, self._shape), ints(1))
+        full = op.squeeze(_resize(pool(shown, 3), grid, self._shape), ints(1))
         return shared_weights(build({"tiles": tiles}, {"score": _sum(scores), "map": full}))
 
     def _search(self, i: int, x: Var, apart: Var | None = None) -> tuple[Var, Var]:
@@ -333,17 +338,8 @@ class MemoryBank(NumpyDetector):
 
     def _describing(self) -> Compute:
         """Load the graph from tiles to the averaged feature maps (n, c, h, w), in the order of `_maps`."""
-        tiles = input_tiles(self._shape, self._channels, self._depth)
-        session = runtime.session(build({"tiles": tiles}, {f"map{i}": x for i, x in enumerate(self._describe(tiles))}))
+        session = description.session(self._shape, self._channels, self._depth, self._description)
         return lambda batch: session.run(None, {"tiles": batch})
-
-    def _describe(self, tiles: Var) -> list[Var]:
-        """Add to a graph the way from tiles to the averaged feature maps (n, c, h, w)."""
-        c = self.config
-        scales = [
-            features.describe(tiles, self._depth, self._channels, c.network, c.stages, scale) for scale in self._scales
-        ]
-        return [_pool(x, c.average) for maps in scales for x in maps]
 
     def _sample(self, tiles: Tiles, run: Run, rng: np.random.Generator) -> list[tuple[Array, NDArray[np.intp]]]:
         """Draw a uniform sample of the patches of each map, all in one pass (reservoir), with their tiles' groups.
@@ -380,11 +376,6 @@ def _sum(values: Sequence[Var]) -> Var:
     for value in values[1:]:
         total = op.add(total, value)
     return total
-
-
-def _pool(x: Var, width: int) -> Var:
-    reach = width // 2
-    return x if width == 1 else op.average_pool(x, kernel_shape=(width, width), pads=(reach,) * 4, count_include_pad=1)
 
 
 def _resize(x: Var, grid: Sequence[int], shape: Sequence[int]) -> Var:

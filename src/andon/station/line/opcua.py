@@ -16,6 +16,7 @@ from andon.station.events import Alarm, Event, Job, Notice, Outcome, Result, Sta
 from andon.station.line.cameras import Cameras
 from andon.station.line.served import Served
 from andon.station.line.settings import OpcUa as Settings
+from andon.station.line.shown import Shown, Value
 from andon.station.line.vision import Space
 from andon.station.station import Station
 from andon.station.table import STATES
@@ -51,6 +52,15 @@ class OpcUa(Served):
         self._station, self._cameras, self._settings = station, cameras, settings
         self._feed = station.subscribe()
         self._rows: dict[int, Row] = {}
+
+    def status(self) -> Shown:
+        values = self.ask(
+            lambda: [
+                *(Value(f"{owner}.CurrentState", *each) for owner, each in self._space.states.items()),
+                *(Value(f"event {when[:19]}Z", name, message) for when, name, message in reversed(self._space.last)),
+            ]
+        )
+        return Shown("OPC UA", f"opc.tcp://{self._settings.host}:{self.port}/andon", "", values)
 
     async def _open(self) -> None:
         settings = self._settings

@@ -3,6 +3,8 @@
 The official NodeSet is not used. Browse names are in its namespace; node ids are this program's own.
 """
 
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -14,8 +16,11 @@ from asyncua.server.event_generator import EventGenerator
 from asyncua.server.server import Server
 from asyncua.ua.status_codes import StatusCodes
 
+from andon.station.entries import stamp
+
 MACHINE_VISION = "http://opcfoundation.org/UA/MachineVision"
 OWN = "urn:andon:station"
+EVENTS_SHOWN = 10
 
 STRING, TEXT = ua.VariantType.String, ua.VariantType.LocalizedText
 
@@ -104,6 +109,10 @@ class Space:
         self._classes: dict[str, type] = {}
         self._events: dict[str, EventGenerator] = {}
         self._nodes: dict[str, Node] = {}
+        self.states: dict[str, tuple[str, str, str]] = {}
+        """Of each state machine: name, value and meaning of what clients read now."""
+        self.last: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_SHOWN)
+        """Time, name and message of the last events."""
 
     async def build(self, call: Callable[..., Awaitable[tuple[Any, ...]]]) -> None:
         """`call` is given the name of a method and its arguments, and returns its results."""
@@ -142,6 +151,7 @@ class Space:
     async def show(self, owner: str, name: str, number: int, active: bool = True) -> None:
         """The state of one of the two state machines. One that is not active has none."""
         code = StatusCodes.Good if active else StatusCodes.BadStateNotActive
+        self.states[owner] = ("Number", f"{number}" if active else "Bad_StateNotActive", name)
         for part, value in (
             ("CurrentState", ua.Variant(ua.LocalizedText(name), TEXT)),
             ("CurrentState.Number", ua.Variant(number, ua.VariantType.UInt32)),
@@ -156,6 +166,7 @@ class Space:
             setattr(generator.event, field, value)
         generator.event.Severity = severity
         await generator.trigger(message=message)
+        self.last.append((stamp(time.time()), name, message))
 
     def _named(self, path: str, name: str = "") -> tuple[ua.NodeId, ua.QualifiedName]:
         return self._node_id(path), ua.QualifiedName(name or path, self._vision)

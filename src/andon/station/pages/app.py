@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from andon.errors import AndonError
 from andon.station.http.access import Access
 from andon.station.http.problems import Json, Problem
-from andon.station.pages import languages, sessions, teach
+from andon.station.pages import formats, history, languages, live, product, review, sessions, settings, teach
 from andon.station.pages.base import Operator, Page, SignInFirst, state, to_sign_in
 from andon.station.pages.sessions import Sessions
 
@@ -43,7 +43,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 def start(page: Operator) -> Response:
     """Where a person begins."""
-    return RedirectResponse("/teach", 303)
+    return RedirectResponse("/live" if page.station.products.catalogue.products else "/teach", 303)
 
 
 @router.get("/sign-in")
@@ -123,8 +123,10 @@ def _local(back: str) -> str:
 def install(app: FastAPI) -> None:
     """Add the pages to an application whose errors are installed."""
     app.state.sessions = Sessions(app.state.station.keys, app.state.station.config)
-    for each in (router, teach.router):
-        app.include_router(each)
+    languages.FILTERS.update(formats.FILTERS)
+    for each in (live, review, history, product, teach, settings):
+        app.include_router(each.router)
+    app.include_router(router)
     app.add_exception_handler(SignInFirst, _sign_in_first)
     for kind in ERRORS:
         app.exception_handlers[kind] = _as_page(app.exception_handlers[kind])

@@ -2,15 +2,18 @@
 
 import hmac
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
 
+from andon.station.events import ALARMS, StationError
 from andon.station.http.problems import Problem
-from andon.station.keys import Role
+from andon.station.keys import Key, Role
 from andon.station.pages import languages, sessions
 from andon.station.pages.sessions import Session, Sessions
 from andon.station.station import Station
@@ -18,8 +21,16 @@ from andon.station.station import Station
 CSRF_HEADER, CSRF_FIELD = "x-csrf-token", "csrf"
 FETCHED = "x-fetched-by-page"
 """Header of requests that a page makes by itself; they do not keep a session from being idle."""
-NAVIGATION: list[tuple[str, str]] = []
-"""Address and English name of each part, in order; each part adds its own."""
+PLACES = (
+    ("/live", "Live"),
+    ("/review", "Review"),
+    ("/history", "History"),
+    ("/products", "Products"),
+    ("/teach", "Teach"),
+    ("/settings", "Settings"),
+)
+"""Address and English name of each part, in the order of the navigation."""
+HEADERS = {"Cache-Control": "no-store"}
 
 
 class SignInFirst(Exception):
@@ -45,6 +56,23 @@ class Page:
         """Who: it stands in the record of each decision and change."""
         return self.session.key.name if self.session else ""
 
+    @property
+    def key(self) -> Key:
+        """The key that signed in. Problem where nobody is."""
+        if self.session is None:
+            raise Problem(401, "Nobody is signed in.")
+        return self.session.key
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        """The zone of the plant; None: that of this computer."""
+        name = self.station.config.pages.zone
+        return ZoneInfo(name) if name else None
+
+    def can(self, role: str) -> bool:
+        """Whether this person may do what a role may."""
+        return self.session is not None and self.session.key.rank >= Role[role.upper()]
+
     def translate(self, text: str) -> str:
         """A message in the language of the browser."""
         return languages.translations(self.language).gettext(text)
@@ -63,20 +91,37 @@ class Page:
             "language": self.language,
             "languages": languages.LANGUAGES,
             "theme": self.request.cookies.get("andon_theme", ""),
-            "navigation": NAVIGATION,
+            "navigation": PLACES,
+            "station": self.station,
+            "zone": self.zone,
+            "can": self.can,
             "path": self.request.url.path,
             "csrf": self.csrf,
             "csrf_token": self.session.csrf if self.session else "",
             "state": state(self.station),
         }
         text = languages.environment(self.language).get_template(template).render(**{**common, **values})
-        return HTMLResponse(text.encode(errors="replace"), status, {"Cache-Control": "no-store"})
+        return HTMLResponse(text.encode(errors="replace"), status, HEADERS)
+
+
+def moment(page: Page, text: str) -> datetime:
+    """A time of a form, in the zone of the plant unless it has one. StationError for what is none."""
+    try:
+        found = datetime.fromisoformat(text)
+        return (found if found.tzinfo else found.replace(tzinfo=page.zone)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise StationError(f"time '{text[:40]}': expected one such as 2026-11-26T06:00. Correct it.") from None
 
 
 def state(station: Station) -> dict[str, Any]:
     """Whether the station is ready, and its state, as plain data for JSON."""
     machine = station.machine
-    return {"ready": station.ready, "state": machine.state, "products": sorted(machine.memory.products)}
+    return {
+        "ready": station.ready,
+        "state": machine.state,
+        "products": sorted(machine.memory.products),
+        "alarms": [ALARMS[code] for code in sorted(machine.memory.errors)],
+    }
 
 
 def _needs(role: Role) -> Callable[..., Any]:
@@ -111,5 +156,7 @@ Engineer = Annotated[Page, Depends(_needs(Role.ENGINEER))]
 
 def to_sign_in(request: Request) -> Response:
     """Where a browser without a session goes."""
-    back = request.url.path if request.method == "GET" else "/"
-    return RedirectResponse(f"/sign-in?back={quote(back)}", 303)
+    place = f"/sign-in?back={quote(request.url.path if request.method == 'GET' else '/')}"
+    if "hx-request" in request.headers:  # a part of a page: htmx loads the whole page of signing in
+        return Response("", 401, {**HEADERS, "HX-Redirect": place})
+    return RedirectResponse(place, 303, HEADERS)

@@ -17,14 +17,13 @@ from andon.errors import AndonError, StorageError
 from andon.pictures import image
 from andon.station.http import problems
 from andon.station.http.problems import Json
-from andon.station.pages.base import NAVIGATION, Page, Quality
+from andon.station.pages.base import Page, Quality
 from andon.station.teaching import bringing, pictures
 from andon.station.teaching.background import Action
 from andon.station.teaching.projects import Project
 from andon.station.teaching.teach import Teaching
 
 router = APIRouter(prefix="/teach", include_in_schema=False)
-NAVIGATION.append(("/teach", "Teach"))
 
 SHOWN, FINDING = 60, 12  # pictures a page; groups of pictures of one finding
 BARS, WIDTH, HEIGHT = 40, 600, 120  # of the histogram

@@ -23,4 +23,8 @@
   }
 
   setTimeout(look, AGAIN_MS);
+  // What a page asks for by itself does not keep a person signed in.
+  document.addEventListener("htmx:configRequest", (event) => {
+    if (event.detail.triggeringEvent?.type !== "click" && event.detail.verb === "get") event.detail.headers["X-Fetched-By-Page"] = "part";
+  });
 })();

@@ -1,0 +1,225 @@
+"""The pages of a product, of drift and of settings: roles, sessions, forms, and what a browser shows."""
+
+import hashlib
+import re
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from andon.station import pages
+from andon.station.config import Config
+from andon.station.keys import Keys, Role
+from andon.station.pages.app import POLICY
+from andon.station.pages.sessions import Sessions
+from service import Service, config, served, until
+from test_station_floor import decide
+from test_station_service import bad, good
+
+STATIC = Path(pages.__file__).parent / "static"
+
+
+@pytest.fixture(scope="module")
+def service(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A station with some parts confirmed good, and some rejects."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copy(bundle_file, folder / "ring.andon")
+    (folder / "ring.golden.png").write_bytes(good(600))
+    with served(config(folder, pictures={"keep_one_in": 1}, pages={"zone": "Europe/Berlin"})) as service:
+        for seed in range(601, 607):
+            decide(service, service.inspect(good(seed), f"part {seed}"), "PASS")
+        for seed in range(620, 623):
+            assert service.inspect(bad(seed), f"<b>{seed}</b>").json()["verdict"] == "REJECT"
+        yield service
+
+
+class Browser:
+    """A person who is signed in."""
+
+    def __init__(self, service: Service, role: Role) -> None:
+        self.client = httpx.Client(base_url=service.url, timeout=60)
+        answer = self.client.post("/sign-in", data={"key": service.keys[role], "back": "/products"})
+        assert answer.status_code == 303 and answer.headers["location"] == "/products"
+
+    def get(self, place: str, status: int = 200) -> str:
+        answer = self.client.get(place, follow_redirects=True)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def post(self, place: str, status: int = 303, **form: str) -> str:
+        token = re.search(r'name="csrf" value="([^"]+)"', self.get("/products/ring"))
+        assert token
+        answer = self.client.post(place, data={"csrf": token[1], **form})
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+
+@pytest.fixture(scope="module")
+def people(service: Service) -> Iterator[dict[Role, Browser]]:
+    found = {role: Browser(service, role) for role in Role}
+    yield found
+    for each in found.values():
+        each.client.close()
+
+
+def test_every_page_has_a_strict_policy_and_asks_who_is_there(service: Service, people: dict[Role, Browser]) -> None:
+    places = ["/products/ring", "/products/ring/drift", "/settings/keys", "/settings/log", "/products/ring/charts.json"]
+    with httpx.Client(base_url=service.url) as nobody:
+        for place in places:
+            answer = nobody.get(place)
+            assert answer.status_code == 303 and answer.headers["location"].startswith("/sign-in?back=/")
+        assert nobody.get("/products/ring", headers={"HX-Request": "true"}).status_code == 401
+        wrong = nobody.post("/sign-in", data={"key": "andon_0_wrong", "back": "//evil.example"})
+        assert wrong.status_code == 401 and "unknown or revoked" in wrong.text and "set-cookie" not in wrong.headers
+        key = service.keys[Role.OPERATOR]
+        right = nobody.post("/sign-in", data={"key": key, "back": "//evil.example"})
+        assert right.headers["location"] == "/"
+        assert "HttpOnly" in right.headers["set-cookie"] and "SameSite=strict" in right.headers["set-cookie"]
+    for place in places:
+        answer = people[Role.ENGINEER].client.get(place)
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["cache-control"] == "no-store"
+        assert not re.search(r"<script>|<style| style=|\son\w+=", answer.text)
+
+
+def test_roles_and_tokens_are_asked_for_each_change(service: Service, people: dict[Role, Browser]) -> None:
+    operator, quality, engineer = (people[role] for role in Role)
+    operator.get("/settings/keys", 403)
+    first = operator.get("/settings")
+    assert "Users and keys" not in first and '<a href="/settings" aria-current="page">' in first
+    operator.post("/products/ring/rollback", 403)
+    operator.post("/products/ring/recalibration", 403, do="start")
+    operator.post("/settings/records", 403, do="start")
+    quality.post("/settings/backup", 403, do="start")
+    quality.post("/settings/keys", 403, do="make", name="Eve", role="engineer")
+    for form in ({"do": "make"}, {"csrf": "wrong", "do": "make"}):
+        answer = engineer.client.post("/settings/keys", data={**form, "name": "Eve", "role": "engineer"})
+        assert answer.status_code == 403 and "not of this session" in answer.text
+    assert {key.name for key in service.station.keys} == {f"the {role.name.lower()}" for role in Role}
+
+
+def test_a_key_is_shown_once_and_revoked_with_its_sessions(service: Service, people: dict[Role, Browser]) -> None:
+    engineer = people[Role.ENGINEER]
+    shown = engineer.post("/settings/keys", 200, do="make", name="Zoë <b>", role="operator")
+    text = re.search(r'value="(andon_[^"]+)"', shown)
+    assert text and "Zoë &lt;b&gt;" in shown and text[1] not in engineer.get("/settings/keys")
+    key = service.station.keys.find(text[1])
+    assert key and key.rank == Role.OPERATOR
+    service.keys[Role.OPERATOR], before = text[1], service.keys[Role.OPERATOR]
+    zoe = Browser(service, Role.OPERATOR)
+    service.keys[Role.OPERATOR] = before
+    zoe.get("/products/ring")
+    engineer.post("/settings/keys", do="revoke", id=key.id)
+    assert zoe.client.get("/products/ring").headers["location"].startswith("/sign-in")
+    zoe.client.close()
+    changes = [row.body["change"] for row in service.station.ledger.history(kind="change", limit=2)]
+    assert changes == ["revoke key", "make key"]
+    for form in ({"name": ""}, {"name": "x", "role": "king"}, {"name": "a\nb"}):
+        assert "Expected" in engineer.post("/settings/keys", 409, do="make", **form).replace("expected", "Expected")
+
+
+def test_a_product_shows_what_the_records_say(service: Service, people: dict[Role, Browser]) -> None:
+    shown = people[Role.OPERATOR].get("/products/ring")
+    rows = list(service.station.ledger.walk(product="ring", kind="inspection"))
+    passed = sum(row.verdict == "PASS" for row in rows)
+    assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f} %" in shown
+    assert "inspects now" in shown and ">Roll back" not in shown
+    assert 'class="cell"' in shown and "/products/ring/golden.png" in shown
+    numbers = people[Role.OPERATOR].client.get("/products/ring/charts.json?span=week").json()
+    assert sorted(numbers["dots"]["records"]) == [row.sequence for row in rows]
+    assert sum(numbers["p_chart"]["judged"]) == len(rows)
+    assert sum(numbers["p_chart"]["rejects"]) == sum(row.verdict == "REJECT" for row in rows)
+    (threshold,) = numbers["thresholds"]
+    assert threshold["review"] == rows[0].body["thresholds"]["review"]
+    golden = people[Role.OPERATOR].client.get("/products/ring/golden.png")
+    assert golden.content.startswith(b"\x89PNG")
+    people[Role.OPERATOR].get("/products/rong", 404)
+    drift = people[Role.OPERATOR].client.get("/products/ring/drift.json").json()
+    assert drift["score"]["values"] == [row.score for row in rows]
+
+
+def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, people: dict[Role, Browser]) -> None:
+    quality, station = people[Role.QUALITY], service.station
+    place, before = "/products/ring/recalibration", station.products.catalogue.product("ring").active
+    assert "6 pictures of parts confirmed good" in quality.get("/products/ring/confirmed")
+    assert "no recalibration has ended well" in quality.post(place, 409, do="adopt")
+    assert "such as 2026-11-26T06:00" in quality.post(place, 409, do="start", since="yesterday")
+    quality.post(place, do="start", since="2020-01-01T06:00")
+    assert "Cancel" in quality.get(place) or "before and after" in quality.get(place)
+    until(lambda: "before and after" in quality.get(place), "the recalibration does not end")
+    shown = quality.get("/products/ring/drift")
+    work = station.upkeep.recalibration("ring")
+    assert work and work.who == "the quality"
+    for side in ("before", "after"):
+        assert f"{work.result[side]['review']:.4g}" in shown
+    for do in ("adopt", "release", "activate"):
+        quality.post(place, do=do)
+    after = station.products.catalogue.product("ring").active
+    assert after == work.result["after"]["digest"] != before
+    versions = people[Role.OPERATOR].get("/products/ring")
+    assert (
+        "thresholds.review" in versions
+        and after[:12] in versions
+        and "<button" not in versions.split('id="versions"')[1]
+    )
+    quality.post("/products/ring/rollback")
+    assert station.products.catalogue.product("ring").active == before
+    assert "no bundle was active before" in quality.post("/products/ring/rollback", 409)
+    quality.post(place, do="dismiss")
+    assert "Only parts inspected since" in quality.get(place)
+    assert station.ledger.history(kind="change", product="ring", limit=1)[0].body["who"] == "the quality"
+
+
+def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browser]) -> None:
+    engineer = people[Role.ENGINEER]
+    engineer.post("/settings/records", do="start")
+    engineer.post("/settings/backup", do="start")
+    until(lambda: "Note this in another place" in engineer.get("/settings/records/now"), "it does not verify")
+    until(lambda: "Download" in engineer.get("/settings/backup/now"), "it does not back up")
+    (found,) = service.station.upkeep.backups()
+    data = engineer.client.get(f"/settings/backup/{found.name}.tar")
+    assert data.headers["content-disposition"] == f'attachment; filename="station-{found.name}.tar"'
+    assert len(data.content) > found.size
+    engineer.get("/settings/backup/20200101-000000.tar", 409)
+    engineer.post("/settings/backup", do="remove", name=found.name)
+    assert service.station.upkeep.backups() == []
+    engineer.post("/settings/backup", 422, do="explode")
+    for section, words in {"storage": "one in 1 is kept", "log": "listening", "software": "onnxruntime"}.items():
+        service.station.tell("listening to the line")
+        assert words in engineer.get(f"/settings/{section}")
+    assert "No line protocol is switched on" in engineer.get("/settings/protocols")
+
+
+@pytest.mark.parametrize("role", [Role.OPERATOR, Role.QUALITY])
+@pytest.mark.parametrize("stay", [False, True])
+def test_an_idle_session_is_over_unless_an_operator_may_stay(tmp_path: Path, role: Role, stay: bool) -> None:
+    now, keys = 0.0, Keys(tmp_path / "keys.json")
+    keys.make("an engineer", Role.ENGINEER)
+    key, _ = keys.make("a person", role)
+    settings = config(tmp_path, pages={"idle_minutes": 1.0, "stay_signed_in": stay})
+    sessions = Sessions(keys, settings, lambda: now)
+    token = sessions.begin(key)
+    now = 50
+    assert sessions.find(token, by_person=False)
+    now = 61  # what a page fetches by itself is nothing that a person does
+    stays = stay and role == Role.OPERATOR
+    assert (sessions.find(token) is not None) == stays
+    again = sessions.begin(key)
+    keys.revoke(key.id)
+    assert sessions.find(again) is None and sessions.find("") is None
+
+
+def test_a_time_zone_must_be_known(tmp_path: Path) -> None:
+    assert config(tmp_path, pages={"zone": "Asia/Kathmandu"}).pages.zone
+    with pytest.raises(ValueError, match="no time zone"):
+        Config.model_validate({"pages": {"zone": "Mars/Olympus"}})
+
+
+def test_what_others_made_is_as_they_made_it() -> None:
+    listed = tomllib.loads((STATIC / "VENDORED.toml").read_text())
+    assert {"htmx.min.js", "uPlot.iife.min.js", "uPlot.min.css"} <= set(listed)
+    for name, about in listed.items():
+        assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == about["sha256"], name
