@@ -113,6 +113,14 @@ def shown(picture: str | bytes, side: int) -> bytes:
     return render.encode(render.display(pixels), "jpg")
 
 
+def size(picture: str | bytes) -> tuple[int, int]:
+    """Width and height of a picture, of a file or as its bytes, in pixels."""
+    from andon.pictures import image
+
+    height, width = image.read(Path(picture) if isinstance(picture, str) else picture).full
+    return width, height
+
+
 def layer(map: str | bytes, typical: float, threshold: float, side: int) -> bytes:
     """A heat map alone, of a file or as its bytes, as transparent PNG of at most `side` pixels."""
     from andon import render

@@ -21,7 +21,7 @@ router = APIRouter(include_in_schema=False)
 
 STRIP = 20  # parts
 SHIFT = timedelta(hours=8)
-SIDES = Literal[160, 480, 1280]
+Side = Annotated[int, Query(ge=32, le=1280, description="Most pixels of the longer side.")]
 IMMUTABLE = {"Cache-Control": "private, max-age=86400, immutable"}
 
 
@@ -127,7 +127,7 @@ async def events(request: Request, page: Operator) -> StreamingResponse:
 
 
 @router.get("/records/{sequence}/picture.jpg")
-def picture(page: Operator, sequence: Sequence, side: Annotated[SIDES, Query()] = 1280) -> Response:
+def picture(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
     """The picture of a record, made smaller."""
     row = record(page, sequence)
     data = page.station.products.aside.call(aside.shown, _source(page, row, "picture"), side)
@@ -135,7 +135,7 @@ def picture(page: Operator, sequence: Sequence, side: Annotated[SIDES, Query()] 
 
 
 @router.get("/records/{sequence}/layer.png")
-def layer(page: Operator, sequence: Sequence, side: Annotated[SIDES, Query()] = 1280) -> Response:
+def layer(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
     """The heat map of a record on the scale of its bundle, to be laid over its picture."""
     row = record(page, sequence)
     product = page.station.products.catalogue.products.get(str(row.product))
@@ -154,6 +154,11 @@ def record(page: Page, sequence: int) -> Row:
     if row is None:
         raise Problem(404, f"There is no record {sequence}.")
     return row
+
+
+def size(page: Page, row: Row) -> tuple[int, int]:
+    """Width and height of the picture of a record. Problem when it is not here."""
+    return page.station.products.aside.call(aside.size, _source(page, row, "picture"))
 
 
 def seen(page: Page, row: Row, what: str = "picture") -> bool:

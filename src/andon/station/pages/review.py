@@ -8,16 +8,17 @@ from fastapi.responses import RedirectResponse, Response
 
 from andon.errors import AndonError
 from andon.station import review
-from andon.station.entries import decided
+from andon.station.entries import Row, decided
 from andon.station.events import Outcome
 from andon.station.http.problems import Problem
 from andon.station.http.records import Sequence
 from andon.station.pages.base import HEADERS, Operator, Page
-from andon.station.pages.live import level, record, seen
+from andon.station.pages.live import level, record, seen, size
 
 router = APIRouter(prefix="/review", include_in_schema=False)
 
 Text = Annotated[str, Form(max_length=2000)]
+SHARES = 10_000
 KINDS = 12
 """Most kinds of defects that are offered: those that people used last."""
 
@@ -59,7 +60,7 @@ def decide(
         raise Problem(422, f"'{do[:40]}': expected good or defect.")
     verdict = verdicts[do].value
     try:
-        marks = {"defect": defect.strip()[:100], "box": _box(box)} if do == "defect" else {}
+        marks = {"defect": defect.strip()[:100], "box": _box(page, row, box)} if do == "defect" else {}
         reason = note.strip() or {"good": "looked at: good", "defect": f"looked at: {defect.strip() or 'defect'}"}[do]
         override = {} if row.verdict == verdict else {"verdict": verdict}
         kind = "override" if override else "confirm"
@@ -70,13 +71,16 @@ def decide(
     return RedirectResponse(f"/review?product={product}" if product else "/review", 303, HEADERS)
 
 
-def _box(text: str) -> tuple[int, int, int, int] | None:
-    """Four numbers: x, y, width, height."""
+def _box(page: Page, row: Row, text: str) -> tuple[int, int, int, int] | None:
+    """x, y, width and height in pixels, from four shares of the picture in 1/10,000."""
     if not text:
         return None
-    if not re.fullmatch(r"(\d{1,6},){3}\d{1,6}", text):
-        raise AndonError(f"box '{text[:40]}': expected x,y,width,height in pixels. Draw it again.")
-    x, y, width, height = map(int, text.split(","))
+    if not re.fullmatch(r"(\d{1,5},){3}\d{1,5}", text):
+        raise AndonError(f"box '{text[:40]}': expected four numbers. Draw it again.")
+    sides = size(page, row) * 2
+    x, y, width, height = (
+        round(int(share) * side / SHARES) for share, side in zip(text.split(","), sides, strict=True)
+    )
     return x, y, width, height
 
 

@@ -3,7 +3,7 @@
   "use strict";
   const pair = document.querySelector("[data-pair]"), form = document.querySelector("[data-decide]");
   if (!pair) return;
-  const MOST = 12, STEP = 1.4;
+  const MOST = 12, STEP = 1.4, SHARES = 10000;
   const frames = [...pair.querySelectorAll("[data-frame]")], box = form.querySelector("[data-box]");
   const view = { scale: 1, x: 0, y: 0 };
   let tool = "pan", drawn = null;
@@ -95,9 +95,9 @@
       const a = pixel(frame, start), b = pixel(frame, at(event, frame));
       const photo = frame.querySelector(".photo");
       if (!a || !b || Math.abs(a[0] - b[0]) < 2 || Math.abs(a[1] - b[1]) < 2) { drawn.remove(); box.value = ""; drawn = null; return; }
-      const full = (Number(pair.dataset.width) || photo.naturalWidth) / photo.naturalWidth;
       const numbers = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.abs(a[0] - b[0]), Math.abs(a[1] - b[1])];
-      box.value = numbers.map((number) => Math.round(number * full)).join(",");
+      const sides = [photo.naturalWidth, photo.naturalHeight, photo.naturalWidth, photo.naturalHeight];
+      box.value = numbers.map((number, i) => Math.round((SHARES * number) / sides[i])).join(",");
       drawn = null;
       choose("pan");
     };
