@@ -128,7 +128,7 @@ def test_a_product_shows_what_the_records_say(service: Service, people: dict[Rol
     shown = people[Role.OPERATOR].get("/products/ring")
     rows = list(service.station.ledger.walk(product="ring", kind="inspection"))
     passed = sum(row.verdict == "PASS" for row in rows)
-    assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f} %" in shown
+    assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f}\u00a0%" in shown
     assert "inspects now" in shown and ">Roll back" not in shown
     assert 'class="cell"' in shown and "/products/ring/golden.png" in shown
     numbers = people[Role.OPERATOR].client.get("/products/ring/charts.json?span=week").json()
@@ -190,7 +190,7 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     engineer.post("/settings/backup", do="remove", name=found.name)
     assert service.station.upkeep.backups() == []
     engineer.post("/settings/backup", 422, do="explode")
-    for section, words in {"storage": "one in 1 is kept", "log": "listening", "software": "onnxruntime"}.items():
+    for section, words in {"storage": "all are kept", "log": "listening", "software": "onnxruntime"}.items():
         service.station.tell("listening to the line")
         assert words in engineer.get(f"/settings/{section}")
     assert "No line protocol is switched on" in engineer.get("/settings/protocols")

@@ -106,6 +106,7 @@ def render(request: Request, template: str, status: int = 200, **values: Any) ->
         "zone": zone(station),
         "alarms": [ALARMS[code] for code in sorted(station.machine.memory.errors)],
         "path": request.url.path,
+        "has": request.app.state.places.__contains__,
         "places": [each for each in PLACES if each[0] in request.app.state.places],
     }
     page: Page | None = getattr(request.state, "page", None)

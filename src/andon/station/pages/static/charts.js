@@ -74,6 +74,8 @@
       const ratio = devicePixelRatio || 1;
       ctx.save();
       ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+      ctx.textAlign = "left";
+      ctx.textBaseline = "alphabetic";
       let free = -Infinity;
       for (const mark of marks) {
         const x = u.valToPos(mark.time, "x", true);
