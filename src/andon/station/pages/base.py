@@ -224,6 +224,7 @@ def install(app: FastAPI, station: Station, routers: Sequence[APIRouter]) -> Non
     app.add_exception_handler(SignedOut, _signed_out)
     app.add_api_route("/sign-in", sign_in, include_in_schema=False, response_class=HTMLResponse)
     app.add_api_route("/sign-in", signed_in, methods=["POST"], include_in_schema=False, response_class=HTMLResponse)
+    app.add_api_route("/state", state, include_in_schema=False)
     app.add_api_route("/sign-out", sign_out, methods=["POST"], include_in_schema=False)
     app.add_api_route("/language", choose, include_in_schema=False)
 
@@ -263,6 +264,11 @@ def sign_out(page: Operator) -> Response:
     answer = RedirectResponse("/sign-in", 303, HEADERS)
     answer.delete_cookie(COOKIE, path="/")
     return answer
+
+
+def state(page: Operator) -> Response:
+    """The state of the station: a part of each page."""
+    return page.render("state.html")
 
 
 def choose(request: Request, to: str, back: str = "/") -> Response:
