@@ -16,6 +16,7 @@ import pytest
 
 from andon.station.config import Config
 from andon.station.keys import Role
+from andon.station.line.settings import Watched
 from andon.station.pages import base
 from andon.station.pages.sessions import Sessions
 from service import Service, config, served, until
@@ -31,7 +32,10 @@ def service(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("pages")
     shutil.copy(bundle_file, folder / "ring.andon")
     (folder / "ring.golden.png").write_bytes(good(600))
-    with served(config(folder, pictures={"keep_one_in": 1}, pages={"zone": "Europe/Berlin"})) as service:
+    (folder / "in").mkdir()
+    watched = Watched(product="ring", pictures=folder / "in", results=folder / "out")
+    settings = config(folder, pictures={"keep_one_in": 1}, pages={"zone": "Europe/Berlin"})
+    with served(settings.model_copy(update={"folder": (watched,)})) as service:
         for seed in range(601, 607):
             decide(service, service.inspect(good(seed), f"part {seed}"), "PASS")
         for seed in range(620, 623):
@@ -193,7 +197,8 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     for section, words in {"storage": "all are kept", "log": "listening", "software": "onnxruntime"}.items():
         service.station.tell("listening to the line")
         assert words in engineer.get(f"/settings/{section}")
-    assert "No line protocol is switched on" in engineer.get("/settings/protocols")
+    protocols = engineer.get("/settings/protocols/now")
+    assert "Folder" in protocols and f"<code>{service.station.config.data.parent / 'in'}</code>" in protocols
 
 
 def test_an_idle_session_is_over_unless_an_operator_may_stay() -> None:
