@@ -58,7 +58,9 @@ def served(config: Config, told: list[str] | None = None, ready: bool = True) ->
     station = Station(config, sentences.append)
     try:
         station.start()
-        server = Server(station, sentences.append)
+        lines = Lines(station)
+        lines.start()
+        server = Server(station, sentences.append, lines)
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
@@ -73,6 +75,7 @@ def served(config: Config, told: list[str] | None = None, ready: bool = True) ->
             station.closing = True
             server.should_exit = True
             thread.join()
+            lines.close()
     finally:
         station.close()
 

@@ -3,9 +3,13 @@
 import hashlib
 import re
 import shutil
+import subprocess
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +17,7 @@ import pytest
 from andon.station import pages
 from andon.station.config import Config
 from andon.station.keys import Keys, Role
+from andon.station.line.settings import Watched
 from andon.station.pages.app import POLICY
 from andon.station.pages.sessions import Sessions
 from service import Service, config, served, until
@@ -28,7 +33,10 @@ def service(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("pages")
     shutil.copy(bundle_file, folder / "ring.andon")
     (folder / "ring.golden.png").write_bytes(good(600))
-    with served(config(folder, pictures={"keep_one_in": 1}, pages={"zone": "Europe/Berlin"})) as service:
+    (folder / "in").mkdir()
+    watched = Watched(product="ring", pictures=folder / "in", results=folder / "out")
+    settings = config(folder, pictures={"keep_one_in": 1}, pages={"zone": "Europe/Berlin"})
+    with served(settings.model_copy(update={"folder": (watched,)})) as service:
         for seed in range(601, 607):
             decide(service, service.inspect(good(seed), f"part {seed}"), "PASS")
         for seed in range(620, 623):
@@ -125,7 +133,7 @@ def test_a_product_shows_what_the_records_say(service: Service, people: dict[Rol
     shown = people[Role.OPERATOR].get("/products/ring")
     rows = list(service.station.ledger.walk(product="ring", kind="inspection"))
     passed = sum(row.verdict == "PASS" for row in rows)
-    assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f} %" in shown
+    assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f}\u00a0%" in shown
     assert "inspects now" in shown and ">Roll back" not in shown
     assert 'class="cell"' in shown and "/products/ring/golden.png" in shown
     numbers = people[Role.OPERATOR].client.get("/products/ring/charts.json?span=week").json()
@@ -187,10 +195,11 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     engineer.post("/settings/backup", do="remove", name=found.name)
     assert service.station.upkeep.backups() == []
     engineer.post("/settings/backup", 422, do="explode")
-    for section, words in {"storage": "one in 1 is kept", "log": "listening", "software": "onnxruntime"}.items():
+    for section, words in {"storage": "all are kept", "log": "listening", "software": "onnxruntime"}.items():
         service.station.tell("listening to the line")
         assert words in engineer.get(f"/settings/{section}")
-    assert "No line protocol is switched on" in engineer.get("/settings/protocols")
+    protocols = engineer.get("/settings/protocols/now")
+    assert "Folder" in protocols and f"<code>{service.station.config.data.parent / 'in'}</code>" in protocols
 
 
 @pytest.mark.parametrize("role", [Role.OPERATOR, Role.QUALITY])
@@ -223,3 +232,98 @@ def test_what_others_made_is_as_they_made_it() -> None:
     assert {"htmx.min.js", "uPlot.iife.min.js", "uPlot.min.css"} <= set(listed)
     for name, about in listed.items():
         assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == about["sha256"], name
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+AXE = "axe-core@4.14.1"
+
+
+@pytest.fixture(scope="module")
+def axe(request: pytest.FixtureRequest) -> str:
+    """The script that finds what people with a handicap cannot use; kept between runs."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    kept = Path(request.config.cache.mkdir("axe")) / f"{AXE}.js"  # type: ignore[union-attr]
+    if not kept.exists():
+        with TemporaryDirectory() as folder:
+            packed = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True)
+            if packed.returncode:
+                pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+                script = archive.extractfile("package/axe.min.js")
+                assert script
+                kept.write_bytes(script.read())
+    return kept.read_text()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def signed_in(chromium: Any, service: Service, role: Role, faults: list[str], **settings: Any) -> Any:
+    """A page of a browser; what it complains about goes into `faults`."""
+    page = chromium.new_context(**settings).new_page()
+    page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"{service.url}/sign-in?back=/products/ring")
+    page.keyboard.type(service.keys[role])  # the field has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/products/ring")
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+PLACES = (
+    "/live",
+    "/review",
+    "/history",
+    "/history/part/part%20601",
+    "/products/ring",
+    "/products/ring/drift",
+    *(f"/settings/{name}" for name in ("keys", "backup", "records")),
+)
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_pages_can_be_used_by_all_and_are_drawn_without_complaint(
+    service: Service, chromium: Any, axe: str, look: str
+) -> None:
+    faults: list[str] = []
+    size = {"width": 1024, "height": 600} if look == "light" else {"width": 390, "height": 844}
+    page = signed_in(chromium, service, Role.ENGINEER, faults, color_scheme=look, viewport=size)
+    for place in PLACES:
+        page.goto(service.url + place)
+        charts = page.locator("figure[data-chart]").count()
+        page.wait_for_function("n => document.querySelectorAll('.uplot canvas').length === n", arg=charts)
+        assert charts == {"/products/ring": 2, "/products/ring/drift": 3}.get(place, 0), place
+        assert page.evaluate("document.documentElement.scrollWidth") == size["width"], place
+        page.evaluate(axe)
+        found = page.evaluate("axe.run({resultTypes: ['violations']})")
+        serious = [
+            (each["id"], [node["html"][:200] for node in each["nodes"]])
+            for each in found["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], place
+    assert faults == []
+    page.context.close()
+
+
+def test_records_are_verified_with_the_keyboard_alone(service: Service, chromium: Any) -> None:
+    faults: list[str] = []
+    page = signed_in(chromium, service, Role.QUALITY, faults)
+    page.goto(f"{service.url}/settings/records")
+    button = page.get_by_role("button", name="Verify")
+    while not button.evaluate("each => each === document.activeElement"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_text("Note this in another place").wait_for(timeout=60_000)
+    assert f"{service.station.ledger.head()[0]}:" in page.content() and faults == []
+    page.context.close()

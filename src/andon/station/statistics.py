@@ -30,7 +30,7 @@ STEPS = tuple(timedelta(minutes=m) for m in (1, 5, 15, 30, 60, 120, 240, 480, 14
 MOST_PERIODS = 500
 CELLS = 32
 """Cells of the longer side of the map of positions."""
-MOST_PARTS = 5000
+MOST_PARTS = 2000
 """Parts whose regions are looked at one by one."""
 
 

@@ -57,7 +57,7 @@ class OpcUa(Served):
         values = self.ask(
             lambda: [
                 *(Value(f"{owner}.CurrentState", *each) for owner, each in self._space.states.items()),
-                *(Value(f"event {when[:19]}Z", name, message) for when, name, message in reversed(self._space.last)),
+                *(Value("event", name, message, f"{when[:19]}Z") for when, name, message in reversed(self._space.last)),
             ]
         )
         return Shown("OPC UA", f"opc.tcp://{self._settings.host}:{self.port}/andon", "", values)

@@ -42,14 +42,15 @@ def percent(context: Context, value: float) -> str:
     """A share, as a percentage."""
     if not math.isfinite(value):
         return NONE
-    return _local(context, f"{100 * value:.1f}" if value >= 0.001 or not value else f"{100 * value:.2g}") + " %"
+    digits = f"{100 * value:.1f}" if value >= 0.001 or not value else f"{100 * value:.2g}"
+    return _local(context, digits) + "\u00a0%"
 
 
 @pass_context
 def size(context: Context, value: float) -> str:
     """Bytes."""
     power = min(int(math.log10(value) // 3), len(UNITS) - 1) if value >= 1 else 0
-    return _local(context, f"{value / 1000**power:.3g}") + f" {UNITS[power]}"
+    return _local(context, f"{value / 1000**power:.3g}") + f"\u00a0{UNITS[power]}"
 
 
 @pass_context

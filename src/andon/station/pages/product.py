@@ -2,7 +2,7 @@
 
 import struct
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ router = APIRouter(include_in_schema=False)
 Text = Annotated[str, Form()]
 MEASURES = ("score", "brightness", "sharpness", "registration")
 STRIP = SimpleNamespace(width=720, height=100)
+LONGEST = timedelta(days=366)
 DOTS = 400
 """Most dots of each kind in the strip of a recalibration."""
 
@@ -265,8 +266,9 @@ def _since(page: Page, product: Product) -> datetime | None:
     loaded = page.station.loaded.get(product.name)
     if loaded is None or loaded.drift.change is None:
         return None
-    rows = page.station.ledger.history(product.name, kind="inspection", limit=min(loaded.drift.change.since, 10_000))
-    return datetime.fromisoformat(rows[-1].time) if rows else None
+    now, most = datetime.now(UTC), loaded.drift.change.since
+    parts = statistics.dots(page.station.ledger, product.name, now - LONGEST, now, most, doubtful=False)
+    return datetime.fromisoformat(parts[0].time) if parts else None
 
 
 def _zone(page: Page) -> Any:

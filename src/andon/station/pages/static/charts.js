@@ -5,14 +5,20 @@
   const HEIGHT = 260;
   const zone = document.documentElement.dataset.zone || "UTC";
   const language = document.documentElement.lang || "en";
-  const charts = [];
+  // Step in seconds, format, then what is added where the year, the day, … begins; as uPlot takes them.
+  const DATES = [
+    [86400 * 365, "{YYYY}", null, null, null, null, null, null, 1],
+    [86400, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+    [60, "{HH}:{mm}", "\n{YYYY}-{MM}-{DD}", null, "\n{MM}-{DD}", null, null, null, 1],
+    [1, "{HH}:{mm}:{ss}", "\n{YYYY}-{MM}-{DD}", null, "\n{MM}-{DD}", null, null, null, 1],
+  ];
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const number = (value, digits = 4) =>
     value === null || value === undefined || !isFinite(value)
-      ? "–"
+      ? ""
       : value.toLocaleString(language, { maximumSignificantDigits: digits });
-  const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value, 3)} %`);
+  const percent = (value) => (value === null || value === undefined ? "" : `${number(100 * value, 3)} %`);
   const moment = (seconds) =>
     new Date(1000 * seconds).toLocaleString(language, { timeZone: zone, dateStyle: "short", timeStyle: "short" });
 
@@ -20,7 +26,7 @@
     const grid = { stroke: colour("chart-grid"), width: 1 };
     const common = { stroke: colour("chart-text"), grid, ticks: grid, font: "12px system-ui, sans-serif" };
     return [
-      { ...common, space: 90 },
+      { ...common, space: 90, values: DATES },
       { ...common, size: 64, values: (_, ticks) => ticks.map((tick) => format(tick)) },
     ];
   }
@@ -32,7 +38,7 @@
       tzDate: (seconds) => uPlot.tzDate(new Date(1000 * seconds), zone),
       cursor: { points: { size: 8 } },
       legend: { live: true },
-      series: [{ label: figure.dataset.time, value: (_, v) => (v === null ? "–" : moment(v)) }, ...series],
+      series: [{ label: figure.dataset.time, value: (_, v) => (v === null ? "" : moment(v)) }, ...series],
       axes: axes(format),
       ...extra,
     };
@@ -50,7 +56,7 @@
 
   // Columns on one ascending axis of times: values of each table at its times, null elsewhere.
   function joined(...tables) {
-    return uPlot.join(tables, tables.map((table) => table.slice(1).map(() => 2)));
+    return uPlot.join(tables);
   }
 
   const line = (label, name, format, more = {}) => ({
@@ -68,6 +74,8 @@
       const ratio = devicePixelRatio || 1;
       ctx.save();
       ctx.font = `${12 * ratio}px system-ui, sans-serif`;
+      ctx.textAlign = "left";
+      ctx.textBaseline = "alphabetic";
       let free = -Infinity;
       for (const mark of marks) {
         const x = u.valToPos(mark.time, "x", true);
@@ -97,16 +105,19 @@
       const words = figure.dataset;
       const outside = p.share.map((value, i) => (p.outside[i] ? value : null));
       const stepped = uPlot.paths.stepped({ align: 1 });
-      const limit = { width: 1.5, dash: [6, 4], paths: stepped };
+      const limit = { width: 1.5, dash: [6, 4], paths: stepped, spanGaps: true };
       const series = [
-        line(words.share, "chart-line", percent, { points: { show: true, size: 6, fill: colour("chart-line") } }),
+        line(words.share, "chart-line", percent, { spanGaps: true, points: { show: true, size: 6, fill: colour("chart-line") } }),
         line(words.high, "chart-limit", percent, limit),
         line(words.low, "chart-limit", percent, limit),
         line(words.mean, "chart-mean", percent, { width: 1 }),
         dots(words.outside, "reject", percent, { size: 11 }),
       ];
       const mean = p.times.map(() => p.mean);
-      const range = (_, low, high) => [0, Math.max(high * 1.15, 0.01)];
+      // A period of few parts has limits so wide that they would flatten all others: these may leave the chart.
+      const limits = p.high.filter((value) => value !== null).sort((a, b) => a - b);
+      const highest = Math.max(...p.share, 1.3 * (limits[limits.length >> 1] || 0), 0.01);
+      const range = [0, Math.min(1.15 * highest, 1.02)];
       return [options(figure, series, percent, { scales: { y: { range } } }), [p.times, p.share, p.high, p.low, mean, outside]];
     },
 
@@ -117,25 +128,29 @@
       const others = d.scores.map((value, i) => (d.verdicts[i] !== "REVIEW" && d.verdicts[i] !== "REJECT" ? value : null));
       const steps = [all.since, ...all.thresholds.map((each) => each.time), all.until].filter((t) => t >= all.since);
       const edges = [...new Set(steps)].sort((a, b) => a - b);
+      const many = s.times.length > 0;
       const data = joined(
-        [s.times, ...(s.times.length ? [s.high, s.low, s.mean] : [[], [], []])],
+        ...(many ? [[s.times, s.high, s.low, s.mean]] : []),
         [d.times, others, pick("REVIEW"), pick("REJECT")],
         [edges, held(edges, all.thresholds, "review", all.until), held(edges, all.thresholds, "reject", all.until)],
       );
       const limit = { width: 2, paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true };
-      const band = { width: 1, spanGaps: false };
-      const series = [
+      const band = { width: 1, points: { show: true, size: 3, fill: colour("chart-band") } };
+      const ranges = [
         line(words.high, "chart-band", number, band),
         line(words.low, "chart-band", number, band),
-        line(words.mean, "chart-line", number),
+        line(words.mean, "chart-line", number, { points: { show: true, size: 3, fill: colour("chart-line") } }),
+      ];
+      const series = [
+        ...(many ? ranges : []),
         dots("PASS", "chart-line", number, { size: 4 }),
         dots("REVIEW", "review", number),
         dots("REJECT", "reject", number),
         line(words.review, "review", number, { ...limit, dash: [8, 4] }),
         line(words.reject, "reject", number, limit),
-      ].map((each, i) => ({ ...each, show: s.times.length > 0 || i > 2 }));
+      ];
       const extra = {
-        bands: [{ series: [1, 2], fill: colour("chart-fill") }],
+        bands: many ? [{ series: [1, 2], fill: colour("chart-fill") }] : [],
         scales: { x: { range: [all.since, all.until] } },
         hooks: { draw: [marking(all.marks, { drift: words.drift, activate: words.activate, "roll back": words.back })] },
       };
@@ -177,7 +192,7 @@
       // By part, not by time: a break of the shift would hide what the parts say.
       const ago = m.times.map((_, i) => i + 1 - m.times.length);
       const opts = options(figure, series, number, { scales: { x: { time: false } } });
-      opts.series[0].value = (u, v, _, i) => (v === null || i === null ? "–" : moment(m.times[i]));
+      opts.series[0].value = (u, v, _, i) => (v === null || i === null ? "" : moment(m.times[i]));
       opts.axes[0].values = (_, ticks) => ticks.map((tick) => number(tick));
       return [opts, [ago, m.values, m.means, flat(m.high), flat(m.low)]];
     },
