@@ -281,12 +281,7 @@ def signed_in(chromium: Any, service: Service, role: Role, faults: list[str], **
 
 
 PLACES = (
-    "/live",
-    "/review",
-    "/history",
-    "/history/part/part%20601",
-    "/products/ring",
-    "/products/ring/drift",
+    *("/live", "/review", "/history", "/history/part/part%20601", "/products/ring", "/products/ring/drift"),
     *(f"/settings/{name}" for name in ("keys", "backup", "records")),
 )
 
