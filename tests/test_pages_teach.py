@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from service import Service, config, served, until
 CHROMIUM = Path("/usr/bin/chromium")
 BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
+AXE = "axe-core@4.14.1"
 NAMED = """(one => one.ariaLabel || one.labels?.[0]?.innerText || one.innerText)(document.activeElement)"""
 """JavaScript: the name of the control that has the focus."""
 LONG_MS = 120_000  # for what runs beside the line, on a machine with other work
@@ -254,6 +257,36 @@ def test_every_step_of_a_new_project_fits_the_screen(person: Person, width: int)
         person.step(step)
         assert person.page.evaluate("document.documentElement.scrollWidth") <= width, step
     assert person.errors == []
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core, from npm."""
+    folder = tmp_path_factory.mktemp("axe")
+    try:
+        subprocess.run(["npm", "pack", AXE], cwd=folder, check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"npm is not reachable: {error}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
+        script = packed.extractfile("package/axe.min.js")
+        assert script
+        return script.read().decode()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_step_has_a_serious_finding_of_axe(person: Person, axe: str, tmp_path: Path, theme: str) -> None:
+    page = person.page
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    person.begin(f"axe {theme}", "axe")
+    person.upload(save(tmp_path / "0.png", part(0)), save(tmp_path / "1.png", part(1)))
+    expect(page.get_by_text("2 pictures of good parts")).to_be_visible()
+    for step in ("Pictures", "Check", "Region", "Train", "Result", "Release"):
+        person.step(step)
+        page.evaluate(axe)
+        found = page.evaluate(
+            "axe.run().then(each => each.violations.map(one => [one.impact, one.id, one.nodes[0].html]))"
+        )
+        assert [each for each in found if each[0] in ("serious", "critical")] == [], step
 
 
 # Without a browser
