@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from service import Service, config, served, until
 CHROMIUM = Path("/usr/bin/chromium")
 BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
+AXE = "axe-core@4.14.1"
 NAMED = """(one => one.ariaLabel || one.labels?.[0]?.innerText || one.innerText)(document.activeElement)"""
 """JavaScript: the name of the control that has the focus."""
 LONG_MS = 120_000  # for what runs beside the line, on a machine with other work
@@ -35,7 +38,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with served(config(tmp_path_factory.mktemp("station")), ready=False) as found:
+    with served(config(tmp_path_factory.mktemp("station"), http={"draw_timeout_s": 120.0}), ready=False) as found:
         yield found
 
 
@@ -80,8 +83,10 @@ class Person:
         self.page.get_by_label("Name of the project").fill(name)
         self.page.get_by_label("Name of the product").fill(product)
         self.page.get_by_role("button", name="Begin").click()
+        self.page.wait_for_url("**/pictures")
 
     def upload(self, *paths: Path) -> None:
+        self.page.wait_for_load_state()  # the script hears of the files
         self.page.locator("[data-files]").first.set_input_files(list(paths))
 
     def button(self, name: str) -> None:
@@ -89,6 +94,7 @@ class Person:
 
     def step(self, name: str) -> None:
         self.page.get_by_role("navigation", name="Steps").get_by_role("link", name=name).click()
+        self.page.wait_for_url(f"**/{name.lower()}")
 
     def reach(self, name: str) -> None:
         """Come to a control by the tab key alone."""
@@ -164,6 +170,9 @@ def test_from_photographs_to_a_product_that_inspects(person: Person, service: Se
     person.step("Train")
     page.get_by_label(re.compile("^fast")).check()
     page.locator("form", has=page.get_by_label("Light")).get_by_role("button", name="Save").click()
+    project = projects.get(name)
+    small = {"geometry": {"size": 128}, "detector": {"settings": {"bank": 200}}}  # keeps the test short
+    service.station.teaching.recipe(project, project.revision, "Ada", small)
     person.button("Train")
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
     page.goto("about:blank")
@@ -195,7 +204,11 @@ def test_from_photographs_to_a_product_that_inspects(person: Person, service: Se
     with page.expect_download() as download:
         page.get_by_role("link", name="Recipe (TOML)").click()
     recipe = Recipe.parse(download.value.path().read_text(), "recipe")
-    assert (recipe.detector.preset, recipe.geometry, recipe.data.images) == ("fast", geometry, "pictures")
+    assert (recipe.detector.preset, recipe.geometry.include, recipe.data.images) == (
+        "fast",
+        geometry.include,
+        "pictures",
+    )
     assert person.errors == []
 
 
@@ -244,6 +257,36 @@ def test_every_step_of_a_new_project_fits_the_screen(person: Person, width: int)
         person.step(step)
         assert person.page.evaluate("document.documentElement.scrollWidth") <= width, step
     assert person.errors == []
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script of axe-core, from npm."""
+    folder = tmp_path_factory.mktemp("axe")
+    try:
+        subprocess.run(["npm", "pack", AXE], cwd=folder, check=True, capture_output=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"npm is not reachable: {error}")
+    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
+        script = packed.extractfile("package/axe.min.js")
+        assert script
+        return script.read().decode()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_step_has_a_serious_finding_of_axe(person: Person, axe: str, tmp_path: Path, theme: str) -> None:
+    page = person.page
+    page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+    person.begin(f"axe {theme}", "axe")
+    person.upload(save(tmp_path / "0.png", part(0)), save(tmp_path / "1.png", part(1)))
+    expect(page.get_by_text("2 pictures of good parts")).to_be_visible()
+    for step in ("Pictures", "Check", "Region", "Train", "Result", "Release"):
+        person.step(step)
+        page.evaluate(axe)
+        found = page.evaluate(
+            "axe.run().then(each => each.violations.map(one => [one.impact, one.id, one.nodes[0].html]))"
+        )
+        assert [each for each in found if each[0] in ("serious", "critical")] == [], step
 
 
 # Without a browser

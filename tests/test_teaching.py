@@ -45,7 +45,10 @@ def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     """A running station without a product."""
     folder = tmp_path_factory.mktemp("teaching")
     (folder / "camera").mkdir()
-    made = Station(config(folder, products={"seen": {"camera": str(folder / "camera")}}), lambda sentence: None)
+    made = Station(
+        config(folder, http={"draw_timeout_s": 120.0}, products={"seen": {"camera": str(folder / "camera")}}),
+        lambda sentence: None,
+    )
     made.start()
     yield made
     made.close()

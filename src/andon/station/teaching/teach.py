@@ -21,6 +21,7 @@ from andon.station.teaching.pictures import Pictures, Taken
 from andon.station.teaching.projects import PICTURES, Project, Projects, fingerprint
 
 THUMBNAIL = 240  # pixels of the longer side
+OPEN_FACTOR = 5  # a bundle is calibrated anew in about five times the time in which a picture is drawn
 
 
 class Kept(NamedTuple):
@@ -43,7 +44,7 @@ class Teaching:
         self._jobs, self._products, self.config = jobs, products, jobs.config
         self.projects = Projects(self.config.data / "teach")
         self.background = Background(self.projects.folder, jobs.tell)
-        self._aside = Aside(self.config.http.draw_timeout_s)
+        self._aside = Aside(OPEN_FACTOR * self.config.http.draw_timeout_s)
 
     def start(self) -> None:
         self.background.recover()
