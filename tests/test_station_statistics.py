@@ -118,8 +118,8 @@ def test_scores_are_those_of_numpy(ledger: Ledger) -> None:
     values = np.array([row.score for row in rows])
     for each, since, until in zip(found, edges, edges[1:], strict=False):
         inside = values[(times >= since.timestamp()) & (times < until.timestamp())]
-        assert each.count == len(inside)
-        if each.count:
+        assert each.parts == len(inside)
+        if each.parts:
             assert each[1:] == pytest.approx((inside.min(), inside.mean(), inside.max()))
         else:
             assert np.isnan(each[1:]).all()

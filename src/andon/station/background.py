@@ -122,8 +122,10 @@ class Background:
                     work = self._work[name]
                     if kind == "progress":
                         self._work[name] = replace(work, **dict(zip(("stage", "done", "total"), what, strict=True)))
-                    elif kind in ("said", "warned"):
-                        self._work[name] = replace(work, **{kind: (*getattr(work, kind), what)})
+                    elif kind == "said":
+                        self._work[name] = replace(work, said=(*work.said, what))
+                    elif kind == "warned":
+                        self._work[name] = replace(work, warned=(*work.warned, what))
                     else:
                         end = {kind: what}
         process.join()

@@ -158,7 +158,7 @@ def p_chart(found: Iterable[Production]) -> PChart:
 class Scored(NamedTuple):
     """The scores of one period; NaN without any."""
 
-    count: int
+    parts: int
     low: float
     mean: float
     high: float

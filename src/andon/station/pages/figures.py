@@ -59,7 +59,7 @@ def charts(reader: Reader, product: Product, seen: Overview, zone: tzinfo) -> di
     name, since, until = product.name, seen.since, seen.until
     fine = statistics.periods(since, until, zone, FINE)
     summary = statistics.scores(reader, name, fine)
-    many = sum(each.count for each in summary) > SINGLE
+    many = sum(each.parts for each in summary) > SINGLE
     dots = statistics.dots(reader, name, since, until, SINGLE, doubtful=many)
     marks = statistics.marks(reader, name)
     points = seen.chart.points

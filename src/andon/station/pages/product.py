@@ -151,7 +151,12 @@ def confirmed(page: Operator, product: Name, since: str = "") -> Response:
     """How many parts people confirmed good: a part of the page of drift."""
     begin = moment(page, since) if since else None
     found = floor.confirmed(page.station.ledger, page.station.archive, _known(page, product).name, begin)
-    facts = {"count": len(found.pictures), "absent": found.absent, "disputed": found.disputed, "since": begin}
+    facts: dict[str, Any] = {
+        "count": len(found.pictures),
+        "absent": found.absent,
+        "disputed": found.disputed,
+        "since": begin,
+    }
     return page.render("confirmed.html", **facts)
 
 
@@ -203,9 +208,9 @@ def _compared(page: Page, work: Work) -> dict[str, Any]:
     found = work.result
     before, after, parts = found["before"], found["after"], found["parts"]
     limits = [(kind, each["review"]) for kind, each in (("before", before), ("after", after))]
-    scores, usual = [score for _, score, *_ in parts], found["usual"]
-    low = min(*scores, *usual, *(x for _, x in limits))
-    high = max(*scores, *usual, *(x for _, x in limits))
+    scores, usual = [float(score) for _, score, *_ in parts], [float(score) for score in found["usual"]]
+    shown = [*scores, *usual, *(float(x) for _, x in limits)]
+    low, high = min(shown), max(shown)
 
     def place(value: float) -> float:
         return round(20 + (STRIP.width - 40) * (value - low) / ((high - low) or 1), 1)
@@ -282,7 +287,8 @@ def _frame(page: Page, product: Product) -> tuple[int, int] | None:
     if size:
         return int(size[0]), int(size[1])
     if product.golden:
-        return struct.unpack(">II", _golden(page, product)[16:24])  # type: ignore[return-value]  # two numbers
+        width, height = struct.unpack(">II", _golden(page, product)[16:24])
+        return int(width), int(height)
     return None
 
 

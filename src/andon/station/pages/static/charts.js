@@ -59,6 +59,12 @@
     return uPlot.join(tables);
   }
 
+  // Records that became durable together have one time: each gets a place of its own beside the one before.
+  function apart(times) {
+    let last = -Infinity;
+    return times.map((time) => (last = Math.max(time, last + 1e-3)));
+  }
+
   const line = (label, name, format, more = {}) => ({
     label, stroke: colour(name), width: 2, value: (_, v) => format(v), points: { show: false }, ...more,
   });
@@ -131,7 +137,7 @@
       const many = s.times.length > 0;
       const data = joined(
         ...(many ? [[s.times, s.high, s.low, s.mean]] : []),
-        [d.times, others, pick("REVIEW"), pick("REJECT")],
+        [apart(d.times), others, pick("REVIEW"), pick("REJECT")],
         [edges, held(edges, all.thresholds, "review", all.until), held(edges, all.thresholds, "reject", all.until)],
       );
       const limit = { width: 2, paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true };
