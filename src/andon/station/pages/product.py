@@ -213,7 +213,7 @@ def _compared(page: Page, work: Work) -> dict[str, Any]:
     low, high = min(shown), max(shown)
 
     def place(value: float) -> float:
-        return round(20 + (STRIP.width - 40) * (value - low) / ((high - low) or 1), 1)
+        return float(round(20 + (STRIP.width - 40) * (value - low) / ((high - low) or 1), 1))
 
     words = {"before": page.translate("before"), "after": page.translate("after")}
     apart = limits[1][1] >= limits[0][1]
