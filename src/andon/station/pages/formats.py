@@ -1,6 +1,7 @@
 """Numbers and times as people of a language read them, in the zone of the plant."""
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -65,4 +66,4 @@ def _local(context: Context, text: str) -> str:
     return text.replace(".", ",") if context["language"] in COMMA else text
 
 
-FILTERS = {"moment": moment, "number": number, "whole": whole, "percent": percent, "bytes": size, "plain": plain}
+FILTERS: dict[str, Callable[..., Any]] = {"moment": moment, "number": number, "whole": whole, "percent": percent, "bytes": size, "plain": plain}
