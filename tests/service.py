@@ -58,12 +58,15 @@ def served(config: Config, told: list[str] | None = None, ready: bool = True) ->
     station = Station(config, sentences.append)
     try:
         station.start()
-        server = Server(station, sentences.append)
+        lines = Lines(station)
+        lines.start()
+        server = Server(station, sentences.append, lines)
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            until(lambda: server.started, "the server does not start")
-            service = Service(station, next(s for s in sentences if "http://" in s).split()[-1])
+            addresses: list[str] = []
+            until(lambda: addresses.extend(s for s in sentences if "http://" in s) or addresses, "no address is told")
+            service = Service(station, addresses[0].split()[-1])
             if ready:
                 service.ready()
             yield service
@@ -73,6 +76,7 @@ def served(config: Config, told: list[str] | None = None, ready: bool = True) ->
             station.closing = True
             server.should_exit = True
             thread.join()
+            lines.close()
     finally:
         station.close()
 

@@ -50,10 +50,14 @@ def test_each_picture_gets_its_result_once_also_after_a_restart(bundle_file: Pat
         assert huge["verdict"] == "ERROR" and "max_request_mb" in huge["error"]
         assert station.ledger.record(bad["record"]).key == bad["key"]
     save(pictures / "later.png", part(102))
-    with line(settings, told) as station:
+    with lined(settings, told) as (station, lines):
         assert read(results / "later.png.json")["verdict"] == "PASS"
         kept = station.ledger.history(kind="inspection", limit=10)
         assert sorted(row.part for row in kept) == ["bad", "good", "later", "torn"]
+        until(lambda: lines.status()[0].values[-1].name == "last result", "it is not shown")
+        (shown,) = lines.status()
+        assert (shown.place, shown.fault) == (str(pictures), "")
+        assert shown.values[-1][:3] == ("later.png.json", "last result", "PASS")
 
 
 def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:

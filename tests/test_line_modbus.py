@@ -119,6 +119,15 @@ def test_a_part_goes_through_the_whole_handshake(line: tuple[Station, Modbus], p
     assert (seen["product"], seen["digest"]) == (CAMERA, line[0].machine.memory.products["ring"].digest)
     assert not seen["busy"]
     plc.wait(heartbeat=at.HEARTBEAT - rest["heartbeat"])  # other passes through a graph toggle it too
+    shown = line[1].status()
+    values = {value.place: value for value in shown.values}
+    assert (shown.fault, shown.place) == ("", f"127.0.0.1:{line[1].port}")
+    assert values["0"].meaning == "ENABLE" and values["1"].meaning == "ring"
+    assert (values["8–23"].value, values["24–39"].value) == ("Ä-17", "A7")
+    assert {"READY", "VALID"} <= set(values["100"].meaning.split()) and values["101"].meaning == "Ready"
+    assert values["108–109"].value == f"{job}" and values["110"].meaning == values["111"].meaning == "PASS"
+    assert (values["120–135"].value, values["140–155"].value) == ("Ä-17", seen["digest"])
+    assert {**plc.read(), "heartbeat": 0} == {**seen, "heartbeat": 0}  # looking changes nothing
     plc.acknowledge()
     after = plc.read()
     assert (after["valid"], after["job"], after["output"], after["ready"]) == (False, 0, REJECT, True)

@@ -39,12 +39,17 @@ ABORTED = -4
 
 
 @pytest.fixture(scope="module")
-def line(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Station, int]]:
+def server(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Station, OpcUa]]:
     """`ring` with a simulated camera; `file` with a folder into which no file comes."""
     with lined(with_cameras(tmp_path_factory.mktemp("line"), bundle_file, opcua={"port": 0})) as (station, lines):
         until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
         (server,) = (each for each in lines.all if isinstance(each, OpcUa))
-        yield station, server.port
+        yield station, server
+
+
+@pytest.fixture
+def line(server: tuple[Station, OpcUa]) -> tuple[Station, int]:
+    return server[0], server[1].port
 
 
 class Plc:
@@ -182,6 +187,24 @@ def test_a_client_runs_a_whole_job(line: tuple[Station, int]) -> None:
 
     run(port, program)
     assert not station.machine.memory.latched
+
+
+def test_people_see_what_clients_see(server: tuple[Station, OpcUa]) -> None:
+    _, opcua = server
+
+    async def program(plc: Plc) -> None:
+        job, _ = await plc.start("looked at")
+        await plc.told("ResultReady", job)
+        await plc.comes(AUTOMATIC, "Ready")
+        shown = await asyncio.to_thread(opcua.status)
+        assert shown.place == f"opc.tcp://127.0.0.1:{opcua.port}/andon" and not shown.fault
+        states = {value.place: (value.value, value.meaning) for value in shown.values}
+        assert states["VisionStateMachine.CurrentState"] == ("4", "Operational")
+        assert states["AutomaticModeStateMachine.CurrentState"] == ("6", "Ready")
+        events = {(value.name, value.value) for value in shown.values if value.place == "event"}
+        assert ("ResultReady", f"job {job}, part looked at: PASS") in events
+
+    run(opcua.port, program)
 
 
 def test_two_jobs_are_told_apart_by_their_ids(line: tuple[Station, int]) -> None:

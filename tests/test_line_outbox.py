@@ -157,6 +157,10 @@ def test_the_last_will_tells_that_a_station_broke_off(broker: Broker, tmp_path: 
         mqtt = Mqtt(station, Settings(port=broker.port, prefix="works", user="line"))
         mqtt.start()
         until(lambda: reader.states() == [(True, False)], "no state comes")
+        shown = mqtt.status()
+        assert (shown.fault, shown.place) == ("", f"127.0.0.1:{broker.port}")
+        values = {(value.place, value.name): value.value for value in shown.values}
+        assert values[("works/line%2F1/state", "online")] == "true" and values[("outbox", "waiting")] == "0"
         mqtt.client.loop_stop()
         connection = mqtt.client.socket()
         assert connection
@@ -251,10 +255,17 @@ def test_a_webhook_that_is_away_stops_neither_the_station_nor_other_targets(
         {"name": "erp", "url": gone.url},
         {"name": "mes", "url": here.url, "secret_file": str(tmp_path / "secret")},
     ]
-    with line(tmp_path, webhook=hooks) as station:
+    (tmp_path / "bundles").mkdir()
+    with lined(config(tmp_path / "bundles", webhook=hooks)) as (station, lines):
         note(station, 1, 2)
         until(lambda: here.numbers() == [1, 2], "not taken")
         until(lambda: set(station.ledger.backlog()) == {"webhook:erp"}, "the outbox is not kept")
+        until(lambda: lines.status()[0].fault, "it is not shown")
+        erp, mes = lines.status()
+        assert erp.fault.startswith(f"{gone.url} cannot be reached") and erp.place == gone.url and not mes.fault
+        waiting, sent = erp.values
+        assert int(waiting.value) >= 2 and sent.value == "none since the start"
+        assert mes.values[0].value == "0" and ", record " in mes.values[1].value
     here.close()
 
 

@@ -38,7 +38,9 @@ def filled(url: str, folder: Path, records: int = 5) -> list[Row]:
             for job in range(1, records + 1)
         ]
         rows = ledger.append(entries, deliver=("mqtt",), state={"machine": "remembers"})
-        rows += ledger.append([decided(rows[0], "PASS", "Ayşe", "=dust"), Entry("event", body={"event": "door"})])
+        rows += ledger.append(
+            [decided(rows[0], "override", "Ayşe", "PASS", "=dust"), Entry("event", body={"event": "door"})]
+        )
         ledger.delivered("mqtt", 2)
         return rows
 

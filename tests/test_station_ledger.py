@@ -549,7 +549,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "9999"
-down_revision = "0001"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -576,7 +576,7 @@ def test_an_older_database_is_brought_up_to_date_and_a_newer_one_refused(
         rows = ledger.append([event("old")])
     with monkeypatch.context() as newer:
         with_next_version(tmp_path / "a", newer)
-        with pytest.raises(StationError, match=r"version 0001 of the records, expected 9999\. Start the station once"):
+        with pytest.raises(StationError, match=r"version 0002 of the records, expected 9999\. Start the station once"):
             Reader(database, "s")
         with Ledger(database, "s") as ledger:
             assert sa.inspect(ledger.engine).has_table("more")
@@ -584,7 +584,7 @@ def test_an_older_database_is_brought_up_to_date_and_a_newer_one_refused(
             assert ledger.append([event("new")])[0].sequence == 2
             assert ledger.verify() == []
     for opened in (Ledger, Reader):
-        with pytest.raises(StationError, match="version 9999 of the records, newer than 0001"):
+        with pytest.raises(StationError, match="version 9999 of the records, newer than 0002"):
             opened(database, "s")
 
 

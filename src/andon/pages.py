@@ -7,11 +7,13 @@ import jinja2
 
 from andon.calibration import percent
 
+FOLDERS = ("templates", "station/pages/templates")
+
 
 def render(template: str, **values: Any) -> bytes:
     """Render a page. All names and messages in it are escaped."""
     pages = jinja2.Environment(
-        loader=jinja2.PackageLoader("andon", "templates"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("andon", each) for each in FOLDERS]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -120,13 +120,8 @@ def overlay(
     a colour bar on the right, with the threshold marked.
     """
     photo = display(_scale(pixels, side))  # scaled first: float copies of a large image would need a gigabyte
-    size = (photo.shape[1], photo.shape[0])
-    uninspected = np.isnan(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_NEAREST))
-    values = np.asarray(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
-    positions = np.nan_to_num(scale.normalize(values))
-    alpha = OPACITY * np.minimum(positions / THRESHOLD_AT, 1)[:, :, None] ** 1.5
-    indices = (positions * 255).astype(np.uint8)
-    colours = cv2.cvtColor(cv2.applyColorMap(indices, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    colours, opacity, uninspected = _colours(anomaly_map, scale, (photo.shape[1], photo.shape[0]))
+    alpha = OPACITY * opacity[:, :, None]
     picture = _picture(np.round(photo * (1 - alpha) + colours * alpha).astype(np.uint8))
     if uninspected.any():
         _hatch(picture, uninspected)
@@ -134,6 +129,44 @@ def overlay(
         outline(picture, mask, TRUTH)
     outline(picture, _area(anomaly_map > scale.threshold, regions), REGION)
     return _picture(np.hstack([picture, colour_bar(scale, picture.shape[0])])) if bar else picture
+
+
+def _colours(anomaly_map: Array, scale: Scale, size: tuple[int, int]) -> tuple[Picture, Array, Mask]:
+    """Colours (h, w, 3), opacity (h, w) from 0 to 1 at the threshold, and what was not inspected (h, w), for a map.
+
+    size: width and height.
+    """
+    uninspected: Mask = np.isnan(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_NEAREST))
+    values = np.asarray(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
+    positions = np.nan_to_num(scale.normalize(values))
+    opacity: Array = np.minimum(positions / THRESHOLD_AT, 1) ** 1.5
+    colours = cv2.applyColorMap((positions * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return _picture(cv2.cvtColor(colours, cv2.COLOR_BGR2RGB)), opacity, uninspected
+
+
+def layer(anomaly_map: Array, scale: Scale, side: int) -> bytes:
+    """Draw the heat map (H, W) alone, as PNG with transparency, of at most `side` pixels; the threshold is outlined."""
+    height, width = anomaly_map.shape
+    factor = min(1.0, side / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    colours, opacity, uninspected = _colours(anomaly_map, scale, size)
+    alpha = np.round(255 * opacity).astype(np.uint8)
+    if uninspected.any():
+        _hatch(colours, uninspected)
+        alpha[uninspected] = 150
+    outlined = np.zeros((*size[::-1], 3), np.uint8)
+    outline(outlined, np.asarray(anomaly_map > scale.threshold), REGION)
+    drawn = outlined.any(axis=2)
+    colours[drawn], alpha[drawn] = outlined[drawn], 255
+    ok, data = cv2.imencode(".png", np.dstack([colours[..., ::-1], alpha]))
+    if not ok:
+        raise ValueError(f"OpenCV cannot write a heat map of {size}")
+    return data.tobytes()
+
+
+def shrunk(pixels: Pixels, side: int) -> Pixels:
+    """Scale an image (H, W, c) so that its longer side has `side` pixels; depth and channels stay."""
+    return _scale(pixels, side)
 
 
 def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:

@@ -22,6 +22,7 @@ from andon.errors import AndonError, out_of_memory
 GROUPS = {
     "Inspect": (
         judging.check,
+        making.regions,
         making.preview,
         making.train,
         making.calibrate,

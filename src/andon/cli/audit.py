@@ -65,21 +65,21 @@ def verify(
     exist, with the contents that its record names. Exit code 0: all is whole; 1: something is not.
     """
     from andon import files
-    from andon.station import reader
+    from andon.station import reader, upkeep
+    from andon.station.archive import Archive
 
     if noted and not station:
         raise AndonError("--noted without --station; expected the station whose record was noted. Name it.")
     found = []
     for name in [station] if station else reader.names(records):
         with reader.Reader(records, name) as chain:
-            sequence, digest = chain.head()
-            wrong = [f"record {each.sequence}: {each.what}" for each in chain.verify()]
-            wrong += _noted(chain, noted) if noted else []
-            wrong += _damaged(chain, pictures) if pictures else []
-        found.append({"station": name, "records": sequence, "digest": digest, "wrong": wrong})
+            each = upkeep.verified(chain, Archive(pictures) if pictures else None)
+            each["wrong"] += _noted(chain, noted) if noted else []
+        found.append(each)
         if not as_json:
+            sequence, wrong = each["records"], each["wrong"]
             print(f"{name}: {counted(sequence, 'record')}, {'NOT WHOLE' if wrong else 'whole'}")
-            print("\n".join([f"  {each}" for each in wrong] or [f"  note: {sequence}:{digest}"]))
+            print("\n".join([f"  {one}" for one in wrong] or [f"  note: {sequence}:{each['digest']}"]))
     if as_json:
         print(files.strict_json(found, indent=1))
     if any(each["wrong"] for each in found):
@@ -160,19 +160,6 @@ def _noted(chain: "Reader", noted: str) -> list[str]:
         raise AndonError(f"--noted {noted}: expected NUMBER:DIGEST as `andon audit verify` prints it. Correct it.")
     row = chain.record(int(number)) if len(number) < 19 else None
     return [] if row and row.digest == digest else [f"record {number}: is not the one that was noted"]
-
-
-def _damaged(chain: "Reader", pictures: Path) -> list[str]:
-    from andon.station.archive import Archive
-    from andon.station.events import StationError
-
-    archive, wrong = Archive(pictures), []
-    for digest in chain.pictures():
-        try:
-            archive.open(digest)
-        except StationError as error:
-            wrong.append(str(error))
-    return wrong
 
 
 def _line(row: "Row") -> str:

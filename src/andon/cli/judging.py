@@ -167,25 +167,21 @@ def check(
     unreliable.
     """
     from andon import files
-    from andon.data import check, dataset
-    from andon.evaluate import crude
+    from andon.data import dataset
     from andon.training import resolution, suspects
-    from andon.training.train import compose, construct
+    from andon.training.checking import check_images
+    from andon.training.train import compose
 
     wanted = resolution.length(smallest_defect) if smallest_defect else None
     if out:
         files.prepare(out / "suspects.jpg")
     data = dataset.load(folder, groups=groups, good=good or ())
     with progress_bars(quiet or as_json) as progress:
-        judged = suspects.look(data, progress)
-        further = [*suspects.findings(judged, data), *crude.findings(data, progress)]
-        model, recipe = construct(compose(folder))
-        further += resolution.findings(recipe, data.training_images(), model.stride, wanted)
-        checked = check.check(data, progress, further)
+        report, judged = check_images(data, compose(folder), wanted, progress)
     if out and judged:
         files.write(out / "suspects.jpg", suspects.sheet(judged))
-    print(files.strict_json(checked.record(), indent=1) if as_json else checked.text())
-    if checked.failed:
+    print(files.strict_json(report.record(), indent=1) if as_json else report.text())
+    if report.failed:
         raise typer.Exit(1)
 
 

@@ -93,6 +93,42 @@ def preview(
     print(out)
 
 
+def regions(
+    source: Annotated[
+        str, typer.Argument(help="A folder of good images, or a recipe (.toml).", show_default=False, metavar="SOURCE")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The recipe that the page is for.")] = Path("recipe.toml"),
+    good: Good = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page for the browser that draws crop, region of interest and areas to ignore on a picture.
+
+    The page is written beside the recipe, as RECIPE.html. It needs no station and no connection. It shows the lines of
+    the recipe, and saves the whole recipe. If the recipe exists, the page begins with it.
+    """
+    from andon import files
+    from andon.recipe import Recipe
+    from andon.training import regions
+    from andon.training.train import compose
+
+    if out.suffix.lower() != ".toml":
+        raise AndonError(f"--out {out}: expected the path of a recipe, such as recipe.toml. Correct it.")
+    page = out.with_suffix(".html")
+    files.prepare(page)
+    if Path(source).suffix.lower() == ".toml":
+        recipe = Recipe.load(source)
+        recipe = (
+            recipe.model_copy(update={"data": recipe.data.model_copy(update={"good": tuple(good)})}) if good else recipe
+        )
+    else:
+        found = compose(source, good=good or ())
+        recipe = Recipe.load(out) if files.is_file(out) else Recipe(product=found.product)
+        recipe = recipe.model_copy(update={"data": found.data})
+    with progress_bars(quiet) as progress:
+        files.write(page, regions.page(recipe, out, progress))
+    print(page)
+
+
 def _seconds(time: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", time.strip().lower())
     if not match or float(match[1]) == 0:

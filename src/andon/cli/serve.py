@@ -55,7 +55,7 @@ def serve(
         lines = Lines(station)
         try:
             lines.start()
-            server = Server(station, _tell)
+            server = Server(station, _tell, lines)
             server.run()
         finally:
             lines.close()

@@ -92,8 +92,6 @@ def recalibrate(
     The station is only read. Upload, release and activate the new bundle to use it. Its history names the bundle before
     it and the digests of the pictures.
     """
-    from itertools import islice
-
     from andon import files
     from andon.bundle import Bundle, check_writable
     from andon.station import floor, reader
@@ -111,36 +109,10 @@ def recalibrate(
     with reader.opened(records, name) as chain:
         if before.digest() not in Catalogue(chain.walk(kind="change")).product(product).versions:
             raise AndonError(f"{bundle}: no bundle of product '{product}' at this station. Give one that it knows.")
-        found = floor.confirmed(chain, archive, product, moment(since))
-        whose = chain.station
-    used = dict(islice(found.pictures.items(), floor.MOST))
-    tell(f"{counted(len(used), 'picture')} of parts confirmed good")
-    for count, why in (
-        (found.absent, "the picture was not kept, or aged out"),
-        (found.disputed, "the same picture was also found defective"),
-        (len(found.pictures) - len(used), f"only the {floor.MOST} decided last are used"),
-    ):
-        if count:
-            warn(f"left out: {counted(count, 'confirmed part')}: {why}")
-    if not used:
-        raise AndonError(
-            f"product '{product}': no picture of a part confirmed good. Confirm the verdicts of good parts, and keep "
-            "more pictures of passes (keep_one_in)."
-        )
-    with floor.folder(used, archive) as folder, progress_bars(quiet) as progress:
-        after = calibrating.recalibrate(
-            before,
-            folder,
-            groups=floor.GROUPS,
-            good=(".",),
-            add=not replace,
-            progress=progress,
-            tell=tell,
-            warn=warn,
-        )
-    digests = [digest for digest in after.calibration.digests if digest in used]
-    history = f"{calibrating.now()} confirmed good at station {whose}, {counted(len(digests), 'picture')}: "
-    after = after.revise(history + ", ".join(digests))
+        with progress_bars(quiet) as progress:
+            _, after, _ = floor.recalibrate(
+                before, chain, archive, product, moment(since), progress, tell, warn, replace=replace
+            )
     for sentence in calibrating.before_and_after(before, after):
         tell(sentence)
     after.save(out)

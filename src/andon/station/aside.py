@@ -33,7 +33,7 @@ class Aside:
         """The result of a function of a module, called with plain data. StationError when it ended the process."""
         with self._lock:
             if self._pool is None:
-                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _follow)
+                self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), follow)
             try:
                 return self._pool.submit(function, *arguments).result(self.timeout_s)
             except (BrokenProcessPool, TimeoutError) as error:
@@ -53,7 +53,7 @@ class Aside:
             pool.shutdown(cancel_futures=True)
 
 
-def _follow() -> None:
+def follow() -> None:
     """End this process with the station, however that ends."""
     station = multiprocessing.parent_process()
     assert station
@@ -78,6 +78,8 @@ def describe(path: str) -> dict[str, Any]:
         "input": bundle.manifest.input.model_dump(mode="json"),
         "thresholds": bundle.calibration.thresholds(decision)._asdict(),
         "typical": bundle.calibration.typical,
+        "calibrated": {"images": bundle.calibration.images, "parts": bundle.calibration.parts},
+        "recipe": bundle.recipe.model_dump(mode="json", exclude={"data"}),
         "promises": bundle.calibration.describe(decision),
         "history": bundle.manifest.history,
         "deadline_ms": bundle.recipe.deadline_ms,
@@ -98,6 +100,34 @@ def picture(path: str) -> bytes:
     from andon.pictures import image
 
     return render.encode(render.display(image.read(Path(path)).pixels), "png")
+
+
+def shown(picture: str | bytes, side: int) -> bytes:
+    """A picture, of a file or as its bytes, as JPEG of at most `side` pixels."""
+    from andon import render
+    from andon.pictures import image
+
+    pixels = image.read(Path(picture) if isinstance(picture, str) else picture).pixels
+    if max(pixels.shape[:2]) > side:
+        pixels = render.shrunk(pixels, side)
+    return render.encode(render.display(pixels), "jpg")
+
+
+def size(picture: str | bytes) -> tuple[int, int]:
+    """Width and height of a picture, of a file or as its bytes, in pixels."""
+    from andon.pictures import image
+
+    height, width = image.read(Path(picture) if isinstance(picture, str) else picture).full
+    return width, height
+
+
+def layer(map: str | bytes, typical: float, threshold: float, side: int) -> bytes:
+    """A heat map alone, of a file or as its bytes, as transparent PNG of at most `side` pixels."""
+    from andon import render
+    from andon.station.answers import Map
+
+    found = Map.from_bytes(Path(map).read_bytes() if isinstance(map, str) else map).enlarge()
+    return render.layer(found, render.Scale.of(typical, threshold), side)
 
 
 def heat_map(path: str, map_path: str, typical: float, threshold: float) -> bytes:

@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import sqlite3
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ import sqlalchemy as sa
 import andon
 from andon import files
 from andon.errors import AndonError, StorageError, few
+from andon.progress import Progress, silent
 from andon.station import schema
 from andon.station.archive import Archive
 from andon.station.entries import Entry, chained, draft, stamp
@@ -33,6 +35,7 @@ FORMAT = 1
 DATABASE, PICTURES, ALSO, MANIFEST = "records.db", "pictures", "also", "manifest.json"
 TABLES = (schema.stations, schema.records, schema.outbox, schema.pictures)
 PAGE = 1000
+CHUNK = 1 << 20
 JOBS_SKIPPED = 1_000_000
 """Job ids that may have been given between a backup and its restoring; they are never given again."""
 
@@ -47,7 +50,9 @@ class Copied(NamedTuple):
     """Where the chain of a station does not hold; it is copied as it is."""
 
 
-def backup(url: str, out: Path, archive: Path | None = None, also: Sequence[Path] = ()) -> Copied:
+def backup(
+    url: str, out: Path, archive: Path | None = None, also: Sequence[Path] = (), progress: Progress = silent
+) -> Copied:
     """Copy a database, an archive and further files to a folder that is not there yet, while the station runs.
 
     AndonError when something cannot be read or written; nothing is left of a backup that did not end.
@@ -64,8 +69,9 @@ def backup(url: str, out: Path, archive: Path | None = None, also: Sequence[Path
         with _told(out):
             part.mkdir()
             with _connection(url, writes=False) as source, _new(part / DATABASE) as target:
+                progress("copying records", 0, 0)
                 _copy_tables(source, target)
-            copied = _look(part / DATABASE, archive, part / PICTURES)
+            copied = _look(part / DATABASE, archive, part / PICTURES, progress)
             for path in also:
                 _copy(path, part / ALSO / path.name)
             manifest = {
@@ -81,6 +87,20 @@ def backup(url: str, out: Path, archive: Path | None = None, also: Sequence[Path
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return copied
+
+
+def packed(folder: Path) -> Iterator[bytes]:
+    """A whole backup as one TAR file, piece by piece; unpacked, it is the folder again."""
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            info = tarfile.TarInfo(str(path.relative_to(folder.parent)))
+            info.size, info.mtime, info.mode = about.st_size, int(about.st_mtime), 0o600
+            yield info.tobuf(tarfile.PAX_FORMAT)
+            while piece := file.read(CHUNK):
+                yield piece
+            yield bytes(-about.st_size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
 
 
 def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
@@ -166,7 +186,7 @@ def _copy_tables(source: sa.Connection, target: sa.Connection) -> None:
             rows = source.execute(query.where(key > last)).mappings().all()
 
 
-def _look(database: Path, source: Path | None, target: Path | None) -> Copied:
+def _look(database: Path, source: Path | None, target: Path | None, progress: Progress = silent) -> Copied:
     """Verify the chains of a copy, and copy the pictures that it names where both archives are named."""
     records: dict[str, int] = {}
     breaks: dict[str, list[str]] = {}
@@ -175,11 +195,14 @@ def _look(database: Path, source: Path | None, target: Path | None) -> Copied:
     for name in names(str(database)):
         with Reader(str(database), name) as reader:
             records[name], _ = reader.head()
-            breaks[name] = [f"record {each.sequence} {each.what}" for each in reader.verify()]
+            breaks[name] = [f"record {each.sequence} {each.what}" for each in reader.verify(progress)]
             if source and target:
-                lacking = [digest for digest in reader.pictures() if not _copy_picture(Archive(source), digest, target)]
-                missing += lacking
-                count += sum(1 for _ in reader.pictures()) - len(lacking)
+                total, lacking = sum(1 for _ in reader.pictures()), len(missing)
+                for number, digest in enumerate(reader.pictures()):
+                    progress("copying pictures", number, total)
+                    if not _copy_picture(Archive(source), digest, target):
+                        missing.append(digest)
+                count += total - (len(missing) - lacking)
     return Copied(records, count, missing, {name: found for name, found in breaks.items() if found})
 
 

@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from andon.errors import unknown
 from andon.station.entries import Entry, Row
 from andon.station.events import Outcome, StationError
 from andon.station.runs import Parts
+
+PROSE = ("history", "promises")
+"""What a bundle says of itself in sentences."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,29 @@ class Catalogue:
         if row.verdict != Outcome.PASS:
             escapes[body["record"]] = Escape(str(row.part), body["record"], body.get("picture", ""))
         self.products = {**self.products, product.name: replace(product, escapes=escapes)}
+
+
+class Difference(NamedTuple):
+    """What two versions say differently of one thing."""
+
+    name: str
+    before: Any
+    """None: nothing."""
+    after: Any
+
+
+def differences(before: Version, after: Version) -> list[Difference]:
+    """What differs between two bundles, of what both say of themselves; histories and promises are left out."""
+    both = [name for name in before.about if name in after.about and name not in PROSE]
+    old, new = (_flat("", {name: each.about[name] for name in both}) for each in (before, after))
+    names = [*old, *(name for name in new if name not in old)]
+    return [Difference(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, each in value.items() for k, v in _flat(f"{name}.{key}" if name else key, each).items()}
 
 
 def change(what: str, who: str, product: str | None = None, **facts: Any) -> Entry:

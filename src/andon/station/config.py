@@ -4,8 +4,9 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
+from zoneinfo import available_timezones
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from andon import files
 from andon.recipe import validate
@@ -65,6 +66,24 @@ class Keeping(_Section):
     """Of the pictures that passed; all others are kept."""
 
 
+class Pages(_Section):
+    """The pages for people."""
+
+    idle_minutes: Positive = 30
+    """A person who does nothing for so long is signed out."""
+    stay_signed_in: bool = False
+    """Whether the screen of an operator stays signed in all the same."""
+    zone: str = ""
+    """Time zone of the plant, such as Europe/Berlin; empty: that of this computer."""
+
+    @field_validator("zone")
+    @classmethod
+    def _known(cls, zone: str) -> str:
+        if zone and zone not in available_timezones():
+            raise ValueError(f"'{zone}' is no time zone; expected one such as Europe/Berlin")
+        return zone
+
+
 class ProductSettings(_Section):
     deadline_ms: Positive | None = None
     """Overrides that of the recipe."""
@@ -100,6 +119,7 @@ class Config(_Section):
     http: Http = Http()
     workers: Processes = Processes()
     pictures: Keeping = Keeping()
+    pages: Pages = Pages()
     products: dict[Annotated[str, Field(pattern=f"^{PRODUCT}$")], ProductSettings] = {}
     log: Literal["text", "json"] = "text"
     modbus: Modbus | None = None

@@ -136,31 +136,44 @@ def inspected(
     )
 
 
-def decided(row: "Row", verdict: str, who: str, reason: str = "") -> Entry:
-    """What an operator says of an inspection: the same verdict confirms it, another overrides it, with a reason."""
+DISPUTE = "dispute"
+"""The decision that a person must look at a part again."""
+
+
+def decided(
+    row: "Row",
+    decision: Literal["confirm", "override", "dispute"],
+    who: str,
+    verdict: str | None = None,
+    reason: str = "",
+    *,
+    key: str = "",
+    defect: str = "",
+    box: tuple[int, int, int, int] | None = None,
+) -> Entry:
+    """What a person says of an inspection. StationError when it says too little or too much.
+
+    Args:
+        row: of the inspection.
+        decision: `confirm` its verdict; `override` it by `verdict`, with a reason; `dispute` it: the part waits for a
+            decision.
+        who, key: name and id of the person's key.
+        defect: its kind, where there is one.
+        box: x, y, width, height of the defect, pixels of the picture.
+    """
     check_text("operator", who, LONGEST_TEXT)
-    overridden = verdict != row.verdict
-    if row.kind != "inspection" or (overridden and not reason.strip()):
-        raise StationError(
-            f"decision {verdict} on record {row.sequence}, a record of kind {row.kind} with verdict {row.verdict}: "
-            "expected an inspection, and a reason for another verdict. Give it."
-        )
-    return Entry(
-        "decision",
-        job=row.job,
-        product=row.product,
-        part=row.part,
-        lot=row.lot,
-        verdict=verdict,
-        body={
-            "decision": "override" if overridden else "confirm",
-            "who": who,
-            "reason": reason,
-            "of": row.sequence,
-            "verdict before": row.verdict,
-            "digest": row.body.get("digest"),
-        },
-    )
+    found = f"decision '{decision}' on record {row.sequence}"
+    if row.kind != "inspection":
+        raise StationError(f"{found}, which is of kind {row.kind}; expected an inspection.")
+    if decision == "override" and (verdict is None or not reason.strip()):
+        raise StationError(f"{found} without verdict or reason; expected both.")
+    if decision != "override" and verdict is not None:
+        raise StationError(f"{found} with verdict {verdict}; expected none. Override to change it.")
+    facts: dict[str, Any] = {"decision": decision, "verdict": verdict, "reason": reason}
+    marks = {name: value for name, value in (("defect", defect), ("box", box and list(box))) if value}
+    body = {**facts, **marks, "record": row.sequence, "was": row.verdict, "who": who, "key": key}
+    stands = None if decision == DISPUTE else verdict or row.verdict
+    return Entry("decision", row.job, row.product, row.part, row.lot, stands, body=body)
 
 
 def draft(entry: Entry) -> dict[str, Any]:

@@ -72,6 +72,15 @@ class Flight:
         return Entry("event", job.id, job.product, job.part, self.lot, self.ended.value, body=facts)
 
 
+class Latest(NamedTuple):
+    """The picture of the last part of a product."""
+
+    job: int
+    picture: bytes
+    map: bytes
+    """Empty: the graph did not see the picture."""
+
+
 class Feed:
     """What happens, for one view: events of the machine, and records once they are durable. Read it from any thread."""
 

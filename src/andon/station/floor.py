@@ -1,20 +1,25 @@
 """What people on the floor say of inspections: good parts to calibrate on, escapes that a bundle must catch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from andon.errors import StorageError
+from andon.errors import AndonError, StorageError, counted
 from andon.files import reason
+from andon.progress import Progress, silent
 from andon.station.archive import Archive
 from andon.station.catalogue import Escape
 from andon.station.entries import Row, stamp_of
 from andon.station.events import Outcome, StationError
 from andon.station.reader import Reader
 from andon.station.workers import Workers
+
+if TYPE_CHECKING:
+    from andon.bundle import Bundle
 
 MOST = 1000
 """Good pictures of one recalibration: the digests of all stand in the history of the bundle."""
@@ -82,6 +87,59 @@ def folder(pictures: dict[str, str], archive: Archive) -> Iterator[Path]:
             except OSError as error:
                 raise StorageError(f"{place}: pictures cannot be copied: {reason(error)}. Free space.") from error
         yield Path(place)
+
+
+class Recalibrated(NamedTuple):
+    """A bundle before and after a recalibration on parts confirmed good."""
+
+    before: "Bundle"
+    after: "Bundle"
+    parts: list[str]
+    """(n,) the part that each picture of the new calibration shows; empty: it was in the calibration before."""
+
+
+def recalibrate(
+    before: "Bundle",
+    reader: Reader,
+    archive: Archive,
+    product: str,
+    since: datetime | None = None,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda sentence: None,
+    warn: Callable[[str], None] = lambda sentence: None,
+    *,
+    replace: bool = False,
+) -> Recalibrated:
+    """Recalibrate a bundle on pictures that people confirmed good; its history says so. The station is only read.
+
+    The pictures join those of the calibration before; with `replace`, and where others gave its scores, they take their
+    place. Errors: AndonError when there is no such picture.
+    """
+    from andon.training import calibrating
+
+    found = confirmed(reader, archive, product, since)
+    used = dict(islice(found.pictures.items(), MOST))
+    tell(f"{counted(len(used), 'picture')} of parts confirmed good")
+    for count, why in (
+        (found.absent, "the picture was not kept, or aged out"),
+        (found.disputed, "the same picture was also found defective"),
+        (len(found.pictures) - len(used), f"only the {MOST} decided last are used"),
+    ):
+        if count:
+            warn(f"left out: {counted(count, 'confirmed part')}: {why}")
+    if not used:
+        raise AndonError(
+            f"product '{product}': no picture of a part confirmed good. Confirm the verdicts of good parts, and keep "
+            "more pictures of passes (keep_one_in)."
+        )
+    with folder(used, archive) as place:
+        after = calibrating.recalibrate(
+            before, place, groups=GROUPS, good=(".",), add=not replace, progress=progress, tell=tell, warn=warn
+        )
+    digests = [digest for digest in after.calibration.digests if digest in used]
+    history = f"{calibrating.now()} confirmed good at station {reader.station}, {counted(len(digests), 'picture')}: "
+    parts = [used.get(digest, "") for digest in after.calibration.digests]
+    return Recalibrated(before, after.revise(history + ", ".join(digests)), parts)
 
 
 def missed(bundle: Path, escapes: Iterable[Escape], archive: Archive, max_bytes: int) -> list[str]:

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,9 +22,9 @@ from andon.station.answers import Answer
 from andon.station.archive import Archive
 from andon.station.config import Config
 from andon.station.drift import Change
-from andon.station.entries import Entry, Picture, Row
+from andon.station.entries import Entry, Picture, Row, stamp
 from andon.station.events import Alarm, Event, Job, Memory, Outcome, Result, StationError, Transitioned
-from andon.station.flight import Feed, Finished, Flight
+from andon.station.flight import Feed, Finished, Flight, Latest
 from andon.station.keeper import Keeper
 from andon.station.ledger import Ledger
 from andon.station.loaded import Loaded
@@ -32,6 +33,7 @@ from andon.station.metrics import Metrics
 from andon.station.retention import Retention, worth
 
 IDS = 1000  # job ids that are reserved at a time
+LOG = 1000  # sentences that are kept
 FROZEN = "the same picture as of the part before: the camera gives no new pictures"
 ENDS = {
     Outcome.LATE: "there was no verdict at the deadline",
@@ -53,13 +55,17 @@ class Jobs(ABC):
     """
 
     def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
-        self.config, self.tell = config, tell
+        self.config, self._listener = config, tell
+        self.log: deque[tuple[str, str]] = deque(maxlen=LOG)
+        """Times and sentences that the person who started it was told, the oldest first."""
         self.lock = threading.RLock()
         """Held for every call of the machine."""
         self.loaded: dict[str, Loaded] = {}
         """The bundles of prepared products, in their processes."""
         self.idle: dict[str, str] = {}
         """Products whose processes have ended because nobody used them, with the digests of their bundles."""
+        self.latest: dict[str, Latest] = {}
+        """The last part of each product, for people who watch: most pictures of passes are not kept."""
         self._flights: dict[int, Flight] = {}
         self._feeds: list[Feed] = []
         self._unkept: dict[str, tuple[bytes, str]] = {}
@@ -79,6 +85,11 @@ class Jobs(ABC):
         except BaseException:
             self.ledger.close()
             raise
+
+    def tell(self, sentence: str) -> None:
+        """Tell the person who started the station, and keep it for the page of settings."""
+        self.log.append((stamp(time.time()), sentence))
+        self._listener(sentence)
 
     @property
     def ready(self) -> bool:
@@ -187,7 +198,10 @@ class Jobs(ABC):
 
     def _enter(self, flight: Flight, verdict: Outcome, body: dict[str, Any], answer: Answer | None = None) -> None:
         """Hand the record of a job to the keeper, unless the job has ended meanwhile."""
-        pictures = self._archive(flight, verdict, answer.map.to_bytes() if answer and answer.map else b"")
+        found = answer.map.to_bytes() if answer and answer.map else b""
+        if not flight.job.challenge:
+            self.latest[flight.job.product] = Latest(flight.job.id, flight.data, found)
+        pictures = self._archive(flight, verdict, found)
         kept = dict(zip(("picture", "map"), (each.digest for each in pictures), strict=False))
         score, p_value = (answer.score, answer.p_value) if answer else (None, None)
         entry = flight.entry(verdict, score, p_value, {**self._software, **body, "kept": kept}, pictures)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import sqlalchemy as sa
 
 from andon.errors import counted
+from andon.progress import Progress, silent
 from andon.station import schema
 from andon.station.entries import LONGEST_NAME, LONGEST_TEXT, Kind, Row, check_number, check_text, stamp_of
 from andon.station.events import StationError
@@ -107,9 +108,9 @@ class Reader:
             conditions.append(table.sequence > after if oldest_first else table.sequence < after)
         with self.reading() as connection:
             if since is not None:
-                conditions.append(table.sequence >= self._first(connection, table.time >= stamp_of(since)))
+                conditions.append(table.sequence >= self.first(connection, table.time >= stamp_of(since)))
             if until is not None:
-                conditions.append(table.sequence < self._first(connection, table.time > stamp_of(until)))
+                conditions.append(table.sequence < self.first(connection, table.time > stamp_of(until)))
             if score is not None:
                 filters.append(table.score.between(*score))
                 conditions.append((table.score + 0).between(*score))  # + 0: not by the index, which would sort all
@@ -130,7 +131,7 @@ class Reader:
                 return [sequence.in_(sa.select(those.limit(FEW + MOST).cte().c.sequence))]
         return []
 
-    def _first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
+    def first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
         """The sequence number of the first record in time; one that comes after all when there is none."""
         table = schema.records.c
         query = sa.select(table.sequence).where(table.station == self.station, condition)
@@ -190,7 +191,7 @@ class Reader:
             )
         return int(found.sequence), str(found.digest)
 
-    def verify(self) -> list[Break]:
+    def verify(self, progress: Progress = silent) -> list[Break]:
         """Walk the chain and name each place where it does not hold. Records that come meanwhile are left out."""
         last, noted = self.head()
         breaks: list[Break] = []
@@ -198,6 +199,8 @@ class Reader:
         for row in self.walk():
             if row.sequence > last:
                 break
+            if row.sequence % PAGE == 0:
+                progress("verifying records", row.sequence, last)
             if row.sequence != sequence + 1:
                 breaks.append(Break(sequence + 1, f"records {sequence + 1} to {row.sequence - 1} are missing"))
             elif row.previous != digest:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -37,6 +38,19 @@ LEFTOVER_S = 3600
 def worth(outcome: str) -> int:
     """What is worth less goes first: a pass 0, a review 1, all else 2."""
     return {Outcome.PASS.value: 0, Outcome.REVIEW.value: 1}.get(outcome, 2)
+
+
+class Usage(NamedTuple):
+    """What the archive holds of pictures of one worth."""
+
+    worth: int
+    """0: of passes; 1: of reviews; 2: of all others."""
+    files: int
+    """Pictures and maps."""
+    size: int
+    """Bytes."""
+    oldest: str
+    """Time of the record."""
 
 
 class Retention:
@@ -78,6 +92,15 @@ class Retention:
         """Whether the picture of a job is kept. Drawn by the job's id, not counted: a line has rhythms of its own."""
         drawn = int(files.digest(f"{self.ledger.station}:{job}".encode())[:12], 16)
         return worth(outcome) > 0 or drawn % self.keep_one_in == 0
+
+    def usage(self) -> list[Usage]:
+        """What is kept, from passes to rejects."""
+        table = schema.pictures.c
+        count, size, oldest = sa.func.count(), sa.func.sum(table.size), sa.func.min(table.time)
+        query = sa.select(table.worth, count, size, oldest).where(table.station == self.ledger.station)
+        with self.ledger.reading() as connection:
+            rows = connection.execute(query.group_by(table.worth).order_by(table.worth))
+            return [Usage(worth, number, int(total), str(first)) for worth, number, total, first in rows]
 
     def step(self) -> int:
         """Take out at most `BATCH` pictures; return how many went. 0: the archive is within its limits."""

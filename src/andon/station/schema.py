@@ -68,6 +68,8 @@ records = sa.Table(
     sa.Index("records_verdict", "station", "verdict", "sequence", "product", "score"),
     sa.Index("records_kind", "station", "kind", "sequence", sqlite_where=OTHERS, postgresql_where=OTHERS),
     sa.Index("records_story", "part", "time"),
+    # Statistics are made from the index alone.
+    sa.Index("records_statistics", "station", "product", "time", "sequence", "kind", "verdict", "score"),
 )
 outbox = sa.Table(
     "outbox",

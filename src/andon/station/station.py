@@ -16,6 +16,8 @@ from andon.station.flight import Finished, Flight
 from andon.station.jobs import IDS, Jobs
 from andon.station.keys import Keys
 from andon.station.products import Products
+from andon.station.teaching.teach import Teaching
+from andon.station.upkeep import Upkeep
 
 TICK_S = 0.02
 LOOK_S = 0.25
@@ -37,6 +39,8 @@ class Station(Jobs):
         try:
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
+            self.teaching = Teaching(self, self.products)
+            self.upkeep = Upkeep(config, self.ledger, self.products)
         except BaseException:
             self.ledger.close()
             raise
@@ -54,11 +58,13 @@ class Station(Jobs):
             thread.start()
         self.retention.start(lambda error: self.tell(f"pictures: {error}"))
         self.products.start()
+        self.teaching.start()
 
     def close(self) -> None:
         """End all jobs, write what waits, and let go of everything."""
         self.closing = True
         self._stop.set()
+        self.upkeep.close()
         if self._threads[0].ident:
             for thread in self._threads:
                 thread.join()
@@ -66,6 +72,7 @@ class Station(Jobs):
                 self.do(self.machine.halt)
             self._pool.shutdown()
             self.products.close()
+            self.teaching.close()
             self.keeper.put(Entry("event", body={"event": "stopped"}))
             lost = self.keeper.close()
             if lost:

@@ -39,7 +39,7 @@ def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Te
     good = data.training_images()
     if not good:
         raise DatasetError(f"{data.root}: no good images to show among {len(data.samples)} images. Add some.")
-    registered_to = _reference(recipe, good, progress)
+    registered_to = reference_of(recipe, good, progress)
     drawn = np.sort(np.random.default_rng(recipe.seed).permutation(len(good))[:count])
     pictures, captions = [], []
     for done, sample in enumerate(good[i] for i in drawn):
@@ -52,7 +52,8 @@ def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Te
     return np.vstack([contact_sheet, _legend(contact_sheet.shape[1], recipe.geometry)])
 
 
-def _reference(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Reference | None:
+def reference_of(recipe: Recipe, good: Sequence[Sample], progress: Progress) -> Reference | None:
+    """The reference of the recipe, or the one that a training would choose; None without registration."""
     settings = recipe.geometry.registration
     if settings is None:
         return None

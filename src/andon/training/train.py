@@ -17,7 +17,7 @@ from andon.data.labelling import listing
 from andon.data.store import Memo, Store
 from andon.data.survey import DefectTiles, GoodTiles, Prepared, Survey, Tell, check_sides, register, survey_images
 from andon.data.whole import with_input_shape
-from andon.detector import REQUIRED, Detector, Run
+from andon.detector import REQUIRED, Detector, Forecast, Run
 from andon.engines.runtime import Runtime
 from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, counted, unknown
 from andon.geometry.views import SIZE
@@ -131,8 +131,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     timings, clock = {"read": time.perf_counter() - began}, time.perf_counter()
 
     run = replace(run, images=[sample.path for sample in data.samples], memo=Memo(store))
-    forecast = model.forecast(tiles, run)
-    refits = len(sides.folds) - 1 if sides.crossed else 0  # n fits, each on (n - 1) / n of the images
+    forecast, refits = model.forecast(tiles, run), sides.refits
     tell(f"expected to take about {forecast.seconds * (1 + refits):.0f} s and {forecast.megabytes:.0f} MB")
     held_out = sum(map(len, sides.folds))
     calibrating = timings["read"] * held_out / len(survey.samples) + refits * forecast.seconds
@@ -201,6 +200,29 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
     return bundle
 
 
+def expected(recipe: Recipe, storage_mb: int = files.STORAGE_MB, progress: Progress = silent) -> Forecast:
+    """Estimate time and memory of a training from a few timed steps, without training.
+
+    It reads all good images. Errors: as `train`, when the images or the recipe cannot be used.
+    """
+    began = time.perf_counter()
+    model, recipe = construct(compose(recipe))
+    data, learnt = _found(recipe, model, _silent, _silent)
+    store = Store(storage_mb)
+    sides = _divided(data, recipe, store, model.defects == "none", progress, _silent, _silent)
+    survey, geometry = sides.survey, sides.recipe.geometry
+    defects = DefectTiles(learnt, geometry, survey.rule, store, _silent, survey.reference)
+    tiles = GoodTiles(sides.fit, survey, geometry, defects if learnt else None)
+    read = time.perf_counter() - began
+    found = model.forecast(tiles, Run(progress, augment=recipe.augment, memo=Memo(store)))
+    calibrating = read * sum(map(len, sides.folds)) / len(survey.samples)
+    return Forecast(read + found.seconds * (1 + sides.refits) + calibrating, found.megabytes)
+
+
+def _silent(sentence: str) -> None:
+    """Take a message that nobody reads."""
+
+
 def _cost(model: Detector, recipe: Recipe, scorer: Runtime, tile: Pixels) -> str:
     """State the time of a tile (1, h, w, c) on this machine, and about that of other presets."""
     laps = []
@@ -245,6 +267,11 @@ class _Sides(NamedTuple):
     folds: list[list[Sample]]  # images to calibrate on: one held-out fold, or several if `crossed`
     crossed: bool  # each fold is scored by a detector that learnt the others; the final detector learns all
     skipped: int  # images that cannot be used
+
+    @property
+    def refits(self) -> int:
+        """Fits beside that of the bundle: with n folds n, each on (n - 1) / n of the images, less work for one."""
+        return len(self.folds) - 1 if self.crossed else 0
 
 
 def _divided(

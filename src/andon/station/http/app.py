@@ -14,6 +14,8 @@ import andon
 from andon.station.http import control, inspections, problems, products, records
 from andon.station.http.access import Access
 from andon.station.http.limits import Limits
+from andon.station.line.lines import Lines
+from andon.station.pages import app as pages
 from andon.station.station import Station
 from andon.streams.stopping import SIGNALS
 
@@ -24,8 +26,8 @@ GRACE_S = 10
 """Most seconds that requests have to end when the service stops."""
 
 
-def create(station: Station) -> FastAPI:
-    """The application of a station, which must have been started."""
+def create(station: Station, lines: Lines | None = None) -> FastAPI:
+    """The application of a station, which must have been started; `lines`: its line protocols, for the pages."""
     app = FastAPI(
         title="andon station",
         version=andon.__version__,
@@ -39,7 +41,9 @@ def create(station: Station) -> FastAPI:
     for router in (inspections.router, records.router, products.router, products.challenges, control.router):
         app.include_router(router, responses=common)
     app.include_router(control.health)
+    app.state.lines = lines
     problems.install(app)
+    pages.install(app)
     app.add_middleware(Limits, settings=station.config.http)
     _with_details(app)
     return app
@@ -64,10 +68,10 @@ def _with_details(app: FastAPI) -> None:
 class Server(uvicorn.Server):
     """Uvicorn, which tells where it listens, and ends streams before it waits for requests."""
 
-    def __init__(self, station: Station, tell: Callable[[str], None]) -> None:
+    def __init__(self, station: Station, tell: Callable[[str], None], lines: Lines | None = None) -> None:
         settings = station.config.http
         config = uvicorn.Config(
-            create(station),
+            create(station, lines),
             settings.host,
             settings.port,
             log_level="warning",

@@ -25,7 +25,7 @@ from andon.station.station import Station
 router = APIRouter(tags=["Station"], responses=problems.responses(409))
 health = APIRouter(tags=["Station"])
 
-POLL_S = 0.1
+POLL_S = 0.04
 SILENCE_S = 10
 """A stream without events sends a comment so often, so that a proxy keeps it open."""
 STREAMS = 32
@@ -83,9 +83,14 @@ def call(
     method: Literal["select_mode_automatic", "halt", "reset", "start_continuous", "stop", "abort"],
 ) -> Json:
     """A method of OPC 40100-1."""
-    station.call(method)
-    station.keep(Entry("event", body={"event": "method", "method": method, "who": key.name}))
+    call_method(station, method, key.name)
     return Json(_state(station))
+
+
+def call_method(station: Station, method: str, who: str) -> None:
+    """Call a method of the state machine, and record who did."""
+    station.call(method)
+    station.keep(Entry("event", body={"event": "method", "method": method, "who": who}))
 
 
 @router.post("/v1/results/{job}/acknowledge", response_model=models.State)
@@ -102,6 +107,11 @@ def acknowledge(station: The, key: Operator, job: Annotated[int, Path(ge=0, lt=1
 )
 async def events(request: Request, station: The, key: Operator) -> StreamingResponse:
     """What happens, as server-sent events: record, state, alarm and result; lost: some were left out."""
+    return stream_events(request, station)
+
+
+def stream_events(request: Request, station: Station) -> StreamingResponse:
+    """Begin a stream of server-sent events. Problem when too many are open."""
     streams = request.app.state.streams
     if len(streams) >= STREAMS:
         raise Problem(503, f"{STREAMS} streams of events are open, expected fewer. Close one.")

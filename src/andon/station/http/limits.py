@@ -10,13 +10,13 @@ from andon.station.config import Http
 from andon.station.http import problems
 from andon.station.http.problems import Problem
 
-BUNDLES = re.compile(r"/v1/products/[^/]+/bundles")
+STREAMED = re.compile(r"/v1/products/[^/]+/bundles|/teach/[^/]+/upload")
 
 
 class Limits:
     """Reads the body of a request before the application sees it, within limits; a slow or huge one goes no further.
 
-    A bundle is not held in memory: it goes to the application piece by piece.
+    Bundles and pictures to learn from are not held in memory: they go to the application piece by piece.
     """
 
     def __init__(self, app: ASGIApp, settings: Http) -> None:
@@ -27,7 +27,7 @@ class Limits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        upload = scope["method"] == "POST" and BUNDLES.fullmatch(scope["path"])
+        upload = scope["method"] == "POST" and STREAMED.fullmatch(scope["path"])
         most = (self._settings.max_bundle_mb if upload else self._settings.max_request_mb) << 20
         taken = 0
         try:

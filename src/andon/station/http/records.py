@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from andon.station import aside
-from andon.station.entries import LONGEST_TEXT, Entry, Row
+from andon.station.entries import LONGEST_TEXT, Row, decided
 from andon.station.events import StationError
 from andon.station.http import models, problems
 from andon.station.http.access import Operator, The
@@ -24,6 +24,9 @@ PNG: dict[int | str, dict[str, Any]] = {
 }
 
 
+Whole = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
 class Decision(BaseModel):
     """What a person says of an inspection."""
 
@@ -32,11 +35,16 @@ class Decision(BaseModel):
         json_schema_extra={"examples": [{"decision": "override", "verdict": "PASS", "reason": "dust, wiped off"}]},
     )
 
-    decision: Literal["confirm", "override"]
+    decision: Literal["confirm", "override", "dispute"]
+    """`dispute`: the part waits in the review queue for a decision."""
     verdict: Literal["PASS", "REJECT"] | None = None
     """Of an override."""
     reason: Annotated[str, Field(max_length=2000)] = ""
     """Needed for an override."""
+    defect: Annotated[str, Field(max_length=100)] = ""
+    """Its kind, where there is one."""
+    box: Annotated[tuple[Whole, Whole, Whole, Whole] | None, Field(strict=False)] = None
+    """x, y, width, height of the defect, pixels of the picture."""
 
 
 @router.get("/v1/records", response_model=models.History)
@@ -113,17 +121,12 @@ def heat_map(station: The, key: Operator, sequence: Sequence) -> Response:
 
 @router.post("/v1/records/{sequence}/decisions", status_code=201, response_model=models.Record)
 def decide(station: The, key: Operator, sequence: Sequence, decision: Decision) -> Json:
-    """Confirm the verdict of an inspection, or override it with a reason. That is a new record; the old one stays."""
-    row = _row(station, sequence)
-    if row.kind != "inspection":
-        raise Problem(422, f"Record {sequence} is of kind {row.kind}; expected an inspection.")
-    if decision.decision == "override" and (decision.verdict is None or not decision.reason.strip()):
-        raise Problem(422, "An override without verdict or reason; expected both.")
-    if decision.decision == "confirm" and decision.verdict is not None:
-        raise Problem(422, "A confirmation with a verdict; expected none. Override to change it.")
-    body = {**decision.model_dump(), "record": sequence, "was": row.verdict, "who": key.name, "key": key.id}
-    verdict = decision.verdict or row.verdict
-    kept = station.products.decide(row, Entry("decision", row.job, row.product, row.part, row.lot, verdict, body=body))
+    """Confirm the verdict of an inspection, override it with a reason, or dispute it. The old record stays."""
+    try:
+        entry = decided(_row(station, sequence), who=key.name, key=key.id, **decision.model_dump())
+    except StationError as error:
+        raise Problem(422, str(error)) from None
+    kept = station.products.decide(_row(station, sequence), entry)
     return Json(kept.record(), 201, {"Location": f"/v1/records/{kept.sequence}"})
 
 

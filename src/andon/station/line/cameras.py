@@ -10,6 +10,7 @@ import numpy as np
 from andon.errors import AndonError
 from andon.pictures import image
 from andon.station.events import Job, StationError
+from andon.station.line.shown import Shown, Value
 from andon.station.station import Station
 from andon.streams import naming
 from andon.streams.cameras import Live
@@ -33,6 +34,15 @@ class Cameras:
         self._cameras = {
             name: _Camera(self, name, each.camera, each.camera_channels, station) for name, each in named.items()
         }
+
+    def status(self) -> Shown:
+        lost = sorted(self._lost)
+        values = [
+            Value(name, camera.place, "lost" if name in lost else "there", f"{len(camera.waiting)} jobs wait")
+            for name, camera in self._cameras.items()
+        ]
+        fault = f"no pictures come from the camera of {', '.join(lost)}." if lost else ""
+        return Shown("Cameras", "", fault, values)
 
     def start(self) -> None:
         for camera in self._cameras.values():
@@ -83,7 +93,7 @@ class _Camera:
     """
 
     def __init__(self, cameras: Cameras, product: str, place: str, channels: int, station: Station) -> None:
-        self._cameras, self._product, self._place, self._channels = cameras, product, place, channels
+        self._cameras, self._product, self.place, self._channels = cameras, product, place, channels
         self._station = station
         self.lock = threading.Lock()
         self.waiting: list[Job] = []
@@ -100,7 +110,7 @@ class _Camera:
         self._pool.shutdown()
 
     def _open(self) -> Source:
-        self._source = naming.named(self._place, watch=True, channels=self._channels, existing=False)
+        self._source = naming.named(self.place, watch=True, channels=self._channels, existing=False)
         return self._source
 
     def _run(self) -> None:

@@ -6,12 +6,17 @@ from typing import Protocol
 
 from andon.errors import AndonError
 from andon.station.line.cameras import Cameras
+from andon.station.line.shown import Shown
 from andon.station.line.watcher import Watcher
 from andon.station.line.webhook import Webhook
 from andon.station.station import Station
 
 
 class Line(Protocol):
+    def status(self) -> Shown:
+        """What another system sees now."""
+        ...
+
     def start(self) -> None: ...
 
     def close(self) -> None: ...
@@ -26,6 +31,10 @@ class Lines:
     def start(self) -> None:
         for line in self.all:
             line.start()
+
+    def status(self) -> list[Shown]:
+        """What other systems see now, protocol by protocol."""
+        return [line.status() for line in self.all]
 
     def close(self) -> None:
         for line in reversed(self.all):

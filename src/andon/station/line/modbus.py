@@ -12,6 +12,7 @@ from andon.station.line import registers as at
 from andon.station.line.cameras import Cameras
 from andon.station.line.served import Served
 from andon.station.line.settings import Modbus as Settings
+from andon.station.line.shown import Shown
 from andon.station.station import Station
 from andon.station.table import STATES
 
@@ -32,9 +33,14 @@ class Modbus(Served):
         super().__init__("modbus")
         self._station, self._cameras, self._settings = station, cameras, settings
         self._control = 0
+        self._written = [0] * at.CONTROLS
         self._ack = self._missed = False
         self._taken = self._chosen = 0
         self._shown: Result | None = None
+
+    def status(self) -> Shown:
+        values = self.ask(lambda: at.shown(self._written, self._status(), self._settings.products))
+        return Shown("Modbus TCP", f"{self._settings.host}:{self.port}", "", values)
 
     async def _open(self) -> None:
         address = (self._settings.host, self._settings.port)
@@ -69,6 +75,7 @@ class Modbus(Served):
             return ExcCodes.ILLEGAL_FUNCTION
         if new:
             values[address : address + count] = [int(each) for each in new]
+            self._written = values[: at.CONTROLS]
             if address == at.CONTROL:
                 self._obey(values)
         self._chosen = values[at.PRODUCT]

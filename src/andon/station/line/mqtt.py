@@ -15,6 +15,7 @@ from andon.station.entries import Row
 from andon.station.line.outbox import Outbox, Undelivered, payload
 from andon.station.line.running import Running
 from andon.station.line.settings import Mqtt as Settings
+from andon.station.line.shown import Shown, Value
 from andon.station.station import Station
 
 KEEPALIVE_S = 15
@@ -53,6 +54,13 @@ class Mqtt(Running):
         self._shown: dict[str, Any] | None = None
         self._feed = station.subscribe()
         self._records = _Records(station, self)
+
+    def status(self) -> Shown:
+        settings, topic, shown = self._settings, self.topic, self._shown or {}
+        fault = "" if self.client.is_connected() else "there is no connection to the broker."
+        state = [Value(f"{topic}/state", name, files.strict_json(value)) for name, value in shown.items()]
+        values = [*state, *self._records.values()]
+        return Shown("MQTT", f"{settings.host}:{settings.port}", fault or self._records.fault, values)
 
     def start(self) -> None:
         """Begin. A broker that is away now may come later."""

@@ -18,6 +18,7 @@ from andon.station.line.model import SYSTEM_STATES
 from andon.station.line.security import Internal, Permission, secure
 from andon.station.line.served import Served
 from andon.station.line.settings import OpcUa as Settings
+from andon.station.line.shown import Shown, Value
 from andon.station.line.vision import OWN, Space
 from andon.station.station import Station
 from andon.station.table import STATES
@@ -52,6 +53,15 @@ class OpcUa(Served):
         self._station, self._cameras, self._settings = station, cameras, settings
         self._feed = station.subscribe()
         self._rows: dict[int, Row] = {}
+
+    def status(self) -> Shown:
+        values = self.ask(
+            lambda: [
+                *(Value(f"{owner}.CurrentState", *each) for owner, each in self._space.states.items()),
+                *(Value("event", name, message, f"{when[:19]}Z") for when, name, message in reversed(self._space.last)),
+            ]
+        )
+        return Shown("OPC UA", f"opc.tcp://{self._settings.host}:{self.port}/andon", "", values)
 
     async def _open(self) -> None:
         settings, station = self._settings, self._station

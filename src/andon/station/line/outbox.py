@@ -6,6 +6,7 @@ from andon import files
 from andon.errors import AndonError, StorageError
 from andon.station.entries import Row
 from andon.station.line.running import Running
+from andon.station.line.shown import Value
 from andon.station.station import Station
 
 FIRST_S, LONGEST_S = 0.5, 60.0
@@ -29,11 +30,22 @@ class Outbox(Running):
         super().__init__(target)
         self._station, self.target = station, target
         self._feed = station.subscribe()
+        self.fault = ""
+        """Why the last message was not taken."""
+        self.sent: Row | None = None
+        """The last record that was taken since the start."""
 
     def close(self) -> None:
         """End. What waits is delivered when the station runs again."""
         super().close()
         self._station.unsubscribe(self._feed)
+
+    def values(self) -> list[Value]:
+        """What waits, and what was taken last."""
+        sent = self.sent
+        last = f"{sent.time[:19]}Z, record {sent.sequence}" if sent else "none since the start"
+        waits = self._station.ledger.backlog().get(self.target, 0)
+        return [Value("outbox", "waiting", f"{waits}"), Value("outbox", "last delivered", last)]
 
     @abstractmethod
     def _send(self, row: Row) -> None:
@@ -57,6 +69,7 @@ class Outbox(Running):
             except StorageError:
                 self._pause(LOOK_S)  # the station tells of it
             except Undelivered as error:
+                self.fault = str(error)
                 if not pause and not self._stop.is_set():
                     self._station.tell(f"{self.target}: {error} Messages wait, and are sent again.")
                 pause = min(LONGEST_S, 2 * pause or FIRST_S)
@@ -64,7 +77,7 @@ class Outbox(Running):
             else:
                 if pause:
                     self._station.tell(f"{self.target}: messages are delivered again")
-                pause = 0.0
+                self.fault, pause = "", 0.0
                 if not more:
                     self._wait(LOOK_S)
 
@@ -77,7 +90,7 @@ class Outbox(Running):
                 if self._stop.is_set():
                     break
                 self._send(row)
-                taken = row
+                taken = self.sent = row
         finally:
             if taken:
                 self._station.ledger.delivered(self.target, taken.sequence)

@@ -1,8 +1,11 @@
 """The register map of the Modbus server. docs/line-protocols.md shows the same."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from andon.station.events import Outcome
+from andon.station.events import ALARMS, Outcome
+from andon.station.line.shown import Value
+from andon.station.table import STATES
 
 CONTROL, PRODUCT = 0, 1
 PART, LOT = 8, 24
@@ -20,6 +23,12 @@ ENABLE, TRIGGER, RESULTS_ACK, RESET = 1, 2, 4, 8
 """Bits of the control word."""
 READY, ACK, BUSY, VALID, MISSED, ERROR, HEARTBEAT = 1, 2, 4, 8, 16, 32, 64
 """Bits of the status word."""
+
+CONTROL_BITS = {ENABLE: "ENABLE", TRIGGER: "TRIGGER", RESULTS_ACK: "RESULTS_ACK", RESET: "RESET"}
+STATUS_BITS = {
+    **{READY: "READY", ACK: "ACK", BUSY: "BUSY", VALID: "VALID"},
+    **{MISSED: "MISSED", ERROR: "ERROR", HEARTBEAT: "HEARTBEAT"},
+}
 
 OUTCOMES = {outcome: number for number, outcome in enumerate(Outcome, 1)}
 """How a job ended, as a number; 0: nothing."""
@@ -60,6 +69,45 @@ class Status(NamedTuple):
             *_words(bytes.fromhex(self.digest)),
             *(0,) * 4,
         ]
+
+
+def shown(written: list[int], status: Status, products: Sequence[str]) -> list[Value]:
+    """What the PLC wrote and reads, register by register. `written`: the first CONTROLS registers."""
+    control, number = written[CONTROL], written[PRODUCT]
+    states, alarms = {number: name for name, number in STATES.items()}, dict(enumerate(ALARMS, 1))
+    outcomes = {number: outcome.value for outcome, number in OUTCOMES.items()}
+    names = dict(enumerate(products, 1))
+    return [
+        Value(f"{CONTROL}", "control", f"0x{control:04X}", _bits(control, CONTROL_BITS)),
+        Value(f"{PRODUCT}", "product", f"{number}", names.get(number, "")),
+        *(
+            Value(f"{place}–{place + TEXT - 1}", name, _readable(written[place : place + TEXT]))
+            for name, place in (("part", PART), ("lot", LOT))
+        ),
+        Value("100", "status", f"0x{status.word:04X}", _bits(status.word, STATUS_BITS)),
+        Value("101", "state", f"{status.state}", states.get(status.state, "")),
+        Value("102", "alarm", f"{status.alarm}", alarms.get(status.alarm, "")),
+        Value("103", "latched results", f"{status.latched}"),
+        Value("104–105", "missed triggers", f"{status.missed}"),
+        Value("106–107", "job taken", f"{status.taken}"),
+        Value("108–109", "job of the result", f"{status.job}"),
+        Value("110", "output", f"{status.output}", outcomes.get(status.output, "")),
+        Value("111", "outcome", f"{status.outcome}", outcomes.get(status.outcome, "")),
+        Value("112", "product of the result", f"{status.product}", names.get(status.product, "")),
+        Value("120–135", "part of the result", status.part),
+        Value("140–155", "bundle of the result", status.digest),
+    ]
+
+
+def _bits(word: int, names: dict[int, str]) -> str:
+    return " ".join(name for bit, name in names.items() if word & bit)
+
+
+def _readable(registers: list[int]) -> str:
+    try:
+        return text(registers)
+    except UnicodeDecodeError:
+        return " ".join(f"{each:04X}" for each in registers)
 
 
 def text(registers: list[int]) -> str:

@@ -3,7 +3,14 @@
 import asyncio
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TypeVar
+
+from andon.station.line.shown import Shown
+
+T = TypeVar("T")
+ASK_S = 2.0
 
 
 class Served(ABC):
@@ -25,6 +32,23 @@ class Served(ABC):
             self._loop.call_soon_threadsafe(self._end.set)
         if self._thread.ident:
             self._thread.join()
+
+    @abstractmethod
+    def status(self) -> Shown:
+        """What the other system sees now. Call it from any thread but that of the loop."""
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Call a function in the thread of the loop, where nothing changes meanwhile."""
+        found: Future[T] = Future()
+
+        def answer() -> None:
+            try:
+                found.set_result(call())
+            except Exception as error:
+                found.set_exception(error)
+
+        self._loop.call_soon_threadsafe(answer)
+        return found.result(ASK_S)
 
     @abstractmethod
     async def _open(self) -> None:

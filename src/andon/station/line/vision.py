@@ -3,6 +3,8 @@
 The official NodeSet is not used. Browse names are in its namespace; node ids are this program's own.
 """
 
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +18,7 @@ from asyncua.server.server import Server
 from asyncua.ua.object_ids import ObjectIds
 from asyncua.ua.status_codes import StatusCodes
 
+from andon.station.entries import stamp
 from andon.station.line.model import (
     CONDITION,
     CONDITIONS,
@@ -30,6 +33,7 @@ from andon.station.line.model import (
 )
 
 OWN = "urn:andon:station"
+EVENTS_SHOWN = 10
 TEXT = ua.VariantType.LocalizedText
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,6 +47,10 @@ class Space:
         self._classes: dict[str, type] = {}
         self._events: dict[str, EventGenerator] = {}
         self._nodes: dict[str, Node] = {}
+        self.states: dict[str, tuple[str, str, str]] = {}
+        """Of each state machine: name, value and meaning of what clients read now."""
+        self.last: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_SHOWN)
+        """Time, name and message of the last events."""
 
     async def build(self, call: Callable[..., Awaitable[tuple[Any, ...]]]) -> None:
         """`call` is given the name of a method and its arguments, and returns its results."""
@@ -98,6 +106,7 @@ class Space:
     async def show(self, owner: str, name: str, number: int, active: bool = True) -> None:
         """The state of one of the two state machines. One that is not active has none."""
         code = StatusCodes.Good if active else StatusCodes.BadStateNotActive
+        self.states[owner] = ("Number", f"{number}" if active else "Bad_StateNotActive", name)
         for part, value in (
             ("CurrentState", ua.Variant(ua.LocalizedText(name), TEXT)),
             ("CurrentState.Number", ua.Variant(number, ua.VariantType.UInt32)),
@@ -116,6 +125,7 @@ class Space:
             setattr(generator.event, field, value)
         generator.event.Severity = severity
         await generator.trigger(message=message)
+        self.last.append((stamp(time.time()), name, message))
 
     async def tell_condition(
         self, name: str, kind: str, message: str, severity: int, fields: dict[str, Any], subscription: int | None = None

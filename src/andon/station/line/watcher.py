@@ -14,6 +14,7 @@ from andon.station.events import Outcome, StationError
 from andon.station.flight import Finished
 from andon.station.line.running import Running
 from andon.station.line.settings import Watched
+from andon.station.line.shown import Shown, Value
 from andon.station.station import Station
 from andon.streams.folder import Folder
 from andon.streams.frames import Control, Report
@@ -36,6 +37,14 @@ class Watcher(Running):
         self._control = Control(Report(), self._stop, self._tell)
         self._source = Folder(settings.pictures, watch=True, settle=settings.settle_s, skip=settings.results)
         files.make_folder(settings.results)
+        self._fault = ""
+        self._last: Value | None = None
+        """The last result."""
+
+    def status(self) -> Shown:
+        settings, last = self._settings, self._last
+        values = [Value("results", "folder", str(settings.results)), Value("product", "name", settings.product)]
+        return Shown("Folder", str(settings.pictures), self._fault, [*values, *([last] if last else [])])
 
     def _tell(self, sentence: str) -> None:
         self._station.tell(f"folder: {sentence}")
@@ -45,9 +54,11 @@ class Watcher(Running):
             try:
                 for frame in self._source.frames(self._control):
                     assert isinstance(frame.content, Path)
+                    self._fault = ""
                     self._picture(frame.content)
             except AndonError as error:
-                self._tell(str(error))
+                self._fault = str(error)
+                self._tell(self._fault)
                 self._stop.wait(AGAIN_S)
 
     def _picture(self, path: Path) -> None:
@@ -63,6 +74,7 @@ class Watcher(Running):
             return
         if not _done(place, files.digest(data)) and (found := self._inspect(path.stem, data)):
             self._write(place, _shown(found))
+            self._last = Value(place.name, "last result", found.outcome.value, f"{found.row.time[:19]}Z")
 
     def _read(self, path: Path) -> bytes:
         """The file. StationError when it is too large, or its name can be no part's id."""

@@ -12,6 +12,7 @@ from typing import IO, Any
 from andon.station.entries import Row
 from andon.station.line.outbox import Outbox, Undelivered, payload
 from andon.station.line.settings import Webhook as Settings
+from andon.station.line.shown import Shown
 from andon.station.station import Station
 
 
@@ -27,6 +28,9 @@ class Webhook(Outbox):
         self._settings, self._secret = settings, settings.secret().encode()
         self._opener = urllib.request.build_opener(_NoRedirect, urllib.request.ProxyHandler({}))
         super().__init__(station, settings.target)
+
+    def status(self) -> Shown:
+        return Shown(f"Webhook {self._settings.name}", self._settings.url, self.fault, self.values())
 
     def _send(self, row: Row) -> None:
         body, moment = payload(row), str(int(time.time()))

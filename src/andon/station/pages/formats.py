@@ -1,0 +1,76 @@
+"""Numbers and times as people of a language read them, in the zone of the plant."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from jinja2 import pass_context
+from jinja2.runtime import Context
+
+NONE = "–"
+COMMA = ("de", "fr")
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@pass_context
+def moment(context: Context, value: str | datetime) -> str:
+    """A time, such as 2026-11-26 19:04:57."""
+    try:
+        found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    except ValueError:
+        return str(value)
+    zone: ZoneInfo | None = context["zone"]
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pass_context
+def number(context: Context, value: float | None, digits: int = 4) -> str:
+    """A number of so many significant digits."""
+    if value is None or not math.isfinite(value):
+        return NONE if value is None or math.isnan(value) else "∞"
+    return _local(context, f"{value:.{digits}g}")
+
+
+@pass_context
+def whole(context: Context, value: int) -> str:
+    return f"{value:,}".replace(",", "\u202f")
+
+
+@pass_context
+def percent(context: Context, value: float) -> str:
+    """A share, as a percentage."""
+    if not math.isfinite(value):
+        return NONE
+    digits = f"{100 * value:.1f}" if value >= 0.001 or not value else f"{100 * value:.2g}"
+    return _local(context, digits) + "\u00a0%"
+
+
+@pass_context
+def size(context: Context, value: float) -> str:
+    """Bytes."""
+    power = min(int(math.log10(value) // 3), len(UNITS) - 1) if value >= 1 else 0
+    return _local(context, f"{value / 1000**power:.3g}") + f"\u00a0{UNITS[power]}"
+
+
+@pass_context
+def plain(context: Context, value: Any) -> str:
+    """Plain data of a bundle."""
+    if value is None:
+        return NONE
+    return number(context, value) if isinstance(value, float) else str(value)
+
+
+def _local(context: Context, text: str) -> str:
+    return text.replace(".", ",") if context["language"] in COMMA else text
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "moment": moment,
+    "number": number,
+    "whole": whole,
+    "percent": percent,
+    "bytes": size,
+    "plain": plain,
+}

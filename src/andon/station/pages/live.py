@@ -1,0 +1,185 @@
+"""The page at the line: the last part, its verdict, the state of the station. And the pictures of all pages."""
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Query, Request
+from fastapi.responses import RedirectResponse, Response
+from starlette.responses import StreamingResponse
+
+from andon.errors import AndonError
+from andon.station import aside, statistics
+from andon.station.entries import Row, decided
+from andon.station.events import ALARMS, StationError
+from andon.station.http.control import call_method, stream_events
+from andon.station.http.problems import Problem
+from andon.station.http.records import Sequence
+from andon.station.pages.base import HEADERS, Operator, Page
+
+router = APIRouter(include_in_schema=False)
+
+STRIP = 20  # parts
+SHIFT = timedelta(hours=8)
+Side = Annotated[int, Query(ge=32, le=1280, description="Most pixels of the longer side.")]
+IMMUTABLE = {"Cache-Control": "private, max-age=86400, immutable"}
+
+
+@router.get("/live")
+def live(page: Operator, product: str = "") -> Response:
+    """The last part, and the state of the station."""
+    return page.render("live.html", **_now(page, product))
+
+
+@router.get("/live/now")
+def now(page: Operator, product: str = "") -> Response:
+    """The same, as a part of the page."""
+    return page.render("live_now.html", **_now(page, product))
+
+
+def _now(page: Page, product: str) -> dict[str, Any]:
+    station = page.station
+    products = sorted(station.products.catalogue.products)
+    shown = product if product in products else None
+    rows = station.ledger.history(shown, kind="inspection", limit=STRIP)
+    moment = datetime.now(UTC)
+    counted = [shown] if shown else products
+    made = [statistics.production(station.ledger, each, (moment - SHIFT, moment))[0] for each in counted]
+    row = rows[0] if rows else None
+    return {
+        "row": row,
+        "rows": rows,
+        "product": shown or "",
+        "products": products,
+        "made": sum(made, statistics.Production()),
+        "pictured": row is not None and seen(page, row),
+        "level": level(row) if row else None,
+        "todo": todo(page),
+        "faults": station.products.faults,
+        "missed": station.machine.memory.missed,
+    }
+
+
+def level(row: Row) -> dict[str, float | None]:
+    """The score of a record in units of its thresholds; None without one."""
+    limits = row.body.get("thresholds") or {}
+    found = {}
+    for name in ("review", "reject"):
+        limit = limits.get(name)
+        usable = row.score is not None and isinstance(limit, int | float) and math.isfinite(limit) and limit > 0
+        found[name] = float(row.score) / float(limit) if usable else None  # type: ignore[arg-type]  # both are numbers
+    return found
+
+
+def todo(page: Page) -> dict[str, Any]:
+    """The state of the station in words, what to do about it, and the methods that are of use."""
+    _, station = page.translate, page.station
+    machine = station.machine
+    state = machine.state
+    alarms = [_(ALARMS[code]) for code in sorted(machine.memory.errors)]
+    due = [name for name, each in machine.memory.products.items() if str(each.challenge) in ("DUE", "FAILED")]
+    methods: tuple[str, ...] = ()
+    if not station.products.catalogue.products:
+        text = _("There is no product yet. Teach one, or put a bundle into the folder of bundles.")
+    elif state == "Error":
+        text, methods = _("Remove the cause, then press Reset."), ("reset",)
+    elif state == "Halted":
+        text, methods = _("The station is halted. Press Reset to go on."), ("reset",)
+    elif state == "Preoperational":
+        text, methods = _("Press Automatic to begin."), ("select_mode_automatic",)
+    elif due:
+        text = _("Challenge parts are due: present those of %(products)s.") % {"products": ", ".join(due)}
+    elif not station.ready:
+        text = _("The station waits: a product is being prepared, or results were not acknowledged.")
+    else:
+        text, methods = _("Parts are inspected."), ("halt",)
+    drift = [name for name, each in station.loaded.items() if each.drift.change]
+    return {"state": state, "alarms": alarms, "text": text, "methods": methods, "drift": drift}
+
+
+@router.post("/live/method")
+def method(
+    page: Operator, do: Annotated[Literal["halt", "reset", "select_mode_automatic"], Form()], product: str = ""
+) -> Response:
+    """Halt or reset the station."""
+    call_method(page.station, do, page.user)
+    return RedirectResponse("/live", 303, HEADERS)
+
+
+@router.post("/live/{sequence}/dispute")
+def dispute(page: Operator, sequence: Sequence) -> Response:
+    """Let somebody look at a part again."""
+    row = record(page, sequence)
+    try:
+        page.station.products.decide(row, decided(row, "dispute", page.user, key=page.key.id))
+    except AndonError as error:
+        raise Problem(409, str(error)) from None
+    return RedirectResponse("/live", 303, HEADERS)
+
+
+@router.get("/events")
+async def events(request: Request, page: Operator) -> StreamingResponse:
+    """What happens, for the page at the line."""
+    return stream_events(request, page.station)
+
+
+# Pictures
+
+
+@router.get("/records/{sequence}/picture.jpg")
+def picture(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
+    """The picture of a record, made smaller."""
+    row = record(page, sequence)
+    data = page.station.products.aside.call(aside.shown, _source(page, row, "picture"), side)
+    return Response(data, media_type="image/jpeg", headers=IMMUTABLE)
+
+
+@router.get("/records/{sequence}/layer.png")
+def layer(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
+    """The heat map of a record on the scale of its bundle, to be laid over its picture."""
+    row = record(page, sequence)
+    product = page.station.products.catalogue.products.get(str(row.product))
+    bundle = product.versions.get(row.body.get("bundle", "")) if product else None
+    threshold = (row.body.get("thresholds") or {}).get("pixel")
+    if bundle is None or threshold is None:
+        raise Problem(404, "The bundle of this record is not known here, so its heat map has no scale.")
+    limits = (float(bundle.about["typical"]), float(threshold))
+    data = page.station.products.aside.call(aside.layer, _source(page, row, "map"), *limits, side)
+    return Response(data, media_type="image/png", headers=IMMUTABLE)
+
+
+def record(page: Page, sequence: int) -> Row:
+    """A record. Problem when there is none."""
+    row = page.station.ledger.record(sequence)
+    if row is None:
+        raise Problem(404, f"There is no record {sequence}.")
+    return row
+
+
+def size(page: Page, row: Row) -> tuple[int, int]:
+    """Width and height of the picture of a record. Problem when it is not here."""
+    return page.station.products.aside.call(aside.size, _source(page, row, "picture"))
+
+
+def seen(page: Page, row: Row, what: str = "picture") -> bool:
+    """Whether the picture of a record, or its map, is still here."""
+    try:
+        return bool(_source(page, row, what))
+    except Problem:
+        return False
+
+
+def _source(page: Page, row: Row, what: str) -> str | bytes:
+    """The path of the picture or map of a record, or its bytes while it is the last of its product."""
+    kept = row.body.get("kept", {}).get(what)
+    try:
+        if kept:
+            return str(page.station.archive.path(kept))
+    except StationError:
+        pass
+    latest = page.station.latest.get(str(row.product))
+    if latest and latest.job == row.job and (data := latest.map if what == "map" else latest.picture):
+        return data
+    raise Problem(
+        404, page.translate("It was not kept, or has aged out. All but passes are kept, and one in some passes.")
+    )

@@ -1,0 +1,52 @@
+// The last part: fetched anew when the station tells that something was inspected, or that its state has changed.
+(() => {
+  "use strict";
+  const AGAIN_MS = 2000;
+  const place = document.getElementById("live"), banner = document.querySelector("[data-lost-banner]");
+  let opacity = sessionStorage.getItem("andon-opacity") ?? "60", fetching = false, again = false;
+
+  function dress() {
+    const slider = place.querySelector("[data-opacity]"), layer = place.querySelector(".layer");
+    if (!slider) return;
+    slider.value = opacity;
+    if (layer) layer.style.opacity = opacity / 100;
+  }
+
+  async function refresh() {
+    if (fetching) { again = true; return; }
+    fetching = true;
+    try {
+      const answer = await fetch(place.dataset.live, { headers: { "X-Fetched-By-Page": "live" } });
+      if (answer.redirected) { location.reload(); return; } // signed out
+      if (answer.ok) {
+        const focused = document.activeElement?.matches("[data-opacity]");
+        place.innerHTML = await answer.text();
+        dress();
+        if (focused) place.querySelector("[data-opacity]")?.focus();
+      }
+    } catch { /* the stream of events says that the connection is lost */ }
+    fetching = false;
+    if (again) { again = false; refresh(); }
+  }
+
+  function listen() {
+    const events = new EventSource(place.dataset.events);
+    events.onopen = () => { banner.hidden = true; refresh(); };
+    for (const kind of ["record", "state", "alarm", "lost"]) events.addEventListener(kind, refresh);
+    events.onerror = () => {
+      banner.hidden = false;
+      events.close();
+      setTimeout(listen, AGAIN_MS);
+    };
+    addEventListener("pagehide", () => events.close(), { once: true });
+  }
+
+  place.addEventListener("input", (event) => {
+    if (!event.target.matches("[data-opacity]")) return;
+    opacity = event.target.value;
+    sessionStorage.setItem("andon-opacity", opacity);
+    dress();
+  });
+  dress();
+  listen();
+})();

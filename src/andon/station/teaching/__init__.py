@@ -1,0 +1,1 @@
+"""Teaching a product at a station: pictures, check, recipe, training, result, release."""

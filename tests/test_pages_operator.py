@@ -1,0 +1,160 @@
+"""The pages of the operator in a real browser: the line, doubtful parts, the record."""
+
+import csv
+import io
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from andon.station.keys import Role
+from service import Service, config, served
+from test_station_service import bad, good
+
+CHROMIUM = Path("/usr/bin/chromium")
+LONG_MS = 60_000  # on a machine with other work
+ODD = "部品 <b>7</b>/é"  # the id of a part
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def service(bundle_file: Path, tmp_path: Path) -> Iterator[Service]:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    with served(config(tmp_path, pictures={"keep_one_in": 1000})) as found:
+        yield found
+
+
+@pytest.fixture
+def person(browser: Browser, service: Service) -> Iterator[Page]:
+    """A browser that is signed in as an operator; what it complains of is an error."""
+    faults: list[str] = []
+    page = browser.new_context(base_url=service.url, viewport={"width": 1024, "height": 600}).new_page()
+    page.set_default_timeout(LONG_MS)
+    expect.set_options(timeout=LONG_MS)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.goto("/")
+    page.get_by_label("Key").fill(service.keys[Role.OPERATOR])
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{service.url}/live")
+    yield page
+    page.context.close()
+    assert [fault for fault in faults if "Failed to load resource" not in fault] == []
+
+
+def loaded(page: Page, selector: str) -> None:
+    """Wait until a picture is drawn."""
+    page.wait_for_function(
+        "selector => { const found = document.querySelector(selector); return found?.complete && found.naturalWidth }",
+        arg=selector,
+    )
+
+
+def test_from_the_line_to_a_decision_and_into_the_record(service: Service, person: Page) -> None:
+    expect(person.get_by_text("No part was inspected yet.")).to_be_visible()
+    assert service.inspect(good(500), "first").json()["verdict"] == "PASS"
+    expect(person.locator(".verdict.big")).to_have_text("PASS")  # told by the stream of events
+    loaded(person, ".photo")  # the last part has a picture although it is not kept
+    assert service.inspect(bad(501), ODD).json()["verdict"] == "REJECT"
+    expect(person.locator(".verdict.big")).to_have_text("REJECT")
+    expect(person.locator(".part .which strong")).to_have_text(ODD)
+    loaded(person, ".layer")
+    person.locator("[data-opacity]").fill("20")
+    assert person.locator(".layer").evaluate("layer => layer.style.opacity") == "0.2"
+    expect(person.locator(".strip li")).to_have_count(2)
+    expect(person.locator(".counts .reject dd")).to_have_text("1")
+
+    person.get_by_role("button", name="Dispute the last verdict").click()
+    person.goto("/review")
+    expect(person.get_by_text("1 part waits")).to_be_visible()
+    expect(person.get_by_text("Disputed by the operator.")).to_be_visible()
+    loaded(person, ".photo")
+    person.get_by_role("button", name="Draw a box").click()
+    frame = person.locator("[data-frame]").first.bounding_box()
+    photo = person.locator(".photo").first.bounding_box()
+    assert frame and photo
+    side = min(photo["width"], photo["height"])  # the picture is square, in the middle of its stage
+    left, top = photo["x"] + (photo["width"] - side) / 2, photo["y"] + (photo["height"] - side) / 2
+    person.mouse.move(left + side / 4, top + side / 4)
+    person.mouse.down()
+    person.mouse.move(left + side / 2, top + 3 * side / 4, steps=3)
+    person.mouse.up()
+    person.get_by_label("Kind of defect").fill("scratch")
+    person.get_by_role("heading", name="Review").click()
+    person.keyboard.press("d")
+    expect(person.get_by_text("Nothing waits.")).to_be_visible()
+    (decision,) = (row for row in service.station.ledger.history(kind="decision") if row.verdict)
+    body = decision.body
+    assert (body["decision"], body["who"], body["defect"]) == ("confirm", "the operator", "scratch")
+    assert body["box"] == pytest.approx([24, 24, 24, 48], abs=3)  # of 96 pixels
+
+    person.goto("/history")
+    person.get_by_label("Verdict").select_option("REJECT")
+    person.get_by_role("button", name="Show").click()
+    expect(person.locator("tbody tr")).to_have_count(1)
+    with person.expect_download() as download:
+        person.get_by_role("link", name="Export as CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8-sig"))))
+    assert [row["part"] for row in rows] == [ODD]
+    person.get_by_role("link", name=ODD).click()
+    expect(person.locator(".story > li")).to_have_count(3)  # inspected, disputed, confirmed
+    expect(person.get_by_text("digest fits")).to_have_count(3)
+    person.goto("/history?low=many")
+    expect(person.get_by_role("alert").filter(has_text="expected a number")).to_be_visible()
+
+
+def test_a_good_part_is_confirmed_with_the_keyboard(service: Service, person: Page) -> None:
+    assert service.inspect(bad(502), "doubtful").json()["verdict"] == "REJECT"
+    answer = service.operator.post(f"/v1/records/{last(service)}/decisions", json={"decision": "dispute"})
+    assert answer.status_code == 201 and answer.json()["verdict"] is None
+    person.goto("/review")
+    person.get_by_label("Note").fill("dust")
+    person.get_by_role("button", name="Good").focus()
+    person.keyboard.press("Enter")
+    expect(person.get_by_text("Nothing waits.")).to_be_visible()
+    decision = service.station.ledger.history(kind="decision", limit=1)[0]
+    assert decision.verdict == "PASS" and decision.body["reason"] == "dust" and decision.body["was"] == "REJECT"
+
+
+def test_a_lost_connection_is_told_and_the_page_comes_back(service: Service, person: Page) -> None:
+    banner = person.locator("[data-lost-banner]")
+    expect(banner).to_be_hidden()
+    person.context.set_offline(True)
+    expect(banner).to_be_visible()
+    person.context.set_offline(False)
+    expect(banner).to_be_hidden()
+    assert service.inspect(good(503), "after").status_code == 201
+    expect(person.locator(".part .which strong")).to_have_text("after")
+
+
+def test_the_station_is_halted_and_begins_again(service: Service, person: Page) -> None:
+    person.get_by_role("button", name="Halt").click()
+    expect(person.get_by_text("The station is halted. Press Reset to go on.")).to_be_visible()
+    expect(person.locator(".state")).to_contain_text("Not ready")
+    person.get_by_role("button", name="Reset").click()
+    expect(person.get_by_text("Parts are inspected.")).to_be_visible()
+    end = time.monotonic() + 30
+    while not service.station.ready and time.monotonic() < end:
+        time.sleep(0.1)
+    assert service.inspect(good(504), "again").status_code == 201
+    events = [row.body for row in service.station.ledger.history(kind="event") if row.body["event"] == "method"]
+    assert [event["method"] for event in events] == ["reset", "halt"]
+    assert {event["who"] for event in events} == {"the operator"}
+
+
+def last(service: Service) -> Any:
+    """The number of the last inspection."""
+    return service.station.ledger.history(kind="inspection", limit=1)[0].sequence

@@ -1,0 +1,328 @@
+"""The pages of a product, of drift and of settings: roles, sessions, forms, and what a browser shows."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import pytest
+
+from andon.station import pages
+from andon.station.config import Config
+from andon.station.keys import Keys, Role
+from andon.station.line.settings import Watched
+from andon.station.pages.app import POLICY
+from andon.station.pages.sessions import Sessions
+from service import Service, config, served, until
+from test_station_floor import decide
+from test_station_service import bad, good
+
+STATIC = Path(pages.__file__).parent / "static"
+
+
+@pytest.fixture(scope="module")
+def service(bundle_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A station with some parts confirmed good, and some rejects."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copy(bundle_file, folder / "ring.andon")
+    (folder / "ring.golden.png").write_bytes(good(600))
+    (folder / "in").mkdir()
+    watched = Watched(product="ring", pictures=folder / "in", results=folder / "out")
+    settings = config(folder, pictures={"keep_one_in": 1}, pages={"zone": "Europe/Berlin"})
+    with served(settings.model_copy(update={"folder": (watched,)})) as service:
+        for seed in range(601, 607):
+            decide(service, service.inspect(good(seed), f"part {seed}"), "PASS")
+        for seed in range(620, 623):
+            assert service.inspect(bad(seed), f"<b>{seed}</b>").json()["verdict"] == "REJECT"
+        yield service
+
+
+class Browser:
+    """A person who is signed in."""
+
+    def __init__(self, service: Service, role: Role) -> None:
+        self.client = httpx.Client(base_url=service.url, timeout=60)
+        answer = self.client.post("/sign-in", data={"key": service.keys[role], "back": "/products"})
+        assert answer.status_code == 303 and answer.headers["location"] == "/products"
+
+    def get(self, place: str, status: int = 200) -> str:
+        answer = self.client.get(place, follow_redirects=True)
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+    def post(self, place: str, status: int = 303, **form: str) -> str:
+        token = re.search(r'name="csrf" value="([^"]+)"', self.get("/products/ring"))
+        assert token
+        answer = self.client.post(place, data={"csrf": token[1], **form})
+        assert answer.status_code == status, answer.text
+        return answer.text
+
+
+@pytest.fixture(scope="module")
+def people(service: Service) -> Iterator[dict[Role, Browser]]:
+    found = {role: Browser(service, role) for role in Role}
+    yield found
+    for each in found.values():
+        each.client.close()
+
+
+def test_every_page_has_a_strict_policy_and_asks_who_is_there(service: Service, people: dict[Role, Browser]) -> None:
+    places = ["/products/ring", "/products/ring/drift", "/settings/keys", "/settings/log", "/products/ring/charts.json"]
+    with httpx.Client(base_url=service.url) as nobody:
+        for place in places:
+            answer = nobody.get(place)
+            assert answer.status_code == 303 and answer.headers["location"].startswith("/sign-in?back=/")
+        assert nobody.get("/products/ring", headers={"HX-Request": "true"}).status_code == 401
+        wrong = nobody.post("/sign-in", data={"key": "andon_0_wrong", "back": "//evil.example"})
+        assert wrong.status_code == 401 and "unknown or revoked" in wrong.text and "set-cookie" not in wrong.headers
+        key = service.keys[Role.OPERATOR]
+        right = nobody.post("/sign-in", data={"key": key, "back": "//evil.example"})
+        assert right.headers["location"] == "/"
+        assert "HttpOnly" in right.headers["set-cookie"] and "SameSite=strict" in right.headers["set-cookie"]
+    for place in places:
+        answer = people[Role.ENGINEER].client.get(place)
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["cache-control"] == "no-store"
+        assert not re.search(r"<script>|<style| style=|\son\w+=", answer.text)
+
+
+def test_roles_and_tokens_are_asked_for_each_change(service: Service, people: dict[Role, Browser]) -> None:
+    operator, quality, engineer = (people[role] for role in Role)
+    operator.get("/settings/keys", 403)
+    first = operator.get("/settings")
+    assert "Users and keys" not in first and '<a href="/settings" aria-current="page">' in first
+    operator.post("/products/ring/rollback", 403)
+    operator.post("/products/ring/recalibration", 403, do="start")
+    operator.post("/settings/records", 403, do="start")
+    quality.post("/settings/backup", 403, do="start")
+    quality.post("/settings/keys", 403, do="make", name="Eve", role="engineer")
+    for form in ({"do": "make"}, {"csrf": "wrong", "do": "make"}):
+        answer = engineer.client.post("/settings/keys", data={**form, "name": "Eve", "role": "engineer"})
+        assert answer.status_code == 403 and "not of this session" in answer.text
+    assert {key.name for key in service.station.keys} == {f"the {role.name.lower()}" for role in Role}
+
+
+def test_a_key_is_shown_once_and_revoked_with_its_sessions(service: Service, people: dict[Role, Browser]) -> None:
+    engineer = people[Role.ENGINEER]
+    shown = engineer.post("/settings/keys", 200, do="make", name="Zoë <b>", role="operator")
+    text = re.search(r'value="(andon_[^"]+)"', shown)
+    assert text and "Zoë &lt;b&gt;" in shown and text[1] not in engineer.get("/settings/keys")
+    key = service.station.keys.find(text[1])
+    assert key and key.rank == Role.OPERATOR
+    service.keys[Role.OPERATOR], before = text[1], service.keys[Role.OPERATOR]
+    zoe = Browser(service, Role.OPERATOR)
+    service.keys[Role.OPERATOR] = before
+    zoe.get("/products/ring")
+    engineer.post("/settings/keys", do="revoke", id=key.id)
+    assert zoe.client.get("/products/ring").headers["location"].startswith("/sign-in")
+    zoe.client.close()
+    changes = [row.body["change"] for row in service.station.ledger.history(kind="change", limit=2)]
+    assert changes == ["revoke key", "make key"]
+    for form in ({"name": ""}, {"name": "x", "role": "king"}, {"name": "a\nb"}):
+        assert "Expected" in engineer.post("/settings/keys", 409, do="make", **form).replace("expected", "Expected")
+
+
+def test_a_product_shows_what_the_records_say(service: Service, people: dict[Role, Browser]) -> None:
+    shown = people[Role.OPERATOR].get("/products/ring")
+    rows = list(service.station.ledger.walk(product="ring", kind="inspection"))
+    passed = sum(row.verdict == "PASS" for row in rows)
+    assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f}\u00a0%" in shown
+    assert "inspects now" in shown and ">Roll back" not in shown
+    assert 'class="cell"' in shown and "/products/ring/golden.png" in shown
+    numbers = people[Role.OPERATOR].client.get("/products/ring/charts.json?span=week").json()
+    assert sorted(numbers["dots"]["records"]) == [row.sequence for row in rows]
+    assert sum(numbers["p_chart"]["judged"]) == len(rows)
+    assert sum(numbers["p_chart"]["rejects"]) == sum(row.verdict == "REJECT" for row in rows)
+    (threshold,) = numbers["thresholds"]
+    assert threshold["review"] == rows[0].body["thresholds"]["review"]
+    golden = people[Role.OPERATOR].client.get("/products/ring/golden.png")
+    assert golden.content.startswith(b"\x89PNG")
+    people[Role.OPERATOR].get("/products/rong", 404)
+    drift = people[Role.OPERATOR].client.get("/products/ring/drift.json").json()
+    assert drift["score"]["values"] == [row.score for row in rows]
+
+
+def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, people: dict[Role, Browser]) -> None:
+    quality, station = people[Role.QUALITY], service.station
+    place, before = "/products/ring/recalibration", station.products.catalogue.product("ring").active
+    assert "6 pictures of parts confirmed good" in quality.get("/products/ring/confirmed")
+    assert "no recalibration has ended well" in quality.post(place, 409, do="adopt")
+    assert "such as 2026-11-26T06:00" in quality.post(place, 409, do="start", since="yesterday")
+    quality.post(place, do="start", since="2020-01-01T06:00")
+    assert "Cancel" in quality.get(place) or "before and after" in quality.get(place)
+    until(lambda: "before and after" in quality.get(place), "the recalibration does not end")
+    shown = quality.get("/products/ring/drift")
+    work = station.upkeep.recalibration("ring")
+    assert work and work.who == "the quality"
+    for side in ("before", "after"):
+        assert f"{work.result[side]['review']:.4g}" in shown
+    for do in ("adopt", "release", "activate"):
+        quality.post(place, do=do)
+    after = station.products.catalogue.product("ring").active
+    assert after == work.result["after"]["digest"] != before
+    versions = people[Role.OPERATOR].get("/products/ring")
+    assert (
+        "thresholds.review" in versions
+        and after[:12] in versions
+        and "<button" not in versions.split('id="versions"')[1]
+    )
+    quality.post("/products/ring/rollback")
+    assert station.products.catalogue.product("ring").active == before
+    assert "no bundle was active before" in quality.post("/products/ring/rollback", 409)
+    quality.post(place, do="dismiss")
+    assert "Only parts inspected since" in quality.get(place)
+    assert station.ledger.history(kind="change", product="ring", limit=1)[0].body["who"] == "the quality"
+
+
+def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browser]) -> None:
+    engineer = people[Role.ENGINEER]
+    engineer.post("/settings/records", do="start")
+    engineer.post("/settings/backup", do="start")
+    until(lambda: "Note this in another place" in engineer.get("/settings/records/now"), "it does not verify")
+    until(lambda: "Download" in engineer.get("/settings/backup/now"), "it does not back up")
+    (found,) = service.station.upkeep.backups()
+    data = engineer.client.get(f"/settings/backup/{found.name}.tar")
+    assert data.headers["content-disposition"] == f'attachment; filename="station-{found.name}.tar"'
+    assert len(data.content) > found.size
+    engineer.get("/settings/backup/20200101-000000.tar", 409)
+    engineer.post("/settings/backup", do="remove", name=found.name)
+    assert service.station.upkeep.backups() == []
+    engineer.post("/settings/backup", 422, do="explode")
+    for section, words in {"storage": "all are kept", "log": "listening", "software": "onnxruntime"}.items():
+        service.station.tell("listening to the line")
+        assert words in engineer.get(f"/settings/{section}")
+    protocols = engineer.get("/settings/protocols/now")
+    assert "Folder" in protocols and f"<code>{service.station.config.data.parent / 'in'}</code>" in protocols
+
+
+@pytest.mark.parametrize("role", [Role.OPERATOR, Role.QUALITY])
+@pytest.mark.parametrize("stay", [False, True])
+def test_an_idle_session_is_over_unless_an_operator_may_stay(tmp_path: Path, role: Role, stay: bool) -> None:
+    now, keys = 0.0, Keys(tmp_path / "keys.json")
+    keys.make("an engineer", Role.ENGINEER)
+    key, _ = keys.make("a person", role)
+    settings = config(tmp_path, pages={"idle_minutes": 1.0, "stay_signed_in": stay})
+    sessions = Sessions(keys, settings, lambda: now)
+    token = sessions.begin(key)
+    now = 50
+    assert sessions.find(token, by_person=False)
+    now = 61  # what a page fetches by itself is nothing that a person does
+    stays = stay and role == Role.OPERATOR
+    assert (sessions.find(token) is not None) == stays
+    again = sessions.begin(key)
+    keys.revoke(key.id)
+    assert sessions.find(again) is None and sessions.find("") is None
+
+
+def test_a_time_zone_must_be_known(tmp_path: Path) -> None:
+    assert config(tmp_path, pages={"zone": "Asia/Kathmandu"}).pages.zone
+    with pytest.raises(ValueError, match="no time zone"):
+        Config.model_validate({"pages": {"zone": "Mars/Olympus"}})
+
+
+def test_what_others_made_is_as_they_made_it() -> None:
+    listed = tomllib.loads((STATIC / "VENDORED.toml").read_text())
+    assert {"htmx.min.js", "uPlot.iife.min.js", "uPlot.min.css"} <= set(listed)
+    for name, about in listed.items():
+        assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == about["sha256"], name
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+AXE = "axe-core@4.14.1"
+
+
+@pytest.fixture(scope="module")
+def axe(request: pytest.FixtureRequest) -> str:
+    """The script that finds what people with a handicap cannot use; kept between runs."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    kept = Path(request.config.cache.mkdir("axe")) / f"{AXE}.js"  # type: ignore[union-attr]
+    if not kept.exists():
+        with TemporaryDirectory() as folder:
+            packed = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True)
+            if packed.returncode:
+                pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+                script = archive.extractfile("package/axe.min.js")
+                assert script
+                kept.write_bytes(script.read())
+    return kept.read_text()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def signed_in(chromium: Any, service: Service, role: Role, faults: list[str], **settings: Any) -> Any:
+    """A page of a browser; what it complains about goes into `faults`."""
+    page = chromium.new_context(**settings).new_page()
+    page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"{service.url}/sign-in?back=/products/ring")
+    page.keyboard.type(service.keys[role])  # the field has the focus
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/products/ring")
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+PLACES = (
+    *("/live", "/review", "/history", "/history/part/part%20601", "/products/ring", "/products/ring/drift"),
+    *(f"/settings/{name}" for name in ("keys", "backup", "records")),
+)
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_pages_can_be_used_by_all_and_are_drawn_without_complaint(
+    service: Service, chromium: Any, axe: str, look: str
+) -> None:
+    faults: list[str] = []
+    size = {"width": 1024, "height": 600} if look == "light" else {"width": 390, "height": 844}
+    page = signed_in(chromium, service, Role.ENGINEER, faults, color_scheme=look, viewport=size)
+    for place in PLACES:
+        page.goto(service.url + place)
+        charts = page.locator("figure[data-chart]").count()
+        page.wait_for_function("n => document.querySelectorAll('.uplot canvas').length === n", arg=charts)
+        assert charts == {"/products/ring": 2, "/products/ring/drift": 3}.get(place, 0), place
+        assert page.evaluate("document.documentElement.scrollWidth") == size["width"], place
+        if place == "/products/ring":
+            shown = "[1, 2, 3].flatMap(i => document.querySelectorAll('figure')[1].chart.data[i])"
+            scored = service.station.ledger.history("ring", kind="inspection", limit=1000)
+            assert page.evaluate(f"{shown}.filter(value => value != null).length") == len(scored)
+        page.evaluate(axe)
+        found = page.evaluate("axe.run({resultTypes: ['violations']})")
+        serious = [
+            (each["id"], [node["html"][:200] for node in each["nodes"]])
+            for each in found["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == [], place
+    assert faults == []
+    page.context.close()
+
+
+def test_records_are_verified_with_the_keyboard_alone(service: Service, chromium: Any) -> None:
+    faults: list[str] = []
+    page = signed_in(chromium, service, Role.QUALITY, faults)
+    page.goto(f"{service.url}/settings/records")
+    button = page.get_by_role("button", name="Verify")
+    while not button.evaluate("each => each === document.activeElement"):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_text("Note this in another place").wait_for(timeout=60_000)
+    assert f"{service.station.ledger.head()[0]}:" in page.content() and faults == []
+    page.context.close()
