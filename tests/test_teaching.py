@@ -344,6 +344,8 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     (place / "run" / "train.run.json").write_bytes(record)  # what a killed station leaves
     (place / "run" / "part.andon.training").mkdir()
     (place / ".bring-x").mkdir()
+    other = projects.place(projects.create("without a run", "other", WHO))
+    (other / ".bring-y").write_bytes(b"half an upload")
     again = Background(projects.folder, lambda sentence: None)
     again.recover()
     run = again.last(place, "train")
@@ -351,6 +353,7 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     assert (run.state, run.reason) == ("interrupted", "the station was stopped")
     assert not (place / "run" / "part.andon.training").exists()
     assert not (place / ".bring-x").exists()
+    assert not (other / ".bring-y").exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a process is killed by a signal")
