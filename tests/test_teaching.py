@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -169,6 +170,13 @@ def test_the_same_file_is_known_and_another_of_its_name_is_kept_beside(bottle: P
     assert not bottle.take(given(tmp_path, png(0)), "7.png", GOOD)
     assert bottle.take(given(tmp_path, png(1)), "7.png", GOOD)
     assert bottle.listed() == [f"{GOOD}/7-2.png", f"{GOOD}/7.png"]
+
+
+def test_uploads_of_one_name_at_once_do_not_replace_each_other(bottle: Pictures, tmp_path: Path) -> None:
+    sources = [given(tmp_path, png(seed), str(seed)) for seed in range(20)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda source: bottle.take(source, "7.png", GOOD), sources))
+    assert len(bottle.listed()) == len({bottle.path(name).read_bytes() for name in bottle.listed()}) == 20
 
 
 def test_a_project_has_a_limit(bottle: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,6 +344,8 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     (place / "run" / "train.run.json").write_bytes(record)  # what a killed station leaves
     (place / "run" / "part.andon.training").mkdir()
     (place / ".bring-x").mkdir()
+    other = projects.place(projects.create("without a run", "other", WHO))
+    (other / ".bring-y").write_bytes(b"half an upload")
     again = Background(projects.folder, lambda sentence: None)
     again.recover()
     run = again.last(place, "train")
@@ -343,6 +353,7 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     assert (run.state, run.reason) == ("interrupted", "the station was stopped")
     assert not (place / "run" / "part.andon.training").exists()
     assert not (place / ".bring-x").exists()
+    assert not (other / ".bring-y").exists()
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="a process is killed by a signal")

@@ -64,14 +64,14 @@ class Background:
 
     def recover(self) -> None:
         """Clear away what a station that crashed has left: files of a training, and temporary folders."""
-        for place in self._folder.glob("*/run"):
-            for left in (*place.glob("*.training"), *place.glob(".*.part"), *place.parent.glob(".bring-*")):
+        for place in self._folder.glob("*"):
+            for left in (*place.glob("run/*.training"), *place.glob("run/.*.part"), *place.glob(".bring-*")):
                 with suppress(AndonError, OSError):
                     pictures.clear(left) if files.is_folder(left) else left.unlink()
-            for path in place.glob("*.run.json"):
+            for path in place.glob("run/*.run.json"):
                 run = _read(path)
                 if run and run.state == "running":
-                    self._keep(place.parent, replace(run, state="interrupted", reason="the station was stopped"))
+                    self._keep(place, replace(run, state="interrupted", reason="the station was stopped"))
 
     def last(self, place: Path, action: Action) -> Run | None:
         """The last run of an action on the project in this folder, or the one that goes on."""

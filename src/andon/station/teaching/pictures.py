@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ MOST_PICTURES = 10_000  # of one project
 MOST_PIXELS = 150_000_000  # of one picture
 MOST_SAID = 20  # refused pictures of which one request tells
 ROOM = 1 << 30  # bytes that stay free on the disk of the records
+_NAMING = threading.Lock()  # of two uploads with one name at once, neither replaces the other
 
 
 class Taken(NamedTuple):
@@ -46,6 +48,10 @@ class Pictures:
         root = self.place / (LEFT_OUT if left_out else PICTURES)
         return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
 
+    def _count(self) -> int:
+        """The number of files that count: faster than to list them."""
+        return sum(len(names) for _, _, names in os.walk(self.place / PICTURES))
+
     def path(self, name: str) -> Path:
         """The file of a picture, also of one that is left out. StationError when there is none."""
         for root in (PICTURES, LEFT_OUT):
@@ -66,7 +72,7 @@ class Pictures:
                 f"{name}: {width} × {height} pixels; expected at most {MOST_PIXELS // 1_000_000} megapixels. Crop it, "
                 "or set the camera to fewer pixels."
             )
-        count = len(self.listed()) if room is None else room
+        count = self._count() if room is None else room
         if count >= MOST_PICTURES:
             raise StationError(f"the project has {count} pictures; expected at most {MOST_PICTURES}. Remove some.")
         try:
@@ -76,13 +82,14 @@ class Pictures:
                 raise StorageError(
                     f"{target}: less than {ROOM >> 30} GiB is free. Free some space; {name} was not kept."
                 )
-            for each in _candidates(name):
-                there = [path for path in (target / each, self.place / LEFT_OUT / folder / each) if path.exists()]
-                if not there:
-                    source.replace(target / each)
-                    return True
-                if any(_same(path, source) for path in there):
-                    return False
+            with _NAMING:
+                for each in _candidates(name):
+                    there = [path for path in (target / each, self.place / LEFT_OUT / folder / each) if path.exists()]
+                    if not there:
+                        source.replace(target / each)
+                        return True
+                    if any(_same(path, source) for path in there):
+                        return False
         except OSError as error:
             raise StorageError(f"{self.place}: pictures cannot be kept: {files.reason(error)}. Free space.") from error
         raise StationError(f"{name}: too many pictures of this name. Rename them.")
@@ -91,7 +98,7 @@ class Pictures:
         """Move files in, each with its name and folder; those that cannot be used are refused, each with a reason."""
         added = known = 0
         refused: list[str] = []
-        count = len(self.listed())
+        count = self._count()
         for source, name, folder in sources:
             try:
                 if self.take(source, name, folder, count + added):
