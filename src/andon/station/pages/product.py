@@ -3,7 +3,6 @@
 import struct
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form
@@ -23,7 +22,8 @@ router = APIRouter(include_in_schema=False)
 
 Text = Annotated[str, Form()]
 MEASURES = ("score", "brightness", "sharpness", "registration")
-STRIP = SimpleNamespace(width=720, height=100)
+WIDTH, HEIGHT = 720, 100
+"""Of the strip of scores that a recalibration shows."""
 LONGEST = timedelta(days=366)
 DOTS = 400
 """Most dots of each kind in the strip of a recalibration."""
@@ -213,7 +213,7 @@ def _compared(page: Page, work: Work) -> dict[str, Any]:
     low, high = min(shown), max(shown)
 
     def place(value: float) -> float:
-        return float(round(20 + (STRIP.width - 40) * (value - low) / ((high - low) or 1), 1))
+        return round(20 + (WIDTH - 40) * (value - low) / ((high - low) or 1), 1)
 
     words = {"before": page.translate("before"), "after": page.translate("after")}
     apart = limits[1][1] >= limits[0][1]
@@ -226,7 +226,8 @@ def _compared(page: Page, work: Work) -> dict[str, Any]:
         "changed": [each for each in parts if each[2] != each[3]][:200],
         "looser": after["review"] > before["review"] or after["reject"] > before["reject"],
         "strip": {
-            **vars(STRIP),
+            "width": WIDTH,
+            "height": HEIGHT,
             "parts": [place(x) for x in scores[:DOTS]],
             "usual": [place(x) for x in usual[:DOTS]],
             "lines": lines,
