@@ -1,0 +1,141 @@
+"""The page docs/peers.md, from the rows of the comparison and from nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from results import OK, Row
+
+from andon.errors import AndonError, counted
+
+HEAD = (
+    "| | version | image AUROC | image AP | pixel AUROC | AUPRO 0.30 | AUPRO 0.05 | fit, s | fit, CPU s "
+    "| peak of fit, MB | engine | p50, ms | p95, ms | ÷ andon-256 | remarks |"
+)
+METHOD = Path(__file__).with_name("method.md")
+NEIGHBOURS = ("padim", "patchcore", "mh-patchcore")
+
+
+def text(rows: Sequence[Row], peers: Sequence[str]) -> str:
+    """Return the page, Markdown. `peers`: the order in tables. AndonError without rows."""
+    if not rows:
+        raise AndonError("there are no results yet; expected at least one row. Run the comparison without --only-page.")
+    products = list(dict.fromkeys(row["product"] for row in rows))
+    parts = [_method(rows, products) + "## Goals", "", *_goals(rows, products)]
+    for product in products:
+        own = sorted((row for row in rows if row["product"] == product), key=lambda row: peers.index(row["peer"]))
+        parts += ["", f"## {product}", "", HEAD, "|---|---|" + "--:|" * 8 + "---|" + "--:|" * 3 + "---|"]
+        parts += [line for row in own for line in _lines(row)]
+    return "\n".join([*parts, ""])
+
+
+def _method(rows: Sequence[Row], products: Sequence[str]) -> str:
+    plan, dates = rows[0]["plan"], sorted({row["date"] for row in rows})
+    return METHOD.read_text().format(
+        **{key: value for key, value in plan.items() if key not in ("threads", "fit_threads")},
+        products=",".join(products),
+        dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        machines="; ".join(sorted({row["machine"] for row in rows})),
+        half=plan["minutes"] / 2,
+        fit_cores=counted(plan["fit_threads"], "core"),
+        threads=counted(plan["threads"], "thread"),
+    )
+
+
+def _lines(row: Row) -> list[str]:
+    """Return the lines of a peer: one for each engine."""
+    if row["status"] != OK:
+        cells = [row["peer"], row.get("version", "–"), *["–"] * 12, f"**{row['status']}**: {_plain(row['reason'])}"]
+        return [_line(cells)]
+    figures, fit = row["figures"], row["fit"]
+    names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_30", "aupro_05")
+    first = [row["peer"], row["version"], *(_percent(figures[name]) for name in names)]
+    first += [_number(fit["seconds"]), _number(fit["cpu_seconds"]), f"{fit['peak_mb']:.0f}"]
+    remarks = [f"{name}: {_plain(reason)}" for name, reason in row["engine_failures"].items()]
+    details = fit["details"]
+    if details.get("planned_epochs", 0) > 3:
+        remarks.append(f"{details['epochs']} of {details['planned_epochs']} epochs, {details['steps']} steps")
+    lines = []
+    for engine, times in row["latency"].items() or [("–", {"failure": "no engine"})]:
+        if "failure" in times:
+            cells = [*first, engine, "–", "–", "–", "; ".join([_plain(times["failure"]), *remarks])]
+        else:
+            ratio = "1"
+            if "ratio" in times:
+                ratio = f"{times['ratio']:.2f} ({times['ratio_low']:.2f}–{times['ratio_high']:.2f})"
+            p50, p95 = (f"{times[key]:.1f}" for key in ("p50_ms", "p95_ms"))
+            cells = [*first, engine, p50, p95, ratio, "; ".join(remarks)]
+        lines.append(_line(cells))
+        first, remarks = ["", *[""] * (len(first) - 1)], []
+    return lines
+
+
+def _goals(rows: Sequence[Row], products: Sequence[str]) -> list[str]:
+    table = {(row["product"], row["peer"]): row for row in rows if row["status"] == OK}
+    lines = ["| product | " + " | ".join(NAMES) + " |", "|---|" + "--:|" * len(NAMES)]
+    for product in products:
+        own = table.get((product, "andon-256"))
+        cells = [product, *(_margin(table, product, name) for name in ("andon", "andon-256"))]
+        cells += [_best(table.get((product, peer))) for peer in NEIGHBOURS]
+        cells += [_fit(table.get((product, peer)), own) for peer in ("patchcore", "mh-patchcore")]
+        lines.append(_line(cells))
+    targets = ["goal", "never < 0, mean + 2", "", "≥ 5", "≥ 10", "≥ 10", "≥ 20", "≥ 5"]
+    return [
+        "Image AUROC: points above the best of PaDiM, PatchCore and MH-PatchCore. Speed: times as fast as the peer's "
+        "fastest engine. Fit: CPU seconds of the peer divided by those of andon-256, calibration left out of andon's.",
+        "",
+        *lines,
+        _line(targets),
+    ]
+
+
+NAMES = (
+    "AUROC, andon",
+    "AUROC, andon-256",
+    "speed, padim",
+    "speed, patchcore",
+    "speed, mh-patchcore",
+    "fit, patchcore",
+    "fit, mh-patchcore",
+)
+
+
+def _margin(table: dict[tuple[str, str], Row], product: str, name: str) -> str:
+    measured = [table[product, peer]["figures"]["image_auroc"] for peer in NEIGHBOURS if (product, peer) in table]
+    if not measured or (product, name) not in table:
+        return "–"
+    return f"{100 * (table[product, name]['figures']['image_auroc'] - max(measured)):+.2f}"
+
+
+def _best(row: Row | None) -> str:
+    """Return the ratio of the fastest engine to andon-256."""
+    measured = {name: times["ratio"] for name, times in row["latency"].items() if "ratio" in times} if row else {}
+    if not measured:
+        return "–"
+    name = min(measured, key=lambda engine: measured[engine])
+    return f"{measured[name]:.1f} ({name})"
+
+
+def _fit(row: Row | None, own: Row | None) -> str:
+    """Return the CPU seconds of a peer's fit, divided by those of andon up to the end of its fit."""
+    if not row or not own:
+        return "–"
+    timings: dict[str, float] = own["fit"]["details"]["timings"]
+    share = (timings["read"] + timings["fit"]) / sum(timings.values())
+    return f"{row['fit']['cpu_seconds'] / (own['fit']['cpu_seconds'] * share):.1f}"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def _plain(reason: str) -> str:
+    return reason.replace("|", "/").replace("<", "‹").replace(">", "›").replace("`", "'")
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
