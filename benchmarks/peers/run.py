@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -40,7 +41,8 @@ Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
 ADAPTERS = Path(__file__).parent / "adapters"
 REFERENCE = "andon-256"  # inspects in turn with every other peer
-COUNT, TURNS, TURN_SECONDS = 20, 10, 5.0  # arrays in a turn, fewer where they would take longer than this
+COUNT, TURNS = 20, 10  # arrays in a turn
+TURN_SECONDS, LEAST = 1.5, 2  # fewer arrays where they would take longer, but not fewer than this
 
 
 class Kind(NamedTuple):
@@ -132,6 +134,7 @@ class Peer:
 def main() -> None:
     """Run the comparison and write the page."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped; the same command continues"))  # ends peers
     plan = {key: getattr(options, key) for key in ("size", "bank", "pictures", "test_pictures", "seed", "fit_threads")}
     plan |= {key: getattr(options, key) for key in ("threads", "minutes", "memory_mb")}
     try:
@@ -211,32 +214,36 @@ def latencies(peer: Peer, reference: Peer | None) -> dict[str, Any]:
 def latency(peer: Peer, engine: str, reference: Peer | None) -> dict[str, Any]:
     """Return milliseconds a picture of a peer, and their ratio to those of the reference, turn by turn."""
     warm = statistics.median(peer.turn(engine, 3)["milliseconds"])
-    count = max(3, min(COUNT, int(1000 * TURN_SECONDS / warm)))
-    laps: list[float] = []
-    other: list[float] = []
-    ratios: list[float] = []
+    count = max(LEAST, min(COUNT, int(1000 * TURN_SECONDS / warm)))
+    own: list[dict[str, Any]] = []
+    other: list[dict[str, Any]] = []
     for _ in range(TURNS):
         if reference:
-            other += (theirs := _reference_turn(reference))
-        answer = peer.turn(engine, count)
-        laps += answer["milliseconds"]
-        if reference:
-            ratios.append(statistics.median(answer["milliseconds"]) / statistics.median(theirs))
-    result = {"p50_ms": _quantile(laps, 50), "p95_ms": _quantile(laps, 95), "peak_mb": answer["peak_mb"]}
+            other.append(_reference_turn(reference))
+        own.append(peer.turn(engine, count))
+    result = {**_milliseconds(own), "peak_mb": own[-1]["peak_mb"], "turns": TURNS, "count": count}
     if reference:
-        result |= {"reference_p50_ms": _quantile(other, 50), "ratio": statistics.median(ratios)}
-        result |= {"ratio_low": min(ratios), "ratio_high": max(ratios)}
-    return {**result, "turns": TURNS, "count": count}
+        pairs = list(zip(own, other, strict=True))
+        ratios = [statistics.median(a["milliseconds"]) / statistics.median(b["milliseconds"]) for a, b in pairs]
+        result |= {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+        result["cpu_ratio"] = statistics.median(a["cpu_ms"] / b["cpu_ms"] for a, b in pairs)
+        result["reference"] = _milliseconds(other)
+    return result
 
 
-def _reference_turn(reference: Peer) -> list[float]:
+def _milliseconds(turns: Sequence[dict[str, Any]]) -> dict[str, float]:
+    laps = [lap for turn in turns for lap in turn["milliseconds"]]
+    quantiles = {f"p{q}_ms": float(np.percentile(laps, q)) for q in (50, 95)}
+    return {**quantiles, "cpu_ms": statistics.median(turn["cpu_ms"] for turn in turns)}
+
+
+def _reference_turn(reference: Peer) -> dict[str, Any]:
     try:
-        laps: list[float] = reference.turn("onnxruntime", COUNT)["milliseconds"]
+        return reference.turn("onnxruntime", COUNT)
     except Failure as failure:
         raise AndonError(
             f"{REFERENCE}, which inspects in turn with every peer, failed: {failure}. Run again."
         ) from None
-    return laps
 
 
 def choose(name: str, options: argparse.Namespace) -> Product:
@@ -279,10 +286,6 @@ def machine() -> str:
 
 def _array(path: Path, size: int) -> np.ndarray:
     return cv2.resize(cv2.imread(str(path))[..., ::-1], (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _quantile(values: Sequence[float], percent: float) -> float:
-    return float(np.percentile(values, percent))
 
 
 def _without_event(contents: dict[str, Any]) -> dict[str, Any]:

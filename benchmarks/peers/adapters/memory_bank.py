@@ -1,4 +1,7 @@
-"""andon's memory-bank, in andon's own environment: `andon` is the default, `andon-256` the preset of 256² pixels."""
+"""andon's memory-bank, in andon's own environment.
+
+`andon` is the default with all its own settings, `andon-256` the preset of 256² pixels with the bank of the comparison.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +24,12 @@ class MemoryBank:
 
     def __init__(self, job: Job) -> None:
         """Compose the recipe."""
-        recipe = compose(job.train, preset=PRESETS[job.peer], seed=job.seed, settings={"bank": job.bank})
+        settings = {} if job.peer == "andon" else {"bank": job.bank}
+        recipe = compose(job.train, preset=PRESETS[job.peer], seed=job.seed, settings=settings)
         self.recipe = recipe.model_copy(update={"input": recipe.input.model_copy(update={"size": "any"})})
         self.bundle = Path(job.folder, "part.andon")
         self.threads = job.threads
-        self.settings: dict[str, Any] = {"preset": PRESETS[job.peer], "input": recipe.geometry.size, "bank": job.bank}
+        self.settings: dict[str, Any] = {"preset": PRESETS[job.peer], "input": recipe.geometry.size, **settings}
 
     def fit(self) -> dict[str, Any]:
         """Train; the details are the seconds of each step."""

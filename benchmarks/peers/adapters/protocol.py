@@ -9,7 +9,7 @@ on the standard output that the process was started with; everything that librar
 | fitted | seconds, cpu_seconds, peak_mb, details |
 | scored | scores, one for each test picture; its map, if the peer has maps, is in maps/NUMBER.npy |
 | ready | engines: name → null, or why it cannot be used |
-| turn | milliseconds, one for each array; peak_mb |
+| turn | milliseconds, one for each array; cpu_ms, of the processor for one array, mean; peak_mb |
 
 The answer to a line `ENGINE COUNT` on the standard input is one turn.
 """
@@ -92,12 +92,13 @@ def serve(make: Callable[[Job], Peer]) -> None:
         name, count = line.split()
         inspect = engines[name]
         assert not isinstance(inspect, str)
-        laps = []
+        laps, processor = [], time.process_time()
         for number in range(int(count)):
             start = time.perf_counter()
             inspect(arrays[number % len(arrays)])
             laps.append(1000 * (time.perf_counter() - start))
-        _tell(events, "turn", milliseconds=laps, peak_mb=_peak_mb())
+        cpu_ms = 1000 * (time.process_time() - processor) / len(laps)
+        _tell(events, "turn", milliseconds=laps, cpu_ms=cpu_ms, peak_mb=_peak_mb())
 
 
 def _peak_mb() -> float:
