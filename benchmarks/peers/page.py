@@ -83,8 +83,8 @@ def _goals(rows: Sequence[Row], products: Sequence[str]) -> list[str]:
     targets = ["goal", "never < 0, mean + 2", "", "≥ 5", "≥ 10", "≥ 10", "≥ 20", "≥ 5"]
     return [
         "Image AUROC: points above the best of PaDiM, PatchCore and MH-PatchCore. Speed: times as fast as the peer's",
-        "fastest engine, by the clock and by the time of the processor. Fit: CPU seconds of the peer divided by those of",
-        "andon-256, calibration left out of andon's.",
+        "fastest engine, by the clock and by the time of the processor. Fit: CPU seconds of the peer divided by those",
+        "of andon-256, calibration left out of andon's.",
         "",
         *lines,
         _line(targets),
