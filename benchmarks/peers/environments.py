@@ -14,7 +14,7 @@ MARK = "requirements.installed"  # the requirements that an environment was fini
 def python(folder: Path, name: str, build: bool = True) -> Path:
     """Return the interpreter of an environment; build it if it is missing or was built from other requirements.
 
-    Failure, with the last line of pip, when that is impossible.
+    pip is that of andon's own environment. Failure, with the last line of pip, when that is impossible.
     """
     place = folder / name
     executable, mark = place / "bin" / "python", place / MARK
@@ -24,8 +24,8 @@ def python(folder: Path, name: str, build: bool = True) -> Path:
     if not build:
         raise Failure("not installed", f"there is no finished environment {name}, and it was not to be built")
     place.parent.mkdir(parents=True, exist_ok=True)
-    pip = [executable, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    _run([sys.executable, "-m", "venv", place])
+    _run([sys.executable, "-m", "venv", "--without-pip", place])
+    pip = [sys.executable, "-m", "pip", "--python", executable, "install", "-q", "--disable-pip-version-check"]
     _run([*pip, "-r", HERE / "requirements" / f"{name}.txt"])
     mark.write_text(wanted)
     return executable

@@ -8,12 +8,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
 POLL = 0.1  # seconds between looks at the memory
+GRACE = 1.0  # seconds for the last output of a process that has ended
 NO_MEMORY = ("MemoryError", "allocate memory", "std::bad_alloc", "Cannot allocate")
 LONGEST = 300  # characters of a reason
 
@@ -32,7 +34,7 @@ class Process:
 
     def __init__(self, command: Sequence[str | Path], log: Path, megabytes: float, environment: dict[str, str]) -> None:
         """Start it in a session of its own, so that what it starts can be found and ended. Failure when it cannot."""
-        self.log, self.megabytes, self.peak_mb, self.stage = log, megabytes, 0.0, "after its start"
+        self.log, self.megabytes, self.stage = log, megabytes, "after its start"
         self._events: queue.Queue[str] = queue.Queue()
         with log.open("wb") as errors:
             try:
@@ -86,17 +88,19 @@ class Process:
 
     def _check(self, spent: float, seconds: float) -> None:
         used = resident_mb(self._process.pid)
-        self.peak_mb = max(self.peak_mb, used)
         if used > self.megabytes:
             raise Failure("out of memory", f"used {used:.0f} MB {self.stage}; the limit is {self.megabytes:.0f} MB")
-        if (code := self._process.poll()) is not None:
-            self._reader.join()
+        # Not reaped before __exit__: until then its number, and that of its group, belong to it.
+        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            self._reader.join(GRACE)  # longer if a process that it started keeps the output open
             if self._events.empty():
-                raise self._ended(code)
+                raise self._ended()
         elif spent > seconds:
             raise Failure("timeout", f"no answer within {seconds:.0f} s {self.stage}")
 
-    def _ended(self, code: int) -> Failure:
+    def _ended(self) -> Failure:
+        self._end()
+        code = self._process.returncode
         lines = self.log.read_text(errors="replace").strip().splitlines()
         last = (lines[-1] if lines else "no message").replace(str(self.log.parent), "…")
         if any(sign in last for sign in NO_MEMORY):
@@ -112,15 +116,16 @@ class Process:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the process and all that it started."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._end()
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
-                try:
+                with suppress(OSError):  # what was not written is not needed
                     stream.close()
-                except OSError:
-                    continue
+
+    def _end(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 def resident_mb(session: int) -> float:
