@@ -9,8 +9,13 @@ from results import OK, Row
 from andon.errors import AndonError, counted
 
 HEAD = (
-    "| | version | image AUROC | image AP | pixel AUROC | AUPRO 0.30 | AUPRO 0.05 | fit, s | fit, CPU s "
-    "| peak of fit, MB | engine | p50, ms | p95, ms | CPU, ms | ÷ andon-256 | ÷ andon-256, CPU | remarks |"
+    "| | image AUROC | image AP | pixel AUROC | AUPRO 0.30 | AUPRO 0.05 | fit, s | fit, CPU s | peak, MB | p50, ms "
+    "| p95, ms | |",
+    "|---|" + "--:|" * 10 + "---|",
+)
+ENGINES = (
+    "| | engine | p50, ms | p95, ms | CPU, ms | ÷ andon-256 | ÷ andon-256, CPU | |",
+    "|---|---|" + "--:|" * 5 + "---|",
 )
 METHOD = Path(__file__).with_name("method.md")
 NEIGHBOURS = ("padim", "patchcore", "mh-patchcore")
@@ -24,8 +29,8 @@ def text(rows: Sequence[Row], peers: Sequence[str]) -> str:
     parts = [_method(rows, products) + "## Goals", "", *_goals(rows, products)]
     for product in products:
         own = sorted((row for row in rows if row["product"] == product), key=lambda row: peers.index(row["peer"]))
-        parts += ["", f"## {product}", "", HEAD, "|---|---|" + "--:|" * 8 + "---|" + "--:|" * 5 + "---|"]
-        parts += [line for row in own for line in _lines(row)]
+        parts += ["", f"## {product}", "", *HEAD, *map(_summary, own)]
+        parts += ["", *ENGINES, *(line for row in own for line in _engines(row))]
     return "\n".join([*parts, ""])
 
 
@@ -42,33 +47,44 @@ def _method(rows: Sequence[Row], products: Sequence[str]) -> str:
     )
 
 
-def _lines(row: Row) -> list[str]:
-    """Return the lines of a peer: one for each engine."""
+def _summary(row: Row) -> str:
+    """Return the line of a peer, with its fastest engine."""
     if row["status"] != OK:
-        cells = [row["peer"], row.get("version", "–"), *["–"] * 14, f"**{row['status']}**: {_plain(row['reason'])}"]
-        return [_line(cells)]
-    figures, fit = row["figures"], row["fit"]
+        return _line([row["peer"], *["–"] * 10, f"**{row['status']}**: {_plain(row['reason'])}"])
+    figures, fit, engine = row["figures"], row["fit"], _fastest(row)
     names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_30", "aupro_05")
-    first = [row["peer"], row["version"], *(_percent(figures[name]) for name in names)]
-    first += [_number(fit["seconds"]), _number(fit["cpu_seconds"]), f"{fit['peak_mb']:.0f}"]
-    remarks = [f"{name}: {_plain(reason)}" for name, reason in row["engine_failures"].items()]
+    cells = [f"{row['peer']} {row['version']}", *(_percent(figures[name]) for name in names)]
+    cells += [_number(fit["seconds"]), _number(fit["cpu_seconds"]), f"{fit['peak_mb']:.0f}"]
+    cells += [f"{row['latency'][engine][key]:.1f}" if engine else "–" for key in ("p50_ms", "p95_ms")]
     details = fit["details"]
-    if details.get("planned_epochs", 0) > 3:
-        remarks.append(f"{details['epochs']} of {details['planned_epochs']} epochs, {details['steps']} steps")
+    stopped = details.get("planned_epochs", 0) > details.get("epochs", 0)
+    remark = f"{details['epochs']} of {details['planned_epochs']} epochs, {details['steps']} steps" if stopped else ""
+    return _line([*cells, "; ".join(filter(None, [engine, remark]))])
+
+
+def _engines(row: Row) -> list[str]:
+    """Return one line for each engine of a peer, also for those that fail."""
+    if row["status"] != OK:
+        return []
     lines = []
-    for engine, times in row["latency"].items() or [("–", {"failure": "no engine"})]:
+    for engine, times in row["latency"].items():
         if "failure" in times:
-            cells = [*first, engine, *["–"] * 5, "; ".join([_plain(times["failure"]), *remarks])]
-        else:
-            ratios = ["1", "1"]
-            if "ratio" in times:
-                ratios = [f"{times['ratio']:.1f} ({times['ratio_low']:.1f}–{times['ratio_high']:.1f})"]
-                ratios.append(f"{times['cpu_ratio']:.1f}")
-            laps = [f"{times[key]:.1f}" for key in ("p50_ms", "p95_ms", "cpu_ms")]
-            cells = [*first, engine, *laps, *ratios, "; ".join(remarks)]
-        lines.append(_line(cells))
-        first, remarks = ["", *[""] * (len(first) - 1)], []
-    return lines
+            lines.append([row["peer"], engine, *["–"] * 5, _plain(times["failure"])])
+            continue
+        ratios = ["1", "1"]
+        if "ratio" in times:
+            ratios = [f"{times['ratio']:.1f} ({times['ratio_low']:.1f}–{times['ratio_high']:.1f})"]
+            ratios.append(f"{times['cpu_ratio']:.1f}")
+        laps = [f"{times[key]:.1f}" for key in ("p50_ms", "p95_ms", "cpu_ms")]
+        lines.append([row["peer"], engine, *laps, *ratios, ""])
+    lines += [[row["peer"], name, *["–"] * 5, _plain(reason)] for name, reason in row["engine_failures"].items()]
+    return [_line(line) for line in lines]
+
+
+def _fastest(row: Row) -> str:
+    """Return the engine that takes the least time of the processor; empty if all failed."""
+    measured = {name: times["cpu_ms"] for name, times in row["latency"].items() if "cpu_ms" in times}
+    return min(measured, key=lambda engine: measured[engine], default="")
 
 
 def _goals(rows: Sequence[Row], products: Sequence[str]) -> list[str]:
@@ -111,11 +127,11 @@ def _margin(table: dict[tuple[str, str], Row], product: str, name: str) -> str:
 
 def _best(row: Row | None) -> str:
     """Return both ratios of the fastest engine to andon-256."""
-    measured = {name: times for name, times in row["latency"].items() if "ratio" in times} if row else {}
-    if not measured:
+    engine = _fastest(row) if row else ""
+    if not row or "ratio" not in row["latency"].get(engine, {}):
         return "–"
-    name = min(measured, key=lambda engine: measured[engine]["cpu_ratio"])
-    return f"{measured[name]['ratio']:.1f}, {measured[name]['cpu_ratio']:.1f} ({name})"
+    times = row["latency"][engine]
+    return f"{times['ratio']:.1f}, {times['cpu_ratio']:.1f} ({engine})"
 
 
 def _fit(row: Row | None, own: Row | None) -> str:
