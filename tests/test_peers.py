@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -91,6 +92,18 @@ def test_each_peer_has_one_row_and_a_second_run_does_nothing(run: ModuleType, pa
 def test_a_product_without_pictures_says_what_is_missing(run: ModuleType, parts: Path, tmp_path: Path):
     with pytest.raises(AndonError, match="no product cup; expected a folder of this name"):
         run.choose("cup", options(run, parts, tmp_path))
+
+
+def test_a_damaged_picture_or_mask_stops_before_any_peer(run: ModuleType, parts: Path, tmp_path: Path):
+    root = tmp_path / "data" / "ring"
+    shutil.copytree(parts, root)
+    chosen = options(run, root, tmp_path)
+    (root / "ground_truth/scratch/201_mask.png").write_bytes((root / "train/good/000.png").read_bytes()[:500])
+    with pytest.raises(AndonError, match=r"201_mask\.png"):
+        run.choose("ring", chosen)
+    (root / "test/good/100.png").write_bytes(b"")
+    with pytest.raises(AndonError, match=r"100\.png"):
+        run.choose("ring", chosen)
 
 
 FAILURES = {

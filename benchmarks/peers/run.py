@@ -33,9 +33,10 @@ from process import Failure, Process
 from results import OK, Row, Table, figures
 
 from andon import files
-from andon.data import dataset
+from andon.data import dataset, masks
 from andon.data.dataset import Sample
 from andon.errors import AndonError
+from andon.pictures import image
 
 Item = TypeVar("Item")
 ROOT = Path(__file__).parents[2]
@@ -140,7 +141,7 @@ def main() -> None:
     try:
         table = Table(options.results, plan)
         if not options.only_page:
-            options.work.mkdir(parents=True, exist_ok=True)
+            files.make_folder(options.work)
             weights.write(options.work / "weights.npz")
             for name in options.products:
                 compare(choose(name, options), table, options)
@@ -247,7 +248,10 @@ def _reference_turn(reference: Peer) -> dict[str, Any]:
 
 
 def choose(name: str, options: argparse.Namespace) -> Product:
-    """Copy the training pictures and prepare the arrays of a product. AndonError when its pictures are not there."""
+    """Copy the training pictures and prepare the arrays of a product.
+
+    Errors: AndonError when its pictures are not there; when a test picture or its mask is damaged or has another size.
+    """
     places = [path for path in (options.data / name, *options.data.glob(f"*/{name}")) if path.is_dir()]
     if not places:
         raise AndonError(f"{options.data}: no product {name}; expected a folder of this name. Correct --products.")
@@ -263,10 +267,14 @@ def choose(name: str, options: argparse.Namespace) -> Product:
     folder = options.work / name / "pictures"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "train/good").mkdir(parents=True)
-    for sample in train:
-        shutil.copyfile(sample.path, folder / "train/good" / sample.path.name)
+    for number, sample in enumerate(train):
+        shutil.copyfile(sample.path, folder / "train/good" / f"{number:04}_{sample.path.name}")
     test = [*good, *defective]
-    arrays = [_array(sample.path, options.size) for sample in spread(test, COUNT)]
+    for sample in test:
+        pixels = read(sample.path)
+        if sample.mask:
+            masks.read_sized(sample.mask, pixels.shape)
+    arrays = [cv2.resize(read(s.path), (options.size,) * 2, interpolation=cv2.INTER_AREA) for s in spread(test, COUNT)]
     np.save(folder / "arrays.npy", np.stack(arrays))
     return Product(name, folder, test, folder / "arrays.npy")
 
@@ -284,8 +292,12 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {memory:.0f} GB, {platform.system()}, Python {platform.python_version()}"
 
 
-def _array(path: Path, size: int) -> np.ndarray:
-    return cv2.resize(cv2.imread(str(path))[..., ::-1], (size, size), interpolation=cv2.INTER_AREA)
+def read(path: Path) -> np.ndarray:
+    """Read a picture as (h, w, 3), RGB; gray is repeated. AndonError when it is damaged, or has more than 8 bits."""
+    pixels = image.read(path).pixels
+    if pixels.dtype != np.uint8:
+        raise AndonError(f"{path}: a picture of 16 bits; expected 8 bits, which every peer reads. Leave it out.")
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _without_event(contents: dict[str, Any]) -> dict[str, Any]:
