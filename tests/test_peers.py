@@ -31,7 +31,7 @@ class Dark:
     def score(self, path):
         anomaly_map = 255.0 - cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         return anomaly_map.max(), anomaly_map
-    def engines(self): return {{"onnxruntime": lambda array: array.max(), "other": "no such engine"}}
+    def engines(self): return {{"onnxruntime": lambda array: array.max(), "other": ENGINE}}
 
 serve(Dark)
 """
@@ -47,9 +47,11 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The command, with fake peers."""
     loaded = module("run", monkeypatch)
     peers = {}
-    for name, fit in {"reference": "{}", "dark": "{}", "broken": "{}['no such key']"}.items():
+    for name, fit in {"reference": "{}", "dark": "{}", "broken": "{}['no such key']", "stuck": "{}"}.items():
         script = tmp_path / f"{name}.py"
-        script.write_text(PEER.replace("FIT", fit))
+        script.write_text(
+            PEER.replace("FIT", fit).replace("ENGINE", "1 / 0" if name == "stuck" else '"no such engine"')
+        )
         peers[name] = loaded.Kind(str(script), "")
     peers["absent"] = loaded.Kind(peers["dark"].adapter, "imgad")
     monkeypatch.setattr(loaded, "PEERS", peers)
@@ -76,12 +78,15 @@ def test_each_peer_has_one_row_and_a_second_run_does_nothing(run: ModuleType, pa
         "reference": "ok",
         "dark": "ok",
         "broken": "crash",
+        "stuck": "ok",
         "absent": "not installed",
     }
     assert rows["dark"]["figures"]["image_auroc"] == 1 and rows["dark"]["figures"]["pixel_auroc"] > 0.9
     assert rows["dark"]["engine_failures"] == {"other": "no such engine"}
     assert rows["dark"]["latency"]["onnxruntime"]["ratio"] > 0 and rows["dark"]["fit"]["peak_mb"] > 1
     assert "no such key" in rows["broken"]["reason"]
+    assert rows["stuck"]["figures"] == rows["dark"]["figures"] and rows["stuck"]["latency"] == {}
+    assert "ZeroDivisionError" in rows["stuck"]["engine_failures"]["all"]
     page = chosen.page.read_text()
     assert "**crash**: exit status 1 after the event started: KeyError" in page and "| dark 1.0 | 100.00 |" in page
     runs = (chosen.work / "ring" / "runs").read_text()

@@ -111,7 +111,7 @@ class Peer:
         self.process = Process(command, self.folder / "log.txt", options.memory_mb, variables)
 
     def work(self) -> Row:
-        """Wait for fit and scores; return a row without latency. Failure as `Process.expect`."""
+        """Wait for fit and scores; return a row without latency. Failure as `Process.expect`, before the scores."""
         started = self._next("started")
         row: Row = {"version": started["version"], "settings": started["settings"]}
         row["fit"] = _without_event(self._next("fitted"))
@@ -120,7 +120,10 @@ class Peer:
             row["figures"] = figures(self.product.test, scored["scores"], self.folder / "maps")._asdict()
         except AndonError as error:
             raise Failure("crash", str(error)) from None
-        self.engines = self._next("ready")["engines"]
+        try:
+            self.engines = self._next("ready")["engines"]
+        except Failure as failure:
+            self.engines = {"all": str(failure)}
         row["engine_failures"] = {name: reason for name, reason in self.engines.items() if reason}
         return row
 
