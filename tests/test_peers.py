@@ -229,7 +229,8 @@ def test_the_page_compares_accuracy_speed_and_fit(monkeypatch: pytest.MonkeyPatc
         row("andon-256", 0.92, {"cpu_seconds": 4.0, "details": {"timings": timings}}),
     ]
     text = page.text(rows, ["andon-256", "patchcore"])
-    assert "| ring | – | +2.00 | – | 4.0, 3.0 (torch) | – | 30.0 | – |" in text
+    assert "| ring | – | +2.00 | – | 3.0 | – | 30.0 | – |\n| mean |" in text
+    assert "| reached | 0 of 0 | 1 of 1 | 0 of 0 | 0 of 1 | 0 of 0 | 1 of 1 | 0 of 0 |" in text
     assert "| patchcore | openvino | – | – | – | – | – | no / here |" in text and "{" not in text
     with pytest.raises(AndonError, match="no results yet"):
         page.text([], [])
