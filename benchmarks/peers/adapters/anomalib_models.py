@@ -126,7 +126,7 @@ class Anomalib:
             try:
                 engines[name] = start()
             except Exception as error:  # whatever an export fails with is a result
-                engines[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                engines[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return engines
 
     def _export(self) -> str:
