@@ -9,9 +9,8 @@ from results import OK, Row
 from andon.errors import AndonError, counted
 
 HEAD = (
-    "| | image AUROC | image AP | pixel AUROC | AUPRO 0.30 | AUPRO 0.05 | fit, s | fit, CPU s | peak, MB | p50, ms "
-    "| p95, ms | |",
-    "|---|" + "--:|" * 10 + "---|",
+    "| | image AUROC | pixel AUROC | AUPRO 0.30 | AUPRO 0.05 | fit, s (CPU) | peak, MB | p50 / p95, ms | |",
+    "|---|" + "--:|" * 7 + "---|",
 )
 ENGINES = (
     "| | engine | p50, ms | p95, ms | CPU, ms | ÷ andon-256 | ÷ andon-256, CPU | |",
@@ -50,12 +49,12 @@ def _method(rows: Sequence[Row], products: Sequence[str]) -> str:
 def _summary(row: Row) -> str:
     """Return the line of a peer, with its fastest engine."""
     if row["status"] != OK:
-        return _line([row["peer"], *["–"] * 10, f"**{row['status']}**: {_plain(row['reason'])}"])
+        return _line([row["peer"], *["–"] * 7, f"**{row['status']}**: {_plain(row['reason'])}"])
     figures, fit, engine = row["figures"], row["fit"], _fastest(row)
-    names = ("image_auroc", "image_ap", "pixel_auroc", "aupro_30", "aupro_05")
+    names = ("image_auroc", "pixel_auroc", "aupro_30", "aupro_05")
     cells = [f"{row['peer']} {row['version']}", *(_percent(figures[name]) for name in names)]
-    cells += [_number(fit["seconds"]), _number(fit["cpu_seconds"]), f"{fit['peak_mb']:.0f}"]
-    cells += [f"{row['latency'][engine][key]:.1f}" if engine else "–" for key in ("p50_ms", "p95_ms")]
+    cells += [f"{_number(fit['seconds'])} ({_number(fit['cpu_seconds'])})", f"{fit['peak_mb']:.0f}"]
+    cells.append("{p50_ms:.1f} / {p95_ms:.1f}".format(**row["latency"][engine]) if engine else "–")
     details = fit["details"]
     stopped = details.get("planned_epochs", 0) > details.get("epochs", 0)
     remark = f"{details['epochs']} of {details['planned_epochs']} epochs, {details['steps']} steps" if stopped else ""
