@@ -66,7 +66,7 @@ def options(run: ModuleType, parts: Path, folder: Path) -> argparse.Namespace:
         "environments": folder / "none",
         "page": folder / "page.md",
     }
-    return argparse.Namespace(**PLAN, **places, no_build=True, peers=list(run.PEERS))
+    return argparse.Namespace(**PLAN, **places, no_build=True, again=False, peers=list(run.PEERS))
 
 
 def test_each_peer_has_one_row_and_a_second_run_does_nothing(run: ModuleType, parts: Path, tmp_path: Path):
@@ -92,6 +92,10 @@ def test_each_peer_has_one_row_and_a_second_run_does_nothing(run: ModuleType, pa
     runs = (chosen.work / "ring" / "runs").read_text()
     run.compare(product, run.Table(path, PLAN), chosen)
     assert (chosen.work / "ring" / "runs").read_text() == runs
+    chosen.again, chosen.peers = True, ["dark"]
+    run.compare(product, run.Table(path, PLAN), chosen)
+    assert (chosen.work / "ring" / "runs").read_text() == runs + "reference dark "
+    assert len(run.Table(path, PLAN).rows) == len(rows)
 
 
 def test_a_product_without_pictures_says_what_is_missing(run: ModuleType, parts: Path, tmp_path: Path):

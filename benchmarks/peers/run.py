@@ -154,8 +154,8 @@ def main() -> None:
 
 
 def compare(product: Product, table: Table, options: argparse.Namespace) -> None:
-    """Run all peers that have no row yet on a product."""
-    missing = [name for name in options.peers if not table.has(product.name, name)]
+    """Run all peers on a product that have no row yet, or --again."""
+    missing = [name for name in options.peers if options.again or not table.has(product.name, name)]
     if not missing:
         return
     with ExitStack() as stack:
@@ -170,7 +170,7 @@ def compare(product: Product, table: Table, options: argparse.Namespace) -> None
             return {**row, "latency": latencies(peer, None)}
 
         row = attempt(product, REFERENCE, own_row)
-        if not table.has(product.name, REFERENCE):
+        if REFERENCE in missing or not table.has(product.name, REFERENCE):
             table.add(row)
         for name in missing:
             if name != REFERENCE:

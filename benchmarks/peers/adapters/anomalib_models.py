@@ -56,7 +56,7 @@ class Anomalib:
         kind, settings, self.batch, self.epochs = MODELS[job.peer]
         self.settings = dict(settings)
         steps: list[Any] = [Resize((job.size, job.size), antialias=True)]
-        if job.peer != "draem":  # it takes pixels in [0, 1]
+        if job.peer not in ("draem", "efficient-ad"):  # these take pixels in [0, 1]
             steps.append(Normalize([0.5] * 3, [0.5] * 3))  # the backbone was trained with these
         extra: dict[str, Any] = {}
         if job.peer == "patchcore":
@@ -91,7 +91,6 @@ class Anomalib:
             val_split_mode="none",
             seed=self.job.seed,
         )
-        data.setup()
         engine = Engine(
             default_root_dir=self.job.folder,
             accelerator="cpu",
@@ -99,8 +98,9 @@ class Anomalib:
             max_epochs=self.epochs,
             max_time={"seconds": int(self.job.seconds)} if self.epochs > 3 else None,
             enable_progress_bar=False,
+            limit_val_batches=0,
         )
-        engine.fit(self.model, train_dataloaders=data.train_dataloader())
+        engine.fit(self.model, datamodule=data)
         self.model.eval()
         trainer = engine.trainer
         return {"steps": trainer.global_step, "epochs": trainer.current_epoch, "planned_epochs": self.epochs}
