@@ -88,7 +88,10 @@ def test_each_peer_has_one_row_and_a_second_run_does_nothing(run: ModuleType, pa
     assert rows["stuck"]["figures"] == rows["dark"]["figures"] and rows["stuck"]["latency"] == {}
     assert "ZeroDivisionError" in rows["stuck"]["engine_failures"]["all"]
     page = chosen.page.read_text()
-    assert "**crash**: exit status 1 after the event started: KeyError" in page and "| dark 1.0 | 100.00 |" in page
+    assert (
+        "**crash**: exit status 1 after the event started: KeyError" in page
+        and "| dark 1.0 | 100.00 (40–100) |" in page
+    )
     runs = (chosen.work / "ring" / "runs").read_text()
     run.compare(product, run.Table(path, PLAN), chosen)
     assert (chosen.work / "ring" / "runs").read_text() == runs

@@ -51,8 +51,11 @@ def _summary(row: Row) -> str:
     if row["status"] != OK:
         return _line([row["peer"], *["–"] * 7, f"**{row['status']}**: {_plain(row['reason'])}"])
     figures, fit, engine = row["figures"], row["fit"], _fastest(row)
-    names = ("image_auroc", "pixel_auroc", "aupro_30", "aupro_05")
-    cells = [f"{row['peer']} {row['version']}", *(_percent(figures[name]) for name in names)]
+    ranked = _percent(figures["image_auroc"])
+    if "image_auroc_interval" in figures:
+        ranked += " ({:.0f}–{:.0f})".format(*(100 * limit for limit in figures["image_auroc_interval"]))
+    names = ("pixel_auroc", "aupro_30", "aupro_05")
+    cells = [f"{row['peer']} {row['version']}", ranked, *(_percent(figures[name]) for name in names)]
     cells += [f"{_number(fit['seconds'])} ({_number(fit['cpu_seconds'])})", f"{fit['peak_mb']:.0f}"]
     cells.append("{p50_ms:.1f} / {p95_ms:.1f}".format(**row["latency"][engine]) if engine else "–")
     details = fit["details"]

@@ -66,6 +66,7 @@ class Figures(NamedTuple):
     """Figures of a peer on one product, each in [0, 1]; those of pixels are None without maps."""
 
     image_auroc: float
+    image_auroc_interval: tuple[float, float]  # of 95 %
     image_ap: float
     pixel_auroc: float | None = None
     aupro_30: float | None = None
@@ -84,7 +85,8 @@ def figures(samples: Sequence[Sample], scores: Sequence[float], maps: Path) -> F
             f"{len(scores)} scores, {np.count_nonzero(~np.isfinite(scores))} of them not finite; expected "
             f"{len(samples)} numbers."
         )
-    ranked = metrics.auroc(labels, scores), metrics.average_precision(labels, scores)
+    interval = metrics.auroc_interval(labels, scores)
+    ranked = metrics.auroc(labels, scores), interval, metrics.average_precision(labels, scores)
     saved = {int(path.stem): path for path in maps.glob("*.npy")}
     if not saved:
         return Figures(*ranked)
