@@ -101,6 +101,18 @@ def test_each_peer_has_one_row_and_a_second_run_does_nothing(run: ModuleType, pa
     assert len(run.Table(path, PLAN).rows) == len(rows)
 
 
+def test_the_command_without_results_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = module("run", monkeypatch)
+    options = ["--only-page", "--again", "--results", str(tmp_path / "none"), "--page", str(tmp_path / "page.md")]
+    monkeypatch.setattr(sys, "argv", ["run.py", *options])
+    monkeypatch.setattr(run.signal, "signal", lambda *arguments: None)
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    assert "there are no results yet" in capsys.readouterr().err and not (tmp_path / "page.md").exists()
+
+
 def test_a_product_without_pictures_says_what_is_missing(run: ModuleType, parts: Path, tmp_path: Path):
     with pytest.raises(AndonError, match="no product cup; expected a folder of this name"):
         run.choose("cup", options(run, parts, tmp_path))

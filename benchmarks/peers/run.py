@@ -150,7 +150,8 @@ def main() -> None:
                 compare(choose(name, options), table, options)
         files.write(options.page, page.text(table.rows, list(PEERS)).encode())
     except AndonError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def compare(product: Product, table: Table, options: argparse.Namespace) -> None:
@@ -319,6 +320,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=30, help="a peer's time for a product; half of it for gradients"
     )
+    parser.add_argument("--again", action="store_true", help="run peers that have a row, too, and replace it")
     parser.add_argument("--memory-mb", type=int, default=8000, help="a peer's memory")
     parser.add_argument("--size", type=int, default=256, help="pixels of a side")
     parser.add_argument("--bank", type=int, default=2000, help="memories of the methods that keep patches")
