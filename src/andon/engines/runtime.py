@@ -1,7 +1,8 @@
 """Runs a graph on ONNX Runtime, or on OpenVINO if it is installed."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -96,7 +97,7 @@ def session(
         graph = graph.SerializeToString()
     wire.check(graph)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or _threads
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(graph, options, providers=[PROVIDERS[device]])
@@ -104,6 +105,20 @@ def session(
         if out_of_memory(error):
             raise
         raise BundleError(f"ONNX Runtime cannot load the graph: {error}. Use the original bundle.") from None
+
+
+_threads = 0
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Give `threads` threads to each session of ONNX Runtime that this process makes without a number in the block."""
+    global _threads
+    before, _threads = _threads, threads
+    try:
+        yield
+    finally:
+        _threads = before
 
 
 def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, TileKind]:
