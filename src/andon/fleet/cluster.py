@@ -4,7 +4,9 @@ Nothing is reported to the makers of Ray, there is no dashboard, and a cluster t
 machine alone.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +26,7 @@ STORE_MB = 256  # object store of a cluster that is started here: pictures do no
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ parts write on the terminal
 }
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's way to listen on 127.0.0.1, on every system
 
@@ -218,21 +220,24 @@ def _pass(ray: Any, parts: Parts, held: list[Any], root: str, workers: int) -> I
     """Inspect the parts once. Parts of processes and nodes that die are left out."""
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.max_errored_blocks = -1  # the next pass repeats them
-    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     cpus = int(ray.cluster_resources().get("CPU", 1))
+    size = max(1, min(workers or cpus, cpus, len(parts)))
     table = [{"number": number, "pictures": list(pictures)} for number, pictures in parts.items()]
-    results = ray.data.from_items(table, override_num_blocks=len(table)).map_batches(
-        Actor,
-        fn_constructor_args=(held, root),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=1,
-        concurrency=max(1, min(workers or cpus, cpus, len(table))),
-        max_restarts=-1,
-        max_task_retries=0,
-    )
+    with warnings.catch_warnings(action="ignore"):  # Ray 2.60 has no other way to set max_restarts
+        context = ray.data.DataContext.get_current()
+        context.max_errored_blocks = -1  # the next pass repeats them
+        context.enable_progress_bars = context.print_on_execution_start = False
+        results = ray.data.from_items(table, override_num_blocks=len(table)).map_batches(
+            Actor,
+            fn_constructor_args=(held, root),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=size),
+            max_restarts=-1,
+            max_task_retries=0,  # a picture that kills its process must not do so without end
+        )
     yield from results.iter_rows()
 
 

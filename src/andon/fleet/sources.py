@@ -17,6 +17,7 @@ from andon.pictures import image
 from andon.pictures.headers import SUFFIXES
 
 S3 = "s3://"
+DENIED = ("ACCESS_DENIED", "ACCESS_KEY", "SIGNATURE", "TOKEN", "CREDENTIAL", "HTTP status 403")  # in Arrow's errors
 LONGEST = 8  # seconds to connect to an object store
 
 Tell = Callable[[str], None]
@@ -99,14 +100,17 @@ class _named:
             raise ImageError(f"{self._address}: no such object. Check the address.") from None
         if isinstance(error, OSError):
             text = " ".join(str(error).split())
-            denied = any(word in text for word in ("ACCESS_DENIED", "credentials", "HTTP status 403", "SIGNATURE"))
-            advice = (
-                "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role that may read, on every node"
-                if denied
-                else "Check the address, the network, AWS_ENDPOINT_URL and AWS_REGION"
-            )
-            what = "credentials are missing or not accepted" if denied else "the object store cannot be read"
-            raise AndonError(f"{self._address}: {what}: {text}. {advice}.") from None
+            if "NO_SUCH_BUCKET" in text:
+                raise DatasetError(f"{self._address}: no such bucket. Check the address and AWS_REGION.") from None
+            if any(word in text for word in DENIED):
+                raise AndonError(
+                    f"{self._address}: credentials are missing or not accepted: {text}. Set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, a profile or a role that may read, on every node."
+                ) from None
+            raise AndonError(
+                f"{self._address}: the object store cannot be read: {text}. Check the address, the network, "
+                "AWS_ENDPOINT_URL and AWS_REGION."
+            ) from None
 
 
 def _key(address: str) -> str:
@@ -129,7 +133,7 @@ def _stored(address: str) -> list[str]:
         with _named(address):
             entries = store().get_file_info(fs.FileSelector(key, recursive=True))
     except ImageError:
-        raise DatasetError(f"{address}: no such bucket or prefix. Check the address.") from None
+        raise DatasetError(f"{address}: no such prefix. Check the address.") from None
     names = [entry.path for entry in entries if entry.type == fs.FileType.File]
     return sorted(f"{S3}{name}" for name in names if Path(name).suffix.lower() in SUFFIXES)
 
