@@ -77,6 +77,8 @@ def check_nodes(ray: Any, paths: Sequence[str]) -> None:
     for node, answer in answers:
         try:
             version, missing = ray.get(answer)
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            continue  # it has left the cluster
         except ray.exceptions.RayError as error:
             raise AndonError(
                 f"node {node['NodeManagerAddress']}: andon does not start there: {_short(error)}. Install "
