@@ -7,9 +7,11 @@ import signal
 import socket
 import sys
 import threading
+import time
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from andon.bundle import Bundle
 from andon.errors import AndonError, DatasetError, ImageError, RecipeError
 from andon.fleet import archive, cluster, plan, plant, product, sources
 from andon.fleet.table import Table
+from andon.inspection import Pixels, Scorer, Scores
 from andon.inspector import Inspector
 from conftest import part, save, scratched
 
 pytestmark = pytest.mark.filterwarnings("ignore:::ray")  # its own use of its old settings
 
+PART = 3  # pictures
 PLAN = """
 [resources]
 memory_mb = 100
@@ -77,8 +81,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nodes() -> Iterator[Any]:
     """A Ray cluster of one node with one CPU, to which tests add nodes."""
     os.environ.update(cluster.QUIET | cluster.LOOPBACK)
+    from ray import cloudpickle
     from ray.cluster_utils import Cluster
 
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the nodes do not have this file
     running = Cluster(initialize_head=True, head_node_args=node_settings())
     yield running
     running.shutdown()
@@ -251,7 +257,7 @@ def test_the_table_fits_the_terminal(trained: plan.Plant, data: Path, tmp_path: 
 def inspected(bundle_file: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The archive, inspected in this process."""
     out = tmp_path_factory.mktemp("results")
-    summary = archive.inspect(bundle_file, str(pictures), out, archive.local(2), rows=3)
+    summary = archive.inspect(bundle_file, str(pictures), out, archive.local(2), rows=PART)
     assert (summary.pictures, summary.kept, len(summary.errors)) == (30, 0, 1)
     return out
 
@@ -496,44 +502,69 @@ def kill(node: Any, kind: str) -> int:
     return len(victims)
 
 
+class Gate:
+    """A scorer that waits after its first pictures until a file exists, so that a run is still going on."""
+
+    def __init__(self, scorer: Scorer, opened: Path) -> None:
+        self._scorer, self._opened, self._count = scorer, opened, 0
+
+    def score(self, tiles: Pixels) -> Scores:
+        self._count += 1
+        while self._count > PART and not self._opened.exists():
+            time.sleep(0.01)
+        return self._scorer.score(tiles)
+
+
 def test_a_worker_and_a_node_die_and_every_picture_has_one_row(
     nodes: Any, bundle_file: Path, pictures: Path, inspected: Path, tmp_path: Path
 ) -> None:
-    node = nodes.add_node(**node_settings())
+    node, opened, killed = nodes.add_node(**node_settings()), tmp_path / "opened", list[int]()
     nodes.wait_for_nodes()
-    killed: list[int] = []
 
     def hurt(inspector: Inspector, parts: archive.Parts, root: str) -> Iterator[tuple[int, bytes]]:
-        for number, done in enumerate(cluster.inspecting(nodes.address, 2)(inspector, parts, root)):
+        held = replace(inspector, scorer=Gate(inspector.scorer, opened))
+        for number, done in enumerate(cluster.inspecting(nodes.address, 2)(held, parts, root)):
+            if number == 0:
+                killed.append(kill(nodes.head_node, "MapWorker") + kill(node, "MapWorker"))
             if number == 1:
-                killed.append(kill(nodes.head_node, "MapWorker"))
-            if number == 3:
                 nodes.remove_node(node, allow_graceful=False)
+                opened.touch()
             yield done
 
-    summary = archive.inspect(bundle_file, str(pictures), tmp_path / "out", hurt, rows=3)
-    assert killed == [1]
+    summary = archive.inspect(bundle_file, str(pictures), tmp_path / "out", hurt, rows=PART)
+    assert killed[0] >= 1
     assert (summary.pictures, sum(summary.verdicts.values()), len(summary.errors)) == (30, 30, 1)
     assert rows(tmp_path / "out") == rows(inspected)
-    names = [path.name for path in sorted(inspected.glob("part-*"))]
-    assert [(tmp_path / "out" / name).read_bytes() for name in names] == [
-        (inspected / name).read_bytes() for name in names
-    ]
+    for path in inspected.glob("part-*"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def dying(job: product.Job) -> product.Json:
+    """Train; the process dies once, while it trains the second product."""
+
+    def die() -> None:
+        while not job.log.exists() or "reading" not in job.log.read_text():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    mark = job.folder / "died"
+    if job.name == "nut" and not mark.exists():
+        job.folder.mkdir()
+        mark.touch()
+        threading.Thread(target=die).start()
+    return product.train(job)
 
 
 def test_products_on_a_cluster_are_those_of_this_process(
     nodes: Any, trained: plan.Plant, data: Path, tmp_path: Path
 ) -> None:
     mine = plan.load(data / "plant.toml", tmp_path)
-    paths = [str(tmp_path)]
 
-    def hurt(work: Callable[[product.Job], product.Json], jobs: Any) -> Iterator[product.Json]:
-        for number, result in enumerate(cluster.products(paths, nodes.address)(work, jobs)):
-            if number == 0:
-                kill(nodes.head_node, "ray::train")  # the other product, where it has begun, is started again
-            yield result
+    def hurt(work: plant.Work, jobs: Sequence[tuple[product.Job, plan.Needs]]) -> Iterable[product.Json]:
+        return cluster.products([str(tmp_path)], nodes.address)(dying, jobs)
 
     assert plant.train(mine, hurt, quiet=True)[:3] == (2, 0, 0)
+    assert (tmp_path / "nut/log.txt").read_text().count("started on") == 2
     for name in mine.products:
         assert members(tmp_path / name / f"{name}.andon") == members(trained.out / name / f"{name}.andon")
         own, other = (product.read(out / name / "result.json") for out in (tmp_path, trained.out))

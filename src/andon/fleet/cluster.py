@@ -13,8 +13,9 @@ from typing import Any
 
 import andon
 from andon.errors import AndonError, few
-from andon.fleet import plant, product
-from andon.fleet.archive import Parts, Run, Scoring
+from andon.fleet import place, plant
+from andon.fleet.actor import Actor
+from andon.fleet.archive import Parts, Run
 from andon.fleet.plan import Needs
 from andon.fleet.product import Job, Json
 from andon.inspector import Inspector
@@ -66,7 +67,7 @@ def check_nodes(ray: Any, paths: Sequence[str]) -> None:
     """Check that every node that works has this andon and these paths. AndonError names the node and what it lacks."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
-    look = ray.remote(_look)
+    look = ray.remote(place.look)
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     if not nodes:
         raise AndonError("the cluster has no CPUs; expected at least one node that works. Start nodes.")
@@ -91,10 +92,6 @@ def check_nodes(ray: Any, paths: Sequence[str]) -> None:
                 f"node {node['NodeManagerAddress']} has andon {version}; this is {andon.__version__}. Install one "
                 "version everywhere."
             )
-
-
-def _look(paths: Sequence[str]) -> tuple[str, str]:
-    return andon.__version__, product.lacking(paths)
 
 
 def products(paths: Sequence[str], address: str = "", workers: int = 0) -> plant.Run:
@@ -153,33 +150,6 @@ def _check_fits(ray: Any, job: Job, needs: Needs) -> None:
         )
 
 
-class Actor:
-    """Holds an inspector on a node and inspects parts; Ray Data starts it."""
-
-    def __init__(self, held: list[Any], root: str) -> None:
-        """held: reference to the inspector. root: a folder that this node must have."""
-        import ray
-
-        self._scoring = Scoring(ray.get(held[0]), workers=1)
-        self._root = root
-
-    def __call__(self, batch: Any) -> dict[str, list[Any]]:
-        """Inspect parts, a table of numbers and pictures; return numbers, rows as Parquet files, and errors."""
-        answers = [(part["number"], *self._answer(part["pictures"])) for part in batch.to_pylist()]
-        numbers, rows, errors = zip(*answers, strict=True)
-        return {"number": list(numbers), "rows": list(rows), "error": list(errors)}
-
-    def _answer(self, pictures: Sequence[str]) -> tuple[bytes, str]:
-        if self._root and (missing := product.lacking([self._root])):
-            return b"", missing  # not a row of each picture that it is missing
-        try:
-            return self._scoring(pictures), ""
-        except AndonError as error:
-            return b"", str(error)
-        except Exception as error:
-            return b"", f"{type(error).__name__}: {error}"
-
-
 def inspecting(address: str = "", workers: int = 0) -> Run:
     """Return a function that inspects parts by Ray Data, on at most `workers` actors of one CPU; 0: on all CPUs.
 
@@ -222,7 +192,7 @@ def _pass(ray: Any, parts: Parts, held: list[Any], root: str, workers: int) -> I
     """Inspect the parts once. Parts of processes and nodes that die are left out."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size = max(1, min(workers or cpus, cpus, len(parts)))
     table = [{"number": number, "pictures": list(pictures)} for number, pictures in parts.items()]

@@ -1,9 +1,12 @@
-"""The output folder of a run: new, empty, or of an earlier run of the same kind."""
+"""Places: the output folder of a run, and the paths that a node has."""
 
 import json
+import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import andon
 from andon import files
 from andon.errors import AndonError, few
 
@@ -34,3 +37,19 @@ def own(out: Path, identity: dict[str, Any], write: bool = False) -> None:
     differing = [f"{key} {before.get(key)}, not {value}" for key, value in identity.items() if before.get(key) != value]
     if differing:
         raise AndonError(f"{out}: results of another run: {'; '.join(differing)}. Choose another --out.")
+
+
+def lacking(paths: Sequence[str]) -> str:
+    """Return a sentence on the first path that this node does not have; "" when it has all."""
+    missing = next((path for path in paths if not Path(path).exists()), None)
+    return (
+        f"node {socket.gethostname()}: there is no {missing}; every node needs the data and the output folder at the "
+        "same path. Mount it there, or leave this node out of the cluster."
+        if missing
+        else ""
+    )
+
+
+def look(paths: Sequence[str]) -> tuple[str, str]:
+    """Return the version of andon on this node, and what it lacks of the paths."""
+    return andon.__version__, lacking(paths)

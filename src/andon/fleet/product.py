@@ -8,7 +8,7 @@ import json
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from andon.data import dataset, folders
 from andon.engines import runtime
 from andon.errors import AndonError, BundleError, out_of_memory
 from andon.evaluate import evaluating, report
+from andon.fleet import place
 from andon.inspector import Inspector
 from andon.progress import STAGE
 from andon.recipe import Recipe
@@ -189,7 +190,7 @@ def limited(cpus: int) -> Iterator[None]:
 
 def _key(job: Job) -> str:
     """Digest of the recipe and of names, sizes and times of change of the images. AndonError for a missing folder."""
-    if missing := lacking(job.inputs):
+    if missing := place.lacking(job.inputs):
         raise AndonError(missing)
     stamps = [f"{name} {size} {changed}" for folder in job.inputs for name, size, changed in _stamps(Path(folder))]
     return files.digest("\n".join([job.recipe.without_paths().dump(), *stamps]).encode(errors="surrogateescape"))
@@ -200,17 +201,6 @@ def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
     for path in (*contents.images, *contents.masks):
         state = path.stat()
         yield path.relative_to(folder).as_posix(), state.st_size, state.st_mtime_ns
-
-
-def lacking(paths: Sequence[str]) -> str:
-    """Return a sentence on the first path that this node does not have; "" when it has all."""
-    missing = next((path for path in paths if not Path(path).exists()), None)
-    return (
-        f"node {socket.gethostname()}: there is no {missing}; every node needs the data and the output folder at the "
-        "same path. Mount it there, or leave this node out of the cluster."
-        if missing
-        else ""
-    )
 
 
 def read(path: Path) -> Json:
