@@ -11,6 +11,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -579,3 +580,47 @@ def test_a_cluster_that_cannot_do_the_work(nodes: Any, data: Path, tmp_path: Pat
     large = mine._replace(jobs=[(bolt, needs.model_copy(update={"cpus": 64}))])
     with pytest.raises(AndonError, match="product 'bolt' needs 64 CPUs"):
         plant.train(large, cluster.products([str(tmp_path)], nodes.address), quiet=True)
+
+
+def listening(pids: set[int]) -> set[str]:
+    """The addresses that processes listen on, as in /proc/net/tcp."""
+    sockets = {}
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":
+                sockets[f"socket:[{fields[9]}]"] = fields[1].partition(":")[0]
+    found = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                found.add(sockets.get(str(link.readlink()), ""))
+    return found - {""}
+
+
+def test_a_cluster_of_its_own_listens_on_this_machine_alone_and_reports_nothing(tmp_path: Path) -> None:
+    before = {pid for pid, _ in children(os.getpid())}
+    with cluster.connected("", 1) as ray:
+        from ray._private.usage import usage_lib
+
+        cluster.check_nodes(ray, [str(tmp_path)])
+        mine = {pid for pid, _ in children(os.getpid())} - before
+        every = mine | {pid for parent in mine for pid, _ in children(parent)}
+        addresses = listening(every)
+        assert not usage_lib.usage_stats_enabled()
+    assert addresses and addresses <= {
+        "0100007F",
+        "0000000000000000FFFF00000100007F",
+        "00000000000000000000000001000000",
+    }
+
+
+def test_an_address_without_a_cluster(bundle_file: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = ("fleet", "inspect", bundle_file, pictures, "-o", tmp_path / "out", "--address", "auto")
+    code, _, err = run(capsys, *arguments, "--local")
+    assert code == 2 and "expected one of them" in err
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        code, _, err = run(capsys, *arguments[:-1], address)
+    assert code == 2 and f"{address}: no cluster there" in err

@@ -7,7 +7,7 @@ part that was interrupted has no row, and every other picture has one. The next 
 import io
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -138,7 +138,7 @@ def inspect(
 
 def ordered(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[B]:
     """Yield function(item) in the order of the items: `threads` at a time, and a bounded number ahead."""
-    ahead = deque()
+    ahead: deque[Future[B]] = deque()
     with ThreadPoolExecutor(threads, "andon-fleet") as pool:
         for item in items:
             ahead.append(pool.submit(function, item))

@@ -6,6 +6,7 @@ machine alone.
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from andon.fleet.product import Job, Json
 from andon.inspector import Inspector
 
 TRIES = 3  # passes over the parts that are left, without a finished part, before the run ends with an error
-POLL = 0.5  # seconds
+POLL, CONNECT = 0.5, 5.0  # seconds
 MB = 1_000_000
 STORE_MB = 256  # object store of a cluster that is started here: pictures do not pass through it
 QUIET = {
@@ -40,6 +41,7 @@ def connected(address: str = "", workers: int = 0) -> Iterator[Any]:
     Errors: AndonError when Ray is not installed or the cluster does not answer.
     """
     os.environ.update(QUIET if address else QUIET | LOOPBACK)
+    _check_answers(address)
     try:
         import ray
     except ImportError:
@@ -63,6 +65,16 @@ def connected(address: str = "", workers: int = 0) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _check_answers(address: str) -> None:
+    """Raise AndonError when nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), CONNECT).close()
+        except (OSError, OverflowError) as error:
+            raise AndonError(f"{address}: no cluster there ({error}). Start it, or check --address.") from None
+
+
 def check_nodes(ray: Any, paths: Sequence[str]) -> None:
     """Check that every node that works has this andon and these paths. AndonError names the node and what it lacks."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
@@ -72,8 +84,7 @@ def check_nodes(ray: Any, paths: Sequence[str]) -> None:
     if not nodes:
         raise AndonError("the cluster has no CPUs; expected at least one node that works. Start nodes.")
     answers = [
-        (node, look.options(num_cpus=0, max_retries=0, scheduling_strategy=On(node["NodeID"], False)).remote(paths))
-        for node in nodes
+        (node, look.options(num_cpus=0, scheduling_strategy=On(node["NodeID"], False)).remote(paths)) for node in nodes
     ]
     for node, answer in answers:
         try:
@@ -99,7 +110,7 @@ def products(paths: Sequence[str], address: str = "", workers: int = 0) -> plant
 
     A task whose process or node dies is started again, as often as its `retries` say. A product that cannot be
     finished has a result with status "failed".
-    paths: what every node must have. address, workers: see `connected`.
+    paths: what every node must have. address: see `connected`. workers: greatest number of CPUs at a time; 0: all.
     Errors, of the function: AndonError when a node lacks a path, or no node has the resources of a product.
     """
 
@@ -108,20 +119,20 @@ def products(paths: Sequence[str], address: str = "", workers: int = 0) -> plant
             check_nodes(ray, paths)
             for job, needs in jobs:
                 _check_fits(ray, job, needs)
-            remote = ray.remote(work)
-            waiting = {
-                remote.options(
-                    num_cpus=needs.cpus, num_gpus=needs.gpus, memory=needs.memory_mb * MB, max_retries=needs.retries
-                ).remote(job): job
-                for job, needs in jobs
-            }
+            remote, pending, running = ray.remote(work), list(jobs), dict[Any, tuple[Job, Needs]]()
             try:
-                while waiting:
-                    ready, _ = ray.wait(list(waiting), timeout=POLL)
+                while pending or running:
+                    busy = sum(needs.cpus for _, needs in running.values())
+                    while pending and (not running or not workers or busy + pending[0][1].cpus <= workers):
+                        job, needs = pending.pop(0)
+                        options = {"num_cpus": needs.cpus, "num_gpus": needs.gpus, "memory": needs.memory_mb * MB}
+                        task = remote.options(**options, max_retries=needs.retries).remote(job)
+                        running[task], busy = (job, needs), busy + needs.cpus
+                    ready, _ = ray.wait(list(running), timeout=POLL)
                     for task in ready:
-                        yield _result(ray, task, waiting.pop(task))
+                        yield _result(ray, task, running.pop(task)[0])
             finally:
-                for task in waiting:
+                for task in running:
                     ray.cancel(task, force=True)
 
     return run
@@ -190,23 +201,23 @@ def _passes(ray: Any, inspector: Inspector, parts: Parts, root: str, workers: in
 
 def _pass(ray: Any, parts: Parts, held: list[Any], root: str, workers: int) -> Iterator[Json]:
     """Inspect the parts once. Parts of processes and nodes that die are left out."""
-    import ray.data
+    from ray.data import ActorPoolStrategy, DataContext, from_items
 
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size = max(1, min(workers or cpus, cpus, len(parts)))
     table = [{"number": number, "pictures": list(pictures)} for number, pictures in parts.items()]
     with warnings.catch_warnings(action="ignore"):  # Ray 2.60 has no other way to set max_restarts
-        context = ray.data.DataContext.get_current()
+        context = DataContext.get_current()
         context.max_errored_blocks = -1  # the next pass repeats them
         context.enable_progress_bars = context.print_on_execution_start = False
-        results = ray.data.from_items(table, override_num_blocks=len(table)).map_batches(
+        results = from_items(table, override_num_blocks=len(table)).map_batches(
             Actor,
             fn_constructor_args=(held, root),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(size=size),
+            compute=ActorPoolStrategy(size=size),
             max_restarts=-1,
             max_task_retries=0,  # a picture that kills its process must not do so without end
         )

@@ -176,8 +176,10 @@ def _listed(source: str, column: str) -> list[str]:
         raise DatasetError(
             f"{source}: column '{column}', row {wrong}: {values[wrong]!r}; expected the path of a picture. Correct it."
         )
-    here = source.rpartition("/")[0] if stored else Path(source).parent
-    return [value if "://" in value else f"{here}/{value}" if stored else (here / value).as_posix() for value in values]  # type: ignore[operator]
+    here = source.rpartition("/")[0] if stored else str(Path(source).parent)
+    return [
+        value if "://" in value else f"{here}/{value}" if stored else Path(here, value).as_posix() for value in values
+    ]
 
 
 def _encodes(text: str) -> bool:
