@@ -601,7 +601,7 @@ def listening(pids: set[int]) -> set[str]:
 def test_a_cluster_of_its_own_listens_on_this_machine_alone_and_reports_nothing(tmp_path: Path) -> None:
     before = {pid for pid, _ in children(os.getpid())}
     with cluster.connected("", 1) as ray:
-        from ray._private.usage import usage_lib
+        from ray._common.usage import usage_lib
 
         cluster.check_nodes(ray, [str(tmp_path)])
         mine = {pid for pid, _ in children(os.getpid())} - before
