@@ -209,6 +209,28 @@ def test_a_second_run_trains_only_what_is_missing(trained: plan.Plant, data: Pat
     assert len(mine.jobs) == 2
 
 
+def test_a_product_is_trained_again_when_its_files_or_its_groups_have_changed(
+    trained: plan.Plant, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data, tmp_path / "plant")
+    (bolt, needs), nut = copied(trained, tmp_path / "plant", tmp_path / "out").jobs
+    mine = plan.load(tmp_path / "plant/plant.toml", tmp_path / "out")
+    os.utime(tmp_path / "plant/nut/train/good/0.png", ns=(1, 1))
+    grouped = bolt.recipe.model_copy(update={"data": bolt.recipe.data.model_copy(update={"groups": "(.*)"})})
+    done: list[str] = []
+
+    def counted(work: plant.Work, jobs: Sequence[tuple[product.Job, plan.Needs]]) -> Iterable[product.Json]:
+        for result in plant.local(work, jobs):
+            if result["status"] == "done":
+                done.append(result["product"])
+            yield result
+
+    plant.train(mine._replace(jobs=[(bolt, needs)]), counted, quiet=True)
+    assert done == []
+    plant.train(mine._replace(jobs=[(bolt._replace(recipe=grouped), needs), nut]), counted, quiet=True)
+    assert done == ["bolt", "nut"]
+
+
 def test_a_product_that_fails_leaves_the_others(trained: plan.Plant, data: Path, tmp_path: Path) -> None:
     mine = copied(trained, data, tmp_path)
     (bolt, needs), nut = mine.jobs

@@ -189,10 +189,13 @@ def limited(cpus: int) -> Iterator[None]:
 
 
 def _key(job: Job) -> str:
-    """Digest of the recipe and of names, sizes and times of change of the images. AndonError for a missing folder."""
+    """Digest of the recipe and of names, sizes and times of change of its files. AndonError for a missing folder."""
     if missing := place.lacking(job.inputs):
         raise AndonError(missing)
+    data, registration = job.recipe.data, job.recipe.geometry.registration
+    beside = [data.groups, *data.good, registration.reference if registration else ""]
     stamps = [f"{name} {size} {changed}" for folder in job.inputs for name, size, changed in _stamps(Path(folder))]
+    stamps += [str(Path(each).stat().st_mtime_ns) if files.is_file(each) else each for each in beside]
     return files.digest("\n".join([job.recipe.without_paths().dump(), *stamps]).encode(errors="surrogateescape"))
 
 
