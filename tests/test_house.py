@@ -38,6 +38,7 @@ ROOMS = [  # a module imports only from rooms before its own, and from its own
     "training",
     "station",
     "export",
+    "fleet",
     "lab",
     "cli",
     "__main__",
@@ -52,6 +53,7 @@ NEEDS_LABELS = {
     "evaluate.compare",
     "evaluate.compare_page",
     "lab.bench.cell",
+    "fleet.product",
     "cli.judging",
 }
 
@@ -141,7 +143,12 @@ def test_importing_andon_loads_next_to_nothing() -> None:
 
 
 def test_help_loads_neither_torch_nor_the_engine() -> None:
-    assert not loaded(command("inspect", "--help")) & {"torch", "cv2", "onnxruntime", "onnx", "numpy"}
+    assert not loaded(command("inspect", "--help")) & {"torch", "cv2", "onnxruntime", "onnx", "numpy", "ray"}
+
+
+def test_help_of_the_fleet_loads_no_ray() -> None:
+    for arguments in (["--help"], ["fleet", "--help"], ["fleet", "inspect", "--help"]):
+        assert not loaded(command(*arguments)) & {"ray", "pyarrow", "numpy"}
 
 
 def test_listing_the_detectors_loads_none_of_them() -> None:

@@ -166,16 +166,19 @@ class Recipe(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path}: cannot be read ({error}). Expected a recipe, a TOML file.") from None
         folder = path.resolve().parent
-        recipe = cls.parse(text, str(path), folder)
-        data = recipe.data.model_copy(update={"images": str(folder / recipe.data.images)} if recipe.data.images else {})
+        recipe = cls.parse(text, str(path), folder).located(folder)
+        return recipe.model_copy(update={"product": recipe.product or path.stem})
+
+    def located(self, folder: Path) -> Self:
+        """Return a copy whose paths, relative to `folder` until now, are absolute."""
+        data = self.data.model_copy(update={"images": str(folder / self.data.images)} if self.data.images else {})
         if data.groups and files.is_file(folder / data.groups):
             data = data.model_copy(update={"groups": str(folder / data.groups)})
-        registration = recipe.geometry.registration
-        if registration and registration.reference:
-            recipe = recipe.with_registration(
-                registration.model_copy(update={"reference": str(folder / registration.reference)})
-            )
-        return recipe.model_copy(update={"product": recipe.product or path.stem, "data": data})
+        recipe, registration = self.model_copy(update={"data": data}), self.geometry.registration
+        if not registration or not registration.reference:
+            return recipe
+        reference = str(folder / registration.reference)
+        return recipe.with_registration(registration.model_copy(update={"reference": reference}))
 
     def without_paths(self) -> Self:
         """Return a copy without the paths of images: the settings that affect decisions."""

@@ -47,7 +47,7 @@ class Records:
         """Append one record with the current time, completely or not at all."""
         stamped = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **record}
         self._json.add(files.strict_json(stamped).encode() + b"\n")
-        self._table.add(csv_line(_row(stamped)))
+        self._table.add(csv_line(row(stamped)))
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +135,8 @@ def _is_row(line: bytes) -> bool:
     return len(rows[0]) == len(COLUMNS) and line.endswith(b'"')
 
 
-def _row(record: dict[str, Any]) -> list[object]:
+def row(record: dict[str, Any]) -> list[object]:
+    """Return the values of COLUMNS of a record; None where it has none."""
     cells = {**record, "notes": "; ".join(record.get("notes", []))}
     cells |= {f"{name}_threshold": value for name, value in record.get("thresholds", {}).items()}
     if "regions" in record:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import andon
-from andon.cli import audit, challenge, exporting, judging, making, measuring, proving, serve, station, watching
+from andon.cli import audit, challenge, exporting, fleet, judging, making, measuring, proving, serve, station, watching
 from andon.errors import AndonError, out_of_memory
 
 GROUPS = {
@@ -42,6 +42,7 @@ GROUPS = {
         proving.msa,
     ),
     "Station": (serve.serve,),
+    "Fleet": (),
     "Laboratory": (measuring.cost,),
 }
 
@@ -83,6 +84,7 @@ for group, commands in GROUPS.items():
 app.add_typer(challenge.challenge, name="challenge", rich_help_panel="Station")
 app.add_typer(audit.audit, name="audit", rich_help_panel="Station")
 app.add_typer(station.station, name="station", rich_help_panel="Station")
+app.add_typer(fleet.fleet, name="fleet", rich_help_panel="Fleet")
 app.add_typer(measuring.bench, name="bench", rich_help_panel="Laboratory")
 app.add_typer(measuring.datasets, name="datasets", rich_help_panel="Laboratory")
 app.add_typer(measuring.study, name="study", rich_help_panel="Laboratory")

@@ -1,7 +1,8 @@
 """Runs a graph on ONNX Runtime, or on OpenVINO if it is installed."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -115,7 +116,7 @@ def session(
     else:
         graph = graph.SerializeToString()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or _threads
     options.log_severity_level = 3
     # Threads that wait actively take the cores from decoding and from other sessions: docs/speed.md has the figures.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -125,6 +126,20 @@ def session(
         if out_of_memory(error):
             raise
         raise BundleError(f"ONNX Runtime cannot load the graph: {error}. Use the original bundle.") from None
+
+
+_threads = 0
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """Give `threads` threads to each session of ONNX Runtime that this process makes without a number in the block."""
+    global _threads
+    before, _threads = _threads, threads
+    try:
+        yield
+    finally:
+        _threads = before
 
 
 def _onnxruntime(graph: bytes, threads: int) -> tuple[Any, TileKind]:
