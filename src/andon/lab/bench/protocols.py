@@ -21,7 +21,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,7 @@ from andon.data import dataset, folders
 from andon.errors import AndonError, DatasetError
 from andon.inspection import Pixels
 from andon.lab.bench.plan import Plan, Product
+from andon.lab.bench.writing import link, whole
 from andon.pictures import image
 from andon.progress import Progress, silent
 from andon.recipe import validate
@@ -346,7 +347,7 @@ def _mark(place: Path) -> dict[str, object] | None:
 
 def _write(found: Classes, expected: dict[str, object], place: Path, stage: str, progress: Progress) -> None:
     """Write all pictures and the mark into a temporary folder, then rename it."""
-    with _whole(place.with_name(f".{place.name}.part"), place) as half:
+    with whole(place.with_name(f".{place.name}.part"), place) as half:
         for split in ("train", "test"):
             for label in found.labels:
                 (half / POOL / split / label).mkdir(parents=True)
@@ -365,7 +366,7 @@ def _digest(pool: Path) -> str:
 
 def _lay_out(found: Classes, label: str, place: Path) -> None:
     """Make the product in which one class is good, from hard links, or copies if the disk has no links."""
-    with _whole(place / ".class.part", place / label) as half:
+    with whole(place / ".class.part", place / label) as half:
         for split in ("train", "test"):
             for other in found.labels if split == "test" else [label]:
                 (half / split / ("good" if other == label else other)).mkdir(parents=True)
@@ -373,24 +374,4 @@ def _lay_out(found: Classes, label: str, place: Path) -> None:
             good = picture.label == label
             if good or picture.split == "test":
                 source = place / POOL / picture.split / picture.label / picture.name
-                link = half / picture.split / ("good" if good else picture.label) / picture.name
-                try:
-                    os.link(source, link)
-                except OSError:  # a disk without hard links
-                    shutil.copy2(source, link)
-
-
-@contextmanager
-def _whole(half: Path, place: Path) -> Iterator[Path]:
-    """Fill the folder `half`; it replaces `place` if the block succeeds, and is removed if it fails."""
-    old = half.with_name(f"{half.name}.old")
-    for left in (half, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        yield half
-        if place.exists():  # renamed first: a partly removed folder would have no mark
-            place.rename(old)
-        half.rename(place)
-    finally:
-        for left in (half, old):
-            shutil.rmtree(left, ignore_errors=True)
+                link(source, half / picture.split / ("good" if good else picture.label) / picture.name)

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 from andon import files
 from andon.data import dataset
 from andon.errors import AndonError, ImageError, RecipeError
+from andon.lab.bench import equalised, protocols, table
 from andon.lab.bench import plan as plans
-from andon.lab.bench import protocols, table
 from andon.lab.bench.cell import Job, save
 from andon.lab.bench.plan import Cell, Plan, Product
 from andon.lab.bench.table import Json
@@ -57,7 +57,7 @@ def run(
     if protocol == "one-class":
         plans.combined(plan)  # an impossible plan is refused before pictures are written
         with _alone(out):
-            plan = protocols.one_class(plan, out, progress, tell)
+            plan = equalised.equalise(protocols.one_class(plan, out, progress, tell), out, progress)
             return _run_all(plan, plans.cells(plan), out, progress, tell)
     if product := next((product for product in plan.products if protocols.kind(product.folder)), None):
         raise RecipeError(
@@ -65,9 +65,10 @@ def run(
             "files, not training and test images of one product. Use each class as normal in turn: --protocol "
             "one-class."
         )
-    cells = plans.cells(plan)
+    plans.cells(plan)  # an impossible plan is refused before pictures are written
     with _alone(out):
-        return _run_all(plan, cells, out, progress, tell)
+        plan = equalised.equalise(plan, out, progress)
+        return _run_all(plan, plans.cells(plan), out, progress, tell)
 
 
 def _check_place(out: Path, plan: Plan) -> None:
