@@ -38,7 +38,8 @@ def equalise(plan: Plan, out: Path, progress: Progress = silent) -> Plan:
 def scaled(pixels: Pixels, target: float, name: str) -> Pixels:
     """Scale a picture (H, W, c), uint8 or uint16, to the median gray `target`; round and clip. Errors: as `median`."""
     top = np.iinfo(pixels.dtype).max
-    return np.clip(np.rint(pixels * (target / median(pixels, name))), 0, top).astype(pixels.dtype)
+    result: Pixels = np.clip(np.rint(pixels * (target / median(pixels, name))), 0, top).astype(pixels.dtype)
+    return result
 
 
 def median(pixels: Pixels, name: str) -> float:
