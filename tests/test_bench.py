@@ -18,10 +18,12 @@ import typer.testing
 
 from andon.bundle import Bundle
 from andon.cli import measuring
-from andon.errors import AndonError, RecipeError
+from andon.errors import AndonError, DatasetError, RecipeError
 from andon.evaluate import plots
-from andon.lab.bench import plan, ranks, report, run, table
+from andon.lab.bench import equalised, plan, ranks, report, run, table
 from andon.lab.bench.cell import Job
+from andon.pictures import image
+from andon.recipe import Augment
 from andon.training import train as training
 from conftest import part, save, scratched
 
@@ -532,3 +534,60 @@ def test_ranks_of_too_few_are_refused() -> None:
     assert "2 detectors" in str(ranks.rank(["a", "b"], np.ones((9, 2))))
     assert "4 products" in str(ranks.rank(["a", "b", "c"], np.ones((4, 3))))
     assert "0 products" in str(ranks.rank(["a", "b", "c"], []))
+
+
+def dark(pixels: np.ndarray, gain: float) -> np.ndarray:
+    return np.clip(np.rint(pixels * gain), 0, 255).astype(np.uint8)
+
+
+def test_equalise_gives_test_pictures_the_median_of_training_and_keeps_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "ring"
+    product(folder, good=3)
+    for path in sorted((folder / "test/good").iterdir()):
+        save(path, dark(image.read(path).pixels, 0.5))
+    other = {"name": "plain", "folder": str(folder)}
+    plans = plan.Plan.model_validate(
+        {
+            "detectors": [{"name": "variation"}],
+            "products": [other, {"name": "equal", "folder": str(folder), "equalise": True}],
+            "sizes": [64],
+        }
+    )
+    assert len(plan.cells(plans)) == 2  # not the same cell twice
+    first = equalised.equalise(plans, tmp_path / "out")
+    assert first.products[0].folder == str(folder)
+    copy = Path(first.products[1].folder)
+    digest = run.contents(first.products[1], tmp_path)
+    target = np.median([equalised.median(image.read(path).pixels, "") for path in (folder / "train/good").iterdir()])
+    for path in (copy / "test").rglob("*.png"):
+        assert equalised.median(image.read(path).pixels, "") == pytest.approx(target, abs=1)
+    for part_of in ("train", "ground_truth"):
+        for path in (folder / part_of).rglob("*.png"):
+            assert (copy / path.relative_to(folder)).read_bytes() == path.read_bytes()
+    plan.cells(first)
+    equalised.equalise(plans, tmp_path / "out")
+    assert run.contents(first.products[1], tmp_path) == digest  # finished cells stay finished
+
+
+def test_equalise_refuses_a_black_picture_and_a_table_of_groups(tmp_path: Path) -> None:
+    product(tmp_path / "ring", good=2)
+    save(tmp_path / "ring/test/good/100.png", np.zeros((64, 64, 3), np.uint8))
+    values = {"name": "ring", "folder": str(tmp_path / "ring"), "equalise": True}
+    plans = plan.Plan.model_validate({"detectors": [{"name": "variation"}], "products": [values]})
+    with pytest.raises(DatasetError, match=r"100\.png: the median gray is 0"):
+        equalised.equalise(plans, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.png"))
+    table_of = plan.Product.model_validate({**values, "groups": "groups.csv"})
+    with pytest.raises(RecipeError, match=r"equalise renames test pictures.*groups\.csv"):
+        plan.cells(plans.model_copy(update={"products": [table_of]}))
+
+
+def test_a_product_says_how_its_tiles_are_augmented(tmp_path: Path) -> None:
+    product(tmp_path / "ring", good=2)
+    values = {"name": "ring", "folder": str(tmp_path / "ring"), "augment": {"quarter_turns": True, "brightness": 0.2}}
+    plans = plan.Plan.model_validate({"detectors": [{"name": "vae"}], "products": [values]})
+    (cell,) = plan.cells(plans)
+    assert cell.recipe.augment == Augment(quarter_turns=True, brightness=0.2)
+    wrong = plan.Product.model_validate({**values, "augment": {"flips": True}})
+    with pytest.raises(RecipeError, match="Did you mean 'flip'"):
+        plan.cells(plans.model_copy(update={"products": [wrong]}))

@@ -185,6 +185,15 @@ def test_map_of_the_ensemble_is_the_maximum_of_both_maps() -> None:
     torch.testing.assert_close(score, maximum.sum(dim=(1, 2)) / 64**2)
 
 
+@pytest.mark.parametrize("objective", ["restore", "ensemble"])
+def test_the_score_can_be_the_highest_value_of_the_map(objective: str) -> None:
+    torch.manual_seed(0)
+    net = detector(objective=objective, score="max").network(64, 3).eval()
+    with torch.no_grad():
+        score, error, _ = net(tiles())
+    assert torch.equal(score, error.flatten(1).max(dim=1).values)
+
+
 def test_ensemble_trains_two_networks_separately(tmp_path: Path) -> None:
     run = Run(device="cpu", folder=tmp_path)
     model = detector(objective="ensemble", checkpoint=0).fit(Textures(1), run)

@@ -178,3 +178,16 @@ def test_bundle_agrees_with_the_detector_on_every_engine(parts: Path, tmp_path: 
     bundle = training.train(recipe, tmp_path / "part.andon")
     assert max(bundle.manifest.parity.values()) < 1e-3
     assert Bundle.load(tmp_path / "part.andon").recipe.detector.settings["neighbours"] == 3
+
+
+def test_score_error_is_the_mean_of_the_map_and_needs_no_features() -> None:
+    good = Flat(64)
+    model = PatchAutoencoder(Settings(**{**TINY, "score": "error", "neighbours": 99}), 0).fit(good)  # 99 are not needed
+    pixels = good[[0, 1]]
+    scores = model.score(pixels)
+    np.testing.assert_allclose(scores.image, scores.pixel.mean(axis=(1, 2)), rtol=1e-5)
+    graph, names = runtime.session(model.graph()), [output.name for output in model.graph().graph.output]
+    np.testing.assert_allclose(graph.run(["score"], {"tiles": pixels})[0], scores.image, rtol=1e-4)
+    assert "embedding" not in names
+    with pytest.raises(TrainingError, match="neighbours"):
+        PatchAutoencoder(Settings(**{**TINY, "neighbours": 99}), 0).fit(good)

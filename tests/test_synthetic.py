@@ -7,7 +7,19 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor  # noqa: E402
 
-from andon.nn.synthetic import CELLS, KINDS, Draw, Kind, add_defects, perlin, perlin_region, rectangle, scratch  # noqa: E402
+from andon.nn.synthetic import (  # noqa: E402
+    CELLS,
+    KINDS,
+    VISIBLE,
+    Draw,
+    Kind,
+    add_defects,
+    perlin,
+    perlin_region,
+    rectangle,
+    scratch,
+    soft,
+)
 
 SIDE = 64
 
@@ -67,6 +79,19 @@ def test_rectangles_are_whole_and_scratches_are_thin() -> None:
         assert int(rows.sum()) <= 4.5 * int(columns.sum()) and int(columns.sum()) <= 4.5 * int(rows.sum())
     lines = scratch(SIDE, draw(40)).float().mean(dim=(1, 2))
     assert float(lines.min()) > 0 and float(lines.max()) < 0.03
+
+
+def test_soft_blobs_have_about_their_share_no_edge_and_both_signs() -> None:
+    share = torch.full((60,), 0.03)
+    change = soft(256, share, draw(60))
+    area = (change != 0).float().mean(dim=(1, 2))
+    assert 0.015 < float(area.median()) < 0.06
+    assert {float(one.sum().sign()) for one in change} == {-1.0, 1.0}
+    assert 0.15 * 0.5 < float(change.abs().amax(dim=(1, 2)).median()) <= 0.5
+    steps = torch.cat([change.diff(dim=1).flatten(), change.diff(dim=2).flatten()]).abs()
+    assert float(steps.max()) < 0.1 and float(change[change != 0].abs().min()) > VISIBLE
+    hard = add_defects(torch.full((60, 1, 256, 256), 0.5), random(), ("scratch",))[0][:, 0]
+    assert float(hard.diff(dim=1).abs().max()) > 0.14
 
 
 def test_perlin_noise_is_that_of_the_paper() -> None:

@@ -25,9 +25,9 @@ from andon.detectors.transform_classification import (  # noqa: E402
     geometric,
     monotonic_cosine,
 )
-from andon.detectors.transform_classification.wide_resnet import WideResNet  # noqa: E402
 from andon.engines import runtime  # noqa: E402
 from andon.errors import RecipeError, TrainingError  # noqa: E402
+from andon.nn.wide_resnet import WideResNet  # noqa: E402
 from andon.recipe import Augment, validate  # noqa: E402
 from andon.training import train as training  # noqa: E402
 

@@ -31,6 +31,9 @@ DETECTORS = {
     "deep-knn": Entry(
         "DeepKnn", "distance of an image's deep features to those of the nearest good images; fits in seconds"
     ),
+    "oc-svm": Entry(
+        "OcSvm", "one-class support vector machine on an image's deep features; a baseline, fits in seconds"
+    ),
     "autoencoder": Entry(
         "Autoencoder", "reconstruction error of an autoencoder with a narrow bottleneck; for aligned parts"
     ),
@@ -43,6 +46,13 @@ DETECTORS = {
         "Ganomaly", "distance between the latent vectors of an image and of its reconstruction; a baseline"
     ),
     "f-anogan": Entry("FAnogan", "reconstruction error of a GAN with an encoder; a baseline"),
+    "anogan": Entry(
+        "AnoGan", "error of the most similar image that a GAN generates, found by gradient descent; a slow baseline"
+    ),
+    "riad": Entry("Riad", "error of image areas that a network fills in from their surroundings; slow to train"),
+    "draem": Entry("Draem", "a network repairs synthetic defects, and a second one marks what was repaired"),
+    "cutpaste": Entry("CutPaste", "features of a network that recognises pasted patches and scars; a baseline"),
+    "fcdd": Entry("Fcdd", "a network whose map is trained to be small on good parts and large on synthetic defects"),
     "patch-autoencoder": Entry(
         "PatchAutoencoder",
         "deep features of the reconstruction error, compared with those of good parts; for aligned parts",

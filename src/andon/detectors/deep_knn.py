@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from spox import Var, build
 
@@ -125,6 +126,11 @@ class DeepKnn(NumpyDetector):
         assert total is not None
         mean_square = op.mul(op.squeeze(total, ints(1)), op.const(np.float32(1 / self._width())))
         return build({"tiles": tiles}, {"score": score, "map": op.sqrt(mean_square), "embedding": f})
+
+    def _embedding(self, tiles: Pixels) -> NDArray[np.float64]:
+        """Standardised embeddings (n, d) of tiles."""
+        pooled = _pooled(features.Extractor(self.config.network, self.config.stages)(tiles))
+        return np.asarray((pooled.astype(np.float64) - self._good.mean) / self._good.deviation)
 
     def _parts(self, maps: Sequence[T]) -> Iterator[tuple[slice, T]]:
         """Yield for each stage the slice of an embedding that holds its features, and its map."""

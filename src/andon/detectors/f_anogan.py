@@ -32,13 +32,9 @@ from andon.nn.loop import Loop, Schedule
 from andon.nn.resize import Resize
 
 
-class Settings(Schedule):
-    """Settings of `f-anogan`, and of its training; `steps`, `learning_rate` and `hold_out` are those of the encoder."""
+class GanSettings(Schedule):
+    """Settings of a Wasserstein GAN with gradient penalty."""
 
-    gan_steps: Annotated[int, Field(ge=1)] = 4000
-    """Number of training steps of the first stage, the GAN; `steps` is that of the encoder."""
-    gan_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    """Highest learning rate of the first stage."""
     side: Annotated[int, Field(ge=32)] = 64
     """Side of the networks' input, pixels; larger tiles are reduced to it."""
     width: Annotated[int, Field(ge=1)] = 32
@@ -51,18 +47,27 @@ class Settings(Schedule):
     """λ, weight of the gradient penalty in the critic's loss."""
     critic_steps: Annotated[int, Field(ge=1)] = 5
     """n_critic, number of steps of the critic for each step of the generator."""
-    features: Annotated[float, Field(ge=0)] = 1.0
-    """κ, weight of the error of the critic's features in loss and score."""
     batch: Annotated[int, Field(ge=2)] = 16
     """Tiles in a step; batch normalisation needs at least two."""
     clip: Annotated[float, Field(gt=0)] = 100.0
     """Greatest norm of a gradient; a greater one is scaled down to it. The papers do not clip."""
 
 
+class Settings(GanSettings):
+    """Settings of `f-anogan`, and of its training; `steps`, `learning_rate` and `hold_out` are those of the encoder."""
+
+    gan_steps: Annotated[int, Field(ge=1)] = 4000
+    """Number of training steps of the first stage, the GAN; `steps` is that of the encoder."""
+    gan_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Highest learning rate of the first stage."""
+    features: Annotated[float, Field(ge=0)] = 1.0
+    """κ, weight of the error of the critic's features in loss and score."""
+
+
 class Gan(nn.Module):
     """G and D, on values in [-1, 1]. D has no batch normalisation: its gradient penalty is for single images."""
 
-    def __init__(self, side: int, channels: int, config: Settings) -> None:
+    def __init__(self, side: int, channels: int, config: GanSettings) -> None:
         """Build them for tiles (n, channels, side, side)."""
         super().__init__()
         self.config, self.side = config, min(side, config.side)

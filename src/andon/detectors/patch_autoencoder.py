@@ -24,6 +24,9 @@ Differs from the paper:
   the channels. The score belongs to the whole image and is not computed from the map.
 - The standard deviation of a feature has a lower limit. The paper does not say what it does with a constant feature.
 - The embeddings of the good images are computed without augmentation, even if training uses it.
+
+`score = "error"` is the comparison method "AE(L2)" of the paper's section 4.4: the same network with its patches and
+condition; the score is the mean of the error map, and there are no deep features.
 """
 
 import math
@@ -57,6 +60,7 @@ class Settings(Schedule):
     """Settings of `patch-autoencoder`, and of its training."""
 
     unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {
+        "score",
         "network",
         "stages",
         "pooling",
@@ -81,6 +85,8 @@ class Settings(Schedule):
     """Number of values of the latent vector of a patch."""
     sparsity: Annotated[float, Field(ge=0)] = 1e-4
     """λ, weight of the mean absolute value of the latent vector in the loss; 0: none."""
+    score: Literal["knn", "error"] = "knn"
+    """Image score: distance of the error map's deep features to those of good images (knn), or its mean (error)."""
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
     stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (10,)
@@ -181,11 +187,14 @@ class PatchAutoencoder(LearnedDetector):
 
     def network(self, side: int, channels: int) -> PatchNetwork:
         """Build the untrained network for tiles (n, channels, side, side)."""
-        features.require_multiple([side], self._stages)
+        if self.config.score == "knn":
+            features.require_multiple([side], self._stages)
         return PatchNetwork(side, channels, self.config)
 
     def forecast(self, tiles: Tiles, run: Run = QUIET) -> Forecast:
         """Estimate time and memory of `fit` from a few timed steps and one batch of deep features."""
+        if self.config.score == "error":
+            return super().forecast(tiles, run)
         neighbours.require(len(tiles), self.config.neighbours)
         trained = super().forecast(tiles, run)
         extract, batch = features.Extractor(self.config.network, self.config.stages), next(iter(tiles))
@@ -196,6 +205,8 @@ class PatchAutoencoder(LearnedDetector):
 
     def fit(self, tiles: Tiles, run: Run = QUIET) -> Self:
         """Train the autoencoder on good tiles, then store the embeddings of their error maps."""
+        if self.config.score == "error":
+            return super().fit(tiles, run)
         neighbours.require(len(tiles), self.config.neighbours)
         super().fit(tiles, run)
         source, outputs = self._rebuild()
@@ -210,6 +221,8 @@ class PatchAutoencoder(LearnedDetector):
 
     def score(self, tiles: Pixels) -> Scores:
         """Score tiles (n, t, t, c) with torch and NumPy; only the feature graph runs on ONNX Runtime."""
+        if self.config.score == "error":
+            return super().score(tiles)
         network, extract = self._fitted(), runtime.session(features.load(self.config.network, self.config.stages))
         assert self._good is not None
         image, pixel = [], []
@@ -227,7 +240,10 @@ class PatchAutoencoder(LearnedDetector):
         """tiles (n, t, t, c) uint8 or uint16 → score (n,), map (n, t, t), reconstruction, latent, embedding.
 
         The reconstruction (n, t, t, c) is float32 in [0, 1]; latent (n, …) and embedding (n, d) are for comparisons.
+        With `score = "error"` there is no embedding.
         """
+        if self.config.score == "error":
+            return super().graph()
         self._fitted()
         assert self._good is not None
         if self._whole is None:

@@ -1,8 +1,10 @@
 """Synthetic defects: batches of good tiles → tiles with a defect, and masks.
 
-Three kinds, one per tile: a region with the outline of Perlin noise, filled with another texture or colour (Perlin, "An
+Four kinds, one per tile: a region with the outline of Perlin noise, filled with another texture or colour (Perlin, "An
 image synthesizer", SIGGRAPH 1985; as defects: Zavrtanik et al., "DRAEM", ICCV 2021); a rectangle from another position
-of the tile, rotated (Li et al., "CutPaste", CVPR 2021); a thin curved scratch. Written from the papers.
+of the tile, rotated (Li et al., "CutPaste", CVPR 2021); a thin curved scratch; a soft blob, darker or brighter, that
+fades out without an edge (our own: a network that sees only the others, which have sharp edges, learns to find edges).
+Written from the papers.
 
 Differs from the papers:
 - Textures are Perlin noise in a random colour, or the rotated tile, so that no other data set is needed.
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Kind = Literal["perlin", "cut-paste", "scratch"]
-KINDS: tuple[Kind, ...] = ("perlin", "cut-paste", "scratch")
+Kind = Literal["perlin", "cut-paste", "scratch", "soft"]
+KINDS: tuple[Kind, ...] = ("perlin", "cut-paste", "scratch", "soft")
 
 CELLS = 16  # largest number of cells of Perlin noise along a side
 VISIBLE = 8 / 255  # smallest visible change
@@ -50,8 +52,11 @@ def add_defects(
             area, filling = perlin_region(side, share, draw), _texture(good, draw)
         elif kind == "cut-paste":
             area, filling = rectangle(side, share, draw), _recolour(_move(good, draw), draw)
-        else:
+        elif kind == "scratch":
             area, filling = scratch(side, draw), _scrape(good, draw)
+        else:
+            change = soft(side, share, draw)
+            area, filling = change != 0, (good + change[:, None]).clamp(0, 1)
         region[rows], out[rows] = area, filling
     # A pixel that keeps its colour by chance is part of the defect if its neighbours change.
     change = (out - tiles).abs().amax(dim=1, keepdim=True) * region[:, None]
@@ -130,6 +135,24 @@ def scratch(side: int, draw: Draw) -> Tensor:
     length, bend = draw.between(0.1, 0.5)[:, None, None], draw.between(-1, 1)[:, None, None]
     width = torch.exp(draw.between(math.log(1.5 / side), math.log(max(0.03, 2 / side))))[:, None, None]
     return ((across - bend * along**2).abs() <= width / 2) & (along.abs() <= length / 2)
+
+
+def soft(side: int, share: Tensor, draw: Draw) -> Tensor:
+    """Return the change of brightness (n, side, side) of a blob; 0 outside, where it would be invisible.
+
+    A Gaussian of height 0.15 to 0.5 and an aspect ratio up to 4, whose visible part covers about `share` (n,) of the
+    tile; Perlin noise makes its outline irregular.
+    """
+    y, x = _grid(side, draw)
+    height, stretch = draw.between(0.15, 0.5), 2 ** draw.between(-1, 1)[:, None, None]
+    angle = draw.between(0, math.pi)[:, None, None]
+    along, across = torch.cos(angle) * x + torch.sin(angle) * y, torch.cos(angle) * y - torch.sin(angle) * x
+    # h exp(−d² / 2s²) > VISIBLE inside d² < 2 s² log(h / VISIBLE), an area of π d²
+    variance = share / (2 * math.pi * torch.log(height / VISIBLE))
+    warp = torch.exp(perlin(side, 2 ** draw.between(1, 3), draw))
+    distance = (along**2 * stretch + across**2 / stretch) * warp
+    change = height[:, None, None] * torch.exp(-distance / (2 * variance[:, None, None]))
+    return draw.sign()[:, None, None] * change * (change > VISIBLE)
 
 
 def _grid(side: int, draw: Draw) -> tuple[Tensor, Tensor]:

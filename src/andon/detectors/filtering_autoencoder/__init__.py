@@ -64,7 +64,7 @@ class Settings(Schedule):
     """Settings of `filtering-autoencoder`, and of its training."""
 
     unlearnt: ClassVar[frozenset[str]] = Schedule.unlearnt | {
-        *("error", "smooth", "repeats", "object_correction", "correction_repeats"),
+        *("score", "error", "smooth", "repeats", "object_correction", "correction_repeats"),
         *("objective", "occlusion_images"),  # the name of a network's checkpoint depends on these
     }
 
@@ -100,6 +100,8 @@ class Settings(Schedule):
     """Side of the first training crops, as a share of the tile's side; 1: whole tiles from the start."""
     grow_until: Share = 0.5
     """Share of the training after which crops are whole tiles."""
+    score: Literal["sum", "max"] = "sum"
+    """Image score: sum of the map, divided by the number of pixels, as in the paper; or its highest value (max)."""
     error: Literal["l2", "ssim"] = "l2"
     """Error that is the anomaly map: squared error, or 1 − SSIM."""
     smooth: Annotated[Odd, Field(ge=1, le=63)] = 5
@@ -239,7 +241,11 @@ class FilteringNetwork(Network):
         error = self.difference(tiles, rebuilt, self.config.repeats)
         if self.config.object_correction:
             error = error * (1 - self.average) ** 2  # eq. 14
-        return error.mean(dim=(1, 2)), error, rebuilt
+        return self.image_score(error), error, rebuilt
+
+    def image_score(self, error: Tensor) -> Tensor:
+        """Score (n,) of maps (n, t, t)."""
+        return error.mean(dim=(1, 2)) if self.config.score == "sum" else error.amax(dim=(1, 2))
 
 
 def weighted_error(error: Tensor, mask: Tensor) -> Tensor:
@@ -259,7 +265,7 @@ class Ensemble(Network):
         """As `FilteringNetwork`; the reconstruction is the one of `restore`."""
         (_, restore_map, rebuilt), (_, amplify_map, _) = self.restore(tiles), self.amplify(tiles)
         error = torch.maximum(restore_map, amplify_map)
-        return error.mean(dim=(1, 2)), error, rebuilt
+        return self.restore.image_score(error), error, rebuilt
 
 
 class FilteringAutoencoder(LearnedDetector):

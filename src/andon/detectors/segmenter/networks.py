@@ -26,21 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from andon.nn.unet import UNet, convolution, convolutions
+
 Name = Literal["fcn32", "unet", "unet++", "u2net", "segnet"]
 
 RIVAL = 0.01  # a value within this share of the maximum is regarded as a maximum too
 VGG = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels of each stage's convolutions, in multiples of width
-
-
-def convolution(before: int, after: int, dilation: int = 1) -> nn.Sequential:
-    """A 3 × 3 convolution, batch normalisation, ReLU."""
-    layer = nn.Conv2d(before, after, 3, padding=dilation, dilation=dilation, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(after), nn.ReLU())
-
-
-def convolutions(*widths: int) -> nn.Sequential:
-    """A sequence of convolutions."""
-    return nn.Sequential(*(convolution(before, after) for before, after in pairwise(widths)))
 
 
 def resize_like(x: Tensor, like: Tensor) -> Tensor:
@@ -72,31 +63,6 @@ class FCN32(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) → logits (n, 1, h, w)."""
         return resize_like(self.head(self.stages(x)), x)
-
-
-class UNet(nn.Module):
-    """An encoder and a decoder of four steps, with skip connections between equal levels."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        """Build it."""
-        super().__init__()
-        widths = [width * 2**level for level in range(5)]
-        self.down = nn.ModuleList(convolutions(a, b, b) for a, b in pairwise([channels, *widths]))
-        pairs = list(pairwise(widths))[::-1]
-        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(deep, flat, 2, stride=2) for flat, deep in pairs)
-        self.up = nn.ModuleList(convolutions(2 * flat, flat, flat) for flat, _ in pairs)
-        self.head = nn.Conv2d(width, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, h, w) → logits (n, 1, h, w)."""
-        levels: list[Tensor] = []
-        for stage in self.down:
-            x = stage(F.max_pool2d(x, 2) if levels else x)
-            levels.append(x)
-        for enlarge, stage, beside in zip(self.enlarge, self.up, levels[-2::-1], strict=True):
-            x = stage(torch.cat([beside, enlarge(x)], dim=1))
-        logits: Tensor = self.head(x)
-        return logits
 
 
 class UNetPlusPlus(nn.Module):

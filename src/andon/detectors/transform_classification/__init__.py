@@ -39,12 +39,12 @@ from torch.nn import functional as F
 from andon.detector import QUIET, Forecast, Run, Tiles
 from andon.detectors.transform_classification import dirichlet, morphology
 from andon.detectors.transform_classification.morphology import OPERATIONS, Case, Operation
-from andon.detectors.transform_classification.wide_resnet import WideResNet
 from andon.errors import RecipeError
 from andon.nn.data import floats
 from andon.nn.learned import LearnedDetector, Network
 from andon.nn.loop import Schedule, choose
 from andon.nn.resize import Resize
+from andon.nn.wide_resnet import WideResNet
 
 NAMED = {
     "type-1": (1, 28, 56),

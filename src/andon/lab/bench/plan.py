@@ -43,6 +43,8 @@ class Product(BaseModel):
     folder: str  # relative to the plan, as all paths
     groups: str = ""  # CSV or expression, as in a recipe
     geometry: dict[str, Any] = {}  # as in a recipe, without the size
+    augment: dict[str, Any] = {}  # as in a recipe: flip, quarter_turns, rotate, brightness
+    equalise: bool = False  # whether test pictures get the median gray of training pictures, see `equalised`
     published: str = ""  # "dataset/product" in the published tables, if they contain this product
     dataset: str = ""  # a published data set (see `andon datasets`); its products take the place of this one
 
@@ -162,9 +164,11 @@ def combined(plan: Plan) -> list[Cell]:
                     Cell(product.name, entry.called, size, seed, _recipe(entry, product, size, seed))
                     for entry in plan.detectors
                 ]
-    first: dict[str, Cell] = {}
+    first: dict[tuple[str, bool], Cell] = {}
+    equalised = {product.name: product.equalise for product in plan.products}
     for cell in cells:
-        same = first.setdefault(cell.recipe.model_copy(update={"product": ""}).dump(), cell)
+        content = cell.recipe.model_copy(update={"product": ""}).dump(), equalised[cell.product]
+        same = first.setdefault(content, cell)
         if same is not cell:
             raise RecipeError(f"the plan has the same cell twice: {same} and {cell}. Remove one of them.")
     return cells
@@ -181,6 +185,7 @@ def _recipe(entry: Contender, product: Product, size: int, seed: int) -> Recipe:
         "seed": seed,
         "data": {"images": product.folder, "groups": product.groups},
         "geometry": {**product.geometry, "size": size},
+        "augment": product.augment,
         "detector": entry.model_dump(exclude={"label"}),
         "split": {"method": "split"},  # every detector learns from the same images, also those with a quick fit
     }
@@ -211,6 +216,11 @@ def outside(recipe: Recipe) -> tuple[str, str]:
 
 def _check_folder(product: Product) -> None:
     """Raise RecipeError for a folder without training and test images: evaluation would use training images."""
+    if product.equalise and dataset.is_table(product.groups):
+        raise RecipeError(
+            f"plan: product '{product.name}': equalise renames test pictures to .png, so {product.groups} no longer "
+            "names them; expected groups as an expression. Set one, or leave equalise out."
+        )
     try:
         data = dataset.load(product.folder, groups=product.groups or None)
     except AndonError as error:

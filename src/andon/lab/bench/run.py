@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 from andon import files
 from andon.data import dataset
 from andon.errors import AndonError, ImageError, RecipeError
+from andon.lab.bench import equalised, protocols, table
 from andon.lab.bench import plan as plans
-from andon.lab.bench import protocols, table
 from andon.lab.bench.cell import Job, save
 from andon.lab.bench.plan import Cell, Plan, Product
 from andon.lab.bench.table import Json
@@ -71,6 +71,7 @@ def run(
     with _alone(out):
         plan = protocols.published(plan, out, progress, tell)
         plan = protocols.one_class(plan, out, progress, tell) if protocol == "one-class" else plan
+        plan = equalised.equalise(plan, out, progress)
         return _run_all(plan, plans.cells(plan), out, progress, tell)
 
 
