@@ -135,8 +135,8 @@ class Packed(nn.Module):
 
     def forward(self, both: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Unpack, and call it."""
-        x, z = both.split([both.shape[1] - self.network.config.latent, self.network.config.latent], dim=1)
-        x = x.reshape(-1, *self.shape)
+        latent = self.network.config.latent
+        x, z = both[:, :-latent].reshape(-1, *self.shape), both[:, -latent:]
         return self.network.gradient(x, z) if self.name == "gradient" else self.network.result(x, z)
 
 
@@ -150,7 +150,8 @@ class Front(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Reduce and flatten."""
-        return (2 * self.shrink(tiles) - 1).flatten(1)
+        flat: Tensor = (2 * self.shrink(tiles) - 1).flatten(1)
+        return flat
 
 
 class AnoGan(LearnedDetector):

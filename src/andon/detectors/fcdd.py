@@ -64,7 +64,8 @@ class FcddNetwork(Network):
     def errors(self, tiles: Tensor) -> Tensor:
         """A (n, g, g) of tiles (n, c, t, t): the pseudo-Huber loss of φ."""
         (maps,) = self.front(tiles)
-        return (self.inner(maps)[:, 0].float() ** 2 + 1).sqrt() - 1  # A = √(φ² + 1) − 1
+        errors: Tensor = (self.inner(maps)[:, 0].float() ** 2 + 1).sqrt() - 1  # A = √(φ² + 1) − 1
+        return errors
 
     def loss(self, tiles: Tensor, generator: torch.Generator) -> Tensor:
         """Eq. 2: (1 − y) ‖A‖₁ / (h w) − y log(1 − exp(−‖A‖₁ / (h w)))."""
