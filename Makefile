@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup dev demo site test slow format benchmark clean
+.PHONY: help setup dev demo site test thorough slow format benchmark clean
 
 help:  ## list these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -28,11 +28,14 @@ site: .venv/base locks/docs.txt  ## the documentation as pages, in build/site
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r locks/docs.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
-test: .venv/dev  ## the whole check: format, lint, types, tests
+test: .venv/dev  ## the check after each change: format, lint, types, tests
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2
+
+thorough: .venv/dev  ## the tests with servers, browsers, many processes, trainings by gradient
+	$(BIN)/pytest -n 2 -m thorough
 
 slow: .venv/dev  ## the checks on full data sets (../shared/data), minutes each
 	$(BIN)/pytest -m slow

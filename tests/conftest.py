@@ -16,6 +16,31 @@ from andon.training import train as training
 from disk import Disk
 from postgres import Cluster
 
+THOROUGH = frozenset(
+    f"test_{name}"
+    for name in (
+        *("acceptance", "agreement", "bench", "compare", "compared_methods", "cost", "deploy", "export", "fleet"),
+        *("light", "line_folder", "line_modbus", "line_opcua", "line_outbox", "loop", "packaging", "pages_operator"),
+        *("pages_product", "pages_teach", "peers", "regions_page", "registration", "sources", "station_away"),
+        *("station_backup", "station_faults", "station_floor", "station_idle", "station_products", "station_serve"),
+        *("station_statistics", "station_upkeep", "station_workers", "suspects", "teaching", "timm_graph", "tuning"),
+        *("autoencoder", "capsule", "f_anogan", "filtering_autoencoder", "ganomaly", "labelled", "patch_autoencoder"),
+        *("piade", "pyramid_autoencoder", "segmenter", "transform_classification", "vae", "vt_adl"),
+    )
+)
+"""Files of tests with many processes, servers, browsers or trainings by gradient: `make thorough` runs them."""
+QUICK = ("memory-bank", "variation", "nearest-image", "deep-knn", "autoencoder")
+"""The detectors whose contract `make test` checks; `make thorough` checks all."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes long."""
+    for item in items:
+        stem, parameters = item.path.stem, getattr(getattr(item, "callspec", None), "params", {})
+        detector = parameters.get("name", QUICK[0]) if stem == "test_detectors_contract" else QUICK[0]
+        if stem in THOROUGH or detector not in QUICK:
+            item.add_marker(pytest.mark.thorough)
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
