@@ -56,7 +56,7 @@ def connected(address: str = "", workers: int = 0) -> Iterator[Any]:
         }
     )
     try:
-        ray.init(**start, include_dashboard=None if address else False, log_to_driver=False, logging_level="error")
+        ray.init(**start, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AndonError(f"{address or 'Ray'}: no cluster there ({error}). Start it, or check --address.") from None
     try:
