@@ -56,7 +56,8 @@ def connected(address: str = "", workers: int = 0) -> Iterator[Any]:
         }
     )
     try:
-        ray.init(**start, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
+        dashboard = None if address else False
+        ray.init(**start, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AndonError(f"{address or 'Ray'}: no cluster there ({error}). Start it, or check --address.") from None
     try:
