@@ -329,7 +329,7 @@ def test_the_help_lists_every_command_in_its_group(capsys: Any) -> None:
     listed = {
         group: [line.split()[0] for line in sections[group].splitlines() if line[2:3].strip()] for group in cli.GROUPS
     }
-    assert list(listed) == ["Inspect", "Measure", "Station", "Laboratory"]
+    assert list(listed) == ["Inspect", "Measure", "Station", "Fleet", "Laboratory"]
     assert {"train", "inspect"} <= set(listed["Inspect"]) and {"bench", "study"} <= set(listed["Laboratory"])
     commands = typer.main.get_group(cli.app).commands
     assert sorted(name for names in listed.values() for name in names) == sorted(commands)

@@ -383,19 +383,26 @@ def test_an_inspection_holds_all_that_traces_it() -> None:
 def test_operators_confirm_and_override_with_a_reason(database: str) -> None:
     with Ledger(database, "s") as ledger:
         (row,) = ledger.append([Entry("inspection", 3, "bolt", "b-1", "l", "REJECT", body={"digest": "ab"})])
-        with pytest.raises(StationError, match="a reason for another verdict"):
-            decided(row, "PASS", "Ayşe", "  ")
+        with pytest.raises(StationError, match="without verdict or reason; expected both"):
+            decided(row, "override", "Ayşe", "PASS", "  ")
+        with pytest.raises(StationError, match="with verdict PASS; expected none"):
+            decided(row, "confirm", "Ayşe", "PASS")
         with pytest.raises(StationError, match="operator '': expected"):
-            decided(row, "REJECT", "")
-        confirmed, overridden = ledger.append(
-            [decided(row, "REJECT", "Ayşe"), decided(row, "PASS", "Ayşe", "dust, blown off")]
+            decided(row, "confirm", "")
+        disputed, confirmed, overridden = ledger.append(
+            [
+                decided(row, "dispute", "Ayşe"),
+                decided(row, "confirm", "Ayşe", defect="scratch", box=(1, 2, 3, 4)),
+                decided(row, "override", "Ayşe", "PASS", "dust, blown off", key="k1"),
+            ]
         )
         with pytest.raises(StationError, match="expected an inspection"):
-            decided(confirmed, "PASS", "Ayşe", "again")
-        assert ledger.story("b-1") == [row, confirmed, overridden]
+            decided(confirmed, "override", "Ayşe", "PASS", "again")
+        assert ledger.story("b-1") == [row, disputed, confirmed, overridden]
         assert ledger.record(1) == row
-    assert (confirmed.body["decision"], overridden.body["decision"]) == ("confirm", "override")
-    assert (overridden.verdict, overridden.body["verdict before"], overridden.body["of"]) == ("PASS", "REJECT", 1)
+    assert [each.verdict for each in (disputed, confirmed, overridden)] == [None, "REJECT", "PASS"]
+    assert (confirmed.body["defect"], confirmed.body["box"]) == ("scratch", [1, 2, 3, 4])
+    assert (overridden.body["was"], overridden.body["record"], overridden.body["key"]) == ("REJECT", 1, "k1")
     assert (overridden.body["who"], overridden.body["reason"]) == ("Ayşe", "dust, blown off")
 
 
