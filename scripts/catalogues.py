@@ -6,6 +6,7 @@ Run it after a change of a text; then translate what is new in `locale/*/LC_MESS
 """
 
 import re
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def updated(language: str, messages: Catalog) -> Catalog:
 def compiled(catalogue: Catalog) -> bytes:
     """A catalogue as gettext reads it."""
     out = BytesIO()
+    catalogue.creation_date = catalogue.revision_date = datetime(2026, 1, 1, tzinfo=UTC)  # the same file each time
     write_mo(out, catalogue)
     return out.getvalue()
 
