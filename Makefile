@@ -35,7 +35,7 @@ test: .venv/dev  ## the check after each change: format, lint, types, tests
 	$(BIN)/pytest -n 2
 
 thorough: .venv/dev  ## the tests with servers, browsers, many processes, trainings by gradient
-	$(BIN)/pytest -n 2 -m thorough
+	$(BIN)/pytest -n 3 -m "thorough and not slow"
 
 slow: .venv/dev  ## the checks on full data sets (../shared/data), minutes each
 	$(BIN)/pytest -m slow
