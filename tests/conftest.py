@@ -1,8 +1,13 @@
 """What several test files share: real data where it is at hand, synthetic parts, and one small trained bundle."""
 
+import shutil
+import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -15,6 +20,9 @@ from andon.recipe import Decision
 from andon.training import train as training
 from disk import Disk
 from postgres import Cluster
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 THOROUGH = frozenset(
     f"test_{name}"
@@ -56,6 +64,40 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the data sets of ../shared/data are not on this machine")
     return folder
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+AXE = "axe-core@4.14.1"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A browser without a window."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def axe(request: pytest.FixtureRequest) -> str:
+    """The script that finds what people with a handicap cannot use; kept between runs."""
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed")
+    kept = Path(request.config.cache.mkdir("axe")) / f"{AXE}.js"  # type: ignore[union-attr]
+    if not kept.exists():
+        with TemporaryDirectory() as folder:
+            packed = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True)
+            if packed.returncode:
+                pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
+            with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+                script = archive.extractfile("package/axe.min.js")
+                assert script
+                kept.write_bytes(script.read())
+    return kept.read_text()
 
 
 class Stack:

@@ -9,25 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from andon.station.keys import Role
 from service import Service, config, served
 from test_station_service import bad, good
 
-CHROMIUM = Path("/usr/bin/chromium")
 LONG_MS = 60_000  # on a machine with other work
 ODD = "部品 <b>7</b>/é"  # the id of a part
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -127,6 +116,45 @@ def test_a_good_part_is_confirmed_with_the_keyboard(service: Service, person: Pa
     expect(person.get_by_text("Nothing waits.")).to_be_visible()
     decision = service.station.ledger.history(kind="decision", limit=1)[0]
     assert decision.verdict == "PASS" and decision.body["reason"] == "dust" and decision.body["was"] == "REJECT"
+
+
+def test_who_decides_second_is_told_and_may_decide_again(service: Service, person: Page) -> None:
+    assert service.inspect(bad(505), "twice").json()["verdict"] == "REJECT"
+    decisions = f"/v1/records/{last(service)}/decisions"
+    assert service.operator.post(decisions, json={"decision": "dispute"}).status_code == 201
+    person.goto("/review")
+    expect(person.get_by_text("1 part waits")).to_be_visible()
+    assert service.quality.post(decisions, json={"decision": "confirm"}).status_code == 201
+    person.get_by_role("button", name="Good").click()
+    expect(person.get_by_role("alert")).to_contain_text("part 'twice': the quality has decided on it meanwhile: REJECT")
+    expect(person.get_by_text("Nothing waits.")).to_be_visible()
+    assert [row.verdict for row in service.station.ledger.history(kind="decision")] == ["REJECT", None]
+    person.goto("/history/part/twice")
+    person.get_by_role("link", name="Decide on this part").click()
+    expect(person.get_by_text("the quality has decided: REJECT.")).to_be_visible()
+    person.get_by_role("button", name="Good").click()
+    expect(person.get_by_text("Nothing waits.")).to_be_visible()
+    assert service.station.ledger.history(kind="decision", limit=1)[0].verdict == "PASS"
+
+
+def test_what_happens_is_told_only_as_long_as_the_session_stands(service: Service, person: Page) -> None:
+    answer = service.engineer.get("/v1/keys").json()
+    (key,) = (each["id"] for each in answer if each["role"] == "operator")
+    with service.operator.stream("GET", "/v1/events") as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: state"
+        assert service.engineer.delete(f"/v1/keys/{key}").status_code == 200
+        assert service.engineer.post("/v1/station/halt").status_code == 200
+        assert "event: " not in "".join(lines)  # and it ends
+    person.wait_for_url("**/sign-in?back=/live")
+
+
+def test_the_page_at_the_line_signs_in_again_after_the_station_was_restarted(service: Service, person: Page) -> None:
+    person.context.clear_cookies()  # sessions end with the station, so after a restart nobody knows this one
+    person.context.set_offline(True)
+    expect(person.locator("[data-lost-banner]")).to_be_visible()
+    person.context.set_offline(False)
+    person.wait_for_url("**/sign-in?back=/live")
 
 
 def test_a_lost_connection_is_told_and_the_page_comes_back(service: Service, person: Page) -> None:

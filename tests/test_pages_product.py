@@ -3,12 +3,9 @@
 import hashlib
 import re
 import shutil
-import subprocess
-import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -234,42 +231,9 @@ def test_what_others_made_is_as_they_made_it() -> None:
         assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == about["sha256"], name
 
 
-CHROMIUM = Path("/usr/bin/chromium")
-AXE = "axe-core@4.14.1"
-
-
-@pytest.fixture(scope="module")
-def axe(request: pytest.FixtureRequest) -> str:
-    """The script that finds what people with a handicap cannot use; kept between runs."""
-    if not shutil.which("npm"):
-        pytest.skip("npm is not installed")
-    kept = Path(request.config.cache.mkdir("axe")) / f"{AXE}.js"  # type: ignore[union-attr]
-    if not kept.exists():
-        with TemporaryDirectory() as folder:
-            packed = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, text=True)
-            if packed.returncode:
-                pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
-            with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
-                script = archive.extractfile("package/axe.min.js")
-                assert script
-                kept.write_bytes(script.read())
-    return kept.read_text()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-def signed_in(chromium: Any, service: Service, role: Role, faults: list[str], **settings: Any) -> Any:
+def signed_in(browser: Browser, service: Service, role: Role, faults: list[str], **settings: Any) -> Any:
     """A page of a browser; what it complains about goes into `faults`."""
-    page = chromium.new_context(**settings).new_page()
+    page = browser.new_context(**settings).new_page()
     page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(f"{service.url}/sign-in?back=/products/ring")
@@ -288,11 +252,11 @@ PLACES = (
 
 @pytest.mark.parametrize("look", ["light", "dark"])
 def test_pages_can_be_used_by_all_and_are_drawn_without_complaint(
-    service: Service, chromium: Any, axe: str, look: str
+    service: Service, browser: Browser, axe: str, look: str
 ) -> None:
     faults: list[str] = []
     size = {"width": 1024, "height": 600} if look == "light" else {"width": 390, "height": 844}
-    page = signed_in(chromium, service, Role.ENGINEER, faults, color_scheme=look, viewport=size)
+    page = signed_in(browser, service, Role.ENGINEER, faults, color_scheme=look, viewport=size)
     for place in PLACES:
         page.goto(service.url + place)
         charts = page.locator("figure[data-chart]").count()
@@ -315,9 +279,9 @@ def test_pages_can_be_used_by_all_and_are_drawn_without_complaint(
     page.context.close()
 
 
-def test_records_are_verified_with_the_keyboard_alone(service: Service, chromium: Any) -> None:
+def test_records_are_verified_with_the_keyboard_alone(service: Service, browser: Browser) -> None:
     faults: list[str] = []
-    page = signed_in(chromium, service, Role.QUALITY, faults)
+    page = signed_in(browser, service, Role.QUALITY, faults)
     page.goto(f"{service.url}/settings/records")
     button = page.get_by_role("button", name="Verify")
     while not button.evaluate("each => each === document.activeElement"):

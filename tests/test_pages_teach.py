@@ -2,38 +2,24 @@
 
 import re
 import shutil
-import subprocess
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from andon.recipe import Recipe
 from andon.station.keys import Role
 from conftest import part, save, scratched
 from service import Service, config, served, until
 
-CHROMIUM = Path("/usr/bin/chromium")
 BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
-AXE = "axe-core@4.14.1"
 NAMED = """(one => one.ariaLabel || one.labels?.[0]?.innerText || one.innerText)(document.activeElement)"""
 """JavaScript: the name of the control that has the focus."""
 LONG_MS = 120_000  # for what runs beside the line, on a machine with other work
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists():
-        pytest.skip("Chromium of Debian is not installed")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -257,20 +243,6 @@ def test_every_step_of_a_new_project_fits_the_screen(person: Person, width: int)
         person.step(step)
         assert person.page.evaluate("document.documentElement.scrollWidth") <= width, step
     assert person.errors == []
-
-
-@pytest.fixture(scope="module")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The script of axe-core, from npm."""
-    folder = tmp_path_factory.mktemp("axe")
-    try:
-        subprocess.run(["npm", "pack", AXE], cwd=folder, check=True, capture_output=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"npm is not reachable: {error}")
-    with tarfile.open(next(folder.glob("*.tgz"))) as packed:
-        script = packed.extractfile("package/axe.min.js")
-        assert script
-        return script.read().decode()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -12,6 +12,7 @@ import pytest
 from andon import cli
 from andon.bundle import Bundle
 from andon.files import digest
+from andon.station import floor
 from andon.station.archive import Archive
 from andon.station.entries import Entry
 from service import Service, config, served
@@ -145,6 +146,22 @@ def test_a_reject_that_is_confirmed_is_no_escape(bundle_file: Path, tmp_path: Pa
         assert caught.json()["verdict"] == "REJECT"
         decide(service, caught, "REJECT")
         assert escapes(service) == {}
+
+
+def test_a_disputed_pass_is_no_escape_until_somebody_decides(lenient: Service) -> None:
+    answer = lenient.inspect(bad(306), "doubtful")
+    assert answer.json()["verdict"] == "PASS"
+    dispute = f"{answer.json()['links']['record']}/decisions"
+    assert lenient.operator.post(dispute, json={"decision": "dispute"}).status_code == 201
+    assert escapes(lenient) == {}
+    ledger, archive = lenient.station.ledger, lenient.station.archive
+    assert floor.confirmed(ledger, archive, "ring") == floor.Confirmed({}, 0, 0)
+    decide(lenient, answer, "REJECT")
+    assert escapes(lenient) == {"doubtful": digest(bad(306))}
+    assert lenient.operator.post(dispute, json={"decision": "dispute"}).status_code == 201
+    assert list(escapes(lenient)) == ["doubtful"]  # a dispute takes nothing back
+    decide(lenient, answer, "PASS")
+    assert escapes(lenient) == {} and list(floor.confirmed(ledger, archive, "ring").pictures.values()) == ["doubtful"]
 
 
 def recalibrate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, out: Path, *options: str) -> int:

@@ -141,9 +141,9 @@ class Catalogue:
         self.products = {**self.products, row.product: product}
 
     def _decide(self, row: Row) -> None:
-        """A PASS that was overridden is an escape, as long as this is the last word on it."""
+        """A PASS that was overridden is an escape, as long as this is the last word on it; a dispute is none."""
         product, body = self.products.get(str(row.product)), row.body
-        if product is None or body.get("was") != Outcome.PASS:
+        if product is None or row.verdict is None or body.get("was") != Outcome.PASS:
             return
         escapes = {record: each for record, each in product.escapes.items() if record != body["record"]}
         if row.verdict != Outcome.PASS:

@@ -53,6 +53,8 @@ def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | 
         if not found or found[0].score is None or found[0].time < first:
             continue
         body = found[0].body
+        if decision.verdict is None:  # disputed: nobody has decided
+            continue
         if decision.verdict != Outcome.PASS:
             bad.add(body.get("digest"))
             continue

@@ -15,7 +15,7 @@ from typing import Any
 from andon import files
 from andon.calibration import Calibration
 from andon.errors import AndonError, StorageError, counted, few
-from andon.station import aside, floor, runs
+from andon.station import aside, floor, review, runs
 from andon.station.archive import Archive
 from andon.station.catalogue import Catalogue, Product, Version, change
 from andon.station.config import PRODUCT
@@ -171,11 +171,20 @@ class Products:
         untested = [each.record for each in product.escapes.values() if not each.picture]
         return {"caught": [each.record for each in tested], "untested": untested}
 
-    def decide(self, row: Row, entry: Entry) -> Row:
-        """Record what a person says of an inspection. The picture of an escape is kept for as long as the bundles."""
+    def decide(self, row: Row, entry: Entry, known: int | None = None) -> Row:
+        """Record what a person says of an inspection. The picture of an escape is kept for as long as the bundles.
+
+        known: the last decision on it that this person saw, 0: none. StationError when somebody has decided since.
+        """
         with self._deciding:
+            last = review.decision(self._jobs.ledger, row) if known is not None else None
+            if last and last.sequence != known:
+                raise StationError(
+                    f"part '{row.part}': {last.body['who']} has decided on it meanwhile: {last.verdict or 'disputed'}. "
+                    "Nothing was recorded. Look at its story, and decide again from there where that is wrong."
+                )
             picture = row.body.get("kept", {}).get("picture")
-            if picture and row.verdict == Outcome.PASS and entry.verdict != Outcome.PASS:
+            if picture and row.verdict == Outcome.PASS and entry.verdict not in (Outcome.PASS, None):
                 with suppress(StationError):  # it aged out
                     picture = self.archive.put(self._jobs.archive.open(picture))
                     entry = replace(entry, body={**entry.body, "picture": picture})

@@ -1,29 +1,52 @@
 """The parts that wait for a person: REVIEW, and those whose verdict somebody disputes."""
 
-from datetime import datetime
+from typing import NamedTuple
 
-from andon.station.entries import DISPUTE, Row
+import sqlalchemy as sa
+
+from andon.station import schema
+from andon.station.entries import Row
 from andon.station.events import Outcome
-from andon.station.reader import MOST, Reader
-
-LOOK = 500
-"""The last inspections with REVIEW that are looked at."""
+from andon.station.reader import Reader
 
 
-def waiting(reader: Reader, product: str | None = None) -> list[Row]:
-    """Inspections without a decision since they were disputed, or at all where they are REVIEW; the newest first."""
-    reviews = reader.history(product, verdict=Outcome.REVIEW, kind="inspection", limit=LOOK)
-    since = datetime.fromisoformat(reviews[-1].time) if len(reviews) == LOOK else None
-    last: dict[int | None, Row] = {}
-    for row in reader.history(product, kind="decision", since=since, limit=MOST):
-        last.setdefault(row.job, row)
-    open_jobs = {row.job: row for row in reviews if row.job not in last}
-    for job, row in last.items():
-        if row.body.get("decision") == DISPUTE and job is not None:
-            open_jobs.update((found.job, found) for found in reader.history(job=job, kind="inspection", limit=1))
-    return sorted(open_jobs.values(), key=lambda row: -row.sequence)
+class Waiting(NamedTuple):
+    """The queue of parts that wait for a decision."""
+
+    count: int
+    row: Row | None
+    """The inspection that is shown; None: nothing waits."""
+
+
+def waiting(reader: Reader, product: str | None = None, after: int | None = None) -> Waiting:
+    """Inspections without a decision since they were disputed, or at all where they are REVIEW; the newest first.
+
+    after: the record that was skipped; the next one is older than it, or the newest where none is.
+    """
+    with reader.reading() as connection:
+        found = connection.execute(_waiting(reader.station, product)).scalars().all()
+    number = next((each for each in found if after is None or each < after), found[0] if found else None)
+    return Waiting(len(found), None if number is None else reader.record(number))
 
 
 def decision(reader: Reader, row: Row) -> Row | None:
     """What a person said last of an inspection; None: nothing."""
     return next(iter(reader.history(job=row.job, kind="decision", limit=1)), None)
+
+
+def _waiting(station: str, product: str | None) -> sa.CompoundSelect[tuple[int]]:
+    """The numbers of the inspections that wait, the newest first."""
+    table = schema.records.c
+    newest = sa.func.row_number().over(partition_by=table.job, order_by=table.sequence.desc()).label("newest")
+    decisions = sa.select(table.job, table.verdict, newest).where(
+        *(table.station == station, table.kind == "decision", schema.OTHERS)
+    )
+    said = decisions.cte("said").c
+    kept = [table.station == station, table.kind == "inspection"]
+    if product is not None:
+        kept.append(table.product == product)
+    disputed = sa.select(said.job).where(said.newest == 1, said.verdict.is_(None))
+    decided = sa.select(said.job).where(said.job.is_not(None))
+    found = sa.select(table.sequence).where(*kept)
+    reviews = found.where(table.verdict == Outcome.REVIEW, table.job.not_in(decided))
+    return sa.union(reviews, found.where(table.job.in_(disputed))).order_by(sa.desc("sequence"))

@@ -1,7 +1,7 @@
 """The station itself: its state and methods, what happens, keys, health, metrics."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Request, Response
@@ -107,11 +107,14 @@ def acknowledge(station: The, key: Operator, job: Annotated[int, Path(ge=0, lt=1
 )
 async def events(request: Request, station: The, key: Operator) -> StreamingResponse:
     """What happens, as server-sent events: record, state, alarm and result; lost: some were left out."""
-    return stream_events(request, station)
+    return stream_events(request, station, lambda: any(each.id == key.id for each in station.keys))
 
 
-def stream_events(request: Request, station: Station) -> StreamingResponse:
-    """Begin a stream of server-sent events. Problem when too many are open."""
+def stream_events(request: Request, station: Station, permitted: Callable[[], bool]) -> StreamingResponse:
+    """Begin a stream of server-sent events. Problem when too many are open.
+
+    permitted: whether who asked may still see them. It is asked before each message, and the stream ends with it.
+    """
     streams = request.app.state.streams
     if len(streams) >= STREAMS:
         raise Problem(503, f"{STREAMS} streams of events are open, expected fewer. Close one.")
@@ -122,7 +125,10 @@ def stream_events(request: Request, station: Station) -> StreamingResponse:
         try:
             yield _message("state", _state(station))
             async for message in _messages(station, feed):
-                yield message
+                if not permitted():
+                    return
+                if message:
+                    yield message
         finally:
             station.unsubscribe(feed)
             streams.discard(feed)
@@ -175,6 +181,7 @@ def _state(station: Station) -> dict[str, Any]:
 
 
 async def _messages(station: Station, feed: Feed) -> AsyncIterator[str]:
+    """What to send; empty while there is nothing."""
     silent, lost = 0.0, 0
     while not station.closing:
         what = feed.get()
@@ -183,6 +190,8 @@ async def _messages(station: Station, feed: Feed) -> AsyncIterator[str]:
             if silent >= SILENCE_S:
                 silent = 0
                 yield ": nothing happened\n\n"
+            else:
+                yield ""
             await asyncio.sleep(POLL_S)
             continue
         silent = 0

@@ -92,7 +92,7 @@ async def inspect(
     },
 )
 async def batch(request: Request, station: The, key: Operator, product: Name) -> Json:
-    """Inspect several pictures; the name of each file is the id of its part. Each is a job of its own."""
+    """Inspect several pictures; the name of each file is the id of its part. Each is a job, and they begin in order."""
     known(station, product)
     async with _form(request, BATCH) as form:
         pictures = [
@@ -105,11 +105,14 @@ async def batch(request: Request, station: The, key: Operator, product: Name) ->
         raise Problem(422, f"A form with {len(pictures)} 'pictures'; expected at least one, each with a file name.")
     await awake(station, product)
     turn = asyncio.Semaphore(max(1, min(station.config.workers.processes + 1, station.config.depth - 1)))
+    order = asyncio.Lock()  # whoever waits for it gets it in the order of the files
 
     async def one(part: str, data: bytes) -> dict[str, Any]:
         async with turn:
             try:
-                found = await judged(station, lambda: station.inspect(product, part, lot, data))
+                async with order:
+                    future = await begun(station, lambda: station.inspect(product, part, lot, data))
+                found = await ended(station, future)
             except (Problem, AndonError) as error:
                 problem = error if isinstance(error, Problem) else problems.of(error)
                 return {"part": part, "problem": {"status": problem.status, "detail": problem.detail}}
@@ -128,10 +131,19 @@ async def awake(station: Station, product: str) -> None:
 
 async def judged(station: Station, begin: "Callable[[], Future[Finished]]") -> Finished:
     """Begin a job and wait until its record is durable. Problem when the job is refused, or the wait is too long."""
+    return await ended(station, await begun(station, begin))
+
+
+async def begun(station: Station, begin: "Callable[[], Future[Finished]]") -> "Future[Finished]":
+    """Begin a job. Problem when it is refused."""
     try:
-        future = await run_in_threadpool(begin)
+        return await run_in_threadpool(begin)
     except StationError as error:
         raise refused(station, error) from None
+
+
+async def ended(station: Station, future: "Future[Finished]") -> Finished:
+    """Wait until the record of a job is durable. Problem when the wait is too long."""
     try:
         async with asyncio.timeout(PATIENCE_S + max(station.deadlines(), default=0)):
             return await asyncio.wrap_future(future)

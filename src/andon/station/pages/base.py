@@ -69,6 +69,11 @@ class Page:
         name = self.station.config.pages.zone
         return ZoneInfo(name) if name else None
 
+    def permitted(self) -> bool:
+        """Whether the session stands, long after the request; asking does not keep it from being idle."""
+        found: Sessions = self.request.app.state.sessions
+        return found.find(self.request.cookies.get(sessions.COOKIE, ""), by_person=False) is self.session
+
     def can(self, role: str) -> bool:
         """Whether this person may do what a role may."""
         return self.session is not None and self.session.key.rank >= Role[role.upper()]

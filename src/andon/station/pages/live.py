@@ -120,7 +120,7 @@ def dispute(page: Operator, sequence: Sequence) -> Response:
 @router.get("/events")
 async def events(request: Request, page: Operator) -> StreamingResponse:
     """What happens, for the page at the line."""
-    return stream_events(request, page.station)
+    return stream_events(request, page.station, page.permitted)
 
 
 # Pictures

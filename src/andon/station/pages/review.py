@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Form
+from fastapi import APIRouter, Form, Query
 from fastapi.responses import RedirectResponse, Response
 
 from andon.errors import AndonError
@@ -18,26 +18,27 @@ from andon.station.pages.live import level, record, seen, size
 router = APIRouter(prefix="/review", include_in_schema=False)
 
 Text = Annotated[str, Form(max_length=2000)]
+Number = Annotated[int, Query(ge=0, lt=1 << 62)]
 SHARES = 10_000
 KINDS = 12
 """Most kinds of defects that are offered: those that people used last."""
 
 
 @router.get("")
-def queue(page: Operator, product: str = "", after: int = 0) -> Response:
-    """The next part that waits. `after`: the record that was skipped."""
-    return _show(page, product, after)
+def queue(page: Operator, product: str = "", after: Number = 0, again: Number = 0) -> Response:
+    """The next part that waits. `after`: the record that was skipped. `again`: a record to decide on once more."""
+    return _show(page, product, after, again)
 
 
-def _show(page: Page, product: str, after: int, fault: str = "") -> Response:
+def _show(page: Page, product: str, after: int = 0, again: int = 0, fault: str = "") -> Response:
     known = product if product in page.station.products.catalogue.products else ""
-    waiting = review.waiting(page.station.ledger, known or None)
-    row = next((each for each in waiting if not after or each.sequence < after), None) or next(iter(waiting), None)
+    count, row = review.waiting(page.station.ledger, known or None, after or None)
+    row = record(page, again) if again else row
     return page.render(
         "review.html",
         409 if fault else 200,
         row=row,
-        count=len(waiting),
+        count=count,
         product=known,
         products=sorted(page.station.products.catalogue.products),
         pictured=row is not None and seen(page, row),
@@ -51,7 +52,14 @@ def _show(page: Page, product: str, after: int, fault: str = "") -> Response:
 
 @router.post("/{sequence}")
 def decide(
-    page: Operator, sequence: Sequence, do: Text, defect: Text = "", note: Text = "", box: Text = "", product: Text = ""
+    page: Operator,
+    sequence: Sequence,
+    do: Text,
+    known: Annotated[int, Form(ge=0, lt=1 << 62)],
+    defect: Text = "",
+    note: Text = "",
+    box: Text = "",
+    product: Text = "",
 ) -> Response:
     """Confirm a part as good or as defective; the next one follows."""
     row, _ = record(page, sequence), page.translate
@@ -65,9 +73,9 @@ def decide(
         override = {} if row.verdict == verdict else {"verdict": verdict}
         kind = "override" if override else "confirm"
         entry = decided(row, kind, page.user, reason=reason, key=page.key.id, **override, **marks)  # type: ignore[arg-type]
-        page.station.products.decide(row, entry)
+        page.station.products.decide(row, entry, known)
     except AndonError as error:
-        return _show(page, product, 0, str(error))
+        return _show(page, product, fault=str(error))
     return RedirectResponse(f"/review?product={product}" if product else "/review", 303, HEADERS)
 
 

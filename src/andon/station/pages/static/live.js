@@ -24,7 +24,7 @@
         dress();
         if (focused) place.querySelector("[data-opacity]")?.focus();
       }
-    } catch { /* the stream of events says that the connection is lost */ }
+    } catch { /* the banner says that the connection is lost */ }
     fetching = false;
     if (again) { again = false; refresh(); }
   }
@@ -36,6 +36,7 @@
     events.onerror = () => {
       banner.hidden = false;
       events.close();
+      refresh(); // the session may have ended, with the station or by itself: the page signs in again then
       setTimeout(listen, AGAIN_MS);
     };
     addEventListener("pagehide", () => events.close(), { once: true });
