@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from andon.bundle import machine
+from andon.errors import few
 from andon.fleet import archive, cluster, plan, plant
 from andon.training.train import train
 
@@ -94,7 +95,9 @@ def inspected(bundle: Path, pictures: Path, out: Path, run: archive.Run, rows: i
         if done and not first:
             first.append(time.perf_counter() - began)
 
-    archive.inspect(bundle, str(pictures), out, run, rows=rows, progress=noted)
+    summary = archive.inspect(bundle, str(pictures), out, run, rows=rows, progress=noted)
+    if summary.errors:
+        raise SystemExit(f"{len(summary.errors)} pictures could not be inspected: {few(summary.errors)}")
     return first[0], time.perf_counter() - began
 
 
@@ -115,7 +118,9 @@ def main() -> None:
         for seed in range(many):
             picture(root / "archive" / f"{seed % 50:02}" / f"{seed:05}.png", seed)
         bundle = root / "part.andon"
-        train(root / "product0/train/good", bundle, size=SIDE)
+        for seed in range(good):
+            picture(root / "part/good" / f"{seed}.png", many + seed)
+        train(root / "part", bundle, size=SIDE)
         first, local = inspected(bundle, root / "archive", root / "local", archive.local(WORKERS), rows)
         with running(WORKERS) as address:
             run = cluster.inspecting(address, WORKERS)

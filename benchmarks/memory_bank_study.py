@@ -30,7 +30,9 @@ from andon.evaluate import metrics
 from andon.geometry import tiling, views
 from andon.graphs import features
 from andon.inspection import Array, Pixels
+from andon.lab.bench import equalised
 from andon.pictures import image
+from andon.pictures.light import Light, grid
 from andon.recipe import Augment
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -95,6 +97,12 @@ def hits(anomaly_map: Array, mask: Any) -> bool:
 def row(name: str, options: argparse.Namespace, settings: dict[str, Any], seed: int) -> str:
     """Fit, score, measure."""
     fit, held, test, labels, masks = load(name, seed)
+    if options.equalise:
+        target = float(np.median([equalised.median(pixels, name) for pixels in (*fit, *held)]))
+        test = [equalised.scaled(pixels, target, name) for pixels in test]
+    if options.light:
+        light = Light.learn(options.light, [grid(pixels) for pixels in fit])
+        fit, held, test = ([light.correct(pixels).pixels for pixels in part] for part in (fit, held, test))
     size = options.size or MemoryBank.sizes[options.preset]
     geometry = views.Geometry(size=size, aspect=options.aspect).with_shape([picture.shape[:2] for picture in fit])
     detector = MemoryBank(Settings(**{**MemoryBank.presets[options.preset], **settings}), seed)
@@ -115,10 +123,12 @@ def row(name: str, options: argparse.Namespace, settings: dict[str, Any], seed: 
             pixels.add(whole, masks[i])
             if masks[i] is not None and masks[i].any():
                 peaks.append(hits(whole, masks[i]))
+    inputs = {"light": options.light} if options.light else {}
+    inputs |= {"test pictures": "equalised"} if options.equalise else {}
     found, truth = np.asarray(scores), np.asarray(labels) == 1
     cells = [
         name,
-        options.preset + "".join(f", {key} {value}" for key, value in settings.items()),
+        options.preset + "".join(f", {key} {value}" for key, value in {**inputs, **settings}.items()),
         str(seed),
         "{1} × {0}".format(*geometry.input),
         f"{100 * metrics.auroc(labels, scores):.2f}",
@@ -171,6 +181,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=MemoryBank.presets, default="standard")
     parser.add_argument("--size", type=int, help="geometry.size; default: the preset's")
     parser.add_argument("--aspect", choices=("free", "stretch", "keep"), default="free")
+    parser.add_argument("--light", choices=("gain", "field"), help="correct the illumination")
+    parser.add_argument("--equalise", action="store_true", help="bring test pictures to the light of the good ones")
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--quarter-turns", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, its value as JSON")

@@ -93,11 +93,11 @@ def display(pixels: Pixels) -> Picture:
 
 def fit(picture: Picture, side: int) -> Picture:
     """Scale a picture so that its longer side has `side` pixels; from factor 2 on, by nearest neighbour."""
-    return _picture(_scale(picture, side))
+    return _picture(scaled(picture, side))
 
 
-def _scale(pixels: Pixels, side: int) -> Pixels:
-    """As `fit`, for any depth and number of channels (H, W, c)."""
+def scaled(pixels: Pixels, side: int) -> Pixels:
+    """As `fit`, for an image (H, W, c) of any depth and number of channels."""
     h, w = pixels.shape[:2]
     factor = side / max(h, w)
     size = (max(1, round(w * factor)), max(1, round(h * factor)))
@@ -119,7 +119,7 @@ def overlay(
     The longer side of the image gets `side` pixels. Areas that were not inspected are darkened and hatched. `bar`: add
     a colour bar on the right, with the threshold marked.
     """
-    photo = display(_scale(pixels, side))  # scaled first: float copies of a large image would need a gigabyte
+    photo = display(scaled(pixels, side))  # scaled first: float copies of a large image would need a gigabyte
     colours, opacity, uninspected = _colours(anomaly_map, scale, (photo.shape[1], photo.shape[0]))
     alpha = OPACITY * opacity[:, :, None]
     picture = _picture(np.round(photo * (1 - alpha) + colours * alpha).astype(np.uint8))
@@ -162,11 +162,6 @@ def layer(anomaly_map: Array, scale: Scale, side: int) -> bytes:
     if not ok:
         raise ValueError(f"OpenCV cannot write a heat map of {size}")
     return data.tobytes()
-
-
-def shrunk(pixels: Pixels, side: int) -> Pixels:
-    """Scale an image (H, W, c) so that its longer side has `side` pixels; depth and channels stay."""
-    return _scale(pixels, side)
 
 
 def outline(picture: Picture, area: Mask, colour: tuple[int, int, int]) -> None:

@@ -19,7 +19,6 @@ Differs from the paper:
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import onnx
 import spox
 import spox.opset.ai.onnx.v17 as op
 import torch
@@ -30,7 +29,6 @@ from torch.nn import functional as F
 
 from andon.detector import Run, Tiles
 from andon.detectors.f_anogan import Gan, GanSettings
-from andon.graphs.parts import input_tiles
 from andon.nn.data import mix
 from andon.nn.learned import LearnedDetector, Network, export
 from andon.nn.loop import Loop
@@ -169,38 +167,29 @@ class AnoGan(LearnedDetector):
         """Build the untrained network for tiles (n, channels, side, side)."""
         return AnoGanNetwork(side, channels, self.config)
 
-    def graph(self) -> onnx.ModelProto:
-        """tiles (n, t, t, c) uint8 or uint16 → score (n,), map (n, t, t), reconstruction (n, t, t, c)."""
-        network = self._fitted()
+    def _outputs(self, network: Network, tiles: Var) -> dict[str, Var]:
         assert isinstance(network, AnoGanNetwork)
-        if self._graph is None:
-            side, channels, depth = self._shape
-            s, size = self.config, channels * network.gan.side**2
-            rows = {0: torch.export.Dim("n")}
-            front = export(Front(network), torch.zeros(2, channels, side, side), rows, "tiles", ["x"])
-            both = torch.zeros(2, size + s.latent)
-            gradient = export(Packed(network, channels, "gradient"), both, rows, "both", ["gradient"])
-            result = export(Packed(network, channels, "result"), both, rows, "both", ["score", "map", "reconstruction"])
-            tiles = input_tiles((side, side), channels, depth)
-            values = op.mul(op.cast(tiles, to=np.float32), op.const(np.float32(1 / (2**depth - 1))))
-            x = spox.inline(front)(tiles=op.transpose(values, perm=[0, 3, 1, 2]))["x"]
+        side, channels, _ = self._shape
+        s, size = self.config, channels * network.gan.side**2
+        rows = {0: torch.export.Dim("n")}
+        front = export(Front(network), torch.zeros(2, channels, side, side), rows, "tiles", ["x"])
+        both = torch.zeros(2, size + s.latent)
+        gradient = export(Packed(network, channels, "gradient"), both, rows, "both", ["gradient"])
+        result = export(Packed(network, channels, "result"), both, rows, "both", ["score", "map", "reconstruction"])
+        x = spox.inline(front)(tiles=tiles)["x"]
 
-            def body(number: Var, _: Var, z: Var) -> list[Var]:
-                down = spox.inline(gradient)(both=op.concat([x, z], axis=1))["gradient"]
-                norm = op.sqrt(op.reduce_sum(op.mul(down, down), op.const([1]), keepdims=1))
-                unit = op.div(down, op.max([norm, op.const(np.float32(1e-12))]))
-                share = op.mul(op.cast(number, to=np.float32), op.const(np.float32(-s.step / s.searches)))
-                length = op.add(share, op.const(np.float32(s.step)))
-                return [op.const(np.array(True)), op.sub(z, op.mul(length, unit))]
+        def body(number: Var, _: Var, z: Var) -> list[Var]:
+            down = spox.inline(gradient)(both=op.concat([x, z], axis=1))["gradient"]
+            norm = op.sqrt(op.reduce_sum(op.mul(down, down), op.const([1]), keepdims=1))
+            unit = op.div(down, op.max([norm, op.const(np.float32(1e-12))]))
+            share = op.mul(op.cast(number, to=np.float32), op.const(np.float32(-s.step / s.searches)))
+            length = op.add(share, op.const(np.float32(s.step)))
+            return [op.const(np.array(True)), op.sub(z, op.mul(length, unit))]
 
-            start = op.mul(op.slice(x, op.const([0]), op.const([1]), op.const([1])), op.const(np.float32(0)))
-            start = op.mul(start, op.const(np.zeros((1, s.latent), np.float32)))  # (n, latent) of zeros
-            (z,) = op.loop(op.const(np.array(s.searches)), v_initial=[start], body=body)
-            outputs = dict(spox.inline(result)(both=op.concat([x, z], axis=1)))
-            picture = op.clip(outputs["reconstruction"], op.const(np.float32(0)), op.const(np.float32(1)))
-            outputs["reconstruction"] = op.transpose(picture, perm=[0, 2, 3, 1])
-            self._graph = spox.build({"tiles": tiles}, outputs)
-        return self._graph
+        start = op.mul(op.slice(x, op.const([0]), op.const([1]), op.const([1])), op.const(np.float32(0)))
+        start = op.mul(start, op.const(np.zeros((1, s.latent), np.float32)))  # (n, latent) of zeros
+        (z,) = op.loop(op.const(np.array(s.searches)), v_initial=[start], body=body)
+        return dict(spox.inline(result)(both=op.concat([x, z], axis=1)))
 
     def _loop(self, tiles: Tiles, run: Run) -> tuple[Network, Loop]:
         torch.manual_seed(mix(self.seed, "weights"))

@@ -101,16 +101,19 @@ class LearnedDetector(ABC):
         network = self._fitted()
         if self._graph is None:
             side, channels, depth = self._shape
-            inner = export_network(network, side, channels)
             tiles = input_tiles((side, side), channels, depth)
             scale = op.const(np.float32(1 / (2**depth - 1)))
             values = op.mul(op.cast(tiles, to=np.float32), scale)
-            outputs = dict(spox.inline(inner)(tiles=op.transpose(values, perm=[0, 3, 1, 2])))
+            outputs = self._outputs(network, op.transpose(values, perm=[0, 3, 1, 2]))
             if "reconstruction" in outputs:
                 picture = op.clip(outputs["reconstruction"], op.const(np.float32(0)), op.const(np.float32(1)))
                 outputs["reconstruction"] = op.transpose(picture, perm=[0, 2, 3, 1])
             self._graph = spox.build({"tiles": tiles}, outputs)
         return self._graph
+
+    def _outputs(self, network: Network, tiles: spox.Var) -> dict[str, spox.Var]:
+        """What the network gives for tiles (n, channels, side, side) in [0, 1]."""
+        return dict(spox.inline(export_network(network, *self._shape[:2]))(tiles=tiles))
 
     def _loop(self, tiles: Tiles, run: Run) -> tuple[Network, Loop]:
         torch.manual_seed(mix(self.seed, "weights"))

@@ -109,7 +109,7 @@ def shown(picture: str | bytes, side: int) -> bytes:
 
     pixels = image.read(Path(picture) if isinstance(picture, str) else picture).pixels
     if max(pixels.shape[:2]) > side:
-        pixels = render.shrunk(pixels, side)
+        pixels = render.scaled(pixels, side)
     return render.encode(render.display(pixels), "jpg")
 
 

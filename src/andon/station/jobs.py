@@ -181,12 +181,12 @@ class Jobs(ABC):
         """A worker has answered."""
         if answer.verdict == Outcome.LATE:  # the clock of this station ends the job, if it has not done so
             return
+        body = {name: value for name, value in answer.record.items() if name not in IN_COLUMNS}
+        self._enter(flight, answer.verdict, body, answer)
         loaded = flight.loaded
         change = None if flight.job.challenge or loaded is None else loaded.watch(answer.record)
         if change and loaded:
             self._drifted(loaded, change)
-        body = {name: value for name, value in answer.record.items() if name not in IN_COLUMNS}
-        self._enter(flight, answer.verdict, body, answer)
 
     def _drifted(self, loaded: Loaded, change: Change) -> None:
         """Scores or pictures have changed: a person must look. Inspection goes on."""

@@ -1,6 +1,7 @@
 """Inspections by request."""
 
 import asyncio
+import pathlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +11,8 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 
-from andon.errors import AndonError
+from andon import files
+from andon.errors import AndonError, StorageError
 from andon.station.config import PRODUCT
 from andon.station.entries import LONGEST_TEXT
 from andon.station.events import StationError
@@ -170,6 +172,16 @@ def _unknown(station: Station, product: str) -> StationError:
     except StationError as error:
         return error
     raise AssertionError(product)
+
+
+async def received(request: Request, place: pathlib.Path) -> None:
+    """Write the body of a request into a new file, piece by piece."""
+    try:
+        with place.open("xb") as file:
+            async for piece in request.stream():
+                await run_in_threadpool(file.write, piece)
+    except OSError as error:
+        raise StorageError(f"{place.parent}: the file cannot be kept: {files.reason(error)}.") from None
 
 
 async def picture(request: Request) -> tuple[bytes, dict[str, str]]:

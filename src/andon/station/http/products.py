@@ -5,13 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request
 from starlette.concurrency import run_in_threadpool
 
-from andon import files
-from andon.errors import StorageError
 from andon.station.catalogue import Product
 from andon.station.events import Outcome
 from andon.station.http import models, problems
 from andon.station.http.access import Engineer, Operator, Quality, The
-from andon.station.http.inspections import PICTURE, Name, awake, body, judged, known, picture
+from andon.station.http.inspections import PICTURE, Name, awake, body, judged, known, picture, received
 from andon.station.http.problems import Json, Problem
 from andon.station.runs import Parts, answer
 from andon.station.station import Station
@@ -49,12 +47,7 @@ async def upload(request: Request, station: The, key: Engineer, product: Name) -
     if kind != "application/octet-stream":
         raise Problem(415, f"The body is '{kind[:80]}'; expected a bundle as application/octet-stream.")
     with station.products.incoming() as place:
-        try:
-            with place.open("xb") as file:
-                async for piece in request.stream():
-                    await run_in_threadpool(file.write, piece)
-        except OSError as error:
-            raise StorageError(f"{place.parent}: the bundle cannot be kept: {files.reason(error)}.") from None
+        await received(request, place)
         digest = await run_in_threadpool(station.products.archive.move, place, ".andon")
     version = await run_in_threadpool(station.products.add, product, digest, key.name)
     return Json(vars(version), 201)

@@ -122,11 +122,12 @@ def heat_map(station: The, key: Operator, sequence: Sequence) -> Response:
 @router.post("/v1/records/{sequence}/decisions", status_code=201, response_model=models.Record)
 def decide(station: The, key: Operator, sequence: Sequence, decision: Decision) -> Json:
     """Confirm the verdict of an inspection, override it with a reason, or dispute it. The old record stays."""
+    row = _row(station, sequence)
     try:
-        entry = decided(_row(station, sequence), who=key.name, key=key.id, **decision.model_dump())
+        entry = decided(row, who=key.name, key=key.id, **decision.model_dump())
     except StationError as error:
         raise Problem(422, str(error)) from None
-    kept = station.products.decide(_row(station, sequence), entry)
+    kept = station.products.decide(row, entry)
     return Json(kept.record(), 201, {"Location": f"/v1/records/{kept.sequence}"})
 
 

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
-from andon import files
-from andon.errors import AndonError, StorageError
+from andon.errors import AndonError
 from andon.station.http import problems
+from andon.station.http.inspections import received
 from andon.station.http.problems import Json
 from andon.station.pages.base import Page, Quality
 from andon.station.pages.teach_steps import STEPS, address, names, run_of
@@ -79,12 +79,7 @@ async def upload(
     project = await run_in_threadpool(teaching.projects.get, name)
     place = teaching.projects.place(project) / f".bring-{secrets.token_hex(8)}"
     try:
-        try:
-            with place.open("xb") as incoming:
-                async for piece in request.stream():
-                    await run_in_threadpool(incoming.write, piece)
-        except OSError as error:
-            raise StorageError(f"{place.parent}: the file cannot be kept: {files.reason(error)}.") from None
+        await received(request, place)
         taken = await run_in_threadpool(teaching.upload, project, place, file, label)
     finally:
         place.unlink(missing_ok=True)
