@@ -15,7 +15,8 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,13 @@ def row(name: str, options: argparse.Namespace, settings: dict[str, Any], seed: 
     detector.fit(Images(fit, geometry), Run(augment=Augment(flip=options.flip, quarter_turns=options.quarter_turns)))
     seconds = time.perf_counter() - start
     graph = detector.graph()
-    session = runtime.session(graph)
-    kept = sorted(float(session.run(["score"], {"tiles": tile[None]})[0][0]) for tile in Images(held, geometry).tiles)
+    run = bfloat16(graph, geometry.input) if options.bfloat16 else partial(runtime.session(graph).run, ["score", "map"])
+    kept = sorted(float(run({"tiles": tile[None]})[0][0]) for tile in Images(held, geometry).tiles)
     rank = math.ceil((len(kept) + 1) * (1 - RATE))
     threshold = kept[rank - 1] if rank <= len(kept) else math.inf
     tested, scores, pixels, peaks = Images(test, geometry), [], metrics.PixelMetrics(), []
     for i, tile in enumerate(tested.tiles):
-        score, values = session.run(["score", "map"], {"tiles": tile[None]})
+        score, values = run({"tiles": tile[None]})
         scores.append(float(score[0]))
         if labels[i] == 0 or masks[i] is not None:
             whole = tiling.join(tested.views[i], [(tested.places[i], values[0])])
@@ -125,6 +126,7 @@ def row(name: str, options: argparse.Namespace, settings: dict[str, Any], seed: 
                 peaks.append(hits(whole, masks[i]))
     inputs = {"light": options.light} if options.light else {}
     inputs |= {"test pictures": "equalised"} if options.equalise else {}
+    inputs |= {"on OpenVINO": "bfloat16"} if options.bfloat16 else {}
     found, truth = np.asarray(scores), np.asarray(labels) == 1
     cells = [
         name,
@@ -138,6 +140,21 @@ def row(name: str, options: argparse.Namespace, settings: dict[str, Any], seed: 
         f"{seconds:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def bfloat16(graph: Any, shape: tuple[int, int]) -> Callable[[dict[str, Pixels]], list[Array]]:
+    """A function that scores one tile of this shape on OpenVINO in bfloat16."""
+    import openvino
+
+    model = openvino.Core().read_model(graph.SerializeToString())
+    model.reshape([1, *shape, int(model.input("tiles").partial_shape[3].get_length())])
+    request = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}).create_infer_request()
+
+    def run(inputs: dict[str, Pixels]) -> list[Array]:
+        found = request.infer(inputs)
+        return [found["score"].copy(), found["map"].copy()]
+
+    return run
 
 
 def _of_pixels(pixels: metrics.PixelMetrics, peaks: list[bool]) -> tuple[str, str, str]:
@@ -183,6 +200,7 @@ def main() -> None:
     parser.add_argument("--aspect", choices=("free", "stretch", "keep"), default="free")
     parser.add_argument("--light", choices=("gain", "field"), help="correct the illumination")
     parser.add_argument("--equalise", action="store_true", help="bring test pictures to the light of the good ones")
+    parser.add_argument("--bfloat16", action="store_true", help="score on OpenVINO in this precision")
     parser.add_argument("--flip", action="store_true")
     parser.add_argument("--quarter-turns", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, its value as JSON")
