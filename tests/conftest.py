@@ -29,9 +29,10 @@ THOROUGH = frozenset(
     for name in (
         *("acceptance", "agreement", "bench", "compare", "compared_methods", "cost", "deploy", "export", "fleet"),
         *("light", "line_folder", "line_modbus", "line_opcua", "line_outbox", "loop", "packaging", "pages_operator"),
-        *("pages_product", "pages_teach", "peers", "regions_page", "registration", "sources", "station_away"),
-        *("station_backup", "station_faults", "station_floor", "station_idle", "station_products", "station_serve"),
-        *("station_statistics", "station_upkeep", "station_workers", "suspects", "teaching", "timm_graph", "tuning"),
+        *("pages_product", "pages_shift", "pages_teach", "peers", "regions_page", "registration", "sources"),
+        *("station_away", "station_backup", "station_faults", "station_floor", "station_idle"),
+        *("station_products", "station_serve", "station_statistics", "station_upkeep", "station_workers", "suspects"),
+        *("teaching", "timm_graph", "tuning"),
         *("autoencoder", "capsule", "f_anogan", "filtering_autoencoder", "ganomaly", "labelled", "patch_autoencoder"),
         *("piade", "pyramid_autoencoder", "segmenter", "transform_classification", "vae", "vt_adl"),
     )
