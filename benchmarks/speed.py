@@ -6,6 +6,7 @@ Trains what it needs (presets `fast` and `standard`, a bank of 20,000, tiles of 
 folder, some minutes, and measures on an idle machine. Both sides of a ratio take turns in one process.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -106,6 +107,64 @@ def inspection(name: str, bundle: Path, pixels: Pixels) -> None:
     row(f"{name}: p99 ÷ p50 of 2,000 inspections", f"{cuts[98] / cuts[49]:.2f}", "1.5")
 
 
+def work_of(graph: bytes, kinds: tuple[str, ...]) -> tuple[float, float]:
+    """10⁹ operations of the nodes of these kinds for one tile, and the 10⁹ bytes that they read and write."""
+    model = onnx.load_from_string(graph)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    typed = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    values = (*typed.value_info, *typed.input, *typed.output)
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
+    shapes |= {stored.name: list(stored.dims) for stored in typed.initializer}
+    operations = touched = 0
+    for node in typed.node:
+        if node.op_type in kinds:
+            inputs, output = [shapes[name] for name in node.input], math.prod(shapes[node.output[0]])
+            operations += 2 * output * (math.prod(inputs[1][1:]) if node.op_type == "Conv" else inputs[0][-1])
+            touched += 4 * (output + sum(map(math.prod, inputs)))
+    return operations / 1e9, touched / 1e9
+
+
+def roofline(bundle: Path, pixels: Pixels) -> None:
+    """What each stage of an inspection does a second, beside what this machine can: its roofline."""
+    inspector = Inspector.load(bundle)
+    square, long = np.ones((1024, 1024), np.float32), np.ones(1 << 26, np.float32)
+    copy, graph = np.empty_like(long), Bundle.load(bundle).graph
+    network = runtime.session(bare(graph))
+    outputs = [output.name for output in network.get_outputs()]
+    read = inspector.read(pixels, "array")
+    prepared = inspector.prepare(read)
+    height, width = inspector.recipe.geometry.input
+    tile = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)[None].astype(np.uint8)
+    scan = inspector.score(prepared)
+    times = turns(
+        {
+            "product": lambda: square @ square,
+            "copy": lambda: np.copyto(copy, long),
+            "network": lambda: network.run(outputs, {"tiles": tile}),
+            "graph": lambda: inspector.scorer.score(tile),
+            "read": lambda: inspector.read(pixels, "array"),
+            "prepare": lambda: inspector.prepare(read),
+            "judge": lambda: inspector.judge(prepared, scan, 0.0),
+        },
+        100,
+    )
+    peak, rate = 2 * 1.024**3 / times["product"] * 1000, 2 * long.nbytes / 1e6 / times["copy"]
+    row("machine: product of matrices 1024², 10⁹ operations/s", f"{peak:.0f}")
+    row("machine: copy of 268 MB, GB/s", f"{rate:.1f}")
+    after = times["graph"] - times["network"]
+    for name, milliseconds, kinds in (
+        ("network", times["network"], ("Conv",)),
+        ("what follows it", after, ("MatMul", "Gemm")),
+    ):
+        operations, touched = work_of(graph, kinds)
+        row(f"{name}: ms; 10⁹ operations; MB", f"{milliseconds:.1f}; {operations:.2f}; {1000 * touched:.0f}")
+        bound = max(1000 * operations / peak, 1000 * touched / rate)
+        row(f"{name}: the machine's limit, ms; share of it that is reached", f"{bound:.1f}; {bound / milliseconds:.2f}")
+    for name in ("read", "prepare", "judge"):
+        bound = pixels.nbytes / 1e6 / rate
+        row(f"{name}: ms; reading the pixels once, ms", f"{times[name]:.2f}; {bound:.2f}")
+
+
 def folder(bundle: Path, files: list[bytes]) -> None:
     """A stream of JPEGs on all cores beside one caller with one thread."""
     one, all_cores = Inspector.load(bundle, threads=1), Inspector.load(bundle)
@@ -173,7 +232,7 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder for the bundles, kept for the next run.")] = None,
 ) -> None:
     """Print the table: value, and the goal of the project where there is one."""
-    sections = set((only or "inspection,folder,start,banks,12,20").split(","))
+    sections = set((only or "inspection,roofline,folder,start,banks,12,20").split(","))
     with tempfile.TemporaryDirectory() as temporary:
         place = work or Path(temporary)
         place.mkdir(exist_ok=True)
@@ -190,6 +249,8 @@ def main(
         if "inspection" in sections:
             inspection("fast, 256²", fast, first)
             inspection("standard, 480²", made("standard", source), first)
+        if "roofline" in sections:
+            roofline(fast, first)
         if "folder" in sections:
             small = [
                 cv2.resize(image.read(path).pixels, (512, 512), interpolation=cv2.INTER_AREA) for path in files[:100]

@@ -38,7 +38,6 @@ def serve(
     if missing:
         raise AndonError(f"{', '.join(missing)} not installed; a station needs it. Run: pip install 'andon[station]'.")
     from andon.station.config import Config
-    from andon.station.http.app import Server
     from andon.station.keys import Role
     from andon.station.line.lines import Lines
     from andon.station.station import Station
@@ -52,6 +51,8 @@ def serve(
             _, text = station.keys.make("first" if not len(station.keys) else "recovered", Role.ENGINEER)
             _tell(f"key of an engineer, shown once: {text}")
         station.start()
+        from andon.station.http.app import Server  # after the start: the processes that inspect load meanwhile
+
         lines = Lines(station)
         try:
             lines.start()
