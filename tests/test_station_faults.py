@@ -118,7 +118,7 @@ def test_a_full_disk_keeps_no_half_picture(disk: Disk) -> None:
     archive = Archive(disk.folder / "pictures")
     kept = archive.put(b"small")
     filler = disk.fill()
-    with pytest.raises(StorageError, match=r"the picture cannot be kept: .*no space left on device"):
+    with pytest.raises(StorageError, match=r"the file cannot be written: .*no space left on device"):
         archive.put(bytes(100_000), ".png")
     assert list(archive.walk()) == [archive.path(kept)]
     filler.unlink()
@@ -139,7 +139,7 @@ def test_a_read_only_disk_is_reported_and_passes(disk: Disk) -> None:
     disk.remount("ro")
     with pytest.raises(StorageError, match="Allow writing in"):
         Ledger(url, "s")
-    with pytest.raises(StorageError, match=r"cannot be kept: .*read-only"):
+    with pytest.raises(StorageError, match=r"cannot be written: .*read-only"):
         archive.put(b"two")
     with pytest.raises(StorageError, match="cannot be removed: read-only"):
         archive.remove(kept)

@@ -225,6 +225,6 @@ def test_parts_confirmed_good_and_no_others_make_the_next_calibration(
     assert "no picture of a part confirmed good" in capsys.readouterr().err
     Archive(data / "pictures").path(digest(sent["good 404"])).write_bytes(b"damaged")
     assert recalibrate(monkeypatch, tmp_path, before, tmp_path / "third") == 2
-    assert "not what its name says" in capsys.readouterr().err and not (tmp_path / "third").exists()
+    assert "differ from the digest in its name" in capsys.readouterr().err and not (tmp_path / "third").exists()
     assert recalibrate(monkeypatch, tmp_path / "nowhere", before, tmp_path / "third") == 2
     assert not (tmp_path / "nowhere").exists()

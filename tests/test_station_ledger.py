@@ -123,8 +123,8 @@ def test_names_in_any_script_and_any_plain_data_come_back_and_verify(database: s
         (Entry("event", lot="\udcff"), "valid Unicode"),
         (Entry("event", product="x" * 501), "1 to 500 characters"),
         (Entry("event", part=5), "part '5': expected"),  # type: ignore[arg-type]
-        (Entry("event", job=-1), "job -1: expected a whole number"),
-        (Entry("event", job=1 << 63), "below 2^63"),
+        (Entry("event", job=-1), "job -1: expected an integer"),
+        (Entry("event", job=1 << 63), "to 2^63"),
         (Entry("event", job=True), "job True"),
         (Entry("event", score="high"), "not plain data"),  # type: ignore[arg-type]
         (Entry("event", body={"x": {1, 2}}), "not plain data"),
@@ -278,11 +278,11 @@ def test_pages_of_history_are_those_of_a_plain_list(database: str, monkeypatch: 
         ({"limit": 0}, "0 records a page: expected 1 to 10000"),
         ({"limit": 10_001}, "expected 1 to 10000"),
         ({"since": datetime(2026, 1, 1)}, "expected a time zone"),
-        ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "from year 1 to 9999"),
+        ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "a year from 1 to 9999"),
         ({"part": "a\0b"}, "without NUL"),
         ({"lot": "\udcff"}, "valid Unicode"),
         ({"kind": "\0"}, "without NUL"),
-        ({"after": -1}, "after -1: expected a whole number"),
+        ({"after": -1}, "after -1: expected an integer"),
         ({"job": 1 << 63}, "below 2\\^63"),
     ],
 )

@@ -240,7 +240,7 @@ def test_keys_are_kept_as_digests_and_a_damaged_file_is_told(tmp_path: Path) -> 
     assert Keys(tmp_path / "keys.json").find(text) == made
     for wrong in ("", "andon", text[:-1], text.replace("andon", "other"), text.replace(made.id, "00000000"), "a_b_c"):
         assert keys.find(wrong) is None
-    with pytest.raises(StationError, match="last one of an engineer"):
+    with pytest.raises(StationError, match="last key of an engineer"):
         keys.revoke(made.id)
     other, _ = keys.make("Grace", Role.ENGINEER)
     keys.revoke(made.id)

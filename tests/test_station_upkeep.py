@@ -39,12 +39,12 @@ def test_work_in_a_process_of_its_own_tells_how_it_goes_and_ends(tmp_path: Path)
     assert ended(work, "b").error == "expected a number from 0" and ended(work, "b").result is None
     work.start("a", "Bob", steps, 0, str(left))
     until(left.exists, "it does not begin")
-    with pytest.raises(StationError, match="a: it runs already, for Bob"):
+    with pytest.raises(StationError, match="a: already started by Bob"):
         work.start("a", "Ada", steps, 1, "")
     work.forget("a")  # what runs is not forgotten
     assert work.find("a")
     work.cancel("a")
-    assert ended(work, "a").error == "it was cancelled, or its process ended." and not left.exists()
+    assert ended(work, "a").error == "cancelled, or its process was killed." and not left.exists()
     work.forget("a")
     assert work.find("a") is None
     work.close()
