@@ -307,7 +307,7 @@ def test_an_audit_of_no_database_says_so(tmp_path: Path, capsys: Any) -> None:
     engine.dispose()
     assert run(capsys, "audit", "verify", "--records", tmp_path / "empty.db")[0] == 0
     code, _, err = run(capsys, "audit", "export", tmp_path / "t.csv", "--records", tmp_path / "empty.db")
-    assert code == 2 and "0 stations in the database (none), expected one" in err
+    assert code == 2 and "0 stations in the database (none); expected one" in err
 
 
 def test_the_time_of_an_export_may_name_a_zone(tmp_path: Path, capsys: Any) -> None:

@@ -213,7 +213,7 @@ def test_postgres_away_for_a_while_is_reported_and_passes(postgres: Cluster) -> 
                 beside.verify,
                 lambda: Reader(url, "s"),
             ):
-                with pytest.raises(StorageError, match=r"cannot be reached: .*Start the database, allow access"):
+                with pytest.raises(StorageError, match=r"cannot be reached: .*Start the database, or allow access"):
                     call()
         finally:
             postgres.start()
@@ -251,7 +251,7 @@ def test_a_postgres_that_does_not_answer_is_reported_and_passes(
         try:
             with pytest.raises(StorageError, match=r"cannot be reached: .*timed out"):
                 ledger.append([event("in doubt")])
-            with pytest.raises(StorageError, match="the connection that was lost still holds the records"):
+            with pytest.raises(StorageError, match="the lost connection still holds the lock"):
                 ledger.append([event("in doubt")])
             assert ledger.history() == rows
         finally:

@@ -307,7 +307,7 @@ def test_a_story_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
             ledger.append([Entry("event", part="always the same")])
             assert len(ledger.story("always the same")) == number + 1
         ledger.append([Entry("event", part="always the same")])
-        with pytest.raises(StationError, match="more than 3 records, expected an id that belongs to one part"):
+        with pytest.raises(StationError, match="more than 3 records; expected an id that belongs to one part"):
             ledger.story("always the same")
 
 
@@ -353,7 +353,7 @@ def test_the_story_of_a_part_goes_over_all_stations(database: str) -> None:
         assert first.story("nobody's") == []
         assert (first.verify(), second.verify()) == ([], [])
         assert reader.names(database) == ["first", "second"]
-    with pytest.raises(StationError, match=r"2 stations in the database \(first, second\), expected one"):
+    with pytest.raises(StationError, match=r"2 stations in the database \(first, second\); expected one"):
         reader.opened(database, None)
     with reader.opened(database, "second") as chosen:
         assert chosen.head()[0] == 2
@@ -583,7 +583,7 @@ def test_an_older_database_is_brought_up_to_date_and_a_newer_one_refused(
         rows = ledger.append([event("old")])
     with monkeypatch.context() as newer:
         with_next_version(tmp_path / "a", newer)
-        with pytest.raises(StationError, match=r"version 0002 of the records, expected 9999\. Start the station once"):
+        with pytest.raises(StationError, match=r"version 0002 of the records; expected 9999\. Start the station once"):
             Reader(database, "s")
         with Ledger(database, "s") as ledger:
             assert sa.inspect(ledger.engine).has_table("more")

@@ -170,7 +170,7 @@ def serve(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_second_station_of_one_identity_and_a_port_in_use_are_refused(tmp_path: Path) -> None:
     with served(config(tmp_path), ready=False) as service:
         second = serve(tmp_path, "--port", 0)
-        assert second.returncode == 2 and "Expected one writer" in second.stderr
+        assert second.returncode == 2 and "expected no other writer" in second.stderr
         port = service.url.rsplit(":", 1)[1]
         (tmp_path / "other.toml").write_text(f'data = "other"\nbundles = "none"\nhttp.port = {port}\n')
         taken = serve(tmp_path / "other.toml")

@@ -311,7 +311,7 @@ def test_a_graph_that_answers_otherwise_than_at_its_start_is_a_fault(bundle_file
 
     for factor in (1.01, float("nan")):
         worker.inspector = replace(worker.inspector, scorer=Failing(factor))
-        with pytest.raises(ArithmeticError, match="another answer to the same tile"):
+        with pytest.raises(ArithmeticError, match="another result for the test tile"):
             worker.check()
 
 

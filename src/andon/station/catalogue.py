@@ -57,7 +57,7 @@ class Product:
     parts: Parts | None = None
     """The challenge parts."""
     escapes: dict[int, Escape] = field(default_factory=dict)
-    """Record of the inspection → escape. A bundle must stop all of them before its release."""
+    """Record of the inspection → escape. A bundle must catch all of them before its release."""
 
     def version(self, digest: str) -> Version:
         """Return a version by its digest, or by the first 8 or more digits of it."""
