@@ -275,7 +275,7 @@ def test_pages_of_history_are_those_of_a_plain_list(database: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("filters", "words"),
     [
-        ({"limit": 0}, "0 records a page: expected 1 to 10000"),
+        ({"limit": 0}, "0 records per page: expected 1 to 10000"),
         ({"limit": 10_001}, "expected 1 to 10000"),
         ({"since": datetime(2026, 1, 1)}, "expected a time zone"),
         ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "a year from 1 to 9999"),

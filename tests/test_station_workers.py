@@ -125,7 +125,7 @@ def test_what_is_no_picture_and_no_deadline_is_refused(workers: Workers, good: b
     with pytest.raises(StationError, match="a str; expected the bytes"):
         workers.inspect(1, "part.png", 1.0)  # type: ignore[arg-type]
     for deadline in (float("nan"), float("inf")):
-        with pytest.raises(StationError, match="expected a number of seconds"):
+        with pytest.raises(StationError, match="expected a finite number of seconds"):
             workers.inspect(1, good, deadline)
 
 
