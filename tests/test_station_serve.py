@@ -174,7 +174,7 @@ def test_a_second_station_of_one_identity_and_a_port_in_use_are_refused(tmp_path
         port = service.url.rsplit(":", 1)[1]
         (tmp_path / "other.toml").write_text(f'data = "other"\nbundles = "none"\nhttp.port = {port}\n')
         taken = serve(tmp_path / "other.toml")
-        assert taken.returncode == 2 and "cannot be listened on" in taken.stderr and "Traceback" not in taken.stderr
+        assert taken.returncode == 2 and "cannot listen there" in taken.stderr and "Traceback" not in taken.stderr
 
 
 def test_a_restart_ends_jobs_without_a_record_and_keeps_those_with_one(tmp_path: Path) -> None:

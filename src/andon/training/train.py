@@ -220,7 +220,7 @@ def expected(recipe: Recipe, storage_mb: int = files.STORAGE_MB, progress: Progr
 
 
 def _silent(sentence: str) -> None:
-    """Take a message that nobody reads."""
+    """Ignore a message."""
 
 
 def _cost(model: Detector, recipe: Recipe, scorer: Runtime, tile: Pixels) -> str:
