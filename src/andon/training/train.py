@@ -308,8 +308,8 @@ def _divided(
         check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{survey.share:.1%} of each picture is inspected")
     folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
-    how = f"held out for calibration in turn, in {len(folds)} folds" if crossed else "held out for calibration"
-    tell(f"{counted(len(fit_on), 'good image')} to learn from, {len(calibrate_on)} {how}")
+    also, turn = ("; the same", f" in turn, in {len(folds)} folds") if crossed else (",", "")
+    tell(f"{counted(len(fit_on), 'good image')} to learn from{also} {len(calibrate_on)} held out for calibration{turn}")
     return _Sides(survey, recipe, fit_on, folds, crossed, skipped)
 
 
