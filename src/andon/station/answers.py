@@ -64,7 +64,7 @@ class Map:
             pairs = {key: (int(head[key][0]), int(head[key][1])) for key in ("shape", "view", "origin", "frame")}
             unit, matrix = float(head["unit"]), head["matrix"] and _rows(head["matrix"])
         except (LookupError, TypeError) as error:
-            raise ValueError(f"no map: {error!r}") from None
+            raise ValueError(f"not a map: {error!r}") from None
         if min(pairs["shape"]) < 1 or len(values) != 2 * math.prod(pairs["shape"]):
             raise ValueError(f"{len(values)} bytes of a map of {pairs['shape']} values")
         return cls(values, unit=unit, matrix=matrix, **pairs)

@@ -54,7 +54,7 @@ async def upload(request: Request, station: The, key: Engineer, product: Name) -
                 async for piece in request.stream():
                     await run_in_threadpool(file.write, piece)
         except OSError as error:
-            raise StorageError(f"{place.parent}: the bundle cannot be written: {files.reason(error)}.") from None
+            raise StorageError(f"{place.parent}: the bundle cannot be kept: {files.reason(error)}.") from None
         digest = await run_in_threadpool(station.products.archive.move, place, ".andon")
     version = await run_in_threadpool(station.products.add, product, digest, key.name)
     return Json(vars(version), 201)

@@ -121,7 +121,7 @@ def heat_map(station: The, key: Operator, sequence: Sequence) -> Response:
 
 @router.post("/v1/records/{sequence}/decisions", status_code=201, response_model=models.Record)
 def decide(station: The, key: Operator, sequence: Sequence, decision: Decision) -> Json:
-    """Confirm the verdict of an inspection, override it with a reason, or dispute it. Earlier records do not change."""
+    """Confirm the verdict of an inspection, override it with a reason, or dispute it. The old record stays."""
     try:
         entry = decided(_row(station, sequence), who=key.name, key=key.id, **decision.model_dump())
     except StationError as error:
