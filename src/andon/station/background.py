@@ -17,7 +17,7 @@ from andon.station.events import StationError
 
 NICENESS = 10
 """Added to the niceness of the process, so that inspections have priority."""
-TOLD_EVERY_S = 0.2
+REPORT_EVERY_S = 0.2
 PATIENCE_S = 5.0
 """Seconds in which cancelled work must remove its files; then it is killed."""
 
@@ -54,7 +54,7 @@ class Report:
     def progress(self, stage: str, done: int, total: int) -> None:
         """See `andon.progress.Progress`. Frequent calls are not all sent."""
         now = time.monotonic()
-        if stage != self._stage or now - self._at >= TOLD_EVERY_S:
+        if stage != self._stage or now - self._at >= REPORT_EVERY_S:
             self._at, self._stage = now, stage
             self._pipe.send(("progress", (stage, done, total)))
 

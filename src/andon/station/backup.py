@@ -65,7 +65,7 @@ def backup(
     files.make_folder(out.absolute().parent)
     part = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
-        with _told(out):
+        with _storage_errors(out):
             part.mkdir()
             with _connection(url, writes=False) as source, _new(part / DATABASE) as target:
                 progress("copying records", 0, 0)
@@ -109,7 +109,7 @@ def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
     complete backup, or when the database already contains one of the stations.
     """
     manifest = _manifest(folder)
-    with tempfile.TemporaryDirectory() as temporary, _told(folder):
+    with tempfile.TemporaryDirectory() as temporary, _storage_errors(folder):
         copy = Path(temporary) / DATABASE
         shutil.copyfile(folder / DATABASE, copy)
         with _connection(str(copy), writes=True):
@@ -260,7 +260,7 @@ def _manifest(folder: Path) -> dict[str, object]:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, shutil.Error) as error:

@@ -42,7 +42,7 @@ ENDS = {
 }
 IN_COLUMNS = ("source", "verdict", "score", "p_value")
 """Fields of an inspection's record that have columns of their own in the ledger."""
-STATES_TOLD = ("Preoperational", "Halted", "Error", "Initialized")
+STATES_RECORDED = ("Preoperational", "Halted", "Error", "Initialized")
 """A transition from or to one of these states is recorded; the transitions of each job are not."""
 
 
@@ -304,7 +304,7 @@ class Jobs(ABC):
                 case Alarm(code, text, active):
                     self.tell(f"{code}: {text}" if active else f"{code}: has ended")
                     self.keeper.put(Entry("event", body={"event": "alarm", "code": code, "active": active}))
-                case Transitioned(number, source, target) if source in STATES_TOLD or target in STATES_TOLD:
+                case Transitioned(number, source, target) if source in STATES_RECORDED or target in STATES_RECORDED:
                     facts = {"event": "state", "transition": number, "from": source, "to": target}
                     self.keeper.put(Entry("event", body=facts))
 

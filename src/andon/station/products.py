@@ -79,14 +79,14 @@ class Products:
 
     def _load_all(self) -> None:
         for path in sorted(self.config.bundles.glob("*.andon")):
-            with self._told(path.stem):
+            with self._fault_of(path.stem):
                 self._take(path)
         for name in self.catalogue.products:
             self._load_one(name)
         self.idle.serve()
 
     def _load_one(self, name: str) -> None:
-        with self._told(name), self._changes:
+        with self._fault_of(name), self._changes:
             self._load_active(name)
 
     def _load_active(self, name: str) -> None:
@@ -97,7 +97,7 @@ class Products:
             self._put(name, self._load(product, product.versions[product.active]))
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _fault_of(self, name: str) -> Iterator[None]:
         try:
             self.faults.pop(name, None)
             yield

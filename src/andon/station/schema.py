@@ -179,7 +179,7 @@ def migrate(engine: sa.Engine) -> None:
     with errors(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_number("migration"))))
-        if _found(engine, connection) != _expected():
+        if _version(engine, connection) != _expected():
             config = Config(attributes={"connection": connection})
             config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             command.upgrade(config, "head")
@@ -191,7 +191,7 @@ def check(engine: sa.Engine) -> None:
     if file and not files.is_file(file):
         raise StationError(f"{file}: there is no such database. Name the database of a station.")
     with errors(engine), engine.connect() as connection, connection.begin():
-        found = _found(engine, connection)
+        found = _version(engine, connection)
     if found != _expected():
         raise StationError(
             f"{place(engine.url)}: version {found or 'none'} of the records; expected {_expected()}. "
@@ -207,7 +207,7 @@ def _expected() -> str:
     return str(_script().get_current_head())
 
 
-def _found(engine: sa.Engine, connection: sa.Connection) -> str | None:
+def _version(engine: sa.Engine, connection: sa.Connection) -> str | None:
     """Return the version of a database; None if it has none. StationError for a newer version."""
     found = MigrationContext.configure(connection).get_current_revision()
     known = {each.revision for each in _script().walk_revisions()}

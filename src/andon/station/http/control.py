@@ -18,7 +18,7 @@ from andon.station.flight import Feed
 from andon.station.http import models, problems
 from andon.station.http.access import Engineer, Operator, The
 from andon.station.http.problems import Json, Problem
-from andon.station.jobs import STATES_TOLD
+from andon.station.jobs import STATES_RECORDED
 from andon.station.keys import Role
 from andon.station.station import Station
 
@@ -198,15 +198,15 @@ async def _messages(station: Station, feed: Feed) -> AsyncIterator[str]:
         if feed.lost > lost:
             lost = feed.lost
             yield _message("lost", {"events": lost})
-        if message := _told(station, what):
+        if message := _message_of(station, what):
             yield message
 
 
-def _told(station: Station, what: Event | Row) -> str | None:
+def _message_of(station: Station, what: Event | Row) -> str | None:
     match what:
         case Row():
             return _message("record", what.record(), what.sequence)
-        case Transitioned(number, source, target) if source in STATES_TOLD or target in STATES_TOLD:
+        case Transitioned(number, source, target) if source in STATES_RECORDED or target in STATES_RECORDED:
             return _message("state", {**_state(station), "transition": number, "from": source, "to": target})
         case Alarm():
             return _message("alarm", what._asdict())

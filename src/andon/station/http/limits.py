@@ -50,7 +50,7 @@ class Limits:
                     body += piece
                     if not message.get("more_body"):
                         break
-            await self._app(scope, _given(bytes(body), receive), send)
+            await self._app(scope, _replay(bytes(body), receive), send)
         except TimeoutError:
             late = Problem(408, f"The body took longer than {self._settings.body_timeout_s:g} s. Check the network.")
             await problems.answer(late, scope["path"])(scope, receive, send)
@@ -73,14 +73,14 @@ class Limits:
         return counted
 
 
-def _given(body: bytes, receive: Receive) -> Receive:
+def _replay(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives a body that was already read, then passes on later messages."""
     first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def given() -> Message:
+    async def message() -> Message:
         return first.pop() if first else await receive()
 
-    return given
+    return message
 
 
 def _check(size: int, most: int) -> None:

@@ -72,7 +72,7 @@ class Cameras:
             camera.waiting.append(job)
         return job
 
-    def found(self, product: str, here: bool) -> None:
+    def connected(self, product: str, here: bool) -> None:
         """Note that a camera is connected (`here`) or lost; begin or end the error CAMERA_LOST."""
         before = set(self._lost)
         (self._lost.discard if here else self._lost.add)(product)
@@ -98,7 +98,7 @@ class _Camera:
         self.lock = threading.Lock()
         self.waiting: list[Job] = []
         self._source: Source | None = None
-        self._control = Control(Report(), threading.Event(), self._told)
+        self._control = Control(Report(), threading.Event(), self._warn)
         self.by_name = isinstance(self._open(), Folder)
         self._pool = ThreadPoolExecutor(1, f"pictures of {product}")
         self.thread = threading.Thread(target=self._run, name=f"camera of {product}", daemon=True)
@@ -118,7 +118,7 @@ class _Camera:
         while not stop.is_set():
             try:
                 for frame in self._open().frames(self._control):
-                    self._cameras.found(self._product, True)
+                    self._cameras.connected(self._product, True)
                     self._give(frame)
                 self._fault("it gives no more pictures. Expected a camera or a folder, which never end.")
             except AndonError as error:
@@ -128,12 +128,12 @@ class _Camera:
     def _fault(self, sentence: str) -> None:
         if not self._control.stop.is_set():
             self._station.tell(f"camera of {self._product}: {sentence}")
-            self._cameras.found(self._product, False)
+            self._cameras.connected(self._product, False)
 
-    def _told(self, sentence: str) -> None:
+    def _warn(self, sentence: str) -> None:
         self._station.tell(f"camera of {self._product}: {sentence}")
         if isinstance(self._source, Live):
-            self._cameras.found(self._product, not self._source.lost)
+            self._cameras.connected(self._product, not self._source.lost)
 
     def _give(self, frame: Frame) -> None:
         """Pass a picture to the oldest job that waits for it."""

@@ -94,12 +94,12 @@ class Conditions:
                 await self._tell(code)
 
     async def _acknowledge(self, node: ua.NodeId, event: bytes, comment: ua.LocalizedText) -> ua.StatusCode:
-        return await self._said(node, event, comment, "acknowledged", StatusCodes.BadConditionBranchAlreadyAcked)
+        return await self._mark(node, event, comment, "acknowledged", StatusCodes.BadConditionBranchAlreadyAcked)
 
     async def _confirm(self, node: ua.NodeId, event: bytes, comment: ua.LocalizedText) -> ua.StatusCode:
-        return await self._said(node, event, comment, "confirmed", StatusCodes.BadConditionBranchAlreadyConfirmed)
+        return await self._mark(node, event, comment, "confirmed", StatusCodes.BadConditionBranchAlreadyConfirmed)
 
-    async def _said(self, node: ua.NodeId, event: bytes, comment: Any, what: str, again: int) -> ua.StatusCode:
+    async def _mark(self, node: ua.NodeId, event: bytes, comment: Any, what: str, again: int) -> ua.StatusCode:
         code = self._codes.get(node, "")
         condition = self._known.get(code)
         if condition is None:

@@ -35,7 +35,7 @@ class Modbus(Served):
         self._control = 0
         self._written = [0] * at.CONTROLS
         self._ack = self._missed = False
-        self._taken = self._chosen = 0
+        self._accepted = self._chosen = 0
         self._shown: Result | None = None
 
     def status(self) -> Shown:
@@ -121,7 +121,7 @@ class Modbus(Served):
         except StationError:  # the station has counted it as missed
             self._missed = True
             return
-        self._ack, self._taken = True, job.id
+        self._ack, self._accepted = True, job.id
 
     def _look(self) -> None:
         """Show the oldest result, after the PLC has cleared RESULTS_ACK of the previous one."""
@@ -160,7 +160,7 @@ class Modbus(Served):
                 alarm=min((ALARM_NUMBERS[code] for code in memory.errors), default=0),
                 latched=len(memory.latched),
                 missed=memory.missed,
-                taken=self._taken,
+                taken=self._accepted,
                 job=shown.job.id if shown else 0,
                 output=at.OUTCOMES[station.output() if shown else Outcome.REJECT],
                 outcome=at.OUTCOMES[shown.outcome] if shown else 0,
