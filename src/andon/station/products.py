@@ -32,11 +32,7 @@ FOLDER = "the folder of bundles"
 
 
 class Products:
-    """All products of a station.
-
-    Args:
-        jobs: of the station.
-    """
+    """All products of a station; `jobs`: the jobs of the station."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs, self.config = jobs, jobs.config
@@ -267,12 +263,8 @@ class Products:
 
     def _load(self, product: Product, version: Version) -> Loaded:
         """Start the processes of a bundle and check it on the golden picture."""
-        own, deadline, jobs, began = (
-            self.config.workers,
-            self._deadline_s(product, version),
-            self._jobs,
-            time.monotonic(),
-        )
+        own, jobs, began = self.config.workers, self._jobs, time.monotonic()
+        deadline = self._deadline_s(product, version)
         workers = Workers(
             self.archive.path(version.file),
             own.processes,
