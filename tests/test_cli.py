@@ -168,7 +168,7 @@ def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
     code, out, _ = run(capsys, "detectors")
     assert out.startswith("memory-bank")
     code, out, _ = run(capsys, "detectors", "memory-bank")
-    assert "bank = 2000  (integer, bank ≥ 1)\n      Memories of a stage;" in out
+    assert "bank = 2000  (integer, bank ≥ 1)\n      Number of stored patches (memories) of each stage;" in out
     assert "floor = 0.001  (number, 0 < floor ≤ 1)\n" in out
     assert "scales = 2  (one of 1, 2)\n" in out
     assert "presets" in out

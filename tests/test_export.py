@@ -260,7 +260,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 @pytest.mark.parametrize(
     "content, match",
     [
-        ({"photo.png": b"x"}, "holds photo.png and is not an export"),
+        ({"photo.png": b"x"}, "contains photo.png and is not an export"),
         ({"spec.json": b'{"kind": "other"}'}, "is not an export"),
         ({"spec.json": b"[1, 2"}, "spec.json is not JSON"),
         ({"spec.json": b"\xff\xfe"}, "spec.json is not JSON"),

@@ -296,7 +296,7 @@ def test_a_port_that_is_taken_is_said(line: tuple[Station, Modbus]) -> None:
     settings = station.config.modbus
     assert settings
     second = Modbus(station, modbus._cameras, settings.model_copy(update={"port": modbus.port}))
-    with pytest.raises(AndonError, match=r"cannot be listened on.*modbus\.port"):
+    with pytest.raises(AndonError, match=r"cannot listen there.*modbus\.port"):
         second.start()
 
 

@@ -513,5 +513,5 @@ def test_another_program_reads_the_types_from_the_server(line: tuple[Station, in
 def test_a_port_that_is_taken_is_said(line: tuple[Station, int]) -> None:
     station, port = line
     second = OpcUa(station, Cameras(station), Settings(port=port))
-    with pytest.raises(AndonError, match=r"cannot be listened on.*opcua\.port"):
+    with pytest.raises(AndonError, match=r"cannot listen there.*opcua\.port"):
         second.start()

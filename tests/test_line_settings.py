@@ -38,7 +38,7 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
         ("[[webhook]]\nname = 'a'\nurl = 'http://me:pw@x/'", "webhook"),
         ("[[webhook]]\nname = 'a'\nurl = 'http://x/'\n[[webhook]]\nname = 'A'\nurl = 'http://y/'", "the same name"),
         ("[opcua]\nsecurity = 'Basic128'", "opcua.security"),
-        ("[opcua]\nsecurity = 'Basic256Sha256'\ncertificate = 'x'", "expected both or none"),
+        ("[opcua]\nsecurity = 'Basic256Sha256'\ncertificate = 'x'", "expected both or neither"),
         ("[opcua]\ncertificate = 'x'\nprivate_key = 'y'", "without security"),
         ("idle_minutes = -1.0", "idle_minutes"),
         ("[products.a]\ncamera_channels = 2", "camera_channels"),

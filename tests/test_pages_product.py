@@ -150,7 +150,7 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
     quality, station = people[Role.QUALITY], service.station
     place, before = "/products/ring/recalibration", station.products.catalogue.product("ring").active
     assert "6 pictures of parts confirmed good" in quality.get("/products/ring/confirmed")
-    assert "no recalibration has ended well" in quality.post(place, 409, do="adopt")
+    assert "no recalibration has succeeded" in quality.post(place, 409, do="adopt")
     assert "such as 2026-11-26T06:00" in quality.post(place, 409, do="start", since="yesterday")
     quality.post(place, do="start", since="2020-01-01T06:00")
     assert "Cancel" in quality.get(place) or "before and after" in quality.get(place)

@@ -54,7 +54,7 @@ def test_good_images_are_added_to_a_calibration_of_the_same_detector(bundle_file
     once |= dict(zip(second.calibration.digests, second.calibration.scores, strict=True))
     assert dict(zip(found.digests, found.scores, strict=True)) == once and found.images == found.parts == 20
     assert found.supported_rate == 1 / 21
-    assert "calibrated on 20 good images, 12 of them from the calibration before" in both.manifest.history[-1]
+    assert "calibrated on 20 good images, 12 of them from the previous calibration" in both.manifest.history[-1]
     assert both.graph == first.graph and first.digest() in both.manifest.history[-1]
     same = calibrating.recalibrate(both, tmp_path / "second", add=True)
     assert same.calibration.scores == found.scores and same.calibration.part == found.part

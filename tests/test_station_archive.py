@@ -41,7 +41,7 @@ def test_a_file_is_kept_once_under_its_digest(tmp_path: Path) -> None:
     assert archive.remove(digest) and list(archive.walk()) == []
     assert archive.remove(digest)
     for call in (archive.path, archive.open):
-        with pytest.raises(StationError, match=f"no picture {digest}: it aged out or was not kept"):
+        with pytest.raises(StationError, match=f"no picture {digest}: it was not kept, or has aged out"):
             call(digest)
 
 
@@ -49,13 +49,13 @@ def test_a_file_is_kept_once_under_its_digest(tmp_path: Path) -> None:
 def test_nothing_but_a_digest_reaches_a_path(tmp_path: Path, digest: str) -> None:
     archive = Archive(tmp_path)
     for call in (archive.path, archive.open, archive.remove):
-        with pytest.raises(StationError, match="expected SHA-256 as 64 hexadecimal digits"):
+        with pytest.raises(StationError, match="expected SHA-256, 64 hexadecimal digits"):
             call(digest)
 
 
 @pytest.mark.parametrize("suffix", ["png", ".", "./../x", ".PNG", ".png\n", ".toolongsuffix"])
 def test_a_suffix_is_checked(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(StationError, match="expected none, or a point"):
+    with pytest.raises(StationError, match="expected none, or a dot"):
         Archive(tmp_path).put(b"x", suffix)
     assert list(Archive(tmp_path).walk()) == []
 
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_reported(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     digest = archive.put(b"picture")
     archive.path(digest).write_bytes(b"pictura")
-    with pytest.raises(StationError, match=r"its contents are not what its name says. Restore it"):
+    with pytest.raises(StationError, match=r"its contents differ from the digest in its name. Restore it"):
         archive.open(digest)
 
 

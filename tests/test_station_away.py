@@ -42,7 +42,7 @@ def outage(service: Service, begin: Callable[[], object], end: Callable[[], obje
     until(lambda: station.machine.state == "Error", "not in Error")
     shown = service.operator.get("/readyz")
     assert shown.status_code == 503 and [each["code"] for each in shown.json()["alarms"]] == ["STORAGE"]
-    with pytest.raises(StationError, match="in Error"):
+    with pytest.raises(StationError, match="in state Error"):
         station.trigger("ring", "refused")
     assert service.inspect(good(703), "refused").status_code == 503
     end()

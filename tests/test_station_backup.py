@@ -76,7 +76,7 @@ def test_a_restored_backup_goes_on_where_it_ends(
         assert ledger.append([Entry("event")])[0].sequence == 1504
         assert ledger.verify() == []
     assert Archive(tmp_path / "new pictures").open(rows[0].body["digest"]) == PICTURE
-    with pytest.raises(StationError, match="knows station line 1 already"):
+    with pytest.raises(StationError, match="already contains station line 1"):
         copies.restore(out, new)
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_backup_is_refused_and_nothing_restored(tmp_path: Path, damage
     else:
         shutil.rmtree(out)
         out.mkdir()
-    with pytest.raises(StationError, match=r"backup.*(damaged|no whole backup|format 2, expected 1)"):
+    with pytest.raises(StationError, match=r"backup.*(damaged|not a backup|format 2; expected 1)"):
         copies.restore(out, str(tmp_path / "new.db"))
     assert not (tmp_path / "new.db").exists()
 
@@ -187,9 +187,9 @@ def test_a_backup_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
     before = sorted(tmp_path.rglob("*"))
     for out, database, also, words in (
-        (tmp_path / "taken", url, [], "is there already; expected a new folder"),
+        (tmp_path / "taken", url, [], "already exists; expected a new folder"),
         (tmp_path / "out", str(tmp_path / "none.db"), [], "there is no such database"),
-        (tmp_path / "out", url, [tmp_path / "nothing"], "expected a file or folder that is there"),
+        (tmp_path / "out", url, [tmp_path / "nothing"], "does not exist, or its name is used twice"),
         (tmp_path / "out", url, [tmp_path / "x", tmp_path / "one" / "x"], "each name once"),
         (tmp_path / "x" / "out", url, [], "a file of this name exists"),
     ):
@@ -253,7 +253,7 @@ def test_the_commands_of_the_audit(database: str, tmp_path: Path, capsys: Any, m
     assert run(capsys, *noted, f"{'9' * 40}:x")[0] == 1
     Archive(pictures).path(rows[0].body["digest"]).write_bytes(b"retouched")
     code, out, _ = run(capsys, "audit", "verify", "--pictures", pictures, "--json")
-    assert code == 1 and "its contents are not what its name says" in json.loads(out)[0]["wrong"][0]
+    assert code == 1 and "its contents differ from the digest in its name" in json.loads(out)[0]["wrong"][0]
 
     code, out, _ = run(capsys, "audit", "show", "b-1")
     first, second = out.splitlines()
@@ -283,7 +283,7 @@ def test_the_commands_of_the_audit(database: str, tmp_path: Path, capsys: Any, m
         (("audit", "export", "t.csv", "--since", "yesterday"), "expected 2026-11-26 or"),
         (("audit", "export", "t.csv", "--kind", "inspektion"), "Did you mean 'inspection'?"),
         (("audit", "export", "no/folder/t.csv"), "there is no folder"),
-        (("station", "restore", "nothing"), "no whole backup"),
+        (("station", "restore", "nothing"), "not a backup"),
     ],
 )
 def test_mistakes_in_the_call_end_with_code_2(
@@ -307,7 +307,7 @@ def test_an_audit_of_no_database_says_so(tmp_path: Path, capsys: Any) -> None:
     engine.dispose()
     assert run(capsys, "audit", "verify", "--records", tmp_path / "empty.db")[0] == 0
     code, _, err = run(capsys, "audit", "export", tmp_path / "t.csv", "--records", tmp_path / "empty.db")
-    assert code == 2 and "0 stations in the database (none), expected one" in err
+    assert code == 2 and "0 stations in the database (none); expected one" in err
 
 
 def test_the_time_of_an_export_may_name_a_zone(tmp_path: Path, capsys: Any) -> None:

@@ -118,7 +118,7 @@ def test_a_full_disk_keeps_no_half_picture(disk: Disk) -> None:
     archive = Archive(disk.folder / "pictures")
     kept = archive.put(b"small")
     filler = disk.fill()
-    with pytest.raises(StorageError, match=r"the picture cannot be kept: .*no space left on device"):
+    with pytest.raises(StorageError, match=r"the file cannot be written: .*no space left on device"):
         archive.put(bytes(100_000), ".png")
     assert list(archive.walk()) == [archive.path(kept)]
     filler.unlink()
@@ -139,7 +139,7 @@ def test_a_read_only_disk_is_reported_and_passes(disk: Disk) -> None:
     disk.remount("ro")
     with pytest.raises(StorageError, match="Allow writing in"):
         Ledger(url, "s")
-    with pytest.raises(StorageError, match=r"cannot be kept: .*read-only"):
+    with pytest.raises(StorageError, match=r"cannot be written: .*read-only"):
         archive.put(b"two")
     with pytest.raises(StorageError, match="cannot be removed: read-only"):
         archive.remove(kept)
@@ -213,7 +213,7 @@ def test_postgres_away_for_a_while_is_reported_and_passes(postgres: Cluster) -> 
                 beside.verify,
                 lambda: Reader(url, "s"),
             ):
-                with pytest.raises(StorageError, match=r"cannot be reached: .*Start the database, allow access"):
+                with pytest.raises(StorageError, match=r"cannot be reached: .*Start the database, or allow access"):
                     call()
         finally:
             postgres.start()
@@ -251,7 +251,7 @@ def test_a_postgres_that_does_not_answer_is_reported_and_passes(
         try:
             with pytest.raises(StorageError, match=r"cannot be reached: .*timed out"):
                 ledger.append([event("in doubt")])
-            with pytest.raises(StorageError, match="the connection that was lost still holds the records"):
+            with pytest.raises(StorageError, match="the lost connection still holds the lock"):
                 ledger.append([event("in doubt")])
             assert ledger.history() == rows
         finally:

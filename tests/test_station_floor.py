@@ -208,7 +208,7 @@ def test_parts_confirmed_good_and_no_others_make_the_next_calibration(
     old, new = Bundle.load(before), Bundle.load(after)
     assert sorted(new.calibration.digests) == sorted(map(digest, wanted))
     assert "22 pictures of parts confirmed good" in said
-    assert "was crossed: detectors of its folds gave its scores. The new good images take its place" in said
+    assert "has scores by other detectors, those of its folds. The new good images replace it" in said
     assert "1 confirmed part: the picture was not kept, or aged out" in said
     assert "1 confirmed part: the same picture was also found defective" in said
     assert "of these 22 good images: " in said and "threshold: " in said
@@ -218,13 +218,13 @@ def test_parts_confirmed_good_and_no_others_make_the_next_calibration(
     assert digest(sent["good 400"]) not in new.manifest.history[-1]
 
     assert recalibrate(monkeypatch, tmp_path, before, after) == 2
-    assert "a file exists here" in capsys.readouterr().err
+    assert "already exists; expected a new file" in capsys.readouterr().err
     assert recalibrate(monkeypatch, tmp_path, after, tmp_path / "third") == 2
-    assert "no bundle of product 'ring'" in capsys.readouterr().err
+    assert "not a bundle of product 'ring'" in capsys.readouterr().err
     assert recalibrate(monkeypatch, tmp_path, before, tmp_path / "third", "--since", "2999-01-01") == 2
     assert "no picture of a part confirmed good" in capsys.readouterr().err
     Archive(data / "pictures").path(digest(sent["good 404"])).write_bytes(b"damaged")
     assert recalibrate(monkeypatch, tmp_path, before, tmp_path / "third") == 2
-    assert "not what its name says" in capsys.readouterr().err and not (tmp_path / "third").exists()
+    assert "differ from the digest in its name" in capsys.readouterr().err and not (tmp_path / "third").exists()
     assert recalibrate(monkeypatch, tmp_path / "nowhere", before, tmp_path / "third") == 2
     assert not (tmp_path / "nowhere").exists()

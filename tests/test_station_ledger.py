@@ -123,8 +123,8 @@ def test_names_in_any_script_and_any_plain_data_come_back_and_verify(database: s
         (Entry("event", lot="\udcff"), "valid Unicode"),
         (Entry("event", product="x" * 501), "1 to 500 characters"),
         (Entry("event", part=5), "part '5': expected"),  # type: ignore[arg-type]
-        (Entry("event", job=-1), "job -1: expected a whole number"),
-        (Entry("event", job=1 << 63), "below 2^63"),
+        (Entry("event", job=-1), "job -1: expected an integer"),
+        (Entry("event", job=1 << 63), "to 2^63"),
         (Entry("event", job=True), "job True"),
         (Entry("event", score="high"), "not plain data"),  # type: ignore[arg-type]
         (Entry("event", body={"x": {1, 2}}), "not plain data"),
@@ -275,15 +275,15 @@ def test_pages_of_history_are_those_of_a_plain_list(database: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("filters", "words"),
     [
-        ({"limit": 0}, "0 records a page: expected 1 to 10000"),
+        ({"limit": 0}, "0 records per page: expected 1 to 10000"),
         ({"limit": 10_001}, "expected 1 to 10000"),
         ({"since": datetime(2026, 1, 1)}, "expected a time zone"),
-        ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "from year 1 to 9999"),
+        ({"until": datetime.min.replace(tzinfo=timezone(timedelta(hours=5)))}, "a year from 1 to 9999"),
         ({"part": "a\0b"}, "without NUL"),
         ({"lot": "\udcff"}, "valid Unicode"),
         ({"kind": "\0"}, "without NUL"),
-        ({"after": -1}, "after -1: expected a whole number"),
-        ({"job": 1 << 63}, "below 2\\^63"),
+        ({"after": -1}, "after -1: expected an integer"),
+        ({"job": 1 << 63}, "to 2\\^63"),
     ],
 )
 def test_a_history_that_cannot_be_answered_is_refused(tmp_path: Path, filters: dict[str, Any], words: str) -> None:
@@ -307,7 +307,7 @@ def test_a_story_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
             ledger.append([Entry("event", part="always the same")])
             assert len(ledger.story("always the same")) == number + 1
         ledger.append([Entry("event", part="always the same")])
-        with pytest.raises(StationError, match="more than 3 records, expected an id that belongs to one part"):
+        with pytest.raises(StationError, match="more than 3 records; expected an id that belongs to one part"):
             ledger.story("always the same")
 
 
@@ -353,7 +353,7 @@ def test_the_story_of_a_part_goes_over_all_stations(database: str) -> None:
         assert first.story("nobody's") == []
         assert (first.verify(), second.verify()) == ([], [])
         assert reader.names(database) == ["first", "second"]
-    with pytest.raises(StationError, match=r"2 stations in the database \(first, second\), expected one"):
+    with pytest.raises(StationError, match=r"2 stations in the database \(first, second\); expected one"):
         reader.opened(database, None)
     with reader.opened(database, "second") as chosen:
         assert chosen.head()[0] == 2
@@ -385,7 +385,7 @@ def test_operators_confirm_and_override_with_a_reason(database: str) -> None:
         (row,) = ledger.append([Entry("inspection", 3, "bolt", "b-1", "l", "REJECT", body={"digest": "ab"})])
         with pytest.raises(StationError, match="without verdict or reason; expected both"):
             decided(row, "override", "Ayşe", "PASS", "  ")
-        with pytest.raises(StationError, match="with verdict PASS; expected none"):
+        with pytest.raises(StationError, match="with verdict PASS; expected no verdict"):
             decided(row, "confirm", "Ayşe", "PASS")
         with pytest.raises(StationError, match="operator '': expected"):
             decided(row, "confirm", "")
@@ -583,7 +583,7 @@ def test_an_older_database_is_brought_up_to_date_and_a_newer_one_refused(
         rows = ledger.append([event("old")])
     with monkeypatch.context() as newer:
         with_next_version(tmp_path / "a", newer)
-        with pytest.raises(StationError, match=r"version 0002 of the records, expected 9999\. Start the station once"):
+        with pytest.raises(StationError, match=r"version 0002 of the records; expected 9999\. Start the station once"):
             Reader(database, "s")
         with Ledger(database, "s") as ledger:
             assert sa.inspect(ledger.engine).has_table("more")

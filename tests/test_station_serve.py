@@ -170,11 +170,11 @@ def serve(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_second_station_of_one_identity_and_a_port_in_use_are_refused(tmp_path: Path) -> None:
     with served(config(tmp_path), ready=False) as service:
         second = serve(tmp_path, "--port", 0)
-        assert second.returncode == 2 and "Expected one writer" in second.stderr
+        assert second.returncode == 2 and "expected no other writer" in second.stderr
         port = service.url.rsplit(":", 1)[1]
         (tmp_path / "other.toml").write_text(f'data = "other"\nbundles = "none"\nhttp.port = {port}\n')
         taken = serve(tmp_path / "other.toml")
-        assert taken.returncode == 2 and "cannot be listened on" in taken.stderr and "Traceback" not in taken.stderr
+        assert taken.returncode == 2 and "cannot listen there" in taken.stderr and "Traceback" not in taken.stderr
 
 
 def test_a_restart_ends_jobs_without_a_record_and_keeps_those_with_one(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_keys_are_kept_as_digests_and_a_damaged_file_is_told(tmp_path: Path) -> 
     assert Keys(tmp_path / "keys.json").find(text) == made
     for wrong in ("", "andon", text[:-1], text.replace("andon", "other"), text.replace(made.id, "00000000"), "a_b_c"):
         assert keys.find(wrong) is None
-    with pytest.raises(StationError, match="last one of an engineer"):
+    with pytest.raises(StationError, match="last key of an engineer"):
         keys.revoke(made.id)
     other, _ = keys.make("Grace", Role.ENGINEER)
     keys.revoke(made.id)

@@ -221,7 +221,7 @@ def test_a_day_on_which_the_clock_changes_has_shifts_of_its_own() -> None:
 
 def test_a_time_that_ends_before_it_begins_is_refused(lite: Ledger) -> None:
     for since, until in ((START, START), (START, START.replace(tzinfo=None))):
-        with pytest.raises(StationError, match="expected a beginning before its end"):
+        with pytest.raises(StationError, match="expected a start before the end"):
             statistics.periods(since, until, UTC)
     for edges in ([START], [START + timedelta(seconds=n) for n in range(600)]):
         with pytest.raises(StationError, match="expected 2 to 501"):

@@ -39,12 +39,12 @@ def test_work_in_a_process_of_its_own_tells_how_it_goes_and_ends(tmp_path: Path)
     assert ended(work, "b").error == "expected a number from 0" and ended(work, "b").result is None
     work.start("a", "Bob", steps, 0, str(left))
     until(left.exists, "it does not begin")
-    with pytest.raises(StationError, match="a: it runs already, for Bob"):
+    with pytest.raises(StationError, match="a: already started by Bob"):
         work.start("a", "Ada", steps, 1, "")
     work.forget("a")  # what runs is not forgotten
     assert work.find("a")
     work.cancel("a")
-    assert ended(work, "a").error == "it was cancelled, or its process ended." and not left.exists()
+    assert ended(work, "a").error == "cancelled, or its process was killed." and not left.exists()
     work.forget("a")
     assert work.find("a") is None
     work.close()
@@ -98,7 +98,7 @@ def test_a_backup_is_whole_and_comes_back_from_one_file(service: Service, tmp_pa
     copied = backup.restore(tmp_path / found.name, str(tmp_path / "new.db"), tmp_path / "pictures")
     assert copied.records == done.result["records"] and copied.pictures == done.result["pictures"] > 12
     for name in ("../" + found.name, "20260101-000000", ""):
-        with pytest.raises(StationError, match="there is none"):
+        with pytest.raises(StationError, match="no such backup"):
             care.backup_of(name)
     (care.backup_of(found.name) / backup.MANIFEST).unlink()
     assert care.backups() == []  # not whole
@@ -115,7 +115,7 @@ def test_a_product_is_recalibrated_on_confirmed_parts_and_rolled_back(service: S
     station = service.station
     care, products = station.upkeep, station.products
     before = products.catalogue.product("ring").active
-    with pytest.raises(StationError, match="no recalibration has ended well"):
+    with pytest.raises(StationError, match="no recalibration has succeeded"):
         care.adopt("ring", "Ada")
     care.recalibrate("ring", None, "Ada")
     done = care.recalibration("ring")

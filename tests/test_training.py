@@ -257,7 +257,7 @@ def test_recalibration_warns_when_good_images_differ_from_the_earlier_ones(
     if of is part:
         assert not told
     else:
-        assert any(line.startswith("20 of 20 images differ from the good images before (") for line in told)
+        assert any(line.startswith("20 of 20 images differ from the previous good images (") for line in told)
         assert any(line.startswith("20 of 20 good images are above the previous review threshold") for line in told)
 
 

@@ -114,7 +114,7 @@ class Calibration(BaseModel):
         return not self.folds and len(self.digests) == self.images
 
     def extend(self, other: "Calibration") -> "Calibration":
-        """Add held-out images of other parts, scored by the same detector. An image that is here already is left out.
+        """Add held-out images of other parts, scored by the same detector. Known images are left out.
 
         The statistics of appearance stay. ValueError unless both are extendable.
         """

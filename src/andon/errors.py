@@ -33,7 +33,7 @@ class TrainingError(AndonError):
 
 
 class StorageError(AndonError):
-    """Records or pictures cannot be written or read now. The same call works when the cause is gone."""
+    """Records or pictures cannot be written or read now. The call can be repeated when the cause is removed."""
 
 
 def damaged(name: str, what: str) -> ImageError:

@@ -56,7 +56,7 @@ def strict_json(value: Any, indent: int | None = None, ascii_only: bool = True) 
 
 
 def canonical_json(value: Any) -> str:
-    """Plain data as the one JSON text that it has: sorted keys, no spaces, ASCII. What digests are computed of."""
+    """Return plain data as canonical JSON, for digests: sorted keys, no spaces, ASCII."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ValueError:  # not finite

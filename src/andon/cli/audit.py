@@ -62,7 +62,7 @@ def verify(
 
     The printed digest covers all records up to it. A person who can write the database can also write a new chain, so
     note the digest in another place, and pass it with --noted next time. With --pictures, each stored picture must
-    exist, with the contents that its record names. Exit code 0: all is whole; 1: something is not.
+    exist and match the digest in its record. Exit code 0: everything is whole; 1: there are findings.
     """
     from andon import files
     from andon.station import reader, upkeep

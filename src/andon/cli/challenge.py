@@ -75,7 +75,7 @@ def run(
     missing = [name for name in wanted if name not in pictures]
     if missing:
         raise AndonError(
-            f"{folder}: no picture of {', '.join(missing)}; expected one of each part, named as the part. Take it."
+            f"{folder}: no picture of {', '.join(missing)}; expected one of each part, named as the part. Add it."
         )
     answers = []
     for name in wanted:
@@ -93,7 +93,7 @@ def run(
 
 @challenge.command()
 def show(product: Product, url: Url = HERE, as_json: AsJson = False) -> None:
-    """Show where the challenge parts of a product stand. Exit code 1: a run is due or has failed."""
+    """Show the status of the challenge parts of a product. Exit code 1: a run is due or has failed."""
     from andon import files
 
     found = _call("GET", url, f"{_of(product)}/challenge")
@@ -106,19 +106,19 @@ def show(product: Product, url: Url = HERE, as_json: AsJson = False) -> None:
             told = f"  ({state})" if part["name"] in {*found["wrong"], *found["missing"]} else ""
             print(f"  {part['name']}: expected {part['expected']}, until {part['expires']}{told}")
         for kind, bound in found["escape_bounds"].items():
-            print(f"  a run that passes bounds the escape rate of {kind or 'this kind'} to {bound:.0%}, at 95 %")
+            print(f"  a passed run proves an escape rate of at most {bound:.0%} for {kind or 'this kind'}, at 95 %")
     if found["stands"] != "PASSED":
         raise typer.Exit(1)
 
 
 @challenge.command()
 def due(product: Product, url: Url = HERE) -> None:
-    """Say that a shift begins: the station is not ready until the parts of the product have passed."""
+    """Begin a shift: the station is not ready until the challenge parts of the product have passed."""
     print(f"{product}: {_call('POST', url, f'{_of(product)}/challenge/due')['stands']}")
 
 
 def _json(values: dict[str, Any]) -> bytes:
-    """Values of TOML as JSON."""
+    """Return values of TOML as JSON."""
     from andon import files
 
     for part in values.get("parts", []):
@@ -132,7 +132,7 @@ def _of(product: str) -> str:
 
 
 def _call(method: str, url: str, path: str, data: bytes | None = None, kind: str = "") -> dict[str, Any]:
-    """The answer of a station. AndonError says what it refused, or that it is not there."""
+    """Return the answer of a station. AndonError for a refusal, and when the station does not answer."""
     key = os.environ.get(KEY, "")
     if not url.startswith(("http://", "https://")) or not key:
         found = f"address '{url}'" if key else f"no key in the variable {KEY}"
@@ -151,4 +151,4 @@ def _call(method: str, url: str, path: str, data: bytes | None = None, kind: str
             text = text[:200]
         raise AndonError(f"{url}: {text}") from None
     except (OSError, ValueError) as error:
-        raise AndonError(f"{url}: no answer ({error}). Is the station running? Name it with --url.") from None
+        raise AndonError(f"{url}: no answer ({error}). Start the station, or name its address: --url.") from None

@@ -23,7 +23,7 @@ def export(
     ] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Write a bundle for a program that is not Python: graph.onnx, spec.json, examples in C++ and JavaScript.
+    """Write a bundle for programs in other languages: graph.onnx, spec.json, examples in C++ and JavaScript.
 
     The input of the graph is a picture of the camera, its outputs are score, p-value, verdict and map. It contains
     crop, region of interest, resizing and thresholds. Export again after `andon calibrate`.
@@ -39,6 +39,6 @@ def export(
     if (by := loaded.manifest.input.reduced) > 1:
         tell(
             f"for this bundle, andon decodes JPEG files at 1/{by} of their sides; the graph takes pictures of full "
-            "size. So the scores of JPEG files differ slightly between them; those of arrays and other files do not."
+            "size. So andon and the graph give slightly different scores for JPEG files, and equal ones for all others."
         )
     tell(f"wrote {folder}")

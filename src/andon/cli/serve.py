@@ -15,23 +15,23 @@ def serve(
         Path, typer.Argument(help="A station's settings as TOML, or a folder of bundles.", show_default=False)
     ],
     host: Annotated[
-        str | None, typer.Option(help="Address to listen on instead of the one of the settings.", show_default=False)
+        str | None, typer.Option(help="Address to listen on; replaces that of the settings.", show_default=False)
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0: any that is free.", show_default=False)
+        int | None, typer.Option(min=0, max=65535, help="Port; 0: any free port.", show_default=False)
     ] = None,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Make another key of an engineer and print it, when all are lost.")
+        bool, typer.Option("--new-key", help="Create and print a new key of an engineer, if all keys are lost.")
     ] = False,
 ) -> None:
-    """Run a station: inspect what is sent over HTTP, and keep a record of every verdict.
+    """Run a station: inspect pictures that are sent over HTTP, and record every verdict.
 
     \b
     andon serve bundles/          each NAME.andon is a product; NAME.golden.png beside it shows a good part
     andon serve station.toml      with settings
 
-    The first start prints a key; it is shown once. The service listens on this computer alone unless the settings say
-    otherwise. Ctrl-C or SIGTERM ends what was begun, then the station.
+    The first start prints a key, which is shown only once. By default, only programs on this computer can connect.
+    Ctrl-C or SIGTERM lets open requests finish, then ends the station.
     """
     needed = ("alembic", "fastapi", "multipart", "pg8000", "prometheus_client", "sqlalchemy", "uvicorn")
     missing = [name for name in needed if not find_spec(name)]
@@ -62,7 +62,7 @@ def serve(
             lines.close()
     except SystemExit:
         raise AndonError(
-            f"{address['host']}:{address['port']}: cannot be listened on. Is a service there? Give another --port."
+            f"{address['host']}:{address['port']}: cannot listen there. Expected a free port. Choose another: --port."
         ) from None
     finally:
         station.close()

@@ -22,7 +22,7 @@ def value(default: object) -> str:
 
 def allowed(name: str, schema: dict[str, Any]) -> str:
     """Say in words which values a JSON schema allows, such as `integer, 1 ≤ smooth ≤ 63`."""
-    if "anyOf" in schema:  # a value that may be missing
+    if "anyOf" in schema:  # an optional value
         return ", or ".join(allowed(name, each) for each in schema["anyOf"])
     if "enum" in schema:
         return f"one of {', '.join(map(value, schema['enum']))}"

@@ -79,18 +79,18 @@ def recalibrate(
     pictures: Annotated[Path, typer.Option(help="The station's archive of pictures.", show_default=False)],
     name: StationName = None,
     since: Annotated[
-        str | None, typer.Option(help="Only inspections from then on: 2026-11-26, or with a time: 2026-11-26T06:00.")
+        str | None, typer.Option(help="Only inspections since a date such as 2026-11-26, or a time: 2026-11-26T06:00.")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Forget the calibration before, such as after a change of the lamp.")
+        bool, typer.Option("--replace", help="Discard the previous calibration, such as after a change of the light.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Add pictures that a person confirmed good to the calibration of a bundle, and write a new bundle.
 
-    The detector stays, so that all scores are its own. A calibration in folds is replaced: others gave its scores.
-    The station is only read. Upload, release and activate the new bundle to use it. Its history names the bundle before
-    it and the digests of the pictures.
+    The detector does not change. A calibration in folds is replaced, because its scores are those of other detectors.
+    The station's data are only read. To use the new bundle, upload, release and activate it. Its history names the
+    previous bundle and the digests of the pictures.
     """
     from andon import files
     from andon.bundle import Bundle, check_writable
@@ -102,13 +102,13 @@ def recalibrate(
     before, tell, warn = Bundle.load(bundle), printer(quiet), printer(False)
     check_writable(out)
     if out.exists():
-        raise AndonError(f"{out}: a file exists here; expected a new place. Name another, to keep the bundle before.")
+        raise AndonError(f"{out}: already exists; expected a new file. Name another, to keep the previous bundle.")
     if not files.is_folder(pictures):
         raise AndonError(f"{pictures}: no such folder; expected the station's archive of pictures. Check the path.")
     archive = Archive(pictures)
     with reader.opened(records, name) as chain:
         if before.digest() not in Catalogue(chain.walk(kind="change")).product(product).versions:
-            raise AndonError(f"{bundle}: no bundle of product '{product}' at this station. Give one that it knows.")
+            raise AndonError(f"{bundle}: not a bundle of product '{product}' at this station. Name one of its bundles.")
         with progress_bars(quiet) as progress:
             _, after, _ = floor.recalibrate(
                 before, chain, archive, product, moment(since), progress, tell, warn, replace=replace

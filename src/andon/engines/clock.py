@@ -43,7 +43,7 @@ class Timing(BaseModel):
     p50_ms: float  # of one tile, from pixels to score and map
     p95_ms: float
     p99_ms: float
-    throughput: float  # tiles a second, in runs of BATCH tiles
+    throughput: float  # tiles per second, in runs of BATCH tiles
     peak_mb: float | None  # peak memory until the end of the runs with one tile; None if the system does not report it
     scores: list[float] = []  # of BATCH tiles of noise, by the engine
 

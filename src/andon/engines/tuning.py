@@ -1,7 +1,7 @@
-"""The engine and its number of threads that run a graph fastest on this machine, measured and kept beside the bundle.
+"""The fastest engine and number of threads for a graph on this machine, measured and stored beside the bundle.
 
-The file `BUNDLE.tuned.json` holds one measurement for each kind of machine and graph. It decides how fast a picture is
-inspected, never its verdict: an engine whose scores differ from those of ONNX Runtime is not chosen.
+The file `BUNDLE.tuned.json` contains one measurement for each kind of machine and graph. It affects the time of an
+inspection, never its verdict: an engine whose scores differ from those of ONNX Runtime is not chosen.
 """
 
 import importlib.util
@@ -29,12 +29,12 @@ from andon.progress import Progress, silent
 VERSION = 1
 LARGEST = 1_000_000  # bytes of a file of measurements
 QUICK, THOROUGH = 0.5, 3.0  # seconds for each of the two measurements of a setting
-SLOWEST = 120.0  # seconds that a setting may take, its start included
-TOLERANCE = 1e-3  # of the largest score: so much may the scores of an engine differ
+SLOWEST = 120.0  # maximum time of a setting in seconds, including its start
+TOLERANCE = 1e-3  # allowed difference of scores between engines, as a share of the largest score
 
 
 class Setting(BaseModel):
-    """An engine, its number of threads, and what was measured with them."""
+    """An engine, its number of threads, and their measurements."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,21 +43,21 @@ class Setting(BaseModel):
     p50_ms: float  # of one tile, from pixels to score and map
     p95_ms: float
     p99_ms: float
-    throughput: float  # tiles a second, in batches
-    peak_mb: float | None  # of the process; None if the system does not report it
+    throughput: float  # tiles per second, in batches
+    peak_mb: float | None  # peak memory of the process; None if the system does not report it
     difference: float  # largest difference of a score from ONNX Runtime's, as a share of the largest score
 
 
 class Tuned(NamedTuple):
-    """The settings that were measured, and the reasons why others were not."""
+    """The measured settings, and the reasons why others could not be measured."""
 
     settings: list[Setting]
     failures: list[str]
 
     def best(self, budget_ms: float | None = None) -> Setting:
-        """Return the setting with the lowest median; with a budget, of those that keep it the highest throughput.
+        """Return the setting with the lowest median; with a budget, the highest throughput among those within it.
 
-        A setting keeps the budget when its p99 does. Where none does, the lowest p99 is the best.
+        A setting is within the budget if its p99 is. If none is, the best has the lowest p99.
         """
         safe = [setting for setting in self.settings if setting.difference <= TOLERANCE]
         if budget_ms is None:
@@ -69,7 +69,7 @@ class Tuned(NamedTuple):
 
 
 def measure(graph: bytes, seconds: float = THOROUGH, progress: Progress = silent) -> Tuned:
-    """Measure a serialised graph on every engine with 1, 2, 4, … threads, each in a process of its own.
+    """Measure a serialised graph on every engine with 1, 2, 4, … threads, each in a separate process.
 
     AndonError when ONNX Runtime itself cannot run it.
     """
@@ -110,9 +110,9 @@ def measure(graph: bytes, seconds: float = THOROUGH, progress: Progress = silent
 
 
 def choose(bundle: str | Path, graph: bytes, progress: Progress = silent) -> Setting:
-    """Return the setting that was kept for this machine; without one, measure briefly and keep the best.
+    """Return the setting stored for this machine. If there is none, measure briefly and store the best.
 
-    Where it cannot be kept, for example in a read-only folder, it is measured each time.
+    If it cannot be stored, for example in a read-only folder, it is measured each time.
     """
     if kept := _kept(bundle).get(_key(graph)):
         return kept
@@ -123,7 +123,7 @@ def choose(bundle: str | Path, graph: bytes, progress: Progress = silent) -> Set
 
 
 def keep(bundle: str | Path, graph: bytes, setting: Setting) -> Path:
-    """Keep the setting beside the bundle, for this kind of machine. AndonError when it cannot be written."""
+    """Store the setting beside the bundle, for this kind of machine. AndonError when it cannot be written."""
     kept = _kept(bundle) | {_key(graph): setting}
     machines = {key: value.model_dump() for key, value in sorted(kept.items())}
     path = place(bundle)
@@ -132,7 +132,7 @@ def keep(bundle: str | Path, graph: bytes, setting: Setting) -> Path:
 
 
 def table(settings: Sequence[Setting], best: Setting) -> str:
-    """The measurements for people, the chosen one marked."""
+    """Return the measurements as a table for people; the chosen one is marked."""
     lines = [
         f"  {'engine':12} threads   p50 ms   p95 ms   p99 ms  tiles/s in batches of {clock.BATCH}    MB  difference"
     ]
@@ -146,7 +146,7 @@ def table(settings: Sequence[Setting], best: Setting) -> str:
 
 
 def _threads() -> Iterator[int]:
-    """1, 2, 4, … and the cores that this process may use."""
+    """Return 1, 2, 4, … and the number of cores that this process may use."""
     cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MAX_THREADS)
     threads = 1
     while threads < cores:
@@ -156,13 +156,13 @@ def _threads() -> Iterator[int]:
 
 
 def place(bundle: str | Path) -> Path:
-    """The file of measurements beside a bundle."""
+    """Return the path of the file of measurements beside a bundle."""
     path = Path(bundle)
     return path.with_name(f"{path.name}.tuned.json")
 
 
 def _key(graph: bytes) -> str:
-    """What a measurement depends on: the graph, the processor and the engines."""
+    """Return the key of a measurement: graph, processor and engines."""
     engines = [f"onnxruntime {onnxruntime.__version__}"]
     with suppress(PackageNotFoundError):
         engines.append(f"openvino {version('openvino')}")
@@ -179,7 +179,7 @@ def _processor() -> str:
 
 
 def _kept(bundle: str | Path) -> dict[str, Setting]:
-    """The settings in the file beside the bundle; none when there is no such file, or it is not one of ours."""
+    """Return the settings in the file beside the bundle; none if it is missing or not a file of andon."""
     try:
         path = place(bundle)
         if not path.is_file() or path.stat().st_size > LARGEST:

@@ -63,7 +63,7 @@ def _size(bundle: Bundle, size: tuple[int, int] | None) -> tuple[int, int]:
     reasons = {
         "the picture is cut into tiles (geometry.tiles)": recipe.geometry.tiles,
         "parts are registered to a reference (geometry.registration)": recipe.geometry.registration is not None,
-        f"the light is divided out (input.light = '{recipe.input.light}')": taken.light is not None,
+        f"the illumination is corrected (input.light = '{recipe.input.light}')": taken.light is not None,
         "unusual pictures are INVALID (input.unusual = 'invalid')": recipe.input.unusual == "invalid",
     }
     if found := [reason for reason, holds in reasons.items() if holds]:
@@ -199,7 +199,7 @@ def _check_place(folder: Path) -> None:
         raise AndonError(f"{folder}: cannot be read: {reason}. Name an empty or a new folder.") from None
     if held and not (isinstance(spec, dict) and spec.get("kind") == KIND):
         raise AndonError(
-            f"{folder}: holds {sorted(held)[0]} and is not an export; it is not overwritten. Name an empty or a new "
+            f"{folder}: contains {sorted(held)[0]} and is not an export; it is not overwritten. Name an empty or a new "
             "folder, or that of an earlier export."
         )
 

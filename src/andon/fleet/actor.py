@@ -1,4 +1,4 @@
-"""What inspects on a node. It imports no more than inspection needs, because every process of a node starts it."""
+"""Inspection on a node. This module imports only what inspection needs, because every process of a node loads it."""
 
 from collections.abc import Sequence
 from typing import Any

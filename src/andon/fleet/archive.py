@@ -1,7 +1,7 @@
 """Archives of pictures → a folder of Parquet files with exactly one row for each picture.
 
-The pictures are divided into parts. A part is one file, which is written whole or not at all, so that a picture of a
-part that was interrupted has no row, and every other picture has one. The next run inspects the pictures without a row.
+The pictures are divided into parts. A part is one file, which is written completely or not at all. So the pictures of
+an interrupted part have no row, and all others have one. The next run inspects the pictures without a row.
 """
 
 import io
@@ -90,7 +90,7 @@ def inspect(
     progress: Progress = silent,
     warn: Tell = lambda sentence: None,
 ) -> Summary:
-    """Inspect the pictures of an archive that have no row in the folder `out` yet.
+    """Inspect the pictures of an archive that do not yet have a row in the folder `out`.
 
     source, column: see `sources.find`. run: `local(workers)` or `cluster.inspecting(address, workers)`.
     rows: pictures of a part.

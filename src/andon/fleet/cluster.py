@@ -1,7 +1,6 @@
 """Ray: start or join a cluster, check its nodes, and run the work of a fleet on it.
 
-Nothing is reported to the makers of Ray, there is no dashboard, and a cluster that is started here listens on this
-machine alone.
+Ray's usage reports and dashboard are switched off. A cluster that is started here listens on this machine only.
 """
 
 import logging
@@ -21,16 +20,16 @@ from andon.fleet.plan import Needs
 from andon.fleet.product import Job, Json
 from andon.inspector import Inspector
 
-TRIES = 3  # passes over the parts that are left, without a finished part, before the run ends with an error
+TRIES = 3  # number of passes without a finished part after which the run ends with an error
 POLL, CONNECT = 0.5, 5.0  # seconds
 MB = 1_000_000
 STORE_MB = 256  # object store of a cluster that is started here: pictures do not pass through it
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # what its C++ parts write on the terminal
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # messages of its C++ code on the terminal
 }
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # Ray's way to listen on 127.0.0.1, on every system
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # makes Ray listen on 127.0.0.1, on every system
 
 
 @contextmanager
@@ -77,7 +76,7 @@ def _check_answers(address: str) -> None:
 
 
 def check_nodes(ray: Any, paths: Sequence[str]) -> None:
-    """Check that every node that works has this andon and these paths. AndonError names the node and what it lacks."""
+    """Check that every node with CPUs has this version of andon and these paths. AndonError names what is missing."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
     look = ray.remote(place.look)
@@ -91,7 +90,7 @@ def check_nodes(ray: Any, paths: Sequence[str]) -> None:
         try:
             version, missing = ray.get(answer)
         except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
-            continue  # it has left the cluster
+            continue  # the node has left the cluster
         except ray.exceptions.RayError as error:
             raise AndonError(
                 f"node {node['NodeManagerAddress']}: andon does not start there: {_short(error)}. Install "
@@ -109,7 +108,7 @@ def check_nodes(ray: Any, paths: Sequence[str]) -> None:
 def products(paths: Sequence[str], address: str = "", workers: int = 0) -> plant.Run:
     """Return a function that runs the work of each product as a task with its resources.
 
-    A task whose process or node dies is started again, as often as its `retries` say. A product that cannot be
+    A task whose process or node dies is started again, at most `retries` times. A product that cannot be
     finished has a result with status "failed".
     paths: what every node must have. address: see `connected`. workers: greatest number of CPUs at a time; 0: all.
     Errors, of the function: AndonError when a node lacks a path, or no node has the resources of a product.
@@ -220,7 +219,7 @@ def _pass(ray: Any, parts: Parts, held: list[Any], root: str, workers: int) -> I
             num_cpus=1,
             compute=ActorPoolStrategy(size=size),
             max_restarts=-1,
-            max_task_retries=0,  # a picture that kills its process must not do so without end
+            max_task_retries=0,  # a picture that kills its process must not be tried forever
         )
     yield from results.iter_rows()
 

@@ -10,7 +10,7 @@ import andon
 from andon import files
 from andon.errors import AndonError, few
 
-RUN = "_run.json"  # what made the results; programs that read a folder of Parquet files skip names that start with _
+RUN = "_run.json"  # identity of the run; programs that read a folder of Parquet files skip names that start with _
 BUSY = "another andon fleet writes there. Wait until it ends, or choose another --out."
 
 
@@ -40,7 +40,7 @@ def own(out: Path, identity: dict[str, Any], write: bool = False) -> None:
 
 
 def lacking(paths: Sequence[str]) -> str:
-    """Return a sentence on the first path that this node does not have; "" when it has all."""
+    """Return a sentence on the first path that is missing on this node; "" if there is none."""
     missing = next((path for path in paths if not Path(path).exists()), None)
     return (
         f"node {socket.gethostname()}: there is no {missing}; every node needs the data and the output folder at the "
@@ -51,5 +51,5 @@ def lacking(paths: Sequence[str]) -> str:
 
 
 def look(paths: Sequence[str]) -> tuple[str, str]:
-    """Return the version of andon on this node, and what it lacks of the paths."""
+    """Return the version of andon on this node, and a sentence on a missing path."""
     return andon.__version__, lacking(paths)

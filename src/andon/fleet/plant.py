@@ -1,4 +1,4 @@
-"""All products of a plan: run each, show them, and write their table. The next run does only what is missing."""
+"""All products of a plan: run each, show progress, and write the table. The next run does only the missing work."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

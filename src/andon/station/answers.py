@@ -1,4 +1,4 @@
-"""What an inspection in a process of its own gives back, as plain data."""
+"""The result of an inspection in a separate process, as plain data."""
 
 import json
 import math
@@ -15,12 +15,12 @@ from andon.inspection import Array, Region, Thresholds
 from andon.station.events import Outcome
 
 MOST_VALUES = 1 << 20
-"""Of a map that is kept. A larger one, of tiles at native resolution, is reduced to the highest of each block."""
+"""Largest number of values in a stored map. A larger map is divided into blocks; each gives its highest value."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """An anomaly map at the detector's scale, small enough to keep, and how it lies in the picture."""
+    """An anomaly map at the detector's scale, small enough to store, and its position in the picture."""
 
     values: bytes
     """float16 (h, w), little-endian, in units of `unit`; NaN: not inspected."""
@@ -28,13 +28,13 @@ class Map:
     unit: float
     """The highest absolute value of the map."""
     view: tuple[int, int]
-    """Height and width of what was inspected, in pixels of the picture."""
+    """Height and width of the inspected view, in pixels of the picture."""
     origin: tuple[int, int]
-    """x, y of its corner in the picture."""
+    """x, y of the view's corner in the picture."""
     frame: tuple[int, int]
     """Height and width of the picture."""
     matrix: tuple[tuple[float, float, float], tuple[float, float, float]] | None
-    """From the view to the picture, where the part was registered."""
+    """From the view to the picture; None: the part was not registered."""
 
     @classmethod
     def of(cls, joined: ViewMap) -> Self:
@@ -51,26 +51,26 @@ class Map:
         )
 
     def to_bytes(self) -> bytes:
-        """One line of JSON, and the values."""
+        """Return one line of JSON, followed by the values."""
         head = {key: value for key, value in asdict(self).items() if key != "values"}
         return strict_json(head).encode() + b"\n" + self.values
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """What `to_bytes` gave. ValueError for anything else."""
+        """Read the bytes that `to_bytes` returned. ValueError for any others."""
         line, _, values = data.partition(b"\n")
         try:
             head = json.loads(line)
             pairs = {key: (int(head[key][0]), int(head[key][1])) for key in ("shape", "view", "origin", "frame")}
             unit, matrix = float(head["unit"]), head["matrix"] and _rows(head["matrix"])
         except (LookupError, TypeError) as error:
-            raise ValueError(f"no map: {error!r}") from None
+            raise ValueError(f"not a map: {error!r}") from None
         if min(pairs["shape"]) < 1 or len(values) != 2 * math.prod(pairs["shape"]):
             raise ValueError(f"{len(values)} bytes of a map of {pairs['shape']} values")
         return cls(values, unit=unit, matrix=matrix, **pairs)
 
     def enlarge(self) -> Array:
-        """(H, W) in the frame of the picture; NaN: not inspected. For `render.overlay`."""
+        """Return the map (H, W) in pixels of the picture, for `render.overlay`; NaN: not inspected."""
         values = np.frombuffer(self.values, "<f2").reshape(self.shape).astype(np.float32) * np.float32(self.unit)
         known, size = np.isfinite(values), (self.view[1], self.view[0])
         weight = np.asarray(cv2.resize(known.astype(np.float32), size, interpolation=cv2.INTER_LINEAR))
@@ -89,7 +89,7 @@ def _rows(matrix: Any) -> tuple[tuple[float, float, float], tuple[float, float, 
 
 
 def _reduced(values: Array) -> Array:
-    """A map (h, w) of at most about MOST_VALUES: the highest value of each block; NaN only where all of it is."""
+    """Reduce a map (h, w) to about MOST_VALUES values: the highest of each block; NaN if all values of it are NaN."""
     by = math.ceil(math.sqrt(values.size / MOST_VALUES))
     if by == 1:
         return values
@@ -101,30 +101,30 @@ def _reduced(values: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What came of one picture."""
+    """The result of one picture."""
 
     job: int
     verdict: Outcome
-    """INVALID: the picture could not be used. LATE: past its deadline. ERROR: the inspection failed."""
+    """INVALID: the picture could not be used. LATE: the deadline had passed. ERROR: the inspection failed."""
     record: dict[str, Any]
-    """As `Inspection.record`, or source, digest, verdict and error. Besides: software, engine, `stages` in ms, and
+    """That of `Inspection.record`, or source, digest, verdict and error. Also: software, engine, `stages` in ms, and
     `appearance` (mean, contrast and sharpness as shares of full scale)."""
     map: Map | None = None
     """None: the graph did not see the picture."""
 
     @property
     def score(self) -> float:
-        """NaN without one."""
+        """NaN if there is none."""
         return _number(self.record.get("score"), math.nan)
 
     @property
     def p_value(self) -> float:
-        """NaN without one."""
+        """NaN if there is none."""
         return _number(self.record.get("p_value"), math.nan)
 
     @property
     def thresholds(self) -> Thresholds | None:
-        """Those it was judged by."""
+        """The thresholds of the verdict."""
         found = self.record.get("thresholds")
         return found and Thresholds(**{name: _number(found.get(name), math.inf) for name in Thresholds._fields})
 
@@ -142,7 +142,7 @@ class Answer:
 
     @property
     def error(self) -> str:
-        """Why it was not inspected; empty when it was."""
+        """Reason why the picture was not inspected; empty if it was."""
         return str(self.record.get("error", ""))
 
 

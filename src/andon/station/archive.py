@@ -1,4 +1,4 @@
-"""Files by the digest of their contents: pictures and maps that records name."""
+"""Files named by the digest of their contents: the pictures and maps of records."""
 
 import hashlib
 import os
@@ -17,10 +17,10 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Archive:
-    """A folder of files named by SHA-256 of their contents: `ab/cd/abcd….png`. No path comes from outside.
+    """A folder of files named by SHA-256 of their contents: `ab/cd/abcd….png`. Paths are made from digests only.
 
     Args:
-        folder: made where there is none.
+        folder: is created if it does not exist.
         clock: seconds since 1970.
     """
 
@@ -33,32 +33,32 @@ class Archive:
             raise StorageError(str(error)) from None
 
     def put(self, data: bytes, suffix: str = "") -> str:
-        """Keep data and return its digest: whole, durable, or not at all. StorageError when it cannot be kept."""
+        """Store data durably, all or nothing, and return its digest. StorageError when it cannot be stored."""
         if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
-            raise StationError(f"suffix '{suffix}': expected none, or a point and 1 to 8 of a-z and 0-9, such as .png.")
+            raise StationError(f"suffix '{suffix}': expected none, or a dot and 1 to 8 of a-z and 0-9, such as .png.")
         digest = files.digest(data)
         with self._lock:
             known = self._find(digest)
             if known:
                 with suppress(OSError):
-                    os.utime(known, (self._clock(), self._clock()))  # `remove` leaves what was put again
+                    os.utime(known, (self._clock(), self._clock()))  # `remove` keeps files that were put recently
         if known is None:
             place = self._folder(digest) / f"{digest}{suffix}"
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 files.write(place, data)
                 for folder in (place.parent, place.parent.parent, self.folder):
-                    _sync(folder)  # the name of a new file is durable when its folder is
+                    _sync(folder)  # a new file survives a power cut only if its folder is synchronised too
             except (AndonError, OSError) as error:
                 cause = error if isinstance(error, OSError) else error.__cause__
                 why = files.reason(cause) if isinstance(cause, OSError) else str(error)
                 raise StorageError(
-                    f"{self.folder}: the picture cannot be kept: {why}. Free space and allow writing there."
+                    f"{self.folder}: the file cannot be written: {why}. Free space or allow writing there."
                 ) from error
         return digest
 
     def move(self, path: Path, suffix: str = "") -> str:
-        """Keep a file, which lies on the same disk, by taking it away from where it is. Otherwise as `put`."""
+        """Store a file of the same disk by moving it into the archive. Otherwise as `put`."""
         try:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -72,18 +72,18 @@ class Archive:
             for folder in (place.parent, place.parent.parent, self.folder):
                 _sync(folder)
         except (AndonError, OSError) as error:
-            raise StorageError(f"{self.folder}: {path.name} cannot be kept: {error}") from error
+            raise StorageError(f"{self.folder}: {path.name}: cannot be written: {error}") from error
         return digest
 
     def path(self, digest: str) -> Path:
-        """The file of a digest. StationError when there is none."""
+        """Return the path of the file with a digest. StationError when there is none."""
         found = self._find(digest)
         if found is None:
             raise self._absent(digest)
         return found
 
     def open(self, digest: str) -> bytes:
-        """The contents of a digest. StationError when there is none, or when it was damaged."""
+        """Return the contents of the file with a digest. StationError when it is missing or damaged."""
         place = self.path(digest)
         try:
             data = place.read_bytes()
@@ -92,11 +92,11 @@ class Archive:
         except OSError as error:
             raise StorageError(f"{place}: cannot be read: {files.reason(error)}. Allow reading.") from error
         if files.digest(data) != digest:
-            raise StationError(f"{place}: its contents are not what its name says. Restore it from a backup.")
+            raise StationError(f"{place}: its contents differ from the digest in its name. Restore it from a backup.")
         return data
 
     def remove(self, digest: str, unused_s: float = 0) -> bool:
-        """Remove a file, unless it was put within the last `unused_s` seconds. Return whether it is gone."""
+        """Remove a file, unless it was put in the last `unused_s` seconds. Return whether it no longer exists."""
         with self._lock:
             place = self._find(digest)
             try:
@@ -113,7 +113,7 @@ class Archive:
         return True
 
     def walk(self) -> Iterator[Path]:
-        """All files, folder by folder; others that lie there, such as half-written ones of a killed process, too."""
+        """Yield all files, folder by folder, including foreign ones and those that a killed process left incomplete."""
         for outer in sorted(self.folder.glob("[0-9a-f][0-9a-f]")):
             for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
                 with suppress(FileNotFoundError):
@@ -121,7 +121,7 @@ class Archive:
 
     def _absent(self, digest: str) -> StationError:
         return StationError(
-            f"{self.folder}: no picture {digest}: it aged out or was not kept. Expected one that is there."
+            f"{self.folder}: no picture {digest}: it was not kept, or has aged out. Expected one that is kept."
         )
 
     def _folder(self, digest: str) -> Path:
@@ -129,7 +129,7 @@ class Archive:
 
     def _find(self, digest: str) -> Path | None:
         if not DIGEST.fullmatch(digest):
-            raise StationError(f"picture {digest[:80]!r}: expected SHA-256 as 64 hexadecimal digits, in lower case.")
+            raise StationError(f"picture {digest[:80]!r}: expected SHA-256, 64 hexadecimal digits in lower case.")
         try:
             return next(self._folder(digest).glob(f"{digest}*"), None)
         except OSError as error:
@@ -138,7 +138,7 @@ class Archive:
 
 def _sync(folder: Path) -> None:
     if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows opens no folders
+        return  # Windows cannot open folders
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

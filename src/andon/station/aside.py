@@ -1,6 +1,6 @@
-"""What a process of its own does beside the line: bundles are opened and pictures drawn there, never in the service.
+"""A separate process that opens bundles and draws pictures, so that the service does neither.
 
-A file that crashes a decoder costs one answer; the process is made anew.
+If a file crashes a decoder, one call fails, and a new process is started.
 """
 
 import multiprocessing
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Aside:
-    """One process, started when it is first needed.
+    """One process, started at the first call.
 
     Args:
-        timeout_s: a call that takes longer is given up, and the process ended.
+        timeout_s: a call that takes longer fails, and its process is killed.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -30,7 +30,7 @@ class Aside:
         self._pool: ProcessPoolExecutor | None = None
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function of a module, called with plain data. StationError when it ended the process."""
+        """Call a module's function with plain data; return its result. StationError if the process crashes."""
         with self._lock:
             if self._pool is None:
                 self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), follow)
@@ -39,7 +39,7 @@ class Aside:
             except (BrokenProcessPool, TimeoutError) as error:
                 self._end()
                 how = f"took longer than {self.timeout_s:g} s" if isinstance(error, TimeoutError) else "crashed"
-                raise StationError(f"the process that opened the file {how}. Expected a sound file.") from None
+                raise StationError(f"the process that opened the file {how}. Check the file.") from None
 
     def close(self) -> None:
         with self._lock:
@@ -54,7 +54,7 @@ class Aside:
 
 
 def follow() -> None:
-    """End this process with the station, however that ends."""
+    """End this process when the station ends, even if the station is killed."""
     station = multiprocessing.parent_process()
     assert station
 
@@ -66,7 +66,7 @@ def follow() -> None:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """What a bundle says of itself; AndonError when it is not one, or not whole."""
+    """Return the digest and a description of a bundle. AndonError when it is not a bundle, or damaged."""
     from andon import files
     from andon.bundle import Bundle
 
@@ -88,14 +88,14 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def calibration(path: str) -> str:
-    """The calibration of a bundle as JSON."""
+    """Return the calibration of a bundle as JSON."""
     from andon.bundle import Bundle
 
     return Bundle.load(path).calibration.model_dump_json()
 
 
 def picture(path: str) -> bytes:
-    """A picture as PNG of at most 8 bits a channel."""
+    """Return a picture as PNG with 8 bits per channel."""
     from andon import render
     from andon.pictures import image
 
@@ -103,7 +103,7 @@ def picture(path: str) -> bytes:
 
 
 def shown(picture: str | bytes, side: int) -> bytes:
-    """A picture, of a file or as its bytes, as JPEG of at most `side` pixels."""
+    """Return a picture, given as a path or as bytes, as JPEG with at most `side` pixels per side."""
     from andon import render
     from andon.pictures import image
 
@@ -114,7 +114,7 @@ def shown(picture: str | bytes, side: int) -> bytes:
 
 
 def size(picture: str | bytes) -> tuple[int, int]:
-    """Width and height of a picture, of a file or as its bytes, in pixels."""
+    """Return width and height in pixels of a picture, given as a path or as bytes."""
     from andon.pictures import image
 
     height, width = image.read(Path(picture) if isinstance(picture, str) else picture).full
@@ -122,7 +122,7 @@ def size(picture: str | bytes) -> tuple[int, int]:
 
 
 def layer(map: str | bytes, typical: float, threshold: float, side: int) -> bytes:
-    """A heat map alone, of a file or as its bytes, as transparent PNG of at most `side` pixels."""
+    """Return a heat map, given as a path or as bytes, as transparent PNG with at most `side` pixels per side."""
     from andon import render
     from andon.station.answers import Map
 
@@ -131,7 +131,7 @@ def layer(map: str | bytes, typical: float, threshold: float, side: int) -> byte
 
 
 def heat_map(path: str, map_path: str, typical: float, threshold: float) -> bytes:
-    """A picture with its heat map, on the scale of its bundle, as PNG."""
+    """Return a picture with its heat map, in the scale of its bundle, as PNG."""
     from andon import render
     from andon.pictures import image
     from andon.station.answers import Map

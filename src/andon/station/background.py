@@ -1,4 +1,4 @@
-"""Work of minutes beside the line, in processes of its own: its progress, its result, and how it is cancelled."""
+"""Long-running work in separate processes, with progress, result and cancellation."""
 
 import multiprocessing
 import os
@@ -16,15 +16,15 @@ from andon.station.aside import follow
 from andon.station.events import StationError
 
 NICENESS = 10
-"""The line goes first."""
-TOLD_EVERY_S = 0.2
+"""Added to the niceness of the process, so that inspections have priority."""
+REPORT_EVERY_S = 0.2
 PATIENCE_S = 5.0
-"""Seconds that cancelled work has to remove what it wrote."""
+"""Seconds in which cancelled work must remove its files; then it is killed."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is known of one piece of work. Times are seconds of `time.monotonic`."""
+    """State of one piece of work. Times are seconds of `time.monotonic`."""
 
     who: str
     began: float
@@ -36,25 +36,25 @@ class Work:
     warned: tuple[str, ...] = ()
     result: Any = None
     error: str = ""
-    """Why it ended without a result."""
+    """Reason why it ended without a result."""
     runs: bool = True
 
     @property
     def share(self) -> float | None:
-        """Of the stage, from 0 to 1; None when that is unknown."""
+        """Completed share of the stage, from 0 to 1; None if unknown."""
         return min(self.done / self.total, 1.0) if self.total else None
 
 
 class Report:
-    """How work in another process tells of itself."""
+    """Sends progress and messages of the work to the station's process."""
 
     def __init__(self, pipe: "Connection[Any, Any]") -> None:
         self._pipe, self._at, self._stage = pipe, 0.0, ""
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """As `andon.progress.Progress`; not every call is sent."""
+        """See `andon.progress.Progress`. Frequent calls are not all sent."""
         now = time.monotonic()
-        if stage != self._stage or now - self._at >= TOLD_EVERY_S:
+        if stage != self._stage or now - self._at >= REPORT_EVERY_S:
             self._at, self._stage = now, stage
             self._pipe.send(("progress", (stage, done, total)))
 
@@ -66,7 +66,7 @@ class Report:
 
 
 class Background:
-    """Work by its name; one of each name at a time. All calls may come from any thread."""
+    """Work by name; at most one of each name runs. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,14 +74,14 @@ class Background:
         self._processes: dict[str, Any] = {}
 
     def start(self, name: str, who: str, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function of a module in a process of its own, with a `Report` and plain data.
+        """Call a module's function in a separate process, with a `Report` and plain data.
 
-        StationError while work of this name runs.
+        StationError while work with this name runs.
         """
         context = multiprocessing.get_context("spawn")
         with self._lock:
             if (before := self._work.get(name)) and before.runs:
-                raise StationError(f"{name}: it runs already, for {before.who}. Wait until it has ended, or cancel it.")
+                raise StationError(f"{name}: already started by {before.who}. Wait until it has ended, or cancel it.")
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_run, args=(theirs, function, arguments), name=name, daemon=True)
             process.start()
@@ -91,17 +91,17 @@ class Background:
         threading.Thread(target=self._listen, args=(name, ours, process), name=name, daemon=True).start()
 
     def find(self, name: str) -> Work | None:
-        """The last work of a name; None when there was none since the start of the station."""
+        """Return the last work with a name; None if there was none since the start of the station."""
         return self._work.get(name)
 
     def forget(self, name: str) -> None:
-        """Work that has ended is shown no more."""
+        """Forget work that has ended."""
         with self._lock:
             if name in self._work and not self._work[name].runs:
                 del self._work[name]
 
     def cancel(self, name: str) -> None:
-        """End work; it removes what it wrote. Nothing happens when it has ended."""
+        """Cancel work; it removes its files. Does nothing if the work has ended."""
         with self._lock:
             process = self._processes.get(name)
         if process and process.is_alive():
@@ -130,12 +130,12 @@ class Background:
                         end = {kind: what}
         process.join()
         with self._lock:
-            end = end or {"error": "it was cancelled, or its process ended."}
+            end = end or {"error": "cancelled, or its process was killed."}
             self._work[name] = replace(self._work[name], runs=False, **end)
 
 
 def _run(pipe: "Connection[Any, Any]", function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """In the process: SIGTERM ends it as an error would, so that nothing half-written stays."""
+    """Run the work in its process. SIGTERM raises an exception, so that incomplete files are removed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     follow()

@@ -1,8 +1,7 @@
-"""Backup of a station's records and pictures while it runs, and restoring them, on SQLite or PostgreSQL alike.
+"""Back up the records and pictures of a running station, and restore them, with SQLite or PostgreSQL.
 
-A backup is a folder that is whole or not there: `records.db` (SQLite, whatever the station uses), `pictures/` (an
-archive), `also/` (files and folders that were named), `manifest.json` (digests of all but the pictures, whose names
-are their digests).
+A backup is a folder, written completely or not at all: `records.db` (always SQLite), `pictures/` (an archive), `also/`
+(further files and folders), `manifest.json` (digests of all files except the pictures, whose names are their digests).
 """
 
 import hashlib
@@ -37,36 +36,36 @@ TABLES = (schema.stations, schema.records, schema.outbox, schema.pictures)
 PAGE = 1000
 CHUNK = 1 << 20
 JOBS_SKIPPED = 1_000_000
-"""Job ids that may have been given between a backup and its restoring; they are never given again."""
+"""Number of job ids skipped by a restoration: the station may have used them after the backup."""
 
 
 class Copied(NamedTuple):
     records: dict[str, int]
-    """Of each station."""
+    """Station → number of its records."""
     pictures: int
     missing: list[str]
-    """Digests of pictures that the records name and the archive lacks, or holds damaged."""
+    """Digests of pictures that records name and that are missing or damaged in the archive."""
     breaks: dict[str, list[str]]
-    """Where the chain of a station does not hold; it is copied as it is."""
+    """Station → places where its chain is broken; the records are copied unchanged."""
 
 
 def backup(
     url: str, out: Path, archive: Path | None = None, also: Sequence[Path] = (), progress: Progress = silent
 ) -> Copied:
-    """Copy a database, an archive and further files to a folder that is not there yet, while the station runs.
+    """Copy a database, an archive and further files to a new folder, while the station runs.
 
-    AndonError when something cannot be read or written; nothing is left of a backup that did not end.
+    AndonError when something cannot be read or written; an incomplete backup is removed.
     """
     names = [path.name for path in also]
     for path in also:
         if not path.exists() or names.count(path.name) > 1:
-            raise AndonError(f"{path}: expected a file or folder that is there, and each name once. Name another.")
+            raise AndonError(f"{path}: does not exist, or its name is used twice. Name another file or folder.")
     if os.path.lexists(out):
-        raise AndonError(f"{out}: is there already; expected a new folder. Name another.")
+        raise AndonError(f"{out}: already exists; expected a new folder. Name another.")
     files.make_folder(out.absolute().parent)
     part = out.absolute().with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
-        with _told(out):
+        with _storage_errors(out):
             part.mkdir()
             with _connection(url, writes=False) as source, _new(part / DATABASE) as target:
                 progress("copying records", 0, 0)
@@ -90,7 +89,7 @@ def backup(
 
 
 def packed(folder: Path) -> Iterator[bytes]:
-    """A whole backup as one TAR file, piece by piece; unpacked, it is the folder again."""
+    """Yield a backup as one TAR file, piece by piece."""
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         with path.open("rb") as file:
             about = os.fstat(file.fileno())
@@ -104,25 +103,25 @@ def packed(folder: Path) -> Iterator[bytes]:
 
 
 def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
-    """Put a backup into a database that does not know its stations, and into an archive.
+    """Restore a backup into a database that does not contain its stations, and into an archive.
 
-    The files below `also/` are checked, and left for a person to put in place. StationError when the folder is no whole
-    backup, or when the database knows one of the stations.
+    The files in `also/` are verified and not copied: a person must do this. StationError when the folder is not a
+    complete backup, or when the database already contains one of the stations.
     """
     manifest = _manifest(folder)
-    with tempfile.TemporaryDirectory() as temporary, _told(folder):
+    with tempfile.TemporaryDirectory() as temporary, _storage_errors(folder):
         copy = Path(temporary) / DATABASE
         shutil.copyfile(folder / DATABASE, copy)
         with _connection(str(copy), writes=True):
-            pass  # brings the copy of an older backup up to date
+            pass  # migrates the copy of an older backup
         copied = _look(copy, folder / PICTURES if archive else None, archive)
         _sync()
         with _connection(str(copy), writes=False) as source, _connection(url, writes=True) as target:
             known = set(target.execute(sa.select(schema.stations.c.name)).scalars()) & copied.records.keys()
             if known:
                 raise StationError(
-                    f"{schema.place(target.engine.url)}: knows station {', '.join(sorted(known))} already; expected a "
-                    "database without it. Name a new database."
+                    f"{schema.place(target.engine.url)}: already contains station {', '.join(sorted(known))}; expected "
+                    "a database without it. Name a new database."
                 )
             _copy_tables(source, target)
             for name in copied.records:
@@ -131,7 +130,7 @@ def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
 
 
 def _restored(connection: sa.Connection, station: str, time_of_backup: str) -> None:
-    """Go on where the backup ends: no job id is given twice, and the chain says what happened."""
+    """Continue the chain with an event that names the backup, and skip job ids that may have been used after it."""
     table = schema.stations
     mine = table.c.name == station
     found = connection.execute(sa.select(table).where(mine)).mappings().one()
@@ -147,7 +146,7 @@ def _restored(connection: sa.Connection, station: str, time_of_backup: str) -> N
 
 @contextmanager
 def _connection(url: str, writes: bool) -> Iterator[sa.Connection]:
-    """One transaction: of one moment where it reads, all or nothing where it writes."""
+    """Yield a connection in one transaction. When reading, it shows the database at one moment."""
     engine = schema.connect(url, writes)
     try:
         if writes:
@@ -167,7 +166,7 @@ def _connection(url: str, writes: bool) -> Iterator[sa.Connection]:
 
 @contextmanager
 def _new(path: Path) -> Iterator[sa.Connection]:
-    """A transaction of a new SQLite file, which is one file in the end."""
+    """Yield a transaction of a new SQLite database, which has no further files when it is closed."""
     with _connection(str(path), writes=True) as connection:
         yield connection
     with closing(sqlite3.connect(path)) as file:
@@ -187,7 +186,7 @@ def _copy_tables(source: sa.Connection, target: sa.Connection) -> None:
 
 
 def _look(database: Path, source: Path | None, target: Path | None, progress: Progress = silent) -> Copied:
-    """Verify the chains of a copy, and copy the pictures that it names where both archives are named."""
+    """Verify the chains of a copy; copy its pictures if both archives are given."""
     records: dict[str, int] = {}
     breaks: dict[str, list[str]] = {}
     missing: list[str] = []
@@ -242,26 +241,26 @@ def _digest(path: Path) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, object]:
-    """The manifest of a whole backup."""
+    """Verify a backup and return its manifest."""
     try:
         manifest = dict(json.loads((folder / MANIFEST).read_bytes()))
         if manifest["format"] != FORMAT:
             raise StationError(
-                f"{folder}: a backup of format {manifest['format']}, expected {FORMAT}. Use the andon that wrote it."
+                f"{folder}: backup format {manifest['format']}; expected {FORMAT}. Use the andon that wrote it."
             )
         found, expected = _digests(folder), dict(manifest["files"])
     except OSError as error:
-        raise StationError(f"{folder}: no whole backup: {error}. Expected what `andon station backup` wrote.") from None
+        raise StationError(f"{folder}: not a backup: {error}. Name a folder of `andon station backup`.") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise StationError(f"{folder / MANIFEST}: damaged: {error!r}. Take another backup.") from None
+        raise StationError(f"{folder / MANIFEST}: damaged: {error!r}. Use another backup.") from None
     wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
     if wrong:
-        raise StationError(f"{folder}: damaged: {few(sorted(wrong))} differ from the manifest. Take another backup.")
+        raise StationError(f"{folder}: damaged: {few(sorted(wrong))} differ from the manifest. Use another backup.")
     return manifest
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def _storage_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, shutil.Error) as error:

@@ -1,4 +1,4 @@
-"""Products and the versions of their bundles, as the records of changes tell it. Nothing else remembers them."""
+"""Products and the versions of their bundles, computed from the records of changes only."""
 
 import threading
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from andon.station.events import Outcome, StationError
 from andon.station.runs import Parts
 
 PROSE = ("history", "promises")
-"""What a bundle says of itself in sentences."""
+"""Fields of `Version.about` that contain sentences."""
 
 
 @dataclass(frozen=True)
@@ -19,58 +19,58 @@ class Version:
     """One bundle of a product."""
 
     digest: str
-    """Of the bundle: names the decision-maker in every record."""
+    """Digest of the bundle, which identifies it in every record."""
     file: str
-    """SHA-256 of the file, by which it is kept."""
+    """SHA-256 of the file: its name in the archive."""
     added: str
     by: str
     about: dict[str, Any]
-    """What the bundle says of itself: detector, input, thresholds, promises."""
+    """Description of the bundle: detector, input, thresholds, promises."""
     released: str | None = None
-    """When."""
+    """Time of the release."""
     released_by: str | None = None
 
 
 @dataclass(frozen=True)
 class Escape:
-    """A part that passed, and that a person found defective."""
+    """A part that passed and that a person judged defective."""
 
     part: str
     record: int
-    """Number of its inspection."""
+    """Sequence number of the record of its inspection."""
     picture: str
-    """Digest; empty: it was not kept, so that no bundle can be tried on it."""
+    """Digest; empty: the picture was not kept, so no bundle can be tested on it."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """What is known of a product, whether or not it is prepared."""
+    """A product and its bundles, whether or not it is prepared."""
 
     name: str
     versions: dict[str, Version] = field(default_factory=dict)
     active: str | None = None
-    """Digest of the version that inspects."""
+    """Digest of the version that is in use."""
     past: tuple[str, ...] = ()
-    """Digests of versions that were active before, the last one last."""
+    """Digests of earlier active versions, in the order of time."""
     golden: str | None = None
-    """Digest of the picture of a good part that a bundle must pass before it is active."""
+    """Digest of the golden picture: a good part, which a bundle must pass before its activation."""
     parts: Parts | None = None
     """The challenge parts."""
     escapes: dict[int, Escape] = field(default_factory=dict)
-    """By the number of the inspection: what a bundle must catch before it is released."""
+    """Record of the inspection → escape. A bundle must catch all of them before its release."""
 
     def version(self, digest: str) -> Version:
-        """A version by its digest, or the beginning of it."""
+        """Return a version by its digest, or by the first 8 or more digits of it."""
         found = [v for d, v in self.versions.items() if len(digest) >= 8 and d.startswith(digest)]
         if len(found) != 1:
             raise StationError(
                 f"product '{self.name}', bundle '{digest[:64]}': expected the digest of one of "
-                f"{len(self.versions)} bundles, or its first 8 digits or more. List them."
+                f"{len(self.versions)} bundles, or at least its first 8 digits. List the bundles to see their digests."
             )
         return found[0]
 
     def shown(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         versions = [
             {
                 **{k: v for k, v in vars(each).items() if k != "about"},
@@ -89,7 +89,7 @@ class Product:
 
 
 class Catalogue:
-    """All products. Each change is an entry for the ledger first, and counts when its record is durable.
+    """All products. A change becomes effective when its record is durable.
 
     Args:
         rows: records of changes, the oldest first, then those of decisions.
@@ -102,13 +102,13 @@ class Catalogue:
             self.apply(row)
 
     def product(self, name: str) -> Product:
-        """StationError when there is none."""
+        """Return a product. StationError when it is unknown."""
         if name not in self.products:
             raise StationError(unknown("product", name[:80], self.products))
         return self.products[name]
 
     def apply(self, row: Row) -> None:
-        """Take over one change, or one decision."""
+        """Apply the record of a change or of a decision."""
         with self._applying:
             self._apply(row)
 
@@ -141,7 +141,7 @@ class Catalogue:
         self.products = {**self.products, row.product: product}
 
     def _decide(self, row: Row) -> None:
-        """A PASS that was overridden is an escape, as long as this is the last word on it; a dispute is none."""
+        """Update the escapes: a PASS whose last decision overrides it is one. A disputed part is not."""
         product, body = self.products.get(str(row.product)), row.body
         if product is None or row.verdict is None or body.get("was") != Outcome.PASS:
             return
@@ -152,16 +152,16 @@ class Catalogue:
 
 
 class Difference(NamedTuple):
-    """What two versions say differently of one thing."""
+    """A value that differs between two versions."""
 
     name: str
     before: Any
-    """None: nothing."""
+    """None: not set."""
     after: Any
 
 
 def differences(before: Version, after: Version) -> list[Difference]:
-    """What differs between two bundles, of what both say of themselves; histories and promises are left out."""
+    """Return the differing values in the descriptions of two bundles, without histories and promises."""
     both = [name for name in before.about if name in after.about and name not in PROSE]
     old, new = (_flat("", {name: each.about[name] for name in both}) for each in (before, after))
     names = [*old, *(name for name in new if name not in old)]
@@ -175,5 +175,5 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 
 def change(what: str, who: str, product: str | None = None, **facts: Any) -> Entry:
-    """The entry of a change: who made it, and all that is new."""
+    """Return the entry of a change: who made it, and the new values."""
     return Entry("change", product=product, body={"change": what, "who": who, **facts})

@@ -1,4 +1,4 @@
-"""Challenge parts: physical parts with an expected verdict, run to show that the chain from lamp to sorter is alive."""
+"""Challenge parts: physical parts with known verdicts, presented to test the system from the light to the sorter."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,13 +14,13 @@ class Part(NamedTuple):
     name: str
     expected: Outcome
     expires: float
-    """Time after which the part is no reference any more."""
+    """Time from which the part is no longer a valid reference."""
     region: Box | None = None
-    """Where its defect lies; a rejected part must be marked there."""
+    """Position of its defect; a region of a rejected part must overlap it."""
 
 
 class Answer(NamedTuple):
-    """What the station said of a part."""
+    """The station's result for a part."""
 
     part: str
     outcome: Outcome
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 
 def check(parts: Sequence[Part]) -> None:
-    """Refuse a set that a station could pass which rejects, or passes, everything."""
+    """Require both verdicts, so that a station that passes or rejects every part fails. StationError otherwise."""
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
         raise StationError(f"challenge parts {', '.join(names)}: expected each name once. Rename one.")
@@ -50,7 +50,7 @@ def check(parts: Sequence[Part]) -> None:
 
 
 def wrong(parts: Sequence[Part], run: Run) -> list[str]:
-    """Names of the parts that were not presented exactly once, or not judged as expected."""
+    """Return the names of the parts that were not presented exactly once or not judged as expected."""
     return [
         part.name
         for part in parts
@@ -59,9 +59,9 @@ def wrong(parts: Sequence[Part], run: Run) -> list[str]:
 
 
 def stands(parts: Sequence[Part], last: Run | None, now: float, every_s: float) -> Challenge:
-    """Whether the parts are due. `last`: the last run since shift start, change-over and restart; None: there is none.
+    """Return the status of the parts. `last`: the last run since shift start, change-over and restart; None: no run.
 
-    A run is due again after `every_s`, when the clock went back, and while a part has expired.
+    A run is due after `every_s`, when the clock went back, and while a part has expired.
     """
     if not parts:
         return Challenge.NONE
@@ -74,14 +74,14 @@ def stands(parts: Sequence[Part], last: Run | None, now: float, every_s: float) 
 
 
 def margins(runs: Sequence[Run], part: str) -> list[tuple[float, float]]:
-    """Time and margin of a part in each run. A shrinking margin is the earliest sign of a lamp or lens that ages."""
+    """Return time and margin of a part in each run. A decreasing margin is an early sign of an ageing light or lens."""
     return [(run.at, answer.margin) for run in runs for answer in run.answers if answer.part == part]
 
 
 def escape_bound(parts: int) -> float:
-    """At 95 %: the highest escape rate *of this kind of defect* with which all of so many parts may still be caught."""
+    """Return the upper limit (95 %) of the escape rate *of this kind of defect*, if all these parts were rejected."""
     if parts < 1:
-        raise StationError(f"{parts} challenge parts: expected at least 1. No part bounds nothing.")
+        raise StationError(f"{parts} challenge parts: expected at least 1 to compute a limit. Add one.")
     return float(1 - 0.05 ** (1 / parts))
 
 

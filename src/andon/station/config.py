@@ -1,4 +1,4 @@
-"""The settings of a station: `station.toml`, or defaults for a folder of bundles. Secrets come from elsewhere."""
+"""The settings of a station: `station.toml`, or defaults for a folder of bundles. They contain no secrets."""
 
 import os
 import tomllib
@@ -18,7 +18,7 @@ S = TypeVar("S", bound=BaseModel)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 PRODUCT = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
-"""What the name of a product looks like."""
+"""Pattern of the names of products."""
 RECORDS_VARIABLE = "ANDON_RECORDS"
 
 
@@ -27,34 +27,34 @@ class _Section(BaseModel):
 
 
 class Http(_Section):
-    """The service."""
+    """The HTTP service."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. Others than this computer reach it only when this is another address."""
+    """Address to listen on. With the default, only programs on this computer can connect."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8420
     max_request_mb: Count = 64
-    """Largest request; a batch is one request."""
+    """Maximum size of a request; a batch is one request."""
     max_bundle_mb: Count = 1024
-    """Largest upload of a bundle."""
+    """Maximum size of an uploaded bundle."""
     max_held_mb: Count = 512
-    """Most megabytes of all requests together that are held in memory."""
+    """Maximum total size of the requests in memory."""
     body_timeout_s: Positive = 30
-    """A request whose body takes longer is given up."""
+    """Maximum time to receive the body of a request."""
     connections: Count = 256
     requests_per_s: Positive = 200
-    """Most requests per second for one key, on average; twice as many at once."""
+    """Maximum average rate of requests with one key; a burst may have twice as many."""
     draw_timeout_s: Positive = 20
 
 
 class Processes(_Section):
-    """How pictures are inspected."""
+    """The processes that inspect."""
 
     processes: Count = 1
     """Processes for each product."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """Threads of the engine in each; 0: the cores, shared among the processes."""
+    """Threads of the engine in each process; 0: the number of cores divided by the number of processes."""
     restarts: Annotated[int, Field(ge=0)] = 5
-    """Most restarts within a minute; more is an error of the station."""
+    """Maximum number of restarts per minute; more are the error WORKER_DEAD."""
 
 
 class Keeping(_Section):
@@ -63,34 +63,34 @@ class Keeping(_Section):
     days: Positive = 90
     max_gb: Positive = 50
     keep_one_in: Count = 20
-    """Of the pictures that passed; all others are kept."""
+    """One of this number of PASS pictures is kept, drawn at random; all other pictures are kept."""
 
 
 class Pages(_Section):
-    """The pages for people."""
+    """The web pages."""
 
     idle_minutes: Positive = 30
-    """A person who does nothing for so long is signed out."""
+    """Time without activity after which a person is signed out."""
     stay_signed_in: bool = False
-    """Whether the screen of an operator stays signed in all the same."""
+    """An operator's screen stays signed in without activity."""
     zone: str = ""
-    """Time zone of the plant, such as Europe/Berlin; empty: that of this computer."""
+    """Time zone of the plant, such as Europe/Berlin; empty: the time zone of this computer."""
 
     @field_validator("zone")
     @classmethod
     def _known(cls, zone: str) -> str:
         if zone and zone not in available_timezones():
-            raise ValueError(f"'{zone}' is no time zone; expected one such as Europe/Berlin")
+            raise ValueError(f"'{zone}' is not a time zone; expected a name such as Europe/Berlin")
         return zone
 
 
 class ProductSettings(_Section):
     deadline_ms: Positive | None = None
-    """Overrides that of the recipe."""
+    """Overrides the deadline of the recipe."""
     camera: str = ""
-    """Where pictures come from when a line protocol triggers: as `andon watch` names cameras and folders."""
+    """Source of the pictures when a line protocol triggers: a camera or folder, named as for `andon watch`."""
     camera_channels: Literal[1, 3] = 3
-    """1: gray pictures of cameras that give three equal channels."""
+    """1: convert pictures with three equal channels to gray."""
 
 
 class Config(_Section):
@@ -99,23 +99,23 @@ class Config(_Section):
     name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)] = "station"
     """The identity of the station in its records."""
     bundles: Path = Field(Path(), strict=False)
-    """Folder of bundles, NAME.andon for the product NAME; NAME.golden.png beside it shows a good part."""
+    """Folder of bundles: NAME.andon for the product NAME, NAME.golden.png for its golden picture."""
     data: Path = Field(Path("station"), strict=False)
     """Folder for records, pictures, bundles and keys."""
     records: str = ""
-    """Database of the records; empty: a file in `data`. One with a password belongs into ANDON_RECORDS, or a file."""
+    """Database of the records; empty: a file in `data`. Put a URL with a password into ANDON_RECORDS or a file."""
     records_file: Path | None = Field(default=None, strict=False)
-    """File that holds the database's URL."""
+    """File that contains the database's URL."""
     deadline_ms: Positive = 2000
-    """Milliseconds from trigger to verdict, where neither the recipe nor the product says another."""
+    """Maximum time from trigger to verdict, if neither the product nor the recipe sets it."""
     depth: Count = 8
-    """Most jobs that wait or whose result is not acknowledged."""
+    """Maximum number of jobs that wait or whose result is not acknowledged."""
     heartbeat_s: Positive = 10
-    """Most seconds without a pass through the graph."""
+    """Maximum time without a picture or test tile passing through the graph."""
     frozen_after: Annotated[int, Field(ge=0)] = 3
-    """So many parts in a row with the same picture mean that the camera is lost; 0: never."""
+    """Number of successive parts with the same picture after which the camera counts as lost; 0: never."""
     idle_minutes: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60
-    """A product that nobody uses for so long gives its processes back until it is used again; 0: never."""
+    """Time without use after which the processes of a product end; the next use starts them again. 0: never."""
     http: Http = Http()
     workers: Processes = Processes()
     pictures: Keeping = Keeping()
@@ -131,9 +131,9 @@ class Config(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.records and self.records_file:
-            raise ValueError("records and records_file are both given; expected one of them")
+            raise ValueError("records and records_file are both set; expected one of them")
         if "@" in self.records and ":" in self.records.split("@")[0].partition("://")[2]:
-            raise ValueError(f"records holds a password; put the URL into {RECORDS_VARIABLE} or records_file")
+            raise ValueError(f"records contains a password; put the URL into {RECORDS_VARIABLE} or records_file")
         hooks = [each.name.upper() for each in self.webhook]
         if len(set(hooks)) < len(hooks):
             raise ValueError("two webhooks have the same name; expected different names")
@@ -141,7 +141,7 @@ class Config(_Section):
 
     @classmethod
     def load(cls, place: str | Path) -> Self:
-        """Read a TOML file; a folder is one of bundles, with all settings at their defaults."""
+        """Read a TOML file. For a folder of bundles, return the default settings."""
         path = Path(place)
         if files.is_folder(path):
             return cls(bundles=path, data=path / "station")
@@ -154,7 +154,7 @@ class Config(_Section):
         return validate(cls, values, str(path)).below(path.resolve().parent)
 
     def below(self, folder: Path) -> Self:
-        """With its paths in a folder."""
+        """Return the settings with relative paths resolved against a folder."""
         places: dict[str, Any] = {"bundles": folder / self.bundles, "data": folder / self.data}
         if self.records_file:
             places["records_file"] = folder / self.records_file
@@ -171,34 +171,34 @@ class Config(_Section):
         return self.model_copy(update=places)
 
     def targets(self) -> tuple[str, ...]:
-        """Whom records are delivered to, by way of the outbox."""
+        """The targets of the outbox, to which records are delivered."""
         return (*(("mqtt",) if self.mqtt else ()), *(each.target for each in self.webhook))
 
     def database(self) -> str:
-        """The URL of the records: from the environment, a file, the settings, or SQLite in `data`."""
+        """Return the URL of the records: from a file, the environment, the settings, or SQLite in `data`."""
         if self.records_file:
             try:
                 return self.records_file.read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
                 raise StationError(
-                    f"{self.records_file}: cannot be read: {error}. Expected a database's URL."
+                    f"{self.records_file}: cannot be read: {error}. Expected a file that contains a database's URL."
                 ) from None
         return os.environ.get(RECORDS_VARIABLE, "") or self.records or str(self.data / "records.db")
 
     def deadline_s(self, product: str, recipe_ms: float | None) -> float:
-        """Of a product: what its settings say, else its recipe, else the station."""
+        """Return the deadline of a product: from its settings, else its recipe, else the station's settings."""
         own = self.products.get(product, ProductSettings()).deadline_ms
         return (own or recipe_ms or self.deadline_ms) / 1000
 
 
 def _below(section: S, folder: Path) -> S:
-    """A section, with its paths in a folder."""
+    """Return a section with relative paths resolved against a folder."""
     paths = {name: folder / value for name, value in section if isinstance(value, Path)}
     return section.model_copy(update=paths)
 
 
 def _place(camera: str, folder: Path) -> str:
-    """The name of a camera, with its path in a folder when it has one."""
+    """Return a camera's name; a relative path in it is resolved against a folder."""
     kind, colon, rest = camera.partition(":")
     if colon and kind == "simulated":
         return f"simulated:{folder / rest}"

@@ -1,14 +1,14 @@
-"""Drift of what a station measures, with a stated rate of false alarms and no assumption on distributions.
+"""Detect drift of a station's measurements, at a stated rate of false alarms, without assumptions on distributions.
 
 Each value gets a p-value: its smoothed rank among the reference *and* all earlier production (semi-online; Vovk,
 Gammerman & Shafer, "Algorithmic Learning in a Random World", 2005). While nothing has changed, these p-values are
 independent and uniform. Ranks against the reference alone are not independent: docs/station.md shows their alarms.
 
-Against them the conformal Shiryaev-Roberts procedure bets (Vovk, Petej, Nouretdinov, Ahlberg, Carlsson & Gammerman,
-"Retrain or not retrain: conformal test martingales for change-point detection", COPA 2021): every part opens one more
-bet that a change begins with it. The sum of all bets less the number of parts is a martingale, so a sum of c within
-N parts has a probability of at most N / c while nothing has changed. No bet pays more than fourfold for one part, so
-single defects are no drift.
+The conformal Shiryaev-Roberts procedure tests these p-values by betting (Vovk, Petej, Nouretdinov, Ahlberg, Carlsson &
+Gammerman, "Retrain or not retrain: conformal test martingales for change-point detection", COPA 2021): each part starts
+one more bet that a change begins with this part. The sum of all bets minus the number of parts is a martingale. While
+nothing has changed, a sum of c within N parts therefore has a probability of at most N / c. One part multiplies a bet
+by at most 4, so single defects raise no alarm.
 """
 
 import math
@@ -25,13 +25,13 @@ from andon.station.events import StationError
 
 MEASURES = ("score", "brightness", "sharpness", "registration")
 
-TAIL = 0.1  # share of p-values that a tail has
+TAIL = 0.1  # share of the p-values in a tail
 BETS = {
     "higher": (lambda p: 1.5 - p, lambda p: 2 - 2 * p, lambda p: 4.0 if p < TAIL else (1 - 4 * TAIL) / (1 - TAIL)),
     "lower": (lambda p: 0.5 + p, lambda p: 2 * p, lambda p: 4.0 if p > 1 - TAIL else (1 - 4 * TAIL) / (1 - TAIL)),
     "wider spread": (lambda p: 3.0 if min(p, 1 - p) < TAIL else (1 - 6 * TAIL) / (1 - 2 * TAIL),),
 }
-"""What a bet pays for a p-value; on uniform ones it pays 1 on average. A high value has a low p-value."""
+"""Factor by which a p-value multiplies a bet; the mean over uniform p-values is 1. A high value has a low p-value."""
 
 KINDS = [(kind, pays) for kind, bets in BETS.items() for pays in bets]
 
@@ -40,12 +40,12 @@ class Ranks:
     """Semi-online p-values of a sequence of values."""
 
     def __init__(self, reference: Sequence[float], seed: str) -> None:
-        """`seed` of the smoothing: the same values give the same p-values again."""
+        """`seed` of the smoothing: with the same seed, the same values give the same p-values."""
         self._values = array("d", sorted(reference))
         self._random = random.Random(seed)
 
     def add(self, value: float) -> float:
-        """Rank a value among all before it; ties are broken by chance."""
+        """Return the p-value of a value among all earlier values; ties are broken at random."""
         above = len(self._values) - bisect_right(self._values, value)
         same = len(self._values) - above - bisect_left(self._values, value) + 1
         insort(self._values, value)
@@ -53,49 +53,49 @@ class Ranks:
 
 
 class Change(NamedTuple):
-    """A drift that was found."""
+    """A detected drift."""
 
     measure: str
     kind: str  # higher, lower, or wider spread
-    parts: int  # inspected since the chart began
-    since: int  # parts ago that it seems to have begun
+    parts: int  # number inspected since the start of the chart
+    since: int  # estimated number of parts since the start of the drift
 
     def __str__(self) -> str:
         return (
-            f"{self.measure}: {self.kind} than before, since about {self.since} parts. Look at light, lens, camera and "
-            "material. When the parts are good, recalibrate on verified good parts."
+            f"{self.measure}: {self.kind} than before, since about {self.since} parts. Check light, lens, camera and "
+            "material. If the parts are good, recalibrate on verified good parts."
         )
 
 
 class Point(NamedTuple):
-    """The last point of an EWMA chart. Its limits are for people: no rate of false alarms is stated for them."""
+    """The last point of an EWMA chart. Its limits are only displayed; no rate of false alarms is stated for them."""
 
     value: float
     mean: float  # exponentially weighted
     low: float
     high: float
-    evidence: float  # of a change, as a share of what raises the alarm
+    evidence: float  # for a change; 1 raises the alarm
 
 
 class Chart:
-    """One measure: semi-online ranks and bets on them, and an EWMA."""
+    """The chart of one measure: semi-online ranks, bets on them, and an EWMA."""
 
     def __init__(
         self, measure: str, reference: Sequence[float], alarm: float, learn: int, horizon: int, weight: float, seed: str
     ) -> None:
         self.measure, self.reference = measure, list(reference)
         self._alarm, self._horizon, self._weight, self._seed = alarm, horizon, weight, seed
-        self._learn = learn  # values of production that become the reference
+        self._learn = learn  # number of production values that become the reference
         self._total = 0
         self._centre, self._deviation = _spread(self.reference)
         self.point: Point | None = None
         self._begin()
 
     def _begin(self) -> None:
-        """Forget production: memory stays bounded, and the bound on false alarms adds up over the horizons."""
+        """Forget production, so that memory stays bounded. Probabilities of false alarms add up over the horizons."""
         self._ranks = Ranks(self.reference, f"{self._seed} {self.measure} {self._total}")
         self._parts, self._bets = 0, [0.0] * len(KINDS)
-        self._rises, self._since = [1.0] * len(KINDS), [0] * len(KINDS)  # the best single bet, and when it began
+        self._rises, self._since = [1.0] * len(KINDS), [0] * len(KINDS)  # the best single bet, and its start
 
     def add(self, value: float) -> Change | None:
         if self._parts == self._horizon:
@@ -128,16 +128,16 @@ class Chart:
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation; NaN where there are too few."""
+    """Return mean and standard deviation; NaN for too few values."""
     n = len(values)
-    with np.errstate(over="ignore", invalid="ignore"):  # a chart for people; ranks and bets know no overflow
+    with np.errstate(over="ignore", invalid="ignore"):  # only the displayed chart can overflow; ranks and bets cannot
         return float(np.mean(values)) if n else math.nan, float(np.std(values, ddof=1)) if n > 1 else math.nan
 
 
 class Drift:
-    """The charts of one product at one camera, since its last calibration.
+    """The charts of one product since its last calibration.
 
-    A new calibration needs a new `Drift`. After a restart of the station, `state` gives it the references back.
+    A new calibration needs a new `Drift`. After a restart of the station, `state` restores the references.
     """
 
     def __init__(
@@ -151,21 +151,21 @@ class Drift:
         seed: str = "",
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """`scores` of held-out good parts are the reference of the score. The first `learn` values are all others'.
+        """`scores` of held-out good parts are the reference of the score; that of the others: the first `learn` values.
 
         A false alarm of any measure within N parts has a probability of at most N / `parts_per_alarm`. After `horizon`
-        parts production is forgotten, the reference is not. `weight` of a new value in the EWMA. `seed` of the ties.
+        parts production is forgotten; the reference is kept. `weight` of a new value in the EWMA. `seed` of the ties.
         """
         if not (1 < parts_per_alarm < math.inf and learn > 1 and horizon > 1 and 0 < weight <= 1):
             raise StationError(
                 f"parts_per_alarm = {parts_per_alarm}, learn = {learn}, horizon = {horizon}, weight = {weight}; "
-                "expected numbers above 1, and a weight above 0 up to 1."
+                "expected numbers above 1, and a weight above 0 and at most 1."
             )
         known = {**(state or {}), **({"score": scores} if len(scores) else {})}
         unusable = [name for name, values in known.items() if name not in MEASURES or not np.isfinite(values).all()]
         if unusable:
             raise StationError(
-                f"references of drift: {', '.join(unusable)}; expected numbers of {', '.join(MEASURES)}."
+                f"references of drift: {', '.join(unusable)}; expected finite numbers of {', '.join(MEASURES)}."
             )
         alarm = parts_per_alarm * len(MEASURES)
         self._fixed = ("score",) if len(scores) else ()
@@ -177,10 +177,10 @@ class Drift:
 
     @classmethod
     def of(cls, calibration: Calibration, **settings: Any) -> "Drift":
-        """The charts of a bundle.
+        """Return the charts of a bundle.
 
-        Only held-out scores of the bundle's own detector can be compared with production: when the calibration was
-        crossed in folds, production is compared with its own beginning. Of several images of a part one counts.
+        Only held-out scores of the bundle's own detector can be compared with production. If the calibration is crossed
+        in folds, production is compared with its own beginning. Only one image of each part is used.
         """
         if calibration.folds:
             return cls((), **settings)
@@ -188,7 +188,7 @@ class Drift:
         return cls(list(first.values()), **settings)
 
     def add(self, record: Mapping[str, Any]) -> Change | None:
-        """Take the record of a production part; challenge parts have no place here. The change that it shows, if any.
+        """Add the record of a production part, never of a challenge part; return the detected change, if any.
 
         The first change is kept in `change`.
         """
@@ -199,11 +199,11 @@ class Drift:
         return found
 
     def points(self) -> dict[str, Point]:
-        """The last point of each chart that has one."""
+        """Return the last point of each chart that has one."""
         return {name: chart.point for name, chart in self._charts.items() if chart.point}
 
     def state(self) -> dict[str, list[float]]:
-        """The references that were learnt from production, to be kept over a restart."""
+        """Return the references learnt from production, which must survive a restart."""
         return {
             name: list(chart.reference)
             for name, chart in self._charts.items()
@@ -212,7 +212,7 @@ class Drift:
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a record of `Workers` says of each measure; what it does not say is left out."""
+    """Return the measures that a record of `Workers` contains."""
     look, pose = record.get("appearance") or {}, record.get("registration") or {}
     values = (record.get("score"), look.get("mean"), look.get("sharpness"), pose.get("quality"))
     return {

@@ -1,4 +1,4 @@
-"""What a station records: an entry as it is handed in, and a row as it lies in the chain."""
+"""Records of a station: an entry before it is written, and a row of the chain."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from andon import files
 from andon.station.events import StationError
 
 Kind = Literal["inspection", "decision", "event", "challenge", "change"]
-"""decision: of an operator; event: state or alarm; change: release, activation, recalibration, configuration."""
+"""decision: by an operator; event: state or alarm; change: release, activation, recalibration, configuration."""
 
 KINDS = get_args(Kind)
 LONGEST_NAME = 100
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
     size: int
     """Bytes."""
     worth: int
-    """0: of a pass; 1: of a review; 2: of a reject. What is worth less goes first when space is short."""
+    """0: PASS; 1: REVIEW; 2: all others. When space is short, pictures of the lowest worth are removed first."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Entry:
     score: float | None = None
     p_value: float | None = None
     body: dict[str, Any] = field(default_factory=dict)
-    """All else, as plain data for JSON."""
+    """All other values, as plain data for JSON."""
     pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record. `digest` is SHA-256 of `canonical()`, which holds the digest of the record before it."""
+    """One record. `digest` is SHA-256 of `canonical()`, which contains the digest of the previous record."""
 
     station: str
     sequence: int
     time: str
-    """UTC; never earlier than that of the record before it."""
+    """UTC; never earlier than the time of the previous record."""
     clock: str
-    """What the clock showed: earlier than `time` after it went back."""
+    """Reading of the clock, UTC; earlier than `time` after the clock went back."""
     kind: str
     job: int | None
     product: str | None
@@ -74,30 +74,30 @@ class Row:
 
     @property
     def key(self) -> str:
-        """The same for every delivery of this record, and for no other record, also after a restored backup."""
+        """Identifies this record in every delivery; unique, even after a backup is restored."""
         return f"{self.station}:{self.sequence}:{self.digest[:16]}"
 
     def intact(self) -> bool:
-        """Whether the digest is that of the contents."""
+        """Whether the digest matches the contents."""
         try:
             finite = all(number is None or math.isfinite(number) for number in (self.score, self.p_value))
             return finite and files.digest(self.canonical().encode()) == self.digest
         except (TypeError, ValueError):
-            return False  # somebody wrote another type: SQLite lets it into any column
+            return False  # a value was changed to another type, which SQLite permits in every column
 
     def canonical(self) -> str:
-        """All but the own digest as canonical JSON; `body` sorts first, and lies there as it was written."""
+        """Return all columns except the digest as canonical JSON; `body`, the first in order, is unchanged text."""
         rest = {key: value for key, value in self.values().items() if key not in ("body", "digest")}
         return f'{{"body":{self.text},{files.canonical_json(rest)[1:]}'
 
     def values(self) -> dict[str, Any]:
-        """The columns of the table; the body as text."""
+        """Return the columns of the table; the body is text."""
         values = {**vars(self), "body": self.text}
         del values["text"]
         return values
 
     def record(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {**self.values(), "body": self.body}
 
 
@@ -112,15 +112,15 @@ def inspected(
     stages_ms: dict[str, float],
     pictures: tuple[Picture, ...] = (),
 ) -> Entry:
-    """The record of an inspection, with all that traces it.
+    """Return the entry of an inspection, with everything that makes it traceable.
 
     Args:
-        job, product, part, lot: what was inspected.
-        outcome: how the job ended; it differs from the verdict in `record` when that came late.
-        record: `Inspection.record()`; without one, at least `error`, and `digest` and `bundle` where they are known.
-        engine: name and version of what ran the graph.
-        stages_ms: the time that each stage took.
-        pictures: what the archive keeps of it.
+        job, product, part, lot: identify the inspected part.
+        outcome: how the job ended; differs from the verdict in `record` if the verdict was late.
+        record: `Inspection.record()`; without one, at least `error`, and `digest` and `bundle` if known.
+        engine: name and version of the inference engine.
+        stages_ms: the duration of each stage.
+        pictures: its files in the archive.
     """
     return Entry(
         "inspection",
@@ -137,7 +137,7 @@ def inspected(
 
 
 DISPUTE = "dispute"
-"""The decision that a person must look at a part again."""
+"""The decision that another person must judge the part again."""
 
 
 def decided(
@@ -151,24 +151,24 @@ def decided(
     defect: str = "",
     box: tuple[int, int, int, int] | None = None,
 ) -> Entry:
-    """What a person says of an inspection. StationError when it says too little or too much.
+    """Return the entry of a person's decision on an inspection. StationError for missing or contradictory values.
 
     Args:
-        row: of the inspection.
-        decision: `confirm` its verdict; `override` it by `verdict`, with a reason; `dispute` it: the part waits for a
-            decision.
+        row: record of the inspection.
+        decision: `confirm` the verdict; `override` it by `verdict`, with a reason; `dispute` it: the part waits for
+            another decision.
         who, key: name and id of the person's key.
-        defect: its kind, where there is one.
-        box: x, y, width, height of the defect, pixels of the picture.
+        defect: kind of defect, if any.
+        box: x, y, width, height of the defect in pixels of the picture.
     """
     check_text("operator", who, LONGEST_TEXT)
     found = f"decision '{decision}' on record {row.sequence}"
     if row.kind != "inspection":
-        raise StationError(f"{found}, which is of kind {row.kind}; expected an inspection.")
+        raise StationError(f"{found}, of kind {row.kind}; expected an inspection. Name the record of one.")
     if decision == "override" and (verdict is None or not reason.strip()):
-        raise StationError(f"{found} without verdict or reason; expected both.")
+        raise StationError(f"{found} without verdict or reason; expected both. Add them.")
     if decision != "override" and verdict is not None:
-        raise StationError(f"{found} with verdict {verdict}; expected none. Override to change it.")
+        raise StationError(f"{found} with verdict {verdict}; expected no verdict. To change the verdict, override it.")
     facts: dict[str, Any] = {"decision": decision, "verdict": verdict, "reason": reason}
     marks = {name: value for name, value in (("defect", defect), ("box", box and list(box))) if value}
     body = {**facts, **marks, "record": row.sequence, "was": row.verdict, "who": who, "key": key}
@@ -177,7 +177,7 @@ def decided(
 
 
 def draft(entry: Entry) -> dict[str, Any]:
-    """The columns that an entry fills. StationError when it cannot be kept as it is."""
+    """Return the columns of an entry. StationError when the database cannot store it unchanged."""
     if entry.kind not in KINDS:
         raise StationError(f"record of kind '{entry.kind}': expected {', '.join(KINDS)}. Use one of them.")
     texts = {name: getattr(entry, name) for name in ("product", "part", "lot", "verdict")}
@@ -190,17 +190,17 @@ def draft(entry: Entry) -> dict[str, Any]:
         numbers = {name: _number(getattr(entry, name)) for name in ("score", "p_value")}
         text = files.canonical_json(dict(entry.body))
     except (TypeError, ValueError, RecursionError) as error:
-        raise StationError(f"record of kind {entry.kind}: not plain data: {error}. Expected what JSON holds.") from None
+        raise StationError(f"record of kind {entry.kind}: not plain data: {error}. Expected JSON types.") from None
     if len(text) > LARGEST_BODY:
         raise StationError(
-            f"record of kind {entry.kind}: {len(text)} bytes, expected at most {LARGEST_BODY}. Put large data into the "
+            f"record of kind {entry.kind}: {len(text)} bytes; expected at most {LARGEST_BODY}. Put large data into the "
             "archive and its digest into the record."
         )
     return {"kind": entry.kind, "job": entry.job, **texts, **numbers, "text": text}
 
 
 def check_text(name: str, value: object, longest: int) -> None:
-    """Refuse a name that one of the databases could not hold or find."""
+    """Check that every supported database can store and find a text."""
     whole = isinstance(value, str) and 0 < len(value) <= longest and "\0" not in value
     try:
         whole = whole and bool(str(value).encode())
@@ -213,13 +213,13 @@ def check_text(name: str, value: object, longest: int) -> None:
 
 
 def check_number(name: str, value: object) -> None:
-    """Refuse a number that a database could not hold."""
+    """Check that every supported database can store a number."""
     if not (type(value) is int and 0 <= value < 1 << 63):
-        raise StationError(f"{name} {str(value)[:40]}: expected a whole number from 0 below 2^63. Correct it.")
+        raise StationError(f"{name} {str(value)[:40]}: expected an integer from 0 to 2^63 − 1. Correct it.")
 
 
 def stamp(seconds: float) -> str:
-    """A reading of the clock in seconds since 1970 as text."""
+    """Return a time in seconds since 1970 as the text used in records."""
     try:
         return stamp_of(datetime.fromtimestamp(seconds, UTC))
     except (ValueError, OverflowError, OSError):
@@ -229,17 +229,17 @@ def stamp(seconds: float) -> str:
 
 
 def stamp_of(moment: datetime) -> str:
-    """A moment as the text that records hold."""
+    """Return a time as the text used in records."""
     if moment.tzinfo is None:
         raise StationError(f"time {moment}: expected a time zone, such as {moment}+00:00. Add it.")
     try:
         return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     except OverflowError:
-        raise StationError(f"time {moment}: expected a moment from year 1 to 9999 in UTC. Correct it.") from None
+        raise StationError(f"time {moment}: expected a year from 1 to 9999 in UTC. Correct it.") from None
 
 
 def chained(head: tuple[int, str, str], station: str, clock: str, drafts: list[dict[str, Any]]) -> list[Row]:
-    """Drafts as rows that follow `head`: its sequence, digest and time."""
+    """Return drafts as rows that continue the chain after `head`: sequence, digest and time of the last record."""
     rows: list[Row] = []
     sequence, digest, time = head
     for columns in drafts:
@@ -251,6 +251,6 @@ def chained(head: tuple[int, str, str], station: str, clock: str, drafts: list[d
 
 
 def _number(value: object) -> float | None:
-    if value is None or not math.isfinite(number := float(value)):  # type: ignore[arg-type]  # the caller tells
+    if value is None or not math.isfinite(number := float(value)):  # type: ignore[arg-type]  # `draft` reports a TypeError
         return None
-    return number + 0.0  # SQLite knows no negative zero
+    return number + 0.0  # SQLite has no negative zero

@@ -1,4 +1,4 @@
-"""What the station's machine says and remembers, as plain immutable data that every view translates."""
+"""Events and memory of the state machine, as plain immutable data."""
 
 from dataclasses import field
 from enum import StrEnum
@@ -24,18 +24,18 @@ ALARMS = {
     "DRIFT": "Scores or pictures of a product have changed.",
     "RESULT_OVERFLOW": "A trigger found the queue full of results that are not acknowledged.",
 }
-"""The code of an alarm, and its meaning. Its number in line protocols is its place here, from 1."""
+"""Code of an alarm → its meaning. The number of an alarm in line protocols is its position here, from 1."""
 
 ERRORS = ("CAMERA_LOST", "WORKER_DEAD", "HEARTBEAT_STALE", "STORAGE", "RESULT_OVERFLOW")
-"""The alarms that hold the station in Error while they last."""
+"""The alarms that keep the station in the state Error while they are active."""
 
 
 class StationError(AndonError):
-    """A call that the station refuses in its state. It changes nothing; a refused trigger is counted."""
+    """A call that the station refuses. It changes nothing, but a refused trigger is counted."""
 
 
 class Outcome(StrEnum):
-    """How a job ends. Only PASS and REVIEW are not a reject."""
+    """How a job ends. Every outcome except PASS and REVIEW means reject."""
 
     PASS = "PASS"
     REVIEW = "REVIEW"
@@ -47,7 +47,7 @@ class Outcome(StrEnum):
 
 
 class Challenge(StrEnum):
-    """Where the challenge parts of a product stand. NONE: it has none."""
+    """Status of the challenge parts of a product. NONE: it has none."""
 
     NONE = "NONE"
     DUE = "DUE"
@@ -62,7 +62,7 @@ class Product:
     name: str
     digest: str
     deadline: float
-    """Seconds from the trigger within which its verdict counts."""
+    """Maximum time from trigger to verdict in seconds; a later verdict is LATE."""
     challenge: Challenge
 
 
@@ -77,13 +77,13 @@ class Job:
     started: float
     deadline: float
     run: int | None = None
-    """The id of the continuous job that it belongs to."""
+    """Id of the continuous job to which it belongs."""
     acquired: bool = False
-    """Its picture is taken."""
+    """Its picture has been taken."""
     challenge: bool = False
-    """A challenge part: never counted, archived or learnt as production."""
+    """It inspects a challenge part, which is never counted or archived as production."""
     latch: bool = True
-    """Its result stays until it is acknowledged. False: whoever asked gets it as the answer to the request."""
+    """Its result is held until it is acknowledged. False: its result is the answer to a request."""
 
 
 @dataclass(frozen=True, config=FROZEN)
@@ -92,18 +92,18 @@ class Result:
     outcome: Outcome
     at: float
     until: float
-    """The output shows a PASS or REVIEW until then: its deadline, or earlier after an error or a restart."""
+    """Time until which the output shows PASS or REVIEW: the deadline, or earlier after an error or a restart."""
 
 
 @dataclass(frozen=True, config=FROZEN)
 class Memory:
-    """All that must survive a restart."""
+    """The state that must survive a restart."""
 
     version: int = 1
     next_job: int = 1
     products: dict[str, Product] = field(default_factory=dict)
     waiting: tuple[Job, ...] = ()
-    """Jobs that await their verdict."""
+    """Jobs that wait for their verdict."""
     latched: tuple[Result, ...] = ()
     """Results that are not acknowledged, the oldest first."""
     missed: int = 0
@@ -111,10 +111,10 @@ class Memory:
     counts: dict[str, int] = field(default_factory=dict)
     """Results of production by outcome."""
     errors: dict[str, bool] = field(default_factory=dict)
-    """The errors that last, and whether only Reset ends them."""
+    """Active error → whether only Reset ends it."""
 
     def plain(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return dict(_MEMORY.dump_python(self, mode="json"))
 
     def to_json(self) -> str:
@@ -128,12 +128,12 @@ class Memory:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the text"
             raise StationError(
-                f"memory of the station: {place}: {first['msg']}. Expected what `Memory.to_json` wrote. "
+                f"memory of the station: {place}: {first['msg']}. Expected the text that `Memory.to_json` returned. "
                 "Restore it from a backup, or begin with a new one whose job ids were never used."
             ) from None
         if memory.version != 1:
             raise StationError(
-                f"memory of the station: version {memory.version}, expected 1. Use the andon that wrote it, or newer."
+                f"memory of the station: version {memory.version}; expected 1. Use the andon that wrote it, or newer."
             )
         return memory
 
@@ -142,7 +142,7 @@ _MEMORY = TypeAdapter(Memory)
 
 
 class Transitioned(NamedTuple):
-    """A transition of the table. Where the table names the parent Operational, this names the substate."""
+    """A transition of the table. Source and target are substates where the table has their parent Operational."""
 
     number: int
     source: str
@@ -162,7 +162,7 @@ class Alarm(NamedTuple):
     code: str
     text: str
     active: bool
-    """False: it has ended."""
+    """False: the alarm has ended."""
 
 
 Event = Transitioned | Notice | Alarm | Result

@@ -1,4 +1,4 @@
-"""Records as a table, for people and for their tools: CSV or Parquet, written whole or not at all."""
+"""Export records as a table: CSV or Parquet, written completely or not at all."""
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
@@ -62,13 +62,13 @@ COLUMNS: dict[str, tuple[str, Cell]] = {
     "previous": ("string", lambda row: row.previous),
     "digest": ("string", lambda row: row.digest),
 }
-"""Type and contents of each column. `body` holds all that a record holds beside its columns, as JSON."""
+"""Type and value of each column. `body` contains all other values of a record as JSON."""
 
 CHUNK = 5000
 
 
 def write(rows: Iterable[Row], out: Path) -> int:
-    """Write records to a file that ends in .csv or .parquet; return how many there were."""
+    """Write records to a .csv or .parquet file; return the number of records."""
     writers = {".csv": _csv, ".parquet": _parquet}
     if out.suffix not in writers:
         raise AndonError(f"{out}: expected a name that ends in .csv or .parquet. Rename it.")

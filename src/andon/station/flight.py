@@ -1,4 +1,4 @@
-"""A part on its way through the station, and how views are told what happens."""
+"""A job in progress, and the feed of events for views."""
 
 import queue
 from concurrent.futures import Future
@@ -10,7 +10,7 @@ from andon.station.events import Event, Job, Outcome
 from andon.station.loaded import Loaded
 
 FEED = 1000
-"""Most events that wait for a view."""
+"""Maximum number of events that wait for a view."""
 
 
 class Finished(NamedTuple):
@@ -18,28 +18,28 @@ class Finished(NamedTuple):
 
     row: Row
     outcome: Outcome
-    """How the job ended. It differs from the record's verdict when the deadline passed, or an error began, while that
-    became durable; a further record says so."""
+    """How the job ended. Differs from the record's verdict if the deadline passed, or an error began, while the record
+    was being written; then a further record contains this outcome."""
 
 
 @dataclass
 class Flight:
-    """One job from its trigger to its durable end."""
+    """One job from its trigger until its end is recorded."""
 
     job: Job
     lot: str | None = None
     loaded: Loaded | None = None
-    """The bundle that inspects it, as it was at the trigger."""
+    """The bundle that inspects it: the active one at the time of the trigger."""
     future: "Future[Finished]" = field(default_factory=Future)
     data: bytes = b""
     digest: str | None = None
-    """Of the picture."""
+    """Digest of the picture."""
     entered: bool = False
-    """Its record waits to become durable."""
+    """Its record was handed to the keeper."""
     row: Row | None = None
     """Its durable record."""
     ended: Outcome | None = None
-    """How the machine ended it."""
+    """How the state machine ended it."""
 
     def entry(
         self,
@@ -49,7 +49,7 @@ class Flight:
         body: dict[str, Any],
         pictures: tuple[Picture, ...],
     ) -> Entry:
-        """Its record."""
+        """Return the entry of its record."""
         job = self.job
         return Entry(
             "challenge" if job.challenge else "inspection",
@@ -65,7 +65,7 @@ class Flight:
         )
 
     def superseded(self) -> Entry:
-        """The record that says that the job ended in another way than its record tells."""
+        """Return the entry that corrects the outcome in its record."""
         assert self.row and self.ended
         job = self.job
         facts = {"event": "superseded", "record": self.row.sequence, "recorded": self.row.verdict}
@@ -73,7 +73,7 @@ class Flight:
 
 
 class Latest(NamedTuple):
-    """The picture of the last part of a product."""
+    """The last picture of a product."""
 
     job: int
     picture: bytes
@@ -82,15 +82,15 @@ class Latest(NamedTuple):
 
 
 class Feed:
-    """What happens, for one view: events of the machine, and records once they are durable. Read it from any thread."""
+    """A queue for one view: events of the state machine, and durable records. It may be read from any thread."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[Event | Row] = queue.Queue(FEED)
         self.lost = 0
-        """How much was left out because the view read too slowly: look at the station's state, then go on."""
+        """Number of events lost because the view read too slowly. The view must then read the station's state."""
 
     def get(self, timeout_s: float = 0) -> Event | Row | None:
-        """The next one; None when there is none in so many seconds."""
+        """Return the next event or record; None if there is none within `timeout_s` seconds."""
         try:
             return self._queue.get(timeout_s > 0, timeout_s or None)
         except queue.Empty:

@@ -1,4 +1,4 @@
-"""What people on the floor say of inspections: good parts to calibrate on, escapes that a bundle must catch."""
+"""Use people's decisions: recalibrate on parts confirmed good, and test a bundle on escapes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,27 +22,27 @@ if TYPE_CHECKING:
     from andon.bundle import Bundle
 
 MOST = 1000
-"""Good pictures of one recalibration: the digests of all stand in the history of the bundle."""
+"""Maximum number of pictures of one recalibration; the bundle's history contains the digests of all."""
 DEADLINE_S = 30.0
 GROUPS = r"^(\d+)_"
-"""Pictures of one part are one group."""
+"""Groups the pictures of one part, by the number at the start of the name."""
 
 
 class Confirmed(NamedTuple):
-    """Pictures of parts that a person said are good, and how many were left out."""
+    """Pictures of parts that people confirmed good, and how many were left out."""
 
     pictures: dict[str, str]
     """Digest of the picture → part; the newest decision first."""
     absent: int
     """Parts whose picture was not kept, or aged out."""
     disputed: int
-    """Parts whose picture was said to show a defect in another inspection."""
+    """Parts whose picture was judged defective in another inspection."""
 
 
 def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | None = None) -> Confirmed:
-    """The pictures of a product whose last decision is PASS. An inspection without a score counts for nothing.
+    """Return the pictures of a product whose last decision is PASS. Inspections without a score are not used.
 
-    StationError when a picture is damaged. `since`: of the inspection.
+    `since`: earliest time of the inspection.
     """
     good: dict[str, str] = {}
     bad: set[str | None] = set()
@@ -53,7 +53,7 @@ def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | 
         if not found or found[0].score is None or found[0].time < first:
             continue
         body = found[0].body
-        if decision.verdict is None:  # disputed: nobody has decided
+        if decision.verdict is None:  # disputed, so not decided
             continue
         if decision.verdict != Outcome.PASS:
             bad.add(body.get("digest"))
@@ -69,7 +69,7 @@ def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | 
 
 
 def _last(decisions: Iterable[Row]) -> list[Row]:
-    """The last decision on each job, the oldest first."""
+    """Return the last decision on each job, the oldest first."""
     found: dict[int, Row] = {}
     for row in decisions:
         if row.job is not None:
@@ -80,7 +80,7 @@ def _last(decisions: Iterable[Row]) -> list[Row]:
 
 @contextmanager
 def folder(pictures: dict[str, str], archive: Archive) -> Iterator[Path]:
-    """A temporary folder of copies, each verified; `GROUPS` finds the part in their names. It goes afterwards."""
+    """Yield a temporary folder of verified copies; `GROUPS` matches their names. StationError for a damaged picture."""
     numbers = {part: number for number, part in enumerate(dict.fromkeys(pictures.values()), 1)}
     with TemporaryDirectory(prefix="andon-") as place:
         for digest, part in pictures.items():
@@ -97,7 +97,7 @@ class Recalibrated(NamedTuple):
     before: "Bundle"
     after: "Bundle"
     parts: list[str]
-    """(n,) the part that each picture of the new calibration shows; empty: it was in the calibration before."""
+    """(n,) part of each picture in the new calibration; empty: the picture is from the previous calibration."""
 
 
 def recalibrate(
@@ -112,10 +112,10 @@ def recalibrate(
     *,
     replace: bool = False,
 ) -> Recalibrated:
-    """Recalibrate a bundle on pictures that people confirmed good; its history says so. The station is only read.
+    """Recalibrate a bundle on pictures that people confirmed good, and note this in its history.
 
-    The pictures join those of the calibration before; with `replace`, and where others gave its scores, they take their
-    place. Errors: AndonError when there is no such picture.
+    The pictures are added to those of the previous calibration. They replace them with `replace`, or if detectors of
+    folds computed the previous scores. The station's data are only read. AndonError when there are no pictures.
     """
     from andon.training import calibrating
 
@@ -125,7 +125,7 @@ def recalibrate(
     for count, why in (
         (found.absent, "the picture was not kept, or aged out"),
         (found.disputed, "the same picture was also found defective"),
-        (len(found.pictures) - len(used), f"only the {MOST} decided last are used"),
+        (len(found.pictures) - len(used), f"only the last {MOST} are used"),
     ):
         if count:
             warn(f"left out: {counted(count, 'confirmed part')}: {why}")
@@ -145,7 +145,7 @@ def recalibrate(
 
 
 def missed(bundle: Path, escapes: Iterable[Escape], archive: Archive, max_bytes: int) -> list[str]:
-    """The escapes that a bundle would let through again, each with what it got: neither REVIEW nor REJECT."""
+    """Return the escapes that get neither REVIEW nor REJECT from a bundle, each with its verdict."""
     found = []
     with Workers(bundle, threads=1, max_bytes=max_bytes) as workers:
         for each in escapes:

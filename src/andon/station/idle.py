@@ -1,4 +1,4 @@
-"""Products that nobody uses give their processes back; the next trigger, or preparation, loads them again."""
+"""End the processes of unused products; the next trigger or preparation starts them again."""
 
 import queue
 import threading
@@ -12,11 +12,11 @@ LOOK_S = 0.02
 
 
 class Idle:
-    """Which products sleep, and what wakes them. The product that was used last never sleeps.
+    """Unloads idle products and loads them when they are needed. The product used last is never unloaded.
 
     Args:
         jobs: of the station.
-        changes: held while a bundle is loaded or exchanged.
+        changes: lock held while a bundle is loaded or exchanged.
         load: loads the active bundle of a product and prepares it.
     """
 
@@ -27,7 +27,7 @@ class Idle:
         self._waking: set[str] = set()
 
     def use(self, name: str) -> bool:
-        """Somebody needs a product now: whether it is prepared. This never waits; one that sleeps begins to load."""
+        """Begin to load a product if it is idle, without waiting; return whether it is prepared."""
         with self._jobs.lock:
             loaded = self._jobs.loaded.get(name)
             if loaded:
@@ -38,7 +38,7 @@ class Idle:
             return name in self._jobs.machine.memory.products
 
     def awake(self, name: str, timeout_s: float) -> bool:
-        """Need a product, and wait at most so long until it is loaded. True also for one that does not sleep."""
+        """Load a product if it is idle, and wait; False if this takes longer than `timeout_s`."""
         end = time.monotonic() + timeout_s
         while not self.use(name) and name in self._jobs.idle:
             if time.monotonic() > end:
@@ -47,7 +47,7 @@ class Idle:
         return True
 
     def serve(self) -> None:
-        """Load what is wanted, until `close`."""
+        """Load the products that are needed, until `close`."""
         for name in iter(self._wanted.get, None):
             self._load(name)
             self._waking.discard(name)
@@ -56,7 +56,7 @@ class Idle:
         self._wanted.put(None)
 
     def look(self) -> None:
-        """Let products sleep that nobody has used for long. What is being changed is looked at the next time."""
+        """Unload products that were not used for `idle_minutes`. Does nothing during a change of bundles."""
         if not self._after_s or not self._changes.acquire(blocking=False):
             return
         try:
@@ -72,7 +72,7 @@ class Idle:
         jobs, name = self._jobs, loaded.product
         if jobs.machine.state not in ("Initialized", "Ready") or jobs.uses(loaded):
             return
-        if name in jobs.machine.memory.products:  # one that was unprepared stays so
+        if name in jobs.machine.memory.products:  # an unprepared product must not be prepared later
             jobs.do(lambda now: jobs.machine.unprepare(name, now))
             jobs.idle = {**jobs.idle, name: loaded.version.digest}
         jobs.loaded = {each: one for each, one in jobs.loaded.items() if one is not loaded}

@@ -1,4 +1,4 @@
-"""From a trigger to a durable verdict: jobs, their records, and how views are told what happens.
+"""Jobs from the trigger to the durable verdict, their records, and the events for views.
 
 ```
 trigger → job → picture → worker process → record, durable → deadline checked again → answered or latched
@@ -32,40 +32,40 @@ from andon.station.machine import Machine
 from andon.station.metrics import Metrics
 from andon.station.retention import Retention, worth
 
-IDS = 1000  # job ids that are reserved at a time
-LOG = 1000  # sentences that are kept
-FROZEN = "the same picture as of the part before: the camera gives no new pictures"
+IDS = 1000  # number of job ids reserved at a time
+LOG = 1000  # maximum number of stored messages
+FROZEN = "the same picture as that of the previous part: the camera gives no new pictures"
 ENDS = {
     Outcome.LATE: "there was no verdict at the deadline",
     Outcome.ERROR: "an error of the station, or a restart, ended the job",
     Outcome.ABORTED: "Abort, Halt or Reset ended the job",
 }
 IN_COLUMNS = ("source", "verdict", "score", "p_value")
-"""Of an inspection's record, what the ledger holds elsewhere."""
-STATES_TOLD = ("Preoperational", "Halted", "Error", "Initialized")
-"""A change from or to one of these is a record; from job to job there is none."""
+"""Fields of an inspection's record that have columns of their own in the ledger."""
+STATES_RECORDED = ("Preoperational", "Halted", "Error", "Initialized")
+"""A transition from or to one of these states is recorded; the transitions of each job are not."""
 
 
 class Jobs(ABC):
-    """What a station does with jobs: machine, records, pictures. `Station` adds the calls of views.
+    """Runs jobs: state machine, records, pictures. `Station` adds the methods for views.
 
     Args:
-        config: its settings.
-        tell: takes sentences for the person who started it.
+        config: settings of the station.
+        tell: receives messages for the person who started the station.
     """
 
     def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
         self.config, self._listener = config, tell
         self.log: deque[tuple[str, str]] = deque(maxlen=LOG)
-        """Times and sentences that the person who started it was told, the oldest first."""
+        """Times and texts of the messages, the oldest first."""
         self.lock = threading.RLock()
-        """Held for every call of the machine."""
+        """Held during every call of the state machine."""
         self.loaded: dict[str, Loaded] = {}
         """The bundles of prepared products, in their processes."""
         self.idle: dict[str, str] = {}
-        """Products whose processes have ended because nobody used them, with the digests of their bundles."""
+        """Product whose processes ended because it was not used → digest of its bundle."""
         self.latest: dict[str, Latest] = {}
-        """The last part of each product, for people who watch: most pictures of passes are not kept."""
+        """The last picture of each product, for display; most pictures of passes are not stored."""
         self._flights: dict[int, Flight] = {}
         self._feeds: list[Feed] = []
         self._unkept: dict[str, tuple[bytes, str]] = {}
@@ -87,7 +87,7 @@ class Jobs(ABC):
             raise
 
     def tell(self, sentence: str) -> None:
-        """Tell the person who started the station, and keep it for the page of settings."""
+        """Report a message to the person who started the station, and store it for the page of settings."""
         self.log.append((stamp(time.time()), sentence))
         self._listener(sentence)
 
@@ -96,7 +96,7 @@ class Jobs(ABC):
         return self.machine.ready
 
     def subscribe(self) -> Feed:
-        """Be told what happens from now on, until `unsubscribe`."""
+        """Return a feed that receives all events from now on, until `unsubscribe`."""
         feed = Feed()
         with self.lock:
             self._feeds = [*self._feeds, feed]
@@ -109,21 +109,21 @@ class Jobs(ABC):
 
     @property
     def lost(self) -> int:
-        """Events that views read too slowly to get."""
+        """Number of events lost because views read too slowly."""
         return self._lost + sum(feed.lost for feed in self._feeds)
 
     def keep(self, *entries: Entry, timeout_s: float = 15) -> list[Row]:
-        """Make records of decisions and changes durable. StorageError when that takes too long; it goes on."""
+        """Write records durably. StorageError when this takes too long; writing continues in the background."""
         futures: list[Future[Row]] = [Future() for _ in entries]
         for entry, future in zip(entries, futures, strict=True):
             self.keeper.put(entry, lambda row, future=future: self._kept(row, future))  # type: ignore[misc]
         try:
             return [future.result(timeout_s) for future in futures]
         except TimeoutError:
-            raise StorageError("the records cannot be written now. Nothing was answered; see the alarms.") from None
+            raise StorageError("the records cannot be written now, but may be written later. See the alarms.") from None
 
     def do(self, call: Callable[[float], list[Event]]) -> None:
-        """Make a call of the machine, and do what its events ask for."""
+        """Call the state machine, and handle its events."""
         with self.lock:
             self._hear(call(self._now()))
 
@@ -132,19 +132,19 @@ class Jobs(ABC):
         return [product.deadline for product in self.machine.memory.products.values()]
 
     def worker_dead(self, reason: str) -> None:
-        """The processes of a product end again and again: a person must look."""
+        """Report that the processes of a product end repeatedly; the error lasts until Reset."""
         self.tell(reason)
         self.do(lambda now: self.machine.fail("WORKER_DEAD", now, until_reset=True))
 
     def uses(self, loaded: Loaded) -> bool:
-        """Whether a job that has not ended is inspected by this bundle."""
+        """Whether a job in progress uses this bundle."""
         return any(flight.loaded is loaded for flight in list(self._flights.values()))
 
     # A job
 
     def _begin(self, start: Callable[[], list[Event]], lot: str | None) -> Job:
         if self.machine.memory.next_job >= self._last_id:
-            raise StationError("no job ids are left: the records cannot be written now. See the alarms.")
+            raise StationError("no job ids are available: the records cannot be written now. See the alarms.")
         events = start()
         job = self.machine.memory.waiting[-1]
         loaded = self.loaded[job.product]
@@ -156,7 +156,7 @@ class Jobs(ABC):
     def _acquired(self, job: int, data: bytes, digest: str) -> Flight:
         flight = self._flights.get(job)
         if flight is None:
-            raise StationError(f"job {job}: no such job waits for a picture; it ended or never began.")
+            raise StationError(f"job {job}: no such job waits for a picture; it has ended, or never began.")
         self._hear(self.machine.acquired(job, self._now()))
         flight.data, flight.digest = data, digest
         return flight
@@ -178,8 +178,8 @@ class Jobs(ABC):
         return flight.future
 
     def _answered(self, flight: Flight, answer: Answer) -> None:
-        """A worker has answered."""
-        if answer.verdict == Outcome.LATE:  # the clock of this station ends the job, if it has not done so
+        """Record the answer of a worker."""
+        if answer.verdict == Outcome.LATE:  # `tick` ends the job as LATE
             return
         body = {name: value for name, value in answer.record.items() if name not in IN_COLUMNS}
         self._enter(flight, answer.verdict, body, answer)
@@ -189,7 +189,7 @@ class Jobs(ABC):
             self._drifted(loaded, change)
 
     def _drifted(self, loaded: Loaded, change: Change) -> None:
-        """Scores or pictures have changed: a person must look. Inspection goes on."""
+        """Report a drift. Inspection continues."""
         product = loaded.product
         self.tell(f"product {product}: {change}")
         self._publish(Alarm("DRIFT", f"{product}: {change}", True))
@@ -197,7 +197,7 @@ class Jobs(ABC):
         self.keeper.put(Entry("event", product=product, body=facts))
 
     def _enter(self, flight: Flight, verdict: Outcome, body: dict[str, Any], answer: Answer | None = None) -> None:
-        """Hand the record of a job to the keeper, unless the job has ended meanwhile."""
+        """Give the record of a job to the keeper, unless the job has ended."""
         found = answer.map.to_bytes() if answer and answer.map else b""
         if not flight.job.challenge:
             self.latest[flight.job.product] = Latest(flight.job.id, flight.data, found)
@@ -212,7 +212,7 @@ class Jobs(ABC):
                 self.keeper.put(entry, lambda row: self.guarded(self._durable, flight, row))
 
     def _durable(self, flight: Flight, row: Row) -> None:
-        """The record of a verdict is durable: the deadline is checked again."""
+        """End a job whose record is durable; the deadline is checked again."""
         with self.lock:
             self._publish(row)
             flight.row = row
@@ -222,7 +222,7 @@ class Jobs(ABC):
                 self._supersede(flight)
 
     def _ended(self, result: Result) -> None:
-        """The machine has ended a job."""
+        """Handle the end of a job in the state machine."""
         flight = self._flights.pop(result.job.id, None) or Flight(result.job)
         flight.ended = result.outcome
         if flight.row is not None and flight.row.verdict == result.outcome.value:
@@ -270,7 +270,7 @@ class Jobs(ABC):
             flight.future.set_result(Finished(row, flight.ended))
 
     def _archive(self, flight: Flight, outcome: Outcome, map: bytes = b"") -> tuple[Picture, ...]:
-        """Keep picture and map, when they are to be kept. A file that cannot be written is an error of the station."""
+        """Store picture and map if `retention` keeps them. A file that cannot be written raises the error STORAGE."""
         if flight.job.challenge or not flight.data or not self.retention.keeps(outcome, flight.job.id):
             return ()
         kept = []
@@ -287,7 +287,7 @@ class Jobs(ABC):
 
     @abstractmethod
     def _presented(self, flight: Flight, row: Row) -> None:
-        """A challenge part was inspected."""
+        """Handle the result of a challenge part."""
 
     # What happens
 
@@ -300,11 +300,11 @@ class Jobs(ABC):
                 case Alarm(code="MISSED_TRIGGER"):
                     self._missed += 1
                 case Alarm(code="LATE"):
-                    pass  # the record of the job says so
+                    pass  # the record of the job contains it
                 case Alarm(code, text, active):
                     self.tell(f"{code}: {text}" if active else f"{code}: has ended")
                     self.keeper.put(Entry("event", body={"event": "alarm", "code": code, "active": active}))
-                case Transitioned(number, source, target) if source in STATES_TOLD or target in STATES_TOLD:
+                case Transitioned(number, source, target) if source in STATES_RECORDED or target in STATES_RECORDED:
                     facts = {"event": "state", "transition": number, "from": source, "to": target}
                     self.keeper.put(Entry("event", body=facts))
 
@@ -317,7 +317,7 @@ class Jobs(ABC):
         future.set_result(row)
 
     def _storage(self, error: AndonError | None) -> None:
-        """Records or pictures cannot be written, or can be again."""
+        """Begin the error STORAGE, or, with None, end it if all pictures are written."""
         if error is not None:
             if "STORAGE" not in self.machine.memory.errors:
                 self.tell(str(error))
@@ -326,12 +326,12 @@ class Jobs(ABC):
             self.do(lambda now: self.machine.resolve("STORAGE", now))
 
     def _state(self) -> dict[str, Any]:
-        """What is kept with each transaction."""
+        """Return the state that is written with each transaction."""
         with self.lock:
             return {"memory": self.machine.memory.plain()}
 
     def _remembered(self) -> Memory:
-        """What the last run remembered. A job whose record is durable has ended, whether or not anybody was told."""
+        """Return the memory of the last run. Waiting jobs that have a durable record are ended with its verdict."""
         kept = self.ledger.state()
         memory = Memory.from_json(files.strict_json(kept["memory"])) if kept else Memory()
         first = self.ledger.reserve(IDS)
@@ -351,14 +351,14 @@ class Jobs(ABC):
         )
 
     def _now(self) -> float:
-        """Seconds of a clock that nobody sets: deadlines hold when the time of day jumps."""
+        """Return the time of a monotonic clock, so that a change of the system time does not affect deadlines."""
         return time.monotonic()
 
     def _later(self, call: Callable[..., None], *arguments: Any) -> None:
         self._pool.submit(self.guarded, call, *arguments)
 
     def guarded(self, call: Callable[..., None], *arguments: Any) -> None:
-        """Make a call in a thread that must go on. A job that an error in andon stops here ends LATE."""
+        """Call a function in a thread that must continue after errors. A job that an error interrupts ends LATE."""
         try:
             call(*arguments)
         except StorageError as error:

@@ -1,4 +1,4 @@
-"""One thread that makes records durable: all that wait go into one transaction."""
+"""One thread that writes records; all waiting records are written in one transaction."""
 
 import threading
 from collections import deque
@@ -9,7 +9,7 @@ from andon.errors import AndonError
 from andon.station.entries import Entry, Row
 from andon.station.ledger import Ledger
 
-MOST = 256  # entries of one transaction
+MOST = 256  # maximum number of entries in one transaction
 RETRY_S = 0.5
 
 
@@ -20,12 +20,12 @@ class Pending(NamedTuple):
 
 
 class Keeper:
-    """Writes entries in their order. While the storage is away it tries again, and says so.
+    """Writes entries in order. If the storage is not available, reports this and tries again.
 
     Args:
-        ledger: where records go.
-        state: what is kept beside the records in the same transaction.
-        storage: told when records cannot be written, and with None when they can be again.
+        ledger: the records.
+        state: returns the state to write in the same transaction.
+        storage: called with the error when records cannot be written, and with None when they can be again.
         deliver: targets of the outbox.
     """
 
@@ -41,25 +41,25 @@ class Keeper:
         self._changed = threading.Condition()
         self._closing = False
         self.away = False
-        """Records cannot be written now."""
+        """True while records cannot be written."""
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def put(self, entry: Entry, done: Callable[[Row], None] = lambda row: None) -> None:
-        """Take an entry; never waits."""
+        """Add an entry to the queue; never waits."""
         with self._changed:
             self._waiting.append(Pending(entry, done))
             self._changed.notify()
 
     @property
     def depth(self) -> int:
-        """How many entries are not durable yet."""
+        """Number of entries that are not yet durable."""
         return len(self._waiting)
 
     def close(self, timeout_s: float = 10) -> int:
-        """Write what waits, as long as the storage takes it; return how many entries could not be written."""
+        """Write the waiting entries; return the number of entries that could not be written."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -84,12 +84,12 @@ class Keeper:
                 pending.done(row)
 
     def _write(self, batch: list[Pending]) -> list[Row] | None:
-        """Write one batch, however long that takes. None: the station closes first."""
+        """Write one batch, with repeated attempts; None if the station closes first."""
         entries = [pending.entry for pending in batch]
         while True:
             try:
                 rows = self._ledger.append(entries, self._deliver, self._state())
-            except AndonError as error:  # also: another process has become the writer
+            except AndonError as error:  # includes: another process has become the writer
                 self.away = True
                 self._storage(error)
                 with self._changed:

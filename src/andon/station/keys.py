@@ -1,4 +1,4 @@
-"""API keys with roles. The file holds their digests; a key itself is shown once, when it is made."""
+"""API keys with roles. The file contains only their digests; a key is shown once, when it is created."""
 
 import hmac
 import json
@@ -19,41 +19,41 @@ MOST = 1000
 
 
 class Role(IntEnum):
-    """Each may do what those before it may."""
+    """Roles of keys. Each role includes the permissions of the previous ones."""
 
     OPERATOR = 1
     """Inspect, look at records, confirm or override a verdict, run challenge parts, halt and reset the station."""
     QUALITY = 2
     """Release, activate and roll back bundles, set golden pictures and challenge parts."""
     ENGINEER = 3
-    """Upload bundles, make and revoke keys."""
+    """Upload bundles, create and revoke keys."""
 
 
 @dataclass(frozen=True)
 class Key:
     id: str
     name: str
-    """Who: it stands in the record of each decision and change."""
+    """Name of the person or program, which is noted in the record of each decision and change."""
     role: str
     made: str
-    """When, UTC."""
+    """Time of creation, UTC."""
     digest: str
-    """SHA-256 of the secret. It has 256 random bits, so that nobody can guess it from its digest."""
+    """SHA-256 of the secret. The secret has 256 random bits, so it cannot be found from its digest."""
 
     @property
     def rank(self) -> Role:
         return Role[self.role.upper()]
 
     def shown(self) -> dict[str, str]:
-        """All but the digest."""
+        """Return all fields except the digest."""
         return {name: value for name, value in asdict(self).items() if name != "digest"}
 
 
 class Keys:
-    """The keys of a station, in a file that its owner alone can read.
+    """The keys of a station, in a file that only its owner can read.
 
     Args:
-        path: of the file; made with the first key.
+        path: path of the file; it is created with the first key.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,29 +62,29 @@ class Keys:
         self._keys = self._read()
 
     def make(self, name: str, role: Role) -> tuple[Key, str]:
-        """A new key, and its text, which is kept nowhere."""
+        """Create a key; return it and its text, which is not stored."""
         secret = secrets.token_urlsafe(32)
         key = Key(secrets.token_hex(4), name, role.name.lower(), stamp(time.time()), _digest(secret))
         with self._lock:
             if len(self._keys) >= MOST:
-                raise StationError(f"{MOST} keys: expected fewer. Revoke those that nobody uses.")
+                raise StationError(f"{MOST} keys, the maximum. Revoke keys that are no longer used.")
             self._write({**self._keys, key.id: key})
         return key, f"andon_{key.id}_{secret}"
 
     def revoke(self, id: str) -> Key:
-        """End a key; the last one of an engineer stays."""
+        """Revoke a key. StationError for the last key of an engineer."""
         with self._lock:
             if id not in self._keys:
-                raise StationError(f"key '{id[:20]}': there is none. List the keys to see their ids.")
+                raise StationError(f"key '{id[:20]}': no such key. List the keys to see their ids.")
             rest = {other: key for other, key in self._keys.items() if other != id}
             if not any(key.rank == Role.ENGINEER for key in rest.values()):
-                raise StationError(f"key '{id}' is the last one of an engineer. Make another, then revoke this one.")
+                raise StationError(f"key '{id}' is the last key of an engineer. Create another first.")
             gone = self._keys[id]
             self._write(rest)
         return gone
 
     def find(self, text: str) -> Key | None:
-        """The key of a text; None when there is none."""
+        """Return the key with a text; None if there is none."""
         head, _, rest = text.partition("_")
         id, _, secret = rest.partition("_")
         key = self._keys.get(id)
@@ -104,14 +104,14 @@ class Keys:
             return {}
         except (OSError, UnicodeDecodeError) as error:
             raise StationError(f"{self.path}: cannot be read: {error}. Allow reading it.") from None
-        if not text:  # made, and never written
+        if not text:  # the process ended before it wrote the first key
             return {}
         try:
             keys = [Key(**each) for each in json.loads(text)["keys"]]
             _ = [(key.rank, key.digest.encode("ascii")) for key in keys]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StationError(
-                f"{self.path}: damaged: {error!r}. Restore it from a backup, or remove it: a first key is made anew."
+                f"{self.path}: damaged: {error!r}. Restore it from a backup, or remove it: then a first key is created."
             ) from None
         return {key.id: key for key in keys}
 

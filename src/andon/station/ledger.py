@@ -1,4 +1,4 @@
-"""Writing the record of a station: durable when a call returns, chained, delivered by way of an outbox."""
+"""Write the records of a station: durable when a call returns, in a chain of digests, with an outbox for delivery."""
 
 import json
 from collections.abc import Sequence
@@ -16,36 +16,37 @@ from andon.station.writer import Head, Writer
 
 
 class Held(NamedTuple):
-    """A picture that the archive holds."""
+    """A picture in the archive."""
 
     digest: str
     time: str
-    """Of the last record that names it."""
+    """Time of the last record that names it."""
     size: int
     """Bytes."""
 
 
 class Ledger(Writer):
-    """The records of a station, to be written. Every call may come from any thread.
+    """Writes the records of a station. All methods may be called from any thread.
 
-    An error is StorageError when the database is away, full or read-only: nothing is half-written, and the same call
-    works when the cause is gone. When a commit was in doubt, the same call again finds out and writes nothing twice.
+    StorageError when the database is not available, full or read-only: then nothing was written, and the call can be
+    repeated when the cause is removed. If it is not known whether a commit succeeded, the repeated call finds this out
+    and writes nothing twice.
 
     Args:
-        url: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file, which is made.
-        station: the identity whose chain is written.
+        url: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file, which is created if missing.
+        station: name of the station.
         clock: seconds since 1970.
     """
 
     def append(
         self, entries: Sequence[Entry], deliver: Sequence[str] = (), state: dict[str, Any] | None = None
     ) -> list[Row]:
-        """Write all entries, or none; they are durable when this returns.
+        """Write all entries or none; they are durable when this returns.
 
         Args:
-            entries: what happened, in this order.
-            deliver: targets that each entry is to be delivered to, by way of the outbox.
-            state: what `state()` returns from now on.
+            entries: entries in the order of the chain.
+            deliver: targets of the outbox for each entry.
+            state: the value that `state()` returns from now on.
         """
         drafts = [draft(entry) for entry in entries]
         for target in deliver:
@@ -65,7 +66,7 @@ class Ledger(Writer):
         return rows
 
     def _settled(self, connection: sa.Connection, drafts: list[dict[str, Any]]) -> list[Row] | None:
-        """The rows of these drafts, when the last call wrote them after all though its commit was in doubt."""
+        """Return the rows of these drafts if the last call wrote them, although its commit reported an error."""
         if not self._doubt or self._doubt[0] != drafts:
             return None
         rows, table = self._doubt[1], schema.records.c
@@ -75,7 +76,7 @@ class Ledger(Writer):
     def _write(
         self, connection: sa.Connection, head: Head, drafts: list[dict[str, Any]], state: dict[str, Any] | None
     ) -> tuple[list[Row], Head]:
-        """Add drafts to the chain. The station's row comes first: it tells whether this process may still write."""
+        """Append drafts to the chain. The update of the station's row fails if this process is no longer the writer."""
         changes: dict[str, Any] = {} if state is None else {"state": files.canonical_json(state)}
         rows: list[Row] = []
         new, jumps = head, 0
@@ -113,9 +114,9 @@ class Ledger(Writer):
         )
 
     def forget(self, pictures: Sequence[Held], why: str) -> list[Held]:
-        """Record that pictures aged out, before their files go. Those that a newer record names stay.
+        """Record that pictures aged out, before their files are removed.
 
-        Returns those that are forgotten: their files may be removed.
+        Returns the pictures whose files may be removed. Pictures that a newer record names are kept.
         """
         table = schema.pictures.c
         with self._mutex:
@@ -138,20 +139,20 @@ class Ledger(Writer):
         return gone
 
     def state(self) -> dict[str, Any] | None:
-        """What was kept last; None when nothing was."""
+        """Return the state that was written last; None if there is none."""
         with self.reading() as connection:
             query = sa.select(schema.stations.c.state).where(schema.stations.c.name == self.station)
             text = connection.execute(query).scalar_one()
         return json.loads(text) if text else None
 
     def keep_state(self, state: dict[str, Any]) -> None:
-        """Keep what the machine remembers, in place of what was kept before."""
+        """Replace the stored state of the machine."""
         self.append([], state=state)
 
     def reserve(self, count: int) -> int:
-        """The first of `count` job ids in a row that nobody was or will be given."""
+        """Reserve `count` successive job ids that were never used; return the first."""
         if count < 1:
-            raise StationError(f"{count} job ids: expected at least 1. Ask for one or more.")
+            raise StationError(f"{count} job ids: expected at least 1. Correct it.")
         with self._writing() as connection:
             table = schema.stations
             query = self._mine(sa.update(table)).values(next_job=table.c.next_job + count).returning(table.c.next_job)
@@ -161,7 +162,7 @@ class Ledger(Writer):
         return int(following) - count
 
     def outbox(self, target: str, limit: int = 100) -> list[Row]:
-        """What a target has not yet taken, the oldest first. It may get a message twice: `Row.key` tells it."""
+        """Return the undelivered records of a target, the oldest first. `Row.key` identifies a repeated delivery."""
         table, waits = schema.records.c, schema.outbox.c
         same = sa.and_(table.station == waits.station, table.sequence == waits.sequence)
         query = sa.select(*columns).join_from(schema.outbox, schema.records, same)
@@ -171,7 +172,7 @@ class Ledger(Writer):
             return [Row(**each) for each in found]
 
     def delivered(self, target: str, sequence: int) -> None:
-        """A target has taken all its messages up to this one."""
+        """Note that a target has received all records up to this one."""
         waits = schema.outbox.c
         with self._writing() as connection:
             connection.execute(
@@ -181,7 +182,7 @@ class Ledger(Writer):
             )
 
     def backlog(self) -> dict[str, int]:
-        """How many messages wait for each target."""
+        """Return the number of undelivered records of each target."""
         waits = schema.outbox.c
         query = sa.select(waits.target, sa.func.count()).where(waits.station == self.station).group_by(waits.target)
         with self.reading() as connection:

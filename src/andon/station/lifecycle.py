@@ -1,4 +1,4 @@
-"""The life of a station and its jobs: time, the transitions that come by themselves, how jobs end.
+"""The part of the state machine without calls from outside: time, automatic transitions, the end of jobs.
 
 `Machine` adds the calls.
 """
@@ -32,19 +32,19 @@ NUMBERS = {t.number: t for t in TRANSITIONS}
 
 
 class Lifecycle:
-    """One station, without its calls.
+    """State of one station, its jobs and its errors.
 
     Args:
-        memory: what the last run remembered. Its waiting jobs end with ERROR, its challenge parts are due.
-        now: the time; the clock may have begun anew since the memory was written.
-        depth: most jobs without an acknowledged result; a trigger beyond it is refused.
-        heartbeat_s: most seconds without a pass through the graph, while a product is prepared.
+        memory: memory of the last run. Its waiting jobs end with ERROR, its challenge parts are due.
+        now: the time; the clock may have restarted since the memory was written.
+        depth: maximum number of jobs without an acknowledged result; further triggers are refused.
+        heartbeat_s: maximum time without a pass through the graph, while a product is prepared.
     """
 
     def __init__(self, memory: Memory, now: float, depth: int = 8, heartbeat_s: float = 10) -> None:
         _time(now)
         if depth < 1 or not 0 < heartbeat_s < math.inf:
-            raise StationError(f"depth {depth}, heartbeat_s {heartbeat_s}: expected at least 1, and above 0.")
+            raise StationError(f"depth = {depth}, heartbeat_s = {heartbeat_s}; expected at least 1, and above 0.")
         self.depth, self.heartbeat_s = depth, heartbeat_s
         self.state = "Preoperational"
         self.now = self._last_pass = now
@@ -55,38 +55,38 @@ class Lifecycle:
         self._challenge_failed = False
         self._events: list[Event] = []
         due = {name: replace(p, challenge=_again(p.challenge)) for name, p in memory.products.items()}
-        # An error that only Reset ends lasts through a restart; another is found again by whoever found it.
+        # Errors that only Reset ends survive a restart. Others are detected again if their cause still exists.
         errors: dict[str, bool] = {code: kept for code, kept in memory.errors.items() if kept}
         self.memory = replace(memory, products=due, latched=_past(memory.latched, now), errors=errors)
         self._end_all(Outcome.ERROR)
         self.first_events = self._flush()
-        """The results of the jobs that a restart ended."""
+        """Events of the jobs that the restart ended."""
 
     # What views show
 
     @property
     def able(self) -> bool:
-        """Whether a product is prepared and no challenge is due or has failed."""
+        """Whether a product is prepared and no challenge parts are due or have failed."""
         stands = [p.challenge for p in self.memory.products.values()]
         return bool(stands) and not {Challenge.DUE, Challenge.FAILED} & set(stands)
 
     @property
     def room(self) -> bool:
-        """Whether one more result could be latched."""
+        """Whether one more job is allowed."""
         return len(self.memory.waiting) + len(self.memory.latched) < self.depth
 
     @property
     def full(self) -> bool:
-        """Whether the queue holds nothing but results that wait to be acknowledged: one more would overflow it."""
+        """Whether the queue contains only results that wait for acknowledgement, so that a trigger overflows it."""
         return len(self.memory.latched) >= self.depth
 
     @property
     def ready(self) -> bool:
-        """Whether a trigger would be taken now: what the Ready bit of a line protocol shows."""
+        """Whether a trigger would be accepted now; the Ready bit of line protocols."""
         return self.state in ("Ready", "ContinuousExecution") and self.able and self.room
 
     def output(self, now: float) -> Outcome:
-        """What the sorter does with the part of the oldest latched result: PASS, REVIEW, or else REJECT."""
+        """Return the output for the sorter from the oldest latched result: PASS, REVIEW, otherwise REJECT."""
         if self.state not in SUBSTATES or not self.memory.latched or not self.now <= now:
             return Outcome.REJECT
         first = self.memory.latched[0]
@@ -119,7 +119,7 @@ class Lifecycle:
         self._tick(now)
         if self.state not in states:
             raise StationError(
-                f"{call} in {self.state}: expected {' or '.join(states)}. Bring the station there first."
+                f"{call} in state {self.state}; expected {' or '.join(states)}. Bring the station there first."
             )
 
     def _known(self, name: str) -> Product:
@@ -132,7 +132,7 @@ class Lifecycle:
             if waiting.id == job:
                 return waiting
         raise StationError(
-            f"job {job}: no such job awaits a verdict; it ended or never began. Match results by job id."
+            f"job {job}: no such job waits for a verdict; it has ended, or never began. Match results by job id."
         )
 
     def _tick(self, now: float) -> None:
@@ -153,7 +153,7 @@ class Lifecycle:
         self._settle()
 
     def _settle(self) -> None:
-        """The transitions that the station makes by itself, until none is left."""
+        """Make all automatic transitions that are due."""
         failed = Challenge.FAILED in {p.challenge for p in self.memory.products.values()}
         if failed != self._challenge_failed:
             self._challenge_failed = failed
@@ -202,7 +202,7 @@ class Lifecycle:
             self._alarm(code)
         self._set(errors={**self.memory.errors, code: until_reset or self.memory.errors.get(code, False)})
         if self.state in SUBSTATES:
-            # The standard gives 430 no Error event, unlike 130.
+            # The standard has no Error event for transition 430, unlike 130.
             self._go(430, "Error")
             self._events.append(Notice("Error"))
             self._acquiring = None
@@ -219,14 +219,14 @@ class Lifecycle:
 
 def _time(now: float) -> None:
     if not math.isfinite(now):
-        raise StationError(f"time {now}: expected seconds as a finite number. Pass the reading of one clock.")
+        raise StationError(f"time {now}: expected seconds as a finite number. Use the time of a clock.")
 
 
 def _again(stands: Challenge) -> Challenge:
-    """Challenge parts are due after a restart; one that failed has still failed."""
+    """Return the status after a restart: passed parts are due again, failed ones remain failed."""
     return Challenge.DUE if stands == Challenge.PASSED else stands
 
 
 def _past(latched: tuple[Result, ...], now: float) -> tuple[Result, ...]:
-    """The same results, none of which the output shows any more."""
+    """Return the same results, expired, so that the output does not show them."""
     return tuple(replace(r, until=float(now - 1)) for r in latched)

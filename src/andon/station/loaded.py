@@ -1,4 +1,4 @@
-"""A bundle of a product in its processes."""
+"""A loaded bundle: its worker processes and its drift."""
 
 import json
 import os
@@ -19,7 +19,7 @@ RETIRE_S = 0.05
 
 
 class Loaded:
-    """A bundle in its processes."""
+    """A bundle with its worker processes."""
 
     def __init__(
         self,
@@ -31,25 +31,25 @@ class Loaded:
         folder: Path,
         load_s: float,
     ) -> None:
-        """`folder`: for what drift learnt from production. `load_s`: how long it took to load."""
+        """`folder` stores the references of drift. `load_s`: duration of loading."""
         self._file = folder / f"{version.digest}.json"
         self._learnt = _learnt(self._file)
         self.drift = Drift.of(calibration, seed=version.digest, state=self._learnt)
         self.product, self.version, self.deadline_s, self.workers = product, version, deadline_s, workers
         self.load_s, self.used = load_s, time.monotonic()
-        """Seconds that loading took; when somebody used it last."""
+        """Duration of loading in seconds, and the time of the last use."""
         self.repeats = 0
-        """Parts in a row that have the picture of the part before."""
+        """Number of successive parts with the picture of the previous part."""
         self._last = ("", "")
         self._lock = threading.Lock()
 
     @property
     def memory(self) -> int:
-        """Bytes that its processes hold; 0 where the system does not tell."""
+        """Memory of its processes in bytes; 0 if the system does not report it."""
         return sum(map(_resident, self.workers.pids))
 
     def frozen(self, part: str, digest: str | None, after: int) -> bool:
-        """Whether this is the picture of the part before. The same part again is no sign of that."""
+        """Whether this picture equals that of the previous part. A repeated picture of the same part does not count."""
         with self._lock:
             before, self._last = self._last, (part, digest or "")
             same = after > 0 and before[1] == digest and before[0] != part
@@ -57,14 +57,14 @@ class Loaded:
             return same
 
     def watch(self, record: Mapping[str, Any]) -> Change | None:
-        """Take the record of a production part; return a change, the first time that it shows."""
+        """Add the record of a production part to the charts; return the first detected change, once."""
         with self._lock:
             known = self.drift.change
             found = self.drift.add(record)
         return found if known is None else None
 
     def retire(self, needed: Callable[["Loaded"], bool]) -> None:
-        """End its processes once no job needs them, without waiting for that."""
+        """End its processes in the background when no job needs them."""
 
         def end() -> None:
             while needed(self):
@@ -74,7 +74,7 @@ class Loaded:
         threading.Thread(target=end, name="retiring", daemon=True).start()
 
     def keep(self) -> None:
-        """Keep what drift has learnt, so that it goes on after a restart."""
+        """Store the references of drift, for use after a restart."""
         with self._lock:
             learnt = self.drift.state()
         if learnt != self._learnt:
@@ -87,7 +87,7 @@ class Loaded:
 
 
 def _learnt(file: Path) -> dict[str, list[float]]:
-    """What was kept; nothing when there is none, or when it is damaged: it is learnt anew then."""
+    """Read the stored references. If the file is missing or damaged, return none, so that they are learnt again."""
     try:
         found = json.loads(file.read_bytes())
         Drift(state=found)
@@ -99,5 +99,5 @@ def _learnt(file: Path) -> dict[str, list[float]]:
 def _resident(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0

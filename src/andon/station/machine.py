@@ -1,9 +1,9 @@
-"""The station's state machine, after OPC 40100-1. It has no clock: every call is told the time, in seconds.
+"""The station's state machine, after OPC 40100-1. It has no clock: every call passes the time in seconds.
 
-A call lets time pass first (deadlines, heartbeat), then acts. It returns its events, or raises StationError and does
-nothing else but count a missed trigger, which can be the error RESULT_OVERFLOW; what time brought until then, and
-that, is told by the next call.
-The output is a reject unless a verdict was produced in time.
+A call first handles the time that has passed (deadlines, heartbeat), then acts and returns all events. A call that is
+refused raises StationError; its only effect is that a refused trigger is counted and can begin the error
+RESULT_OVERFLOW. The next call returns the events of a refused call.
+The output is REJECT unless a verdict was given in time.
 """
 
 import math
@@ -24,26 +24,26 @@ from andon.station.lifecycle import EXECUTION, RECIPES, SUBSTATES, Lifecycle
 
 
 class Machine(Lifecycle):
-    """One station: what `Lifecycle` is built with, and the calls of views, workers and supervisors."""
+    """The state machine of one station; arguments as `Lifecycle`."""
 
     # Methods of VisionStateMachineType
 
     def power_up(self, now: float) -> list[Event]:
-        """Leave Preoperational without a call from outside."""
+        """Leave Preoperational automatically."""
         return self._leave_preoperational(now, 150, "power up")
 
     def select_mode_automatic(self, now: float) -> list[Event]:
         return self._leave_preoperational(now, 151, "SelectModeAutomatic")
 
     def halt(self, now: float) -> list[Event]:
-        """For maintenance and teaching: end all jobs and take no trigger until Reset."""
+        """End all jobs and refuse triggers until Reset, for maintenance and teaching."""
         self._begin("Halt", now, "Preoperational", "Error", *SUBSTATES)
         self._go({"Preoperational": 121, "Error": 321}.get(self.state, 421), "Halted")
         self._end_all(Outcome.ABORTED)
         return self._flush()
 
     def reset(self, now: float) -> list[Event]:
-        """End all jobs and the errors that only Reset ends. While another lasts, the station goes back to Error."""
+        """End all jobs and the errors that only Reset ends. If another error is active, go back to Error."""
         self._begin("Reset", now, "Halted", "Error", *SUBSTATES)
         self._go({"Halted": 211, "Error": 311}.get(self.state, 411), "Preoperational")
         self._end_all(Outcome.ABORTED)
@@ -58,7 +58,7 @@ class Machine(Lifecycle):
     def prepare(
         self, name: str, digest: str, deadline_s: float, released: bool, checked: bool, challenges: bool, now: float
     ) -> list[Event]:
-        """PrepareProduct: the bundle is loaded and was checked on a golden picture. `challenges`: it has such parts."""
+        """PrepareProduct, for a loaded bundle. `challenges`: whether the product has challenge parts."""
         self._begin("PrepareProduct", now, *RECIPES)
         if not name or not digest or not 0 < deadline_s < math.inf:
             raise StationError(
@@ -68,7 +68,7 @@ class Machine(Lifecycle):
         if not released or not checked:
             lacking = "is not released" if not released else "was not checked on a golden picture"
             raise StationError(
-                f"product '{name}': its bundle {lacking}. Expected both. Do that, then prepare it again."
+                f"product '{name}': its bundle {lacking}. Expected a released and checked bundle. Release and check it."
             )
         if not self.memory.products:
             self._last_pass = now
@@ -87,7 +87,7 @@ class Machine(Lifecycle):
         self._begin("UnprepareProduct", now, *RECIPES)
         self._known(name)
         if any(job.product == name for job in self.memory.waiting):
-            raise StationError(f"product '{name}': a job awaits its verdict, expected none. Wait for it, or Abort.")
+            raise StationError(f"product '{name}': a job waits for its verdict. Wait until it ends, or call Abort.")
         self._set(products={k: p for k, p in self.memory.products.items() if k != name})
         if self.state == "Ready" and not self.able:
             self._go(652, "Initialized")
@@ -95,7 +95,7 @@ class Machine(Lifecycle):
         return self._flush()
 
     def challenge(self, name: str, stands: Challenge, now: float) -> list[Event]:
-        """The challenge parts of a product are due, have passed or have failed."""
+        """Set the status of the challenge parts of a product."""
         self._tick(now)
         product = self._known(name)
         self._product(replace(product, challenge=stands))
@@ -105,11 +105,11 @@ class Machine(Lifecycle):
     # Jobs
 
     def start_single(self, product: str, part: str, now: float, latch: bool = True) -> list[Event]:
-        """StartSingleJob: a trigger. The id is in the event JobStarted."""
+        """StartSingleJob: a trigger. The event JobStarted contains the id of the job."""
         return self._trigger("StartSingleJob", ("Ready",), product, part, now, latch)
 
     def start_continuous(self, now: float) -> list[Event]:
-        """StartContinuous: from now on every `part` is a job of its own."""
+        """StartContinuous: from now on, each `part` starts a job."""
         self._begin("StartContinuous", now, "Ready")
         self._run = self._next_id()
         self._go(681, "ContinuousExecution", Notice("JobStarted", self._run))
@@ -120,19 +120,19 @@ class Machine(Lifecycle):
         return self._trigger("trigger", ("ContinuousExecution",), product, part, now, latch)
 
     def miss(self, now: float) -> list[Event]:
-        """A view refused a trigger before it came here: it is counted."""
+        """Count a trigger that a view refused itself."""
         self._tick(now)
         self._missed()
         return self._flush()
 
     def challenge_part(self, product: str, part: str, now: float) -> list[Event]:
-        """Trigger a challenge part. It is no production: the station need not be Ready, and the state stays."""
+        """Trigger a challenge part. The state does not change; the station need not be Ready."""
         return self._trigger("challenge", RECIPES, product, part, now)
 
     def acquired(self, job: int, now: float) -> list[Event]:
-        """The picture is taken and the part may be moved; a single execution is over, its verdict still awaited."""
+        """Note that the picture is taken: the part may be moved. A single execution ends; its verdict may follow."""
         if self._waiting(job).acquired:
-            raise StationError(f"job {job}: its picture was taken before. Expected to be told so once for each job.")
+            raise StationError(f"job {job}: already has a picture; expected one for each job. Trigger a new job.")
         self._tick(now)
         if any(w.id == job for w in self.memory.waiting):
             self._set(waiting=tuple(replace(w, acquired=w.acquired or w.id == job) for w in self.memory.waiting))
@@ -142,10 +142,11 @@ class Machine(Lifecycle):
         return self._flush()
 
     def verdict(self, job: int, verdict: Outcome, now: float) -> list[Event]:
-        """The verdict of a job. After the deadline it is LATE."""
+        """End a job with its verdict; after the deadline, with LATE."""
         if verdict in (Outcome.LATE, Outcome.ABORTED):
             raise StationError(
-                f"job {job}: verdict {verdict} is the station's to give. Expected PASS to INVALID, or ERROR."
+                f"job {job}: only the station itself gives the verdict {verdict}. Expected PASS, REVIEW, REJECT, "
+                "INVALID or ERROR."
             )
         self._waiting(job)
         self._tick(now)
@@ -155,7 +156,7 @@ class Machine(Lifecycle):
         return self._flush()
 
     def acknowledge(self, job: int, now: float) -> list[Event]:
-        """ResultsAck of the oldest latched result. It ends RESULT_OVERFLOW."""
+        """Acknowledge (ResultsAck) the oldest latched result. This ends RESULT_OVERFLOW."""
         if not self.memory.latched or self.memory.latched[0].job.id != job:
             oldest = self.memory.latched[0].job.id if self.memory.latched else "none"
             raise StationError(f"job {job}: the oldest result is {oldest}. Acknowledge results in order, each once.")
@@ -167,14 +168,14 @@ class Machine(Lifecycle):
         return self._flush()
 
     def stop(self, now: float) -> list[Event]:
-        """Stop: leave execution; what runs is finished."""
+        """Stop: leave execution; jobs in progress are finished."""
         self._begin("Stop", now, *EXECUTION)
         self._to_ready({"SingleExecution": 761, "ContinuousExecution": 861}[self.state])
         self._settle()
         return self._flush()
 
     def abort(self, now: float) -> list[Event]:
-        """Abort: leave execution; every job that waits ends with ABORTED."""
+        """Abort: leave execution; waiting jobs end with ABORTED."""
         self._begin("Abort", now, *EXECUTION)
         self._to_ready({"SingleExecution": 762, "ContinuousExecution": 862}[self.state])
         self._end_all(Outcome.ABORTED)
@@ -184,7 +185,7 @@ class Machine(Lifecycle):
     # What happens
 
     def passed(self, now: float) -> list[Event]:
-        """A picture went through the graph: the only cause of the heartbeat."""
+        """Toggle the heartbeat: a picture or test tile has passed through the graph."""
         self._tick(now)
         self._last_pass, self.heartbeat = now, not self.heartbeat
         if not self.memory.errors.get("HEARTBEAT_STALE"):
@@ -193,24 +194,24 @@ class Machine(Lifecycle):
         return self._flush()
 
     def fail(self, code: str, now: float, until_reset: bool = False) -> list[Event]:
-        """An error begins. It ends every waiting job, and holds the station in Error until `resolve` or Reset."""
+        """Begin an error. It ends all waiting jobs and keeps the station in Error until `resolve` or Reset."""
         _error(code)
         self._tick(now)
         self._fail(code, until_reset)
         return self._flush()
 
     def resolve(self, code: str, now: float) -> list[Event]:
-        """The cause of an error is gone."""
+        """End an error whose cause is removed."""
         _error(code)
         if self.memory.errors.get(code):
-            raise StationError(f"{code} lasts until Reset. Expected Reset by a person who has looked at the station.")
+            raise StationError(f"{code} lasts until Reset. Check the station, then call Reset.")
         self._tick(now)
         self._clear(code)
         self._settle()
         return self._flush()
 
     def tick(self, now: float) -> list[Event]:
-        """Time passes: deadlines and the heartbeat. Call it at least as often as deadlines must hold."""
+        """Check deadlines and the heartbeat. Call it as often as the required precision of deadlines."""
         self._tick(now)
         self._settle()
         return self._flush()
@@ -233,12 +234,12 @@ class Machine(Lifecycle):
             self._begin(call, now, *states)
             bundle = self._known(product)
             if not part:
-                raise StationError("the part has no id. Expected one: results and parts are matched by it.")
+                raise StationError("the part has no id; expected one, to match results and parts. Add it.")
             overflow = self.full and latch and production
             if not self.room:
                 raise StationError(
-                    f"{len(self.memory.waiting)} jobs wait, {len(self.memory.latched)} results are not acknowledged, "
-                    f"expected fewer than {self.depth} together. Acknowledge results."
+                    f"{len(self.memory.waiting)} jobs wait, {len(self.memory.latched)} results are not acknowledged; "
+                    f"expected fewer than {self.depth} in total. Acknowledge results."
                 )
         except StationError:
             if production:

@@ -21,7 +21,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class Observed(Protocol):
-    """What is looked at."""
+    """The attributes of a station that metrics use."""
 
     config: Config
     machine: Machine
@@ -38,7 +38,7 @@ class Observed(Protocol):
 
 
 class Metrics:
-    """What is counted as it happens, and what is looked up when it is asked for."""
+    """Histograms and counters of jobs, and values that are read when the metrics are requested."""
 
     def __init__(self, station: Observed) -> None:
         self._registry = CollectorRegistry()
@@ -58,12 +58,12 @@ class Metrics:
         self._registry.register(_Now(station))
 
     def text(self) -> tuple[bytes, str]:
-        """All metrics, and their type for HTTP."""
+        """Return all metrics and their media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
 
 
 class _Now(Collector):
-    """What a station is like at this moment."""
+    """Reads the current values of a station."""
 
     def __init__(self, station: Observed) -> None:
         self._station = station
@@ -75,7 +75,7 @@ class _Now(Collector):
         for name in STATES:
             state.add_metric([name], float(name == station.machine.state))
         yield state
-        yield GaugeMetricFamily("andon_ready", "1: a trigger would be taken.", float(station.ready))
+        yield GaugeMetricFamily("andon_ready", "1: a trigger would be accepted.", float(station.ready))
         yield CounterMetricFamily("andon_missed_triggers", "Triggers that were refused.", memory.missed)
         queues = GaugeMetricFamily("andon_queue", "Entries of each queue.", labels=["queue"])
         queues.add_metric(["jobs"], len(memory.waiting))
@@ -85,12 +85,12 @@ class _Now(Collector):
             for target, count in station.ledger.backlog().items():
                 queues.add_metric([f"outbox {target}"], count)
         except StorageError:
-            pass  # the alarm says so
+            pass  # the alarm STORAGE reports it
         yield queues
-        lost = CounterMetricFamily("andon_events_lost", "Events that views read too slowly to get.")
+        lost = CounterMetricFamily("andon_events_lost", "Events lost because views read too slowly.")
         lost.add_metric([], station.lost)
         yield lost
-        alarms = GaugeMetricFamily("andon_alarm", "1: this error lasts.", labels=["code"])
+        alarms = GaugeMetricFamily("andon_alarm", "1: this error is active.", labels=["code"])
         for code in memory.errors:
             alarms.add_metric([code], 1)
         yield alarms
@@ -98,7 +98,7 @@ class _Now(Collector):
         for name, loaded in station.loaded.items():
             drift.add_metric([name], float(loaded.drift.change is not None))
         yield drift
-        there = GaugeMetricFamily("andon_product_loaded", "0: idle, its processes have ended.", labels=["product"])
+        there = GaugeMetricFamily("andon_product_loaded", "1: loaded; 0: idle, without processes.", labels=["product"])
         held = GaugeMetricFamily("andon_product_bytes", "Memory of its processes.", labels=["product"])
         loading = GaugeMetricFamily("andon_product_load_seconds", "Time to load its bundle.", labels=["product"])
         for name, loaded in station.loaded.items():
@@ -108,5 +108,5 @@ class _Now(Collector):
         for name in station.idle:
             there.add_metric([name], 0)
         yield from (there, held, loading)
-        yield GaugeMetricFamily("andon_disk_free_bytes", "Free space where the data lies.", disk.free)
-        yield GaugeMetricFamily("andon_disk_bytes", "Size of the disk where the data lies.", disk.total)
+        yield GaugeMetricFamily("andon_disk_free_bytes", "Free space on the disk of the data folder.", disk.free)
+        yield GaugeMetricFamily("andon_disk_bytes", "Size of the disk of the data folder.", disk.total)

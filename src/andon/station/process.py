@@ -1,4 +1,4 @@
-"""A process that inspects, seen from the station: started, asked, killed."""
+"""Start, use and kill a process that inspects; the station's side."""
 
 import signal
 import subprocess
@@ -8,20 +8,20 @@ from typing import IO, Any, cast
 
 from andon.station.work import receive, send
 
-MOST_ANSWER = 1 << 26  # bytes of a map: far more than `answers.MOST_VALUES` need
-PATIENCE = 2.0  # seconds that a process has to end by itself when its input has ended
+MOST_ANSWER = 1 << 26  # maximum number of bytes of a map; more than `answers.MOST_VALUES` need
+PATIENCE = 2.0  # seconds in which a process must end after its input has ended; then it is killed
 
 
 class Died(Exception):
-    """A process has ended, or what it sent was no answer; the text says why."""
+    """A process has ended or sent an invalid answer; the text is the reason."""
 
 
 class NotBegun(Died):
-    """It ended before the picture was handed over."""
+    """The process ended before it received the picture."""
 
 
 def shield() -> None:
-    """Keep Ctrl-C and SIGTERM from this thread and from all processes that it starts; the station ends them.
+    """Block Ctrl-C and SIGTERM in this thread and in all processes that it starts; the station ends them.
 
     A terminal sends Ctrl-C, and systemd sends SIGTERM, to every process of the station.
     """
@@ -30,12 +30,12 @@ def shield() -> None:
 
 
 class Process:
-    """One process. Threads may kill it while another asks it."""
+    """One process. Other threads may kill it while one waits for its answer."""
 
     def __init__(self) -> None:
-        """Start it. OSError when the system cannot."""
+        """Start the process. OSError when the system cannot."""
         self._popen = subprocess.Popen(
-            # -P: no module is taken from the folder that the station was started in
+            # -P: never import modules from the current folder
             [sys.executable, "-P", "-X", "faulthandler", "-m", "andon.station.work"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -53,7 +53,7 @@ class Process:
         return self._popen.poll() is None
 
     def ask(self, head: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """Hand it a task and wait for the answer. Died when it ends before, NotBegun when it has not got the task."""
+        """Send a task, return the answer. Died when the process ends, NotBegun when it ends before it has the task."""
         try:
             send(cast(Any, self._tasks), head, data)
         except OSError:
@@ -63,16 +63,16 @@ class Process:
         except EOFError:
             raise Died(self.ending()) from None
         except ValueError as error:
-            raise Died(f"it sent what is no answer: {error}") from None
+            raise Died(f"it sent an invalid answer: {error}") from None
 
     def kill(self, reason: str) -> None:
-        """End it at once."""
+        """Kill the process."""
         if self.runs:
             self._killed = reason
             self._popen.kill()
 
     def ending(self) -> str:
-        """Say how it ended; what has closed its pipes and runs on is killed."""
+        """Return how it ended. A process that closed its pipes and still runs is killed."""
         try:
             code = self._popen.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -85,8 +85,8 @@ class Process:
         return f"ended by {signal.Signals(-code).name if -code in set(signal.Signals) else f'signal {-code}'}"
 
     def close(self) -> None:
-        """End its input, wait until it has ended, and close its pipes."""
-        with suppress(OSError):  # what it did not read is lost with it
+        """Close its input, wait until the process has ended, and close its output."""
+        with suppress(OSError):  # it may have ended with unread input
             self._tasks.close()
         self.ending()
         self._answers.close()

@@ -1,4 +1,4 @@
-"""Products at a station: their bundles, loaded, checked, exchanged while the line runs; their challenge parts."""
+"""Products of a station: load, check and exchange their bundles while the line runs; their challenge parts."""
 
 import re
 import secrets
@@ -28,15 +28,11 @@ from andon.station.loaded import Loaded
 from andon.station.workers import Workers
 
 FOLDER = "the folder of bundles"
-"""Who added what lay there at the start."""
+"""Name in the records for bundles that were found in the folder at the start."""
 
 
 class Products:
-    """All products of a station.
-
-    Args:
-        jobs: of the station.
-    """
+    """All products of a station; `jobs`: the jobs of the station."""
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs, self.config = jobs, jobs.config
@@ -44,9 +40,9 @@ class Products:
         self.aside = aside.Aside(self.config.http.draw_timeout_s)
         self.catalogue = Catalogue(chain(*(jobs.ledger.walk(kind=kind) for kind in ("change", "decision"))))
         self._next: dict[str, Loaded] = {}
-        """Bundles that will be prepared when the state permits it."""
+        """Loaded bundles that wait until the state of the machine allows their preparation."""
         self.faults: dict[str, str] = {}
-        """Why an active bundle is not loaded."""
+        """Product → reason why its active bundle is not loaded."""
         self._runs: dict[str, runs.Runs] = {}
         for name, product in self.catalogue.products.items():
             self._define(name, product)
@@ -71,7 +67,7 @@ class Products:
         self.aside.close()
 
     def revive(self) -> None:
-        """Start processes anew where they have died. AndonError when that is not possible."""
+        """Reload bundles whose processes have failed. AndonError when this is not possible."""
         with self._changes:
             for name, loaded in list(self._jobs.loaded.items()):
                 if loaded.workers.dead and name not in self._next:
@@ -79,14 +75,14 @@ class Products:
 
     def _load_all(self) -> None:
         for path in sorted(self.config.bundles.glob("*.andon")):
-            with self._told(path.stem):
+            with self._fault_of(path.stem):
                 self._take(path)
         for name in self.catalogue.products:
             self._load_one(name)
         self.idle.serve()
 
     def _load_one(self, name: str) -> None:
-        with self._told(name), self._changes:
+        with self._fault_of(name), self._changes:
             self._load_active(name)
 
     def _load_active(self, name: str) -> None:
@@ -97,16 +93,16 @@ class Products:
             self._put(name, self._load(product, product.versions[product.active]))
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _fault_of(self, name: str) -> Iterator[None]:
         try:
             self.faults.pop(name, None)
             yield
-        except Exception as error:  # also a bug: the other products go on
+        except Exception as error:  # any error: the other products must continue
             self.faults[name] = str(error)
             self._jobs.tell(f"product {name}: {error if isinstance(error, AndonError) else repr(error)}")
 
     def _take(self, path: Path) -> None:
-        """A bundle in the folder that is not known yet becomes a product's active one: whoever put it there decided."""
+        """Add, release and activate a bundle of the folder, if it is new: a person has put it there to be used."""
         name = _product(path.stem)
         golden = path.with_name(f"{name}.golden.png")
         if files.is_file(golden):
@@ -125,19 +121,19 @@ class Products:
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A place for a file that is to be kept in `archive`; what is left there goes."""
+        """Yield a temporary path for a file to be moved into `archive`; a file that remains there is removed."""
         place = self.archive.folder / f"{secrets.token_hex(8)}.part"
         try:
             yield place
         except OSError as error:
-            raise StorageError(f"{place.parent}: a bundle cannot be kept: {files.reason(error)}.") from error
+            raise StorageError(f"{place.parent}: the bundle cannot be written: {files.reason(error)}.") from error
         finally:
             place.unlink(missing_ok=True)
 
     # Changes
 
     def add(self, name: str, file: str, who: str) -> Version:
-        """Take in a bundle whose file is in `archive`. AndonError when it is none, or not whole."""
+        """Add a bundle whose file is in `archive`. AndonError when it is not a bundle, or damaged."""
         with self._changes:
             found = self.aside.call(aside.describe, str(self.archive.path(file)))
             known = self.catalogue.products.get(_product(name), Product(name)).versions
@@ -146,11 +142,11 @@ class Products:
             return self.catalogue.product(name).versions[found["digest"]]
 
     def release(self, name: str, digest: str, who: str) -> Version:
-        """Permit a bundle to inspect, once it has caught all escapes. StationError names those that it lets through."""
+        """Release a bundle if it catches all escapes. StationError names the escapes that it does not catch."""
         with self._changes:
             version = self.catalogue.product(name).version(digest)
             if not version.released:
-                with self._deciding:  # the records know all decisions, also those whose answer came too late
+                with self._deciding:  # include decisions whose record became durable after a timeout
                     for row in self._jobs.ledger.walk(product=name, kind="decision"):
                         self.catalogue.apply(row)
                 product = self.catalogue.product(name)
@@ -159,29 +155,29 @@ class Products:
             return self.catalogue.product(name).versions[version.digest]
 
     def _caught(self, product: Product, version: Version) -> dict[str, list[int]]:
-        """The records of the escapes that a bundle catches, and of those whose pictures were not kept."""
+        """Test a bundle on the escapes; return the records of those caught, and of those without a picture."""
         tested = [each for each in product.escapes.values() if each.picture]
         path, max_bytes = self.archive.path(version.file), self.config.http.max_request_mb << 20
         if missed := floor.missed(path, tested, self.archive, max_bytes) if tested else []:
             raise StationError(
                 f"product '{product.name}': bundle {version.digest[:12]} does not catch {len(missed)} of "
-                f"{counted(len(tested), 'escape')}: {few(missed, 20)}. Expected REVIEW or REJECT for each; it is not "
-                "released. Train or calibrate another, or correct the decision on a part that is good."
+                f"{counted(len(tested), 'escape')}: {few(missed, 20)}. Expected REVIEW or REJECT for each. The bundle "
+                "is not released. Train or calibrate another, or correct the decision if a part is good."
             )
         untested = [each.record for each in product.escapes.values() if not each.picture]
         return {"caught": [each.record for each in tested], "untested": untested}
 
     def decide(self, row: Row, entry: Entry, known: int | None = None) -> Row:
-        """Record what a person says of an inspection. The picture of an escape is kept for as long as the bundles.
+        """Record a person's decision on an inspection. The picture of an escape is stored as long as the bundles.
 
-        known: the last decision on it that this person saw, 0: none. StationError when somebody has decided since.
+        known: record of the last decision that this person saw; 0: none. StationError if there is a newer decision.
         """
         with self._deciding:
             last = review.decision(self._jobs.ledger, row) if known is not None else None
             if last and last.sequence != known:
                 raise StationError(
                     f"part '{row.part}': {last.body['who']} has decided on it meanwhile: {last.verdict or 'disputed'}. "
-                    "Nothing was recorded. Look at its story, and decide again from there where that is wrong."
+                    "Your decision was not recorded. Look at the part's history; decide again there if it is wrong."
                 )
             picture = row.body.get("kept", {}).get("picture")
             if picture and row.verdict == Outcome.PASS and entry.verdict not in (Outcome.PASS, None):
@@ -193,12 +189,12 @@ class Products:
             return kept
 
     def activate(self, name: str, digest: str, who: str) -> Product:
-        """Let a released bundle inspect, after it has passed the golden picture. No job is lost meanwhile."""
+        """Activate a released bundle after it has passed the golden picture. No job is lost during the exchange."""
         with self._changes:
             return self._switch("activate", name, self.catalogue.product(name).version(digest), who)
 
     def roll_back(self, name: str, who: str) -> Product:
-        """Let the bundle inspect that was active before."""
+        """Activate the previously active bundle."""
         with self._changes:
             product = self.catalogue.product(name)
             if not product.past:
@@ -206,7 +202,7 @@ class Products:
             return self._switch("roll back", name, product.versions[product.past[-1]], who)
 
     def prepare(self, name: str) -> Version:
-        """Make a product ready again that was unprepared, or say that it is: StationError when its bundle is not."""
+        """Prepare a product and return its bundle. StationError when the bundle is not loaded."""
         with self._changes:
             product = self.catalogue.product(name)
             if name not in self.faults:
@@ -220,12 +216,12 @@ class Products:
             return product.versions[loaded.version.digest]
 
     def unprepare(self, name: str) -> None:
-        """Take no more parts of a product; its bundle stays loaded."""
+        """Accept no more parts of a product; its bundle stays loaded."""
         with self._changes, self._jobs.lock:
             self._jobs.do(lambda now: self._jobs.machine.unprepare(name, now))
 
     def golden(self, name: str, data: bytes, who: str) -> Product:
-        """Set the picture of a good part that each bundle of a product must pass."""
+        """Set the golden picture: a good part, which each bundle of a product must pass."""
         with self._changes:
             self.catalogue.product(name)
             self._keep("golden", who, name, picture=self.archive.put(data, ".png"))
@@ -247,7 +243,7 @@ class Products:
             raise StationError(f"product '{name}': its bundle {version.digest[:12]} is not released. Release it first.")
         if who != FOLDER and product.golden is None:
             raise StationError(
-                f"product '{name}' has no golden picture, which each bundle must pass before it is active. Set one."
+                f"product '{name}' has no golden picture; a bundle must pass it before its activation. Set one."
             )
         if product.active == version.digest and name in self._jobs.loaded:
             return product
@@ -255,8 +251,8 @@ class Products:
         try:
             if self._jobs.machine.state not in ("Initialized", "Ready") and name in self._jobs.loaded:
                 raise StationError(
-                    f"product '{name}' in {self._jobs.machine.state}: bundles change in Initialized or Ready. "
-                    "Stop, or wait for the picture."
+                    f"product '{name}' in {self._jobs.machine.state}: expected Initialized or Ready, to exchange a "
+                    "bundle. Call Stop, or wait until the picture is taken."
                 )
             self._keep(what, who, name, digest=version.digest)
         except BaseException:
@@ -267,12 +263,8 @@ class Products:
 
     def _load(self, product: Product, version: Version) -> Loaded:
         """Start the processes of a bundle and check it on the golden picture."""
-        own, deadline, jobs, began = (
-            self.config.workers,
-            self._deadline_s(product, version),
-            self._jobs,
-            time.monotonic(),
-        )
+        own, jobs, began = self.config.workers, self._jobs, time.monotonic()
+        deadline = self._deadline_s(product, version)
         workers = Workers(
             self.archive.path(version.file),
             own.processes,
@@ -297,7 +289,7 @@ class Products:
         return Loaded(product.name, version, deadline, workers, calibration, folder, time.monotonic() - began)
 
     def deadline_s(self, name: str) -> float:
-        """Seconds from trigger to verdict by the active bundle of a product, loaded or not."""
+        """Return the deadline of the active bundle of a product, loaded or not."""
         product = self.catalogue.product(name)
         return self._deadline_s(product, product.versions[product.active]) if product.active else 0.0
 
@@ -305,13 +297,13 @@ class Products:
         return self.config.deadline_s(product.name, version.about.get("deadline_ms"))
 
     def _put(self, name: str, loaded: Loaded) -> None:
-        """Let the next trigger go to another bundle; the jobs of the one before end where they began."""
+        """Use another bundle from the next trigger on; earlier jobs are finished with the previous bundle."""
         with self._jobs.lock:
             self._next[name] = loaded
             self._prepare(name)
 
     def _prepare(self, name: str) -> None:
-        """Prepare in the machine what is loaded, when its state permits that."""
+        """Prepare a loaded bundle in the state machine, if its state allows it."""
         jobs = self._jobs
         if name not in self._next or jobs.machine.state not in ("Initialized", "Ready"):
             return
@@ -322,7 +314,7 @@ class Products:
         jobs.idle = {each: one for each, one in jobs.idle.items() if each != name}
         jobs.do(lambda now: jobs.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
         if challenges and slept:
-            self._tell_machine(name)  # nothing else has changed: its challenge parts stand where they stood
+            self._tell_machine(name)  # the same bundle again: the status of the challenge parts is unchanged
         elif challenges:
             self._runs[name].due()
         if before and before is not loaded:
@@ -335,23 +327,23 @@ class Products:
     # Challenge parts
 
     def expected(self, name: str, part: str) -> None:
-        """StationError unless this is a challenge part of the product."""
+        """Check that the product has this challenge part. StationError otherwise."""
         if self.runs(name).expected(part) is None:
             raise StationError(f"product '{name}' has no challenge part '{part[:80]}'. Define it first.")
 
     def runs(self, name: str) -> runs.Runs:
-        """StationError when the product has no challenge parts."""
+        """Return the runs of challenge parts. StationError when the product has none."""
         self.catalogue.product(name)
         if name not in self._runs:
             raise StationError(f"product '{name}' has no challenge parts. Define them first.")
         return self._runs[name]
 
     def standing(self, name: str) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return the status of the challenge parts as plain data for JSON."""
         return self.runs(name).shown(time.time())
 
     def judgement(self, name: str, outcome: Outcome, row: Row) -> dict[str, Any]:
-        """What a challenge part got, whether that was right, and where the product stands now."""
+        """Return the verdict of a challenge part, whether it was right, and the status of the product's parts."""
         found, said = self.runs(name), runs.answer(outcome, row)
         return {
             "part": row.part,
@@ -362,12 +354,12 @@ class Products:
         }
 
     def due(self, name: str) -> None:
-        """A shift begins: the challenge parts of a product are due."""
+        """Note that a shift begins: the challenge parts of a product are due."""
         self.runs(name).due()
         self._tell_machine(name)
 
     def presented(self, flight: Flight, row: Row) -> None:
-        """A challenge part was inspected."""
+        """Add the result of a challenge part."""
         found = self._runs.get(flight.job.product)
         if found and flight.ended:
             found.add(runs.answer(flight.ended, row), time.time())
@@ -387,12 +379,12 @@ class Products:
                 self._jobs.do(lambda now: self._jobs.machine.challenge(name, stands, now))
 
     def settle(self) -> None:
-        """Prepare what could not be prepared before."""
+        """Prepare the bundles that wait for it."""
         for name in list(self._next):
             self._prepare(name)
 
     def look(self) -> None:
-        """Keep what drift has learnt, and see which challenge parts are due."""
+        """Store the references of drift, and update the status of challenge parts and idle products."""
         for loaded in self._jobs.loaded.values():
             loaded.keep()
         for name in self._runs:
@@ -403,6 +395,6 @@ class Products:
 def _product(name: str) -> str:
     if not re.fullmatch(PRODUCT, name):
         raise StationError(
-            f"product '{name[:80]}': expected 1 to 64 of letters, digits, - and _, beginning with a letter or digit."
+            f"product '{name[:80]}': expected 1 to 64 letters, digits, - and _, beginning with a letter or digit."
         )
     return name

@@ -1,4 +1,4 @@
-"""Reading the record of a station, also beside the station that writes it."""
+"""Read the records of a station, also while the station writes them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +13,15 @@ from andon.station import schema
 from andon.station.entries import LONGEST_NAME, LONGEST_TEXT, Kind, Row, check_number, check_text, stamp_of
 from andon.station.events import StationError
 
-PAGE = 1000  # rows that are read at a time when all are wanted
-MOST = 10_000  # rows of one page of the history
-FEW = 1000  # records that are looked at one by one
+PAGE = 1000  # number of rows of one query when all rows are read
+MOST = 10_000  # maximum number of rows of one page of the history
+FEW = 1000  # maximum number of records that are examined one by one
 
 columns = (*(c for c in schema.records.c if c.name != "body"), schema.records.c.body.label("text"))
 
 
 class Break(NamedTuple):
-    """A place where the chain does not hold."""
+    """A place where the chain is broken."""
 
     sequence: int
     what: str
@@ -32,7 +32,7 @@ class Reader:
 
     Args:
         url: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file.
-        station: whose records.
+        station: name of the station.
     """
 
     writes = False
@@ -62,7 +62,7 @@ class Reader:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that reads. After an error its connection is not used again: it may hold half an answer."""
+        """Yield a transaction for reading. After an error its connection is closed, because it may hold unread data."""
         with schema.errors(self.engine), self.engine.connect() as connection:
             try:
                 with connection.begin():
@@ -86,9 +86,9 @@ class Reader:
         limit: int = 50,
         oldest_first: bool = False,
     ) -> list[Row]:
-        """One page, the newest first. `after`: the sequence number of the last row of the page before."""
+        """Return one page, the newest first. `after`: sequence number of the last row of the previous page."""
         if not 1 <= limit <= MOST:
-            raise StationError(f"{limit} records a page: expected 1 to {MOST}. Ask for fewer and use `after`.")
+            raise StationError(f"{limit} records per page: expected 1 to {MOST}. Read several pages with `after`.")
         texts = {"product": product, "verdict": verdict, "lot": lot, "part": part, "kind": kind}
         for name, text in texts.items():
             if text is not None:
@@ -103,7 +103,7 @@ class Reader:
         if kind is not None:
             conditions.append(table.kind == kind)
         if kind not in (None, "inspection"):
-            conditions.append(schema.OTHERS)  # tells the database that the index by kind may be used
+            conditions.append(schema.OTHERS)  # allows the database to use the index by kind
         if after is not None:
             conditions.append(table.sequence > after if oldest_first else table.sequence < after)
         with self.reading() as connection:
@@ -113,7 +113,7 @@ class Reader:
                 conditions.append(table.sequence < self.first(connection, table.time > stamp_of(until)))
             if score is not None:
                 filters.append(table.score.between(*score))
-                conditions.append((table.score + 0).between(*score))  # + 0: not by the index, which would sort all
+                conditions.append((table.score + 0).between(*score))  # + 0 prevents a slow use of the index
             if score is not None or len(filters) > 1:
                 conditions += self._narrow(connection, filters)
             order = table.sequence.asc() if oldest_first else table.sequence.desc()
@@ -121,18 +121,18 @@ class Reader:
             return _rows(connection.execute(query.limit(limit)))
 
     def _narrow(self, connection: sa.Connection, filters: list[sa.ColumnElement[bool]]) -> list[sa.ColumnElement[bool]]:
-        """The records of the first filter that few meet: databases guess badly which of several to begin with."""
+        """Limit the query to the first filter with few matches: databases often begin with the wrong one of several."""
         sequence = schema.records.c.sequence
         for each in filters:
             those = sa.select(sequence).where(schema.records.c.station == self.station, each)
             few = those.limit(FEW + 1).subquery()
             if connection.execute(sa.select(sa.func.count()).select_from(few)).scalar_one() <= FEW:
-                # The limit, which cuts nothing off, keeps the database from taking the two queries for one.
+                # This limit is never reached; it prevents the database from merging the two queries.
                 return [sequence.in_(sa.select(those.limit(FEW + MOST).cte().c.sequence))]
         return []
 
     def first(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> int:
-        """The sequence number of the first record in time; one that comes after all when there is none."""
+        """Return the sequence number of the first record in time; 2^62 if there is none."""
         table = schema.records.c
         query = sa.select(table.sequence).where(table.station == self.station, condition)
         found = connection.execute(query.order_by(table.time, table.sequence).limit(1)).scalar()
@@ -146,7 +146,7 @@ class Reader:
             return next(iter(_rows(connection.execute(query))), None)
 
     def story(self, part: str) -> list[Row]:
-        """All records of a part, on every station of this database, the oldest first; at most 10,000."""
+        """Return all records of a part, of every station in this database, the oldest first; at most 10,000."""
         check_text("part", part, LONGEST_TEXT)
         table = schema.records.c
         query = sa.select(*columns).where(table.part == part).order_by(table.time, table.station, table.sequence)
@@ -154,13 +154,13 @@ class Reader:
             rows = _rows(connection.execute(query.limit(MOST + 1)))
         if len(rows) > MOST:
             raise StationError(
-                f"part '{part}': more than {MOST} records, expected an id that belongs to one part. Page through "
-                "them with `history`, or export them."
+                f"part '{part}': more than {MOST} records; expected an id that belongs to one part. Read them in pages "
+                "with `history`, or export them."
             )
         return rows
 
     def pictures(self) -> Iterator[str]:
-        """The digests of all pictures that are kept, those of other stations left out."""
+        """Yield the digests of all stored pictures of this station."""
         table, last = schema.pictures.c, ""
         query = sa.select(table.digest).where(table.station == self.station).order_by(table.digest).limit(PAGE)
         while True:
@@ -172,7 +172,7 @@ class Reader:
             last = found[-1]
 
     def walk(self, **filters: Any) -> Iterator[Row]:
-        """All records in the order of the chain, or those that meet the filters of `history`, a page at a time."""
+        """Yield all records in the order of the chain, or those that match the filters of `history`."""
         after, count = 0, PAGE
         while count == PAGE:
             rows = self.history(**filters, after=after, limit=PAGE, oldest_first=True)
@@ -180,7 +180,7 @@ class Reader:
             count, after = len(rows), rows[-1].sequence if rows else after
 
     def head(self) -> tuple[int, str]:
-        """Sequence number and digest of the last record as the station noted them; 0 and empty before the first."""
+        """Return sequence number and digest of the last record, as the station noted them; 0 and empty if none."""
         table = schema.stations.c
         query = sa.select(table.sequence, table.digest).where(table.name == self.station)
         with self.reading() as connection:
@@ -192,7 +192,7 @@ class Reader:
         return int(found.sequence), str(found.digest)
 
     def verify(self, progress: Progress = silent) -> list[Break]:
-        """Walk the chain and name each place where it does not hold. Records that come meanwhile are left out."""
+        """Return all places where the chain is broken. Records that are added during the verification are left out."""
         last, noted = self.head()
         breaks: list[Break] = []
         sequence, digest, time = 0, "", ""
@@ -220,7 +220,7 @@ class Reader:
 
 
 def names(url: str) -> list[str]:
-    """The stations in a database."""
+    """Return the names of the stations in a database."""
     engine, name = schema.connect(url, writes=False), schema.stations.c.name
     try:
         schema.check(engine)
@@ -231,12 +231,12 @@ def names(url: str) -> list[str]:
 
 
 def opened(url: str, station: str | None) -> Reader:
-    """The records of a station by its name, or of the only one in a database."""
+    """Return the reader of a station, by name or as the only one in a database."""
     if station is None:
         found = names(url)
         if len(found) != 1:
             raise StationError(
-                f"{counted(len(found), 'station')} in the database ({', '.join(found) or 'none'}), expected one. Name "
+                f"{counted(len(found), 'station')} in the database ({', '.join(found) or 'none'}); expected one. Name "
                 "the station with --station."
             )
         station = found[0]

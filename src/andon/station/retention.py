@@ -1,8 +1,8 @@
-"""Which pictures are kept, and for how long: by days and bytes, beside the line and without blocking it.
+"""Decide which pictures are kept, and for how long: by days and bytes, in the background.
 
-All pictures that were rejected, could not be inspected or need a review are kept, and one in N that passed. Older ones
-than so many days go; when the archive is larger than so many bytes, the oldest passes go first, then reviews, then
-rejects. What went is a record. The records themselves stay.
+All pictures of rejects, reviews and failed inspections are kept, and one in N of the passes. Pictures are removed after
+a number of days. If the archive is larger than a number of bytes, the oldest passes are removed first, then reviews,
+then all others. A record names the removed pictures. Records are never removed.
 """
 
 import threading
@@ -25,45 +25,45 @@ from andon.station.ledger import Held, Ledger
 
 LONGEST_DAYS = 100_000
 BATCH = 100
-"""Most pictures that one step takes out of the archive."""
+"""Maximum number of pictures that one step removes from the archive."""
 LOOKS = 1000
-"""Files of the archive that one step of the sweep looks at."""
+"""Number of files of the archive that one call of `sweep` examines."""
 WORTHS = (0, 1, 2)
 BREATH_S = 0.05
 SWEEP_EVERY_S = 24 * 3600
 LEFTOVER_S = 3600
-"""A file that no record names for so long is left over from a process that was killed."""
+"""Age in seconds from which a file without a record is removed: a killed process has left it."""
 
 
 def worth(outcome: str) -> int:
-    """What is worth less goes first: a pass 0, a review 1, all else 2."""
+    """Return the worth of a picture: PASS 0, REVIEW 1, all others 2. Pictures of low worth are removed first."""
     return {Outcome.PASS.value: 0, Outcome.REVIEW.value: 1}.get(outcome, 2)
 
 
 class Usage(NamedTuple):
-    """What the archive holds of pictures of one worth."""
+    """Use of the archive by the pictures of one worth."""
 
     worth: int
-    """0: of passes; 1: of reviews; 2: of all others."""
+    """0: PASS; 1: REVIEW; 2: all others."""
     files: int
-    """Pictures and maps."""
+    """Number of pictures and maps."""
     size: int
     """Bytes."""
     oldest: str
-    """Time of the record."""
+    """Time of the oldest record."""
 
 
 class Retention:
     """Keeps an archive within its limits, a few files at a time.
 
     Args:
-        ledger: whose pictures.
-        archive: of this station's pictures alone: files that none of its records names are removed after an hour.
-        days: a picture that no newer record names is kept so long.
-        max_bytes: of all pictures together.
-        keep_one_in: of the pictures that passed; 1: all.
-        fresh_s: a picture younger than this stays, whatever the archive holds.
-        clock: seconds since 1970; a file is judged by this clock too.
+        ledger: records of the station.
+        archive: pictures of this station only: files that none of its records names are removed after an hour.
+        days: time for which a picture is kept after the last record that names it.
+        max_bytes: maximum total size of the pictures.
+        keep_one_in: one of this number of PASS pictures is kept; 1: all.
+        fresh_s: a younger picture is never removed.
+        clock: returns seconds since 1970; also compared with the times of files.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class Retention:
     ) -> None:
         if not 0 < days <= LONGEST_DAYS or max_bytes < 1 or keep_one_in < 1:
             raise StationError(
-                f"retention of {days} days, {max_bytes} bytes, one in {keep_one_in}: expected above 0 to "
-                f"{LONGEST_DAYS}, at least 1 and at least 1. Correct the settings."
+                f"retention of {days} days, {max_bytes} bytes, one in {keep_one_in}: expected days above 0 and at most "
+                f"{LONGEST_DAYS}, and at least 1 for the others. Correct the settings."
             )
         self.ledger, self.archive = ledger, archive
         self.days, self.max_bytes, self.keep_one_in, self.fresh_s = days, max_bytes, keep_one_in, fresh_s
@@ -89,12 +89,12 @@ class Retention:
         self._thread: threading.Thread | None = None
 
     def keeps(self, outcome: str, job: int) -> bool:
-        """Whether the picture of a job is kept. Drawn by the job's id, not counted: a line has rhythms of its own."""
+        """Whether to keep the picture of a job. A hash of the job id selects passes, so that they are not periodic."""
         drawn = int(files.digest(f"{self.ledger.station}:{job}".encode())[:12], 16)
         return worth(outcome) > 0 or drawn % self.keep_one_in == 0
 
     def usage(self) -> list[Usage]:
-        """What is kept, from passes to rejects."""
+        """Return the use of the archive by worth, from passes to rejects."""
         table = schema.pictures.c
         count, size, oldest = sa.func.count(), sa.func.sum(table.size), sa.func.min(table.time)
         query = sa.select(table.worth, count, size, oldest).where(table.station == self.ledger.station)
@@ -103,7 +103,7 @@ class Retention:
             return [Usage(worth, number, int(total), str(first)) for worth, number, total, first in rows]
 
     def step(self) -> int:
-        """Take out at most `BATCH` pictures; return how many went. 0: the archive is within its limits."""
+        """Remove at most `BATCH` pictures; return how many were removed. 0: the archive is within its limits."""
         now = datetime.fromtimestamp(self._clock(), UTC)
         gone = self._drop(self._older(stamp_of(now - timedelta(days=self.days))), f"older than {self.days:g} days")
         if not gone:
@@ -112,9 +112,9 @@ class Retention:
         return gone
 
     def sweep(self) -> bool:
-        """Look at the next files of the archive and remove those that no record names; return whether more are left.
+        """Remove files that no record names, among the next `LOOKS` files; return whether more files follow.
 
-        After the last file the next call begins anew.
+        After the last file, the next call starts again with the first.
         """
         self._walk = self._walk or self.archive.walk()
         some = list(islice(self._walk, LOOKS))
@@ -128,7 +128,7 @@ class Retention:
         return len(some) == LOOKS
 
     def start(self, report: Callable[[Exception], None], every_s: float = 60) -> None:
-        """Keep the archive within its limits from now on, in a thread; what goes wrong is reported, and tried again."""
+        """Start a thread that keeps the archive within its limits. Errors are reported, and the thread tries again."""
         self._thread = threading.Thread(target=self._run, args=(report, every_s), name="retention", daemon=True)
         self._thread.start()
 
@@ -151,7 +151,7 @@ class Retention:
             pause = BREATH_S if busy else every_s
 
     def _drop(self, pictures: list[Held], why: str) -> int:
-        """Record first, then remove: a file that a killed process leaves is swept up later."""
+        """Record the removal, then remove the files. `sweep` removes files that remain after a kill."""
         gone = self.ledger.forget(pictures, why) if pictures else []
         for each in gone:
             self.archive.remove(each.digest, unused_s=self.fresh_s)
@@ -164,7 +164,7 @@ class Retention:
         return found
 
     def _surplus(self, before: str) -> list[Held]:
-        """The pictures that must go until the archive is within its bytes: what is worth least, the oldest first."""
+        """Return the pictures to remove until the archive is within `max_bytes`: lowest worth first, then oldest."""
         table = schema.pictures.c
         query = sa.select(sa.func.coalesce(sa.func.sum(table.size), 0)).where(table.station == self.ledger.station)
         with self.ledger.reading() as connection:
@@ -204,4 +204,4 @@ class Retention:
         if DIGEST.fullmatch(path.name[:64]):
             self.archive.remove(path.name[:64], unused_s=LEFTOVER_S)
         else:
-            path.unlink(missing_ok=True)  # a half-written file
+            path.unlink(missing_ok=True)  # an incomplete file

@@ -1,4 +1,4 @@
-"""The parts that wait for a person: REVIEW, and those whose verdict somebody disputes."""
+"""The review queue: parts with REVIEW, and parts whose verdict is disputed."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,17 @@ from andon.station.reader import Reader
 
 
 class Waiting(NamedTuple):
-    """The queue of parts that wait for a decision."""
+    """State of the review queue."""
 
     count: int
     row: Row | None
-    """The inspection that is shown; None: nothing waits."""
+    """The inspection to show; None: the queue is empty."""
 
 
 def waiting(reader: Reader, product: str | None = None, after: int | None = None) -> Waiting:
-    """Inspections without a decision since they were disputed, or at all where they are REVIEW; the newest first.
+    """Return the review queue: REVIEW without any decision, and inspections whose last decision is a dispute.
 
-    after: the record that was skipped; the next one is older than it, or the newest where none is.
+    after: a skipped record; the inspection to show is the next older one, or the newest if there is no older one.
     """
     with reader.reading() as connection:
         found = connection.execute(_waiting(reader.station, product)).scalars().all()
@@ -30,12 +30,12 @@ def waiting(reader: Reader, product: str | None = None, after: int | None = None
 
 
 def decision(reader: Reader, row: Row) -> Row | None:
-    """What a person said last of an inspection; None: nothing."""
+    """Return the last decision on an inspection; None if there is none."""
     return next(iter(reader.history(job=row.job, kind="decision", limit=1)), None)
 
 
 def _waiting(station: str, product: str | None) -> sa.CompoundSelect[tuple[int]]:
-    """The numbers of the inspections that wait, the newest first."""
+    """Return the query for the numbers of the waiting inspections, the newest first."""
     table = schema.records.c
     newest = sa.func.row_number().over(partition_by=table.job, order_by=table.sequence.desc()).label("newest")
     decisions = sa.select(table.job, table.verdict, newest).where(

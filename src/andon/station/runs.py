@@ -1,4 +1,4 @@
-"""Runs of challenge parts: which parts a product has, what was presented since, and where that leaves it."""
+"""Runs of challenge parts: the parts of a product, their presentations, and the resulting status."""
 
 import math
 from collections import Counter
@@ -23,69 +23,69 @@ class ChallengePart(BaseModel):
     expected: Outcome
     """PASS or REJECT."""
     expires: AwareDatetime
-    """After this the part is no reference any more."""
+    """Time from which the part is no longer a valid reference."""
     kind: str = ""
-    """The kind of its defect."""
+    """Kind of its defect."""
     region: Annotated[tuple[float, float, float, float] | None, Field(description="x, y, width, height in pixels")] = (
         None
     )
-    """Where its defect lies: x, y, width, height in pixels of the picture."""
+    """Position of its defect: x, y, width, height in pixels of the picture."""
 
     def part(self) -> challenge.Part:
         return challenge.Part(self.name, self.expected, self.expires.timestamp(), self.region)
 
 
 class Parts(BaseModel):
-    """The challenge parts of a product, and how often they are due."""
+    """The challenge parts of a product, and the time between two runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     every_h: Annotated[float, Field(gt=0, le=10_000)] = 8
-    """Hours after which a run is due again."""
+    """Hours after which the next run is due."""
     parts: Annotated[list[ChallengePart], Field(max_length=200)]
-    """None: the product has no challenge parts any more."""
+    """Empty: the product has no challenge parts."""
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
-        """Of plain data. AndonError says what is wrong with it, also when a set would prove nothing."""
+        """Validate plain data. AndonError for wrong values, and for a set without both verdicts."""
         found = validate(cls, values, "challenge parts")
         if found.parts:
             challenge.check(found.list())
         return found
 
     def list(self) -> tuple[challenge.Part, ...]:
-        """As the rules of `andon.station.challenge` take them."""
+        """Return the parts for the functions of `andon.station.challenge`."""
         return tuple(each.part() for each in self.parts)
 
 
 class Runs:
-    """The runs of one product. A run is over when each part was presented once, or when one was judged wrongly.
+    """The runs of one product. A run ends when each part was presented once, or when one was judged wrongly.
 
     Args:
-        parts: what is to be presented.
+        parts: the challenge parts.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.last: Run | None = None
-        """The last run that is over; None: one is due."""
+        """The last completed run; None: a run is due."""
         self.open: Run | None = None
-        """The run that is going on."""
+        """The run in progress."""
 
     def due(self) -> None:
-        """A shift or another bundle begins: earlier runs do not count."""
+        """Discard all runs: a shift begins, or the bundle has changed."""
         self.last = self.open = None
 
     def expected(self, name: str) -> challenge.Part | None:
         return next((part for part in self.parts.list() if part.name == name), None)
 
     def right(self, answer: Answer) -> bool:
-        """Whether a part was judged as expected, and marked where its defect lies."""
+        """Whether a part was judged as expected, with a region at its defect."""
         part = self.expected(answer.part)
         return part is not None and not challenge.wrong([part], Run(0, (answer,)))
 
     def add(self, answer: Answer, now: float) -> None:
-        """Take what the station said of a part. A part that this run has seen already begins a new run."""
+        """Add the result of a part. A part that was already presented in this run begins a new run."""
         if self.expected(answer.part) is None:
             return
         seen = self.open.answers if self.open else ()
@@ -100,7 +100,7 @@ class Runs:
         return challenge.stands(self.parts.list(), self.last, now, self.parts.every_h * 3600)
 
     def shown(self, now: float) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         parts = self.parts.list()
         kinds = Counter(each.kind for each in self.parts.parts if each.expected == Outcome.REJECT)
         missing = {part.name for part in parts} - {answer.part for answer in (self.open.answers if self.open else ())}
@@ -117,7 +117,7 @@ class Runs:
 
 
 def answer(outcome: Outcome, row: Row) -> Answer:
-    """What a record says of a challenge part."""
+    """Return the result in the record of a challenge part."""
     limits = row.body.get("thresholds") or {}
     limit = limits.get("reject") if limits.get("reject") is not None else limits.get("review")
     margin = math.nan if row.score is None or limit is None else row.score - float(limit)

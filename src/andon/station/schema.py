@@ -1,7 +1,7 @@
-"""The database of records: its tables, how it is opened, brought up to date, and what its errors mean.
+"""The database of records: tables, connections, migration, and errors.
 
 SQLite (WAL, synchronous FULL) or PostgreSQL. Times are text, always `2026-11-26T18:04:57.123456Z`, so that database,
-export and digest hold the same characters and their order is the order of time.
+export and digest contain the same characters, and their alphabetical order is the order of time.
 """
 
 import sqlite3
@@ -23,12 +23,12 @@ from andon.station.events import StationError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 PATIENCE_S = 10
-"""Most seconds that a call waits for the database."""
+"""Maximum time in seconds that a call waits for the database."""
 
 TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 OTHERS = sa.text("kind <> 'inspection'")
-"""The records that are no inspections: few, and alone worth an index by kind."""
+"""Condition for records other than inspections. They are few; only they have an index by kind."""
 
 metadata = sa.MetaData()
 
@@ -36,21 +36,21 @@ stations = sa.Table(
     "stations",
     metadata,
     sa.Column("name", TEXT, primary_key=True),
-    sa.Column("holder", TEXT, nullable=False),  # the process that may write: host, pid, since, token as JSON
+    sa.Column("holder", TEXT, nullable=False),  # the writing process: host, pid, since, token as JSON
     sa.Column("sequence", sa.BigInteger, nullable=False),  # of the last record
     sa.Column("digest", TEXT, nullable=False),  # of the last record
     sa.Column("time", TEXT, nullable=False),  # of the last record
     sa.Column("clock", TEXT, nullable=False),  # of the last record
     sa.Column("next_job", sa.BigInteger, nullable=False),
-    sa.Column("state", TEXT, nullable=False),  # what the machine remembers, as JSON
+    sa.Column("state", TEXT, nullable=False),  # memory of the state machine, as JSON
 )
 records = sa.Table(
     "records",
     metadata,
     sa.Column("station", TEXT, primary_key=True),
     sa.Column("sequence", sa.BigInteger, primary_key=True),
-    sa.Column("time", TEXT, nullable=False),  # never earlier than that of the record before it
-    sa.Column("clock", TEXT, nullable=False),  # what the clock showed
+    sa.Column("time", TEXT, nullable=False),  # never earlier than that of the previous record
+    sa.Column("clock", TEXT, nullable=False),  # reading of the clock
     sa.Column("kind", TEXT, nullable=False),
     sa.Column("job", sa.BigInteger),
     sa.Column("product", TEXT),
@@ -60,15 +60,15 @@ records = sa.Table(
     sa.Column("score", sa.Double),
     sa.Column("p_value", sa.Double),
     sa.Column("body", TEXT, nullable=False),  # canonical JSON
-    sa.Column("previous", TEXT, nullable=False),  # digest of the record before it; of the first: empty
+    sa.Column("previous", TEXT, nullable=False),  # digest of the previous record; empty for the first
     sa.Column("digest", TEXT, nullable=False),
     *(sa.Index(f"records_{name}", "station", name, "sequence") for name in ("lot", "part", "job", "time", "score")),
-    # The filters that many records meet are held together: an index tells which record meets several of them.
+    # Filters with many matches share one index, which finds the records that match several of them.
     sa.Index("records_product", "station", "product", "sequence", "verdict", "score"),
     sa.Index("records_verdict", "station", "verdict", "sequence", "product", "score"),
     sa.Index("records_kind", "station", "kind", "sequence", sqlite_where=OTHERS, postgresql_where=OTHERS),
     sa.Index("records_story", "part", "time"),
-    # Statistics are made from the index alone.
+    # Statistics are computed from this index only.
     sa.Index("records_statistics", "station", "product", "time", "sequence", "kind", "verdict", "score"),
 )
 outbox = sa.Table(
@@ -83,15 +83,15 @@ pictures = sa.Table(
     metadata,
     sa.Column("station", TEXT, primary_key=True),
     sa.Column("digest", TEXT, primary_key=True),
-    sa.Column("worth", sa.Integer, nullable=False),  # 0: a pass; 1: review; 2: reject
-    sa.Column("time", TEXT, nullable=False),  # of the last record of it
+    sa.Column("worth", sa.Integer, nullable=False),  # 0: PASS; 1: REVIEW; 2: all others
+    sa.Column("time", TEXT, nullable=False),  # of the last record that names it
     sa.Column("size", sa.BigInteger, nullable=False),  # bytes
     sa.Index("pictures_worth", "station", "worth", "time", "size"),
 )
 
 
 def connect(url: str, writes: bool) -> sa.Engine:
-    """An engine for a database: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file."""
+    """Return an engine for a database: `postgresql://…`, `sqlite:///…`, or the path of an SQLite file."""
     try:
         parsed = sa.make_url(url) if "://" in url else sa.URL.create("sqlite", database=url)
     except (exc.ArgumentError, ValueError):
@@ -120,12 +120,12 @@ def connect(url: str, writes: bool) -> sa.Engine:
 
 
 def place(url: sa.URL) -> str:
-    """How messages name a database: its file, or its address without the password."""
+    """Return the name of a database for messages: its file, or its address without the password."""
     return str(url.database) if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
 
 
 def file_of(engine: sa.Engine) -> Path | None:
-    """The file of an SQLite database."""
+    """Return the file of an SQLite database; None for PostgreSQL."""
     return Path(str(engine.url.database)) if engine.dialect.name == "sqlite" else None
 
 
@@ -152,13 +152,13 @@ def _begin(connection: sa.Connection) -> None:
 
 
 def _session(connection: Any, _: object) -> None:
-    """Durable commits; a client that vanished with its host lets go of its locks in half a minute."""
+    """Set durable commits; the locks of a client whose host has failed are released after half a minute."""
     connection.autocommit = True
     cursor = connection.cursor()
     cursor.execute("SHOW fsync")
     if cursor.fetchone()[0] != "on":
         raise StationError(
-            "PostgreSQL has fsync = off: a power cut would lose records. Expected on. Set it in postgresql.conf."
+            "PostgreSQL has fsync = off: a power cut would lose records. Set fsync = on in postgresql.conf."
         )
     for setting in (
         "synchronous_commit = on",
@@ -172,30 +172,30 @@ def _session(connection: Any, _: object) -> None:
 
 
 def migrate(engine: sa.Engine) -> None:
-    """Make the tables, or bring those of an older andon up to date: all changes or none."""
+    """Create the tables, or migrate those of an older andon, all changes in one transaction."""
     file = file_of(engine)
     if file:
         files.make_folder(file.parent)
     with errors(engine), engine.connect().execution_options(writes=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock_number("migration"))))
-        if _found(engine, connection) != _expected():
+        if _version(engine, connection) != _expected():
             config = Config(attributes={"connection": connection})
             config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             command.upgrade(config, "head")
 
 
 def check(engine: sa.Engine) -> None:
-    """Refuse a database that a station of this andon has not opened."""
+    """Check that a database exists and has the tables of this andon. StationError otherwise."""
     file = file_of(engine)
     if file and not files.is_file(file):
-        raise StationError(f"{file}: there is no such database. Name the one that a station writes.")
+        raise StationError(f"{file}: there is no such database. Name the database of a station.")
     with errors(engine), engine.connect() as connection, connection.begin():
-        found = _found(engine, connection)
+        found = _version(engine, connection)
     if found != _expected():
         raise StationError(
-            f"{place(engine.url)}: version {found or 'none'} of the records, expected {_expected()}. "
-            "Start the station once: it brings its database up to date."
+            f"{place(engine.url)}: version {found or 'none'} of the records; expected {_expected()}. "
+            "Start the station once: it migrates its database."
         )
 
 
@@ -207,30 +207,30 @@ def _expected() -> str:
     return str(_script().get_current_head())
 
 
-def _found(engine: sa.Engine, connection: sa.Connection) -> str | None:
-    """The version of a database; None when there is none. StationError when it is a newer one."""
+def _version(engine: sa.Engine, connection: sa.Connection) -> str | None:
+    """Return the version of a database; None if it has none. StationError for a newer version."""
     found = MigrationContext.configure(connection).get_current_revision()
     known = {each.revision for each in _script().walk_revisions()}
     if found is not None and found not in known:
         raise StationError(
-            f"{place(engine.url)}: version {found} of the records, newer than {_expected()}, the last that this andon "
-            "knows. Use the andon that wrote it, or a newer one."
+            f"{place(engine.url)}: version {found} of the records, newer than {_expected()}, the last version of this "
+            "andon. Use the andon that wrote it, or a newer one."
         )
     return found
 
 
 def lock_number(name: str) -> int:
-    """The number of an advisory lock of PostgreSQL."""
+    """Return the number of an advisory lock of PostgreSQL."""
     return int(files.digest(f"andon {name}".encode())[:15], 16)
 
 
 OUTSIDE = ("08", "25006", "28", "3D", "42501", "53", "55", "57", "58")
-"""How PostgreSQL's codes begin when the cause is the server, its disk, the network or a permission."""
+"""First characters of PostgreSQL's error codes for problems of the server, its disk, the network or permissions."""
 
 
 @contextmanager
 def errors(engine: sa.Engine) -> Iterator[None]:
-    """Tell what the database refuses, cannot do or is not there for, as StorageError."""
+    """Raise StorageError for errors of the database server, its disk, the network or permissions."""
     try:
         yield
     except exc.DBAPIError as error:
@@ -249,7 +249,7 @@ def errors(engine: sa.Engine) -> Iterator[None]:
 
 def _away(engine: sa.Engine, found: str) -> str:
     file = file_of(engine)
-    todo = f"Free space, allow writing in {file.parent}" if file else "Start the database, allow access"
+    todo = f"Free space or allow writing in {file.parent}" if file else "Start the database, or allow access"
     if "not a database" in found or "malformed" in found:
         todo = "Restore it from a backup"
     return f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}, then try again."

@@ -1,6 +1,6 @@
-"""A station, as views see it. Every view calls only this.
+"""The interface of a station for views: HTTP, line protocols and pages.
 
-A view needs: `trigger` and `picture` (or `inspect`, which is both), `challenge_part`, `acknowledge`, `output`, `ready`,
+Views use `trigger` and `picture` (or `inspect`, which does both), `challenge_part`, `acknowledge`, `output`, `ready`,
 `subscribe`, and `call` for the methods of OPC 40100-1. All may be called from any thread; none waits for an inspection.
 """
 
@@ -24,18 +24,18 @@ LOOK_S = 0.25
 
 
 class Station(Jobs):
-    """`start` it, and `close` it.
+    """A station. Call `start` once, and `close` at the end.
 
     Args:
-        config: its settings.
-        tell: takes sentences for the person who started it.
+        config: settings of the station.
+        tell: receives messages for the person who started the station.
     """
 
     def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
         super().__init__(config, tell)
         self._stop = threading.Event()
         self.closing = False
-        """Views that never end by themselves end now."""
+        """True when the station ends, so that endless views such as streams of events end."""
         try:
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
@@ -50,7 +50,7 @@ class Station(Jobs):
         ]
 
     def start(self) -> None:
-        """Take up work; products become ready one after another."""
+        """Start the station; products become ready one after another."""
         self.keeper.start()
         self.keeper.put(Entry("event", body={"event": "started", **self._software}))
         self._hear(self.machine.first_events)
@@ -61,7 +61,7 @@ class Station(Jobs):
         self.teaching.start()
 
     def close(self) -> None:
-        """End all jobs, write what waits, and let go of everything."""
+        """End all jobs, write the waiting records, and release all resources."""
         self.closing = True
         self._stop.set()
         self.upkeep.close()
@@ -76,12 +76,12 @@ class Station(Jobs):
             self.keeper.put(Entry("event", body={"event": "stopped"}))
             lost = self.keeper.close()
             if lost:
-                self.tell(f"{lost} records could not be written: the storage is away. None of them was acknowledged.")
+                self.tell(f"{lost} records could not be written: the storage fails. None of them was acknowledged.")
         self.retention.close()
         self.ledger.close()
 
     def trigger(self, product: str, part: str, lot: str | None = None, latch: bool = True) -> Job:
-        """Start a job, in Ready or in ContinuousExecution. StationError: it is refused, and counted as missed."""
+        """Start a job, in Ready or ContinuousExecution. StationError: the trigger is refused and counted as missed."""
         check_text("part", part, LONGEST_TEXT)
         if lot is not None:
             check_text("lot", lot, LONGEST_TEXT)
@@ -91,25 +91,25 @@ class Station(Jobs):
             return self._begin(lambda: start(product, part, self._now(), latch), lot)
 
     def miss(self) -> None:
-        """A view refused a trigger before it came here: it is counted as missed."""
+        """Count a trigger that a view refused itself as missed."""
         self.do(self.machine.miss)
 
     def picture(self, job: int, data: bytes) -> "Future[Finished]":
-        """The picture of a job. The future is done when the record is durable and the job has ended."""
+        """Pass the picture of a job. The future is done when the record is durable and the job has ended."""
         digest = files.digest(data)
         with self.lock:
             flight = self._acquired(job, data, digest)
         return self._inspect(flight)
 
     def inspect(self, product: str, part: str, lot: str | None, data: bytes) -> "Future[Finished]":
-        """Trigger and picture in one: the result is the answer, and nothing is latched."""
+        """Trigger and pass the picture in one call. The result is in the future only; it is not latched."""
         digest = files.digest(data)
         with self.lock:
             flight = self._acquired(self.trigger(product, part, lot, latch=False).id, data, digest)
         return self._inspect(flight)
 
     def challenge_part(self, product: str, part: str, data: bytes) -> "Future[Finished]":
-        """Present a challenge part; it is no production."""
+        """Inspect a challenge part, which is not counted as production."""
         self.products.expected(product, part)
         digest = files.digest(data)
         with self.lock:
@@ -118,7 +118,7 @@ class Station(Jobs):
         return self._inspect(flight)
 
     def call(self, method: str) -> None:
-        """A method of OPC 40100-1: select_mode_automatic, halt, reset, start_continuous, stop or abort."""
+        """Call a method of OPC 40100-1: select_mode_automatic, halt, reset, start_continuous, stop or abort."""
         methods = {
             name: getattr(self.machine, name)
             for name in ("select_mode_automatic", "halt", "reset", "start_continuous", "stop", "abort")
@@ -130,23 +130,23 @@ class Station(Jobs):
             self._settle()
 
     def acknowledge(self, job: int) -> None:
-        """ResultsAck of the oldest latched result."""
+        """Acknowledge (ResultsAck) the oldest latched result."""
         self.do(lambda now: self.machine.acknowledge(job, now))
 
     def output(self) -> Outcome:
-        """What the sorter does with the part of the oldest latched result. Reject is the resting state."""
+        """Return the output for the sorter from the oldest latched result. Without one, REJECT."""
         with self.lock:
             return self.machine.output(self._now())
 
     def counts(self, result: Result) -> Outcome:
-        """What a result is worth now: a PASS or REVIEW that nobody took before its deadline is LATE."""
+        """Return the outcome that is valid now: PASS and REVIEW become LATE after their deadline."""
         good = result.outcome in (Outcome.PASS, Outcome.REVIEW)
         return Outcome.LATE if good and self._now() > result.until else result.outcome
 
     def _presented(self, flight: Flight, row: Row) -> None:
         self.products.presented(flight, row)
 
-    # Beside the line
+    # In the background
 
     def _run(self, call: Callable[[], None], every_s: float) -> None:
         while not self._stop.wait(every_s):
@@ -156,14 +156,14 @@ class Station(Jobs):
         self.do(self.machine.tick)
 
     def _settle(self) -> None:
-        """Leave Preoperational, and prepare what is loaded."""
+        """Leave Preoperational, and prepare loaded bundles."""
         with self.lock:
             if self.machine.state == "Preoperational":
                 self.do(self.machine.power_up)
             self.products.settle()
 
     def _look(self) -> None:
-        """What need not be done at once."""
+        """Do periodic work that is not urgent."""
         self._settle()
         if self._last_id - self.machine.memory.next_job < IDS / 2:
             self.ledger.reserve(IDS)

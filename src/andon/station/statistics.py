@@ -1,7 +1,7 @@
 """Statistics of the production of one product, by SQL from the records: yield, p-chart, scores, positions, margins.
 
-Challenge parts are no production and are counted nowhere but in their margins. A job that ended in another way than its
-record says (`superseded`) is counted as it ended.
+Challenge parts are counted in their margins only. A job whose outcome was corrected by a later record (`superseded`) is
+counted with the corrected outcome.
 """
 
 import math
@@ -29,18 +29,18 @@ STEPS = tuple(timedelta(minutes=m) for m in (1, 5, 15, 30, 60, 120, 240, 480, 14
 """Lengths of a period: from a minute to 16 weeks."""
 MOST_PERIODS = 500
 CELLS = 32
-"""Cells of the longer side of the map of positions."""
+"""Number of cells along the longer side of the map of positions."""
 MOST_PARTS = 2000
-"""Parts whose regions are looked at one by one."""
+"""Maximum number of parts whose regions are counted."""
 
 
 def periods(since: datetime, until: datetime, zone: tzinfo, most: int = 60) -> list[datetime]:
-    """The edges of at most about `most` periods of equal length that hold a stretch of time, ascending.
+    """Divide a time span into at most about `most` periods of equal length; return their edges, ascending.
 
-    They begin at midnight of the plant's zone; on a day whose clock is changed, the last one is shorter or longer.
+    Periods begin at midnight in the plant's zone. On a day with a clock change, the last one is shorter or longer.
     """
     if since.tzinfo is None or until.tzinfo is None or not since < until:
-        raise StationError(f"a time from {since} to {until}: expected a beginning before its end, both with a zone.")
+        raise StationError(f"from {since} to {until}: expected a start before the end, both with a time zone.")
     step = next((each for each in STEPS if (until - since) / each <= most), STEPS[-1])
     day = since.astimezone(zone).date()
     edges: list[datetime] = []
@@ -60,9 +60,9 @@ class Production:
     """How the jobs of one period ended."""
 
     ended: Counter[str] = field(default_factory=Counter)
-    """By outcome."""
+    """Number of jobs by outcome."""
     decided: Counter[str] = field(default_factory=Counter)
-    """The same, where people have not decided; else what they decided last."""
+    """The same, with the last decision of people in place of the outcome."""
 
     def __add__(self, other: "Production") -> "Production":
         return Production(self.ended + other.ended, self.decided + other.decided)
@@ -73,7 +73,7 @@ class Production:
 
     @property
     def judged(self) -> int:
-        """Parts with the verdict PASS, REVIEW or REJECT. The others say nothing of the part."""
+        """Number of parts with PASS, REVIEW or REJECT; other outcomes contain no information on the part."""
         return sum(self.ended[outcome] for outcome in JUDGED)
 
     @property
@@ -87,12 +87,12 @@ class Production:
         return self.decided[Outcome.PASS] / self.parts if self.parts else math.nan
 
     def interval(self) -> tuple[float, float]:
-        """Exact 95 % interval of the first yield."""
+        """Return the exact 95 % interval of the first yield."""
         return clopper_pearson(self.ended[Outcome.PASS], self.parts)
 
 
 def production(reader: Reader, product: str, edges: Sequence[datetime]) -> list[Production]:
-    """How the jobs of a product ended in each period between edges, the first of which belongs to it."""
+    """Count the outcomes of a product in each period from one edge (included) to the next (excluded)."""
     stamps = _stamps(edges)
     found = [Production() for _ in stamps[1:]]
     table, span = schema.records.c, _spans(stamps)
@@ -139,10 +139,10 @@ class PChart(NamedTuple):
 
 
 def p_chart(found: Iterable[Production]) -> PChart:
-    """The share of REJECT among judged parts in each period, with limits at three standard deviations.
+    """Return the share of REJECT among judged parts in each period, with limits at three standard deviations.
 
-    Limits p̄ ± 3 √(p̄ (1 − p̄) / n), cut at 0 and 1 (Montgomery, "Introduction to Statistical Quality Control"): each
-    period has its own, because n differs.
+    Limits p̄ ± 3 √(p̄ (1 − p̄) / n), clipped to 0 and 1 (Montgomery, "Introduction to Statistical Quality Control"). Each
+    period has its own limits, because n differs.
     """
     pairs = [(each.judged, each.ended[Outcome.REJECT]) for each in found]
     total = sum(judged for judged, _ in pairs)
@@ -156,7 +156,7 @@ def p_chart(found: Iterable[Production]) -> PChart:
 
 
 class Scored(NamedTuple):
-    """The scores of one period; NaN without any."""
+    """The scores of one period; NaN if there are none."""
 
     parts: int
     low: float
@@ -165,7 +165,7 @@ class Scored(NamedTuple):
 
 
 def scores(reader: Reader, product: str, edges: Sequence[datetime]) -> list[Scored]:
-    """The lowest, mean and highest score in each period between edges."""
+    """Return the lowest, mean and highest score in each period between edges."""
     stamps = _stamps(edges)
     found = [Scored(0, math.nan, math.nan, math.nan)] * (len(stamps) - 1)
     table, span = schema.records.c, _spans(stamps)
@@ -180,7 +180,7 @@ def scores(reader: Reader, product: str, edges: Sequence[datetime]) -> list[Scor
 
 
 class Dot(NamedTuple):
-    """One part of a score chart."""
+    """One part in a chart of scores."""
 
     time: str
     score: float
@@ -189,7 +189,7 @@ class Dot(NamedTuple):
 
 
 def dots(reader: Reader, product: str, since: datetime, until: datetime, most: int, doubtful: bool) -> list[Dot]:
-    """The last parts with a score, the oldest first. `doubtful`: only those with REVIEW or REJECT."""
+    """Return the last parts with a score, the oldest first. `doubtful`: only those with REVIEW or REJECT."""
     table = schema.records.c
     query = sa.select(table.time, table.score, table.verdict, table.sequence)
     query = query.where(*_inspections(reader, product), table.score.is_not(None))
@@ -202,14 +202,14 @@ def dots(reader: Reader, product: str, since: datetime, until: datetime, most: i
 
 
 class Positions(NamedTuple):
-    """Where the regions of parts with REVIEW or REJECT lie."""
+    """Positions of the regions of parts with REVIEW or REJECT."""
 
     counts: NDArray[np.int64]
-    """(rows, columns) parts that have a region in this cell of the picture."""
+    """(rows, columns) number of parts with a region in each cell of the picture."""
     parts: int
-    """Parts with at least one region."""
+    """Number of parts with at least one region."""
     without: int
-    """Parts with a score above the threshold and no region."""
+    """Number of parts with a score above the threshold and no region."""
     frame: tuple[int, int]
     """Width and height of the picture in pixels."""
 
@@ -217,9 +217,9 @@ class Positions(NamedTuple):
 def positions(
     reader: Reader, product: str, since: datetime, until: datetime, frame: tuple[int, int] | None = None
 ) -> Positions:
-    """Count the last parts by the cells of the picture in which they have a region.
+    """Count the last parts with a region in each cell of the picture.
 
-    `frame`: width and height of the pictures; None: as far as regions reach.
+    `frame`: width and height of the pictures; None: the extent of the regions.
     """
     rows = [
         row
@@ -246,12 +246,12 @@ class Margin(NamedTuple):
 
     time: str
     margin: float
-    """Score − threshold; NaN without one."""
+    """Score − threshold; NaN without a score or threshold."""
     verdict: str
 
 
 def margins(reader: Reader, product: str, most: int = 1000) -> dict[str, list[Margin]]:
-    """The last presentations of the challenge parts of a product, by part, the oldest first."""
+    """Return the last presentations of the challenge parts of a product, by part, the oldest first."""
     found: dict[str, list[Margin]] = {}
     for row in reversed(reader.history(product, kind="challenge", limit=most)):
         answer = runs.answer(Outcome(str(row.verdict)), row)
@@ -260,7 +260,7 @@ def margins(reader: Reader, product: str, most: int = 1000) -> dict[str, list[Ma
 
 
 class Mark(NamedTuple):
-    """A moment that a chart shows."""
+    """A time that is marked in charts."""
 
     time: str
     kind: str
@@ -269,7 +269,7 @@ class Mark(NamedTuple):
 
 
 def marks(reader: Reader, product: str) -> list[Mark]:
-    """When another bundle began to inspect, and when a drift was found; the oldest first."""
+    """Return the times of changes of the active bundle and of detected drifts, the oldest first."""
     changes = [
         Mark(row.time, row.body["change"], row.body)
         for row in reader.walk(product=product, kind="change")
@@ -284,7 +284,7 @@ def marks(reader: Reader, product: str) -> list[Mark]:
 
 
 class Measured(NamedTuple):
-    """One value of one part, and the exponentially weighted mean up to it."""
+    """One value of one part, and the exponentially weighted mean including it."""
 
     time: str
     value: float
@@ -292,9 +292,9 @@ class Measured(NamedTuple):
 
 
 def measures(reader: Reader, product: str, bundle: str, most: int, weight: float = 0.1) -> dict[str, list[Measured]]:
-    """What drift measures of the last parts that a bundle inspected, the oldest first.
+    """Return the measures of drift for the last parts inspected by a bundle, the oldest first.
 
-    The weighted mean begins with the first value that is shown; `weight` is that of a new value.
+    The weighted mean begins with the first returned value; `weight` is that of a new value.
     """
     found: dict[str, list[Measured]] = {}
     for row in reversed(reader.history(product, kind="inspection", limit=most)):
@@ -313,12 +313,12 @@ def _inspections(reader: Reader, product: str) -> tuple[Any, ...]:
 
 def _stamps(edges: Sequence[datetime]) -> list[str]:
     if not 1 < len(edges) <= MOST_PERIODS + 1:
-        raise StationError(f"{len(edges)} edges of periods: expected 2 to {MOST_PERIODS + 1}.")
+        raise StationError(f"{len(edges)} edges of periods: expected 2 to {MOST_PERIODS + 1}. Use longer periods.")
     return [stamp_of(edge) for edge in edges]
 
 
 def _spans(stamps: Sequence[str]) -> sa.CTE:
-    """The periods as a table: the database looks each up in the index."""
+    """Return the periods as a table, so that the database uses the index for each."""
     columns = (sa.column("number", sa.Integer), sa.column("since", sa.Text), sa.column("until", sa.Text))
     rows = [(number, *pair) for number, pair in enumerate(pairwise(stamps))]
     return sa.values(*columns, name="periods").data(rows).cte("periods")
@@ -327,7 +327,7 @@ def _spans(stamps: Sequence[str]) -> sa.CTE:
 def _later(
     connection: sa.Connection, reader: Reader, product: str, kind: str, stamps: Sequence[str]
 ) -> dict[int, tuple[str, str, str]]:
-    """What the last record of a kind says of an inspection: by its job, its time and verdict, and the other verdict."""
+    """Return, by job, time and verdict of an inspection and the verdict of the last record of `kind` on it."""
     later, table = schema.records.alias("later"), schema.records.c
     same = sa.and_(later.c.station == table.station, later.c.job == table.job, table.kind == "inspection")
     query = sa.select(table.job, table.time, table.verdict, later.c.verdict).join_from(later, schema.records, same)

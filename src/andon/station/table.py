@@ -20,7 +20,7 @@ class Transition(NamedTuple):
     source: str
     target: str
     method: str | None
-    """The method that causes it; None when the station does it by itself."""
+    """The method that causes it; None: automatic."""
     events: tuple[str, ...]
 
 

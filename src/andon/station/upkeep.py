@@ -1,4 +1,4 @@
-"""What people do to a station beside the line, and what takes minutes: verify, back up, recalibrate."""
+"""Maintenance while the line runs, which takes minutes: verify, back up, recalibrate."""
 
 import json
 import re
@@ -27,13 +27,13 @@ from andon.station.reader import Reader
 
 VERIFY, BACKUP = "verification", "backup"
 ROOM = 1 << 30
-"""Bytes that stay free beside a backup."""
+"""Bytes that must remain free after a backup."""
 BACKUP_NAME = re.compile(r"\d{8}-\d{6}")
 SHOWN = ("andon", "fastapi", "numpy", "onnxruntime", "opencv-python-headless", "openvino", "sqlalchemy")
 
 
 class Backup(NamedTuple):
-    """A whole backup on the disk of the station."""
+    """A complete backup on the disk of the station."""
 
     name: str
     time: str
@@ -43,11 +43,10 @@ class Backup(NamedTuple):
 
 
 class Upkeep:
-    """Work beside the line; one of each kind at a time, of recalibrations one for each product.
+    """Maintenance in the background: one task of each kind at a time; one recalibration for each product.
 
     Args:
-        config, ledger: of the station.
-        products: of the station.
+        config, ledger, products: of the station.
     """
 
     def __init__(self, config: Config, ledger: Reader, products: Products) -> None:
@@ -64,7 +63,7 @@ class Upkeep:
         self.work.start(VERIFY, who, _verify, self._config.database(), self._config.name, archive)
 
     def back_up(self, who: str, pictures: bool) -> None:
-        """Copy records, bundles and keys, with the pictures or without, to a new folder in `backups_folder`."""
+        """Copy records, bundles and keys to a new folder in `backups_folder`; `pictures`: whether to copy these too."""
         config, data = self._config, self._config.data
         also = [path for path in (data / "bundles", data / "keys.json", data / "drift") if path.exists()]
         needed = ROOM + sum(_size(path) for path in (*also, *([data / "pictures"] if pictures else [])))
@@ -73,14 +72,14 @@ class Upkeep:
         free = shutil.disk_usage(data).free
         if free < needed:
             raise StorageError(
-                f"{data}: {free >> 20} MiB are free; the backup needs {needed >> 20} MiB, of which 1 GiB stays free. "
-                "Free space, or leave the pictures out."
+                f"{data}: {free >> 20} MiB are free; the backup needs {needed >> 20} MiB, including 1 GiB that must "
+                "remain free. Free space, or leave the pictures out."
             )
         out = self.backups_folder / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         self.work.start(BACKUP, who, _back_up, config.database(), out, data / "pictures" if pictures else None, also)
 
     def backups(self) -> list[Backup]:
-        """The backups on this disk, the newest first."""
+        """Return the backups on this disk, the newest first."""
         found = []
         for path in sorted(self.backups_folder.glob("*"), reverse=True):
             if BACKUP_NAME.fullmatch(path.name):
@@ -88,13 +87,13 @@ class Upkeep:
                     manifest = json.loads((path / backup.MANIFEST).read_bytes())
                     found.append(Backup(path.name, manifest["time"], _size(path), sum(manifest["records"].values())))
                 except (OSError, ValueError, KeyError, AttributeError):
-                    continue  # not whole
+                    continue  # not complete
         return found
 
     def backup_of(self, name: str) -> Path:
-        """The folder of a backup. StationError when there is none."""
+        """Return the folder of a backup. StationError when there is none."""
         if name not in {each.name for each in self.backups()}:
-            raise StationError(f"backup '{name[:40]}': there is none. Expected one of those that are listed.")
+            raise StationError(f"backup '{name[:40]}': no such backup. Use a name from the list of backups.")
         return self.backups_folder / name
 
     def remove_backup(self, name: str) -> None:
@@ -106,9 +105,9 @@ class Upkeep:
     # Recalibration
 
     def recalibrate(self, product: str, since: datetime | None, who: str) -> None:
-        """Recalibrate the active bundle of a product on parts that people confirmed good since then.
+        """Recalibrate the active bundle of a product on parts confirmed good, inspected since a time.
 
-        StationError when it has no active bundle. Nothing changes at the line until `adopt`, release and activation.
+        StationError when it has no active bundle. The active bundle does not change; see `adopt`.
         """
         known = self._products.catalogue.product(product)
         if known.active is None:
@@ -121,21 +120,21 @@ class Upkeep:
         self.work.start(_work(product), who, _recalibrate, *arguments)
 
     def recalibration(self, product: str) -> Work | None:
-        """The last recalibration of a product since the start of the station; see `_recalibrate` for its result."""
+        """Return the last recalibration of a product since the start of the station. Its result: see `_recalibrate`."""
         return self.work.find(_work(product))
 
     def adopt(self, product: str, who: str) -> Version:
-        """Take the recalibrated bundle in as a new version; it is not released."""
+        """Add the recalibrated bundle as a new version, which is not released."""
         done = self.recalibration(product)
         if done is None or done.result is None:
-            raise StationError(f"product '{product}': no recalibration has ended well. Start one.")
+            raise StationError(f"product '{product}': no recalibration has succeeded. Start one.")
         with self._products.incoming() as place:
             shutil.copyfile(self._recalibrated(product), place)
             file = self._products.archive.move(place, ".andon")
         return self._products.add(product, file, who)
 
     def dismiss(self, product: str) -> None:
-        """Forget a recalibration; while it runs, it is cancelled."""
+        """Discard a recalibration; cancel it if it runs."""
         self.work.cancel(_work(product))
         self.work.forget(_work(product))
         self._recalibrated(product).unlink(missing_ok=True)
@@ -145,7 +144,7 @@ class Upkeep:
 
 
 def verified(chain: Reader, archive: Archive | None = None, progress: Progress = silent) -> dict[str, Any]:
-    """Whether the records of a station are whole, and the pictures in an archive: `wrong` names what is not."""
+    """Verify the records of a station, and the pictures in an archive; `wrong` lists all findings."""
     sequence, digest = chain.head()
     wrong = [f"record {each.sequence}: {each.what}" for each in chain.verify(progress)]
     if archive:
@@ -160,7 +159,7 @@ def verified(chain: Reader, archive: Archive | None = None, progress: Progress =
 
 
 def software(reader: Reader) -> dict[str, str]:
-    """What a station runs on, with versions."""
+    """Return names and versions of the software of a station."""
     found = {"python": python_version(), "system": platform(terse=True)}
     for name in SHOWN:
         try:
@@ -197,7 +196,7 @@ def _recalibrate(
     since: datetime | None,
     out: Path,
 ) -> dict[str, Any]:
-    """The new bundle in `out`, and what changes: thresholds and, of each picture, part, score and both verdicts."""
+    """Write the new bundle to `out`; return thresholds before and after and, by picture, part, score and verdicts."""
     from andon.bundle import Bundle
     from andon.calibration import judge
     from andon.training import calibrating
@@ -229,7 +228,7 @@ def _work(product: str) -> str:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
+    """Return the size of a file, or of all files in a folder, in bytes."""
     try:
         return sum(each.stat().st_size for each in ([path] if path.is_file() else path.rglob("*")) if each.is_file())
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What runs in a process that inspects: `python -m andon.station.work`. It reads tasks from standard input.
+"""Program of a process that inspects: `python -m andon.station.work`. It reads tasks from standard input.
 
-A message is the lengths of its two parts, a line of JSON, and bytes: a picture, or a map. Nothing that is received is
-executed. The process ends when its input ends, also in the middle of an inspection: no process outlives its station.
+A message consists of the lengths of its two parts, a line of JSON, and bytes (a picture or a map). Received data are
+never executed. The process ends when its input ends, even during an inspection, so it always ends with its station.
 """
 
 import json
@@ -19,7 +19,7 @@ from andon.errors import AndonError, ImageError
 from andon.files import digest, strict_json
 
 LENGTHS = struct.Struct("<IQ")
-MOST_HEAD = 1 << 24  # bytes of a line of JSON
+MOST_HEAD = 1 << 24  # maximum number of bytes of a line of JSON
 
 
 def send(file: BinaryIO, head: dict[str, Any], data: bytes = b"") -> None:
@@ -31,7 +31,7 @@ def send(file: BinaryIO, head: dict[str, Any], data: bytes = b"") -> None:
 
 
 def receive(file: BinaryIO, most: int) -> tuple[dict[str, Any], bytes]:
-    """Read one message with at most so many bytes. EOFError at the end, ValueError when it is not one."""
+    """Read one message with at most `most` bytes of data. EOFError at the end, ValueError for an invalid message."""
     line, data = LENGTHS.unpack(_exactly(file, LENGTHS.size))
     if line > MOST_HEAD or data > most:
         raise ValueError(f"a message of {line} and {data} bytes; expected at most {MOST_HEAD} and {most}")
@@ -49,10 +49,10 @@ def _exactly(file: BinaryIO, count: int) -> bytes:
 
 
 class Worker:
-    """An inspector and the stages of its inspections, with times."""
+    """An inspector that measures the stages of its inspections."""
 
     def __init__(self, bundle: str, engine: Any, threads: int) -> None:
-        """Load the bundle and send the first tile through its graph. AndonError when it cannot be used."""
+        """Load the bundle and run its graph on a test tile. AndonError when it cannot be used."""
         import cv2
         import numpy as np
 
@@ -78,7 +78,7 @@ class Worker:
         }
 
     def check(self) -> None:
-        """Send one known tile through the graph. ArithmeticError when the answer is not the one it gave at first."""
+        """Run the graph on the test tile. ArithmeticError when the result differs from the first one."""
         import numpy as np
 
         scores = self.inspector.scorer.score(self._tile)
@@ -89,10 +89,10 @@ class Worker:
             for now, first in zip(scores, self._known, strict=True)
         )
         if not same:
-            raise ArithmeticError("the graph gave another answer to the same tile than when it was loaded")
+            raise ArithmeticError("the graph gives another result for the test tile than after loading")
 
     def inspect(self, data: bytes, name: str) -> tuple[dict[str, Any], bytes]:
-        """A record, and the map as bytes; without a map where the graph did not see the picture."""
+        """Return the record and the map as bytes; the map is empty if the graph did not see the picture."""
         import numpy as np
 
         from andon.pictures import appearance
@@ -119,17 +119,17 @@ class Worker:
 
 
 def _stages(times: list[float]) -> dict[str, float]:
-    """Milliseconds of each stage that came to its end."""
+    """Return the duration of each completed stage in milliseconds."""
     names = ("read", "prepare", "score", "judge")
     return {name: round(1000 * (b - a), 3) for name, a, b in zip(names, times, times[1:], strict=False)}
 
 
 def _listen(file: BinaryIO, tasks: "queue.SimpleQueue[tuple[dict[str, Any], bytes]]") -> None:
-    """Hand on tasks; end the process at the end of its input, whatever it does."""
-    ended = 1  # by anything else, such as memory that has run out
+    """Put received tasks into a queue; end the process when its input ends."""
+    ended = 1  # exit code of any other error, such as out of memory
     try:
         while True:
-            head, data = receive(file, 1 << 40)  # the station bounds what it sends
+            head, data = receive(file, 1 << 40)  # the station limits the size of its messages
             tasks.put((head, data))
     except (EOFError, OSError):
         ended = 0
@@ -138,11 +138,11 @@ def _listen(file: BinaryIO, tasks: "queue.SimpleQueue[tuple[dict[str, Any], byte
 
 
 def main() -> None:
-    """Load the bundle that the first message names, then answer one task after the other."""
+    """Load the bundle named by the first message, then answer tasks one after the other."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # when memory runs out, this process ends, not the station
+        Path("/proc/self/oom_score_adj").write_text("1000")  # out of memory: kill this, not the station
     tasks: queue.SimpleQueue[tuple[dict[str, Any], bytes]] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(os.fdopen(os.dup(0), "rb"), tasks), daemon=True).start()
     order, _ = tasks.get()
@@ -170,4 +170,4 @@ if __name__ == "__main__":
     try:
         main()
     except BrokenPipeError:
-        sys.exit(0)  # the station has gone
+        sys.exit(0)  # the station has ended

@@ -1,8 +1,8 @@
-"""Inspection in processes of their own, supervised: whatever a picture does to a process costs one part.
+"""Inspection in separate, supervised processes: a picture that crashes a process affects one part only.
 
-A process has one picture at a time. It is killed when it is past the picture's deadline by a bound, and replaced when
-it has ended. When too many have ended in a short time, the workers are dead and say so: no picture waits for nothing.
-While no picture comes, each process sends a known tile through its graph, so that the heartbeat tells of the graph.
+A process inspects one picture at a time. It is killed a stated time after the picture's deadline, and replaced when it
+has ended. When too many processes end in a short time, the workers are dead, and all pictures get ERROR. While there is
+no picture, each process runs its graph on a test tile, so that the heartbeat shows that the graph works.
 """
 
 import math
@@ -22,21 +22,21 @@ from andon.station.process import Died, NotBegun, Process, shield
 from andon.station.task import Task
 from andon.streams.line import workers_of
 
-TICK = 0.02  # seconds between two looks for what is overdue
-REST = 0.2  # the same, while no process is asked anything
-CHECK = 10.0  # seconds within which a known tile must come through the graph
-LONGEST_PAUSE = 5.0  # seconds before a process is started again
-LONGEST_END = 5.0  # seconds that a lane has to end when its process was killed
+TICK = 0.02  # seconds between two checks of deadlines
+REST = 0.2  # the same, while all processes are idle
+CHECK = 10.0  # maximum time of a test tile in seconds
+LONGEST_PAUSE = 5.0  # maximum pause before a process is started again, in seconds
+LONGEST_END = 5.0  # seconds to wait for the end of a lane after its process was killed
 
 
 class Workers:
-    """Processes that inspect by one bundle.
+    """Processes that inspect with one bundle.
 
     >>> with Workers(Path("ring.andon"), processes=2) as workers:
     ...     workers.inspect(1, Path("part.png").read_bytes(), deadline_s=0.5).result().verdict
     <Outcome.PASS: 'PASS'>
 
-    Every future gives an `Answer`, never an exception. Callbacks come from any thread and must not block.
+    Every future returns an `Answer`, never an exception. Callbacks are called from any thread and must not block.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Workers:
         on_dead: Callable[[str], None] = lambda reason: None,
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        """Start the processes and wait until each has sent a tile through its graph. StationError when one cannot.
+        """Start the processes and wait until the graph of each works. StationError when one does not.
 
-        `threads` of the engine in each process; 0: the cores, shared among the processes. More than `restarts` within
-        `window_s` seconds: `on_dead` is told why, and every picture gets ERROR. A process is killed `grace_s` after the
-        deadline of its picture. After `idle_s` without a picture it checks its graph. `on_pass`: a picture or a known
-        tile has gone through the graph. At most `waiting` pictures of at most `max_bytes` wait for a process.
-        `tell` gets sentences on what goes wrong.
+        `threads` of the engine in each process; 0: number of cores / number of processes. After more than `restarts`
+        within `window_s` seconds, `on_dead` is called with the reason, and every picture gets ERROR. A process is
+        killed `grace_s` after the deadline of its picture. After `idle_s` without a picture it runs the test tile.
+        `on_pass` is called when a picture or test tile has passed through the graph. At most `waiting` pictures of at
+        most `max_bytes` wait for a process. `tell` receives messages on problems.
         """
         if processes < 1 or restarts < 0 or waiting < 1 or min(window_s, grace_s, idle_s, start_s) <= 0:
             raise StationError(
@@ -81,7 +81,7 @@ class Workers:
         self._idle, self._start = idle_s, start_s
         self._most_waiting, self._most_bytes = waiting, max_bytes
         self._on_pass, self._on_dead, self._tell = on_pass, on_dead, tell
-        self._lock = threading.RLock()  # guards all that follows; entered itself, so that Ctrl-C never leaves it held
+        self._lock = threading.RLock()  # guards what follows; used directly, so that Ctrl-C never leaves it locked
         self._change = threading.Condition(self._lock)
         self._waiting: deque[Task] = deque()
         self._deaths: deque[float] = deque()
@@ -109,30 +109,29 @@ class Workers:
 
     @property
     def dead(self) -> str:
-        """Why no picture is inspected any more; empty while they are."""
+        """Reason why the workers are dead; empty while they inspect."""
         return self._dead
 
     @property
     def queued(self) -> int:
-        """How many pictures wait for a process."""
+        """Number of pictures that wait for a process."""
         return len(self._waiting)
 
     @property
     def pids(self) -> list[int]:
-        """Ids of the processes that run."""
+        """Ids of the running processes."""
         with self._lock:
             return [lane.process.pid for lane in self._lanes if lane.process and lane.process.runs]
 
     def inspect(self, job: int, data: bytes, deadline_s: float) -> "Future[Answer]":
-        """Begin to inspect the bytes of a picture's file; the answer is due in so many seconds. It never waits.
+        """Begin to inspect the bytes of a picture's file, with a deadline from now. It never waits.
 
-        The bytes are decoded in a process. StationError for what is no picture's bytes or no deadline, and after
-        `close`.
+        The bytes are decoded in a process. StationError for other types, an infinite deadline, and after `close`.
         """
         if not isinstance(data, bytes):
             raise StationError(f"job {job}: a {type(data).__name__}; expected the bytes of a picture's file.")
         if not math.isfinite(deadline_s):
-            raise StationError(f"job {job}: a deadline in {deadline_s} s; expected a number of seconds.")
+            raise StationError(f"job {job}: a deadline in {deadline_s} s; expected a finite number of seconds.")
         task = Task(job, data, time.monotonic() + deadline_s)
         with self._lock:
             if self._closing:
@@ -153,22 +152,22 @@ class Workers:
             return Outcome.INVALID, f"{task.name}: {sizes}. Raise the limit, or send a smaller file."
         if full:
             wait = counted(self._most_waiting, "picture")
-            return Outcome.ERROR, f"{task.name}: {wait} wait already. Trigger less often, or use more processes."
+            return Outcome.ERROR, f"{task.name}: {wait} already wait. Trigger less often, or use more processes."
         return None
 
     def golden(self, data: bytes, expected: Outcome = Outcome.PASS, deadline_s: float = 30.0) -> Answer:
-        """Inspect a golden picture, before the bundle is used. StationError when its verdict is not as expected."""
+        """Inspect a golden picture before the bundle is used. StationError when its verdict is not as expected."""
         answer = self.inspect(0, data, deadline_s).result()
         if answer.verdict != expected:
             why = answer.error or f"score {answer.score:.4g}, thresholds {answer.thresholds}"
             raise StationError(
                 f"golden picture: {answer.verdict}; expected {expected} ({why}). The bundle is not activated. Check "
-                "that it is this product's bundle, and the picture this camera's."
+                "that bundle and picture belong to this product and camera."
             )
         return answer
 
     def close(self, finish: bool = True) -> None:
-        """Inspect what waits, then end the processes; without `finish`, all that is not answered gets ERROR."""
+        """Inspect the waiting pictures, then end the processes. Without `finish`, unanswered pictures get ERROR."""
         with self._lock:
             self._closing, left = True, []
             if not finish:
@@ -195,11 +194,11 @@ class Workers:
         return left
 
     def _over(self) -> bool:
-        """Whether there is nothing to do any more, and never will be."""
+        """Whether the workers are dead, or closed with nothing left to inspect."""
         return bool(self._dead) or (self._closing and not self._waiting)
 
     def _watch(self) -> None:
-        """Kill what is overdue, answer those that waited past their deadline, wake who has to know."""
+        """Kill overdue processes, answer waiting pictures whose deadline has passed, and notify the lanes."""
         pause = TICK
         while not self._watch_ended.wait(pause):
             now = time.monotonic()
@@ -227,7 +226,7 @@ class Workers:
         self._on_pass()
 
     def _take(self, lane: "_Lane") -> Task | None:
-        """The next picture; None: none came for a while. Died when the process has ended meanwhile."""
+        """Return the next picture; None after `idle_s` without one. Died when the process has ended in the meantime."""
 
         def ready() -> bool:
             return self._over() or bool(self._waiting) or not (lane.process and lane.process.runs)
@@ -239,7 +238,7 @@ class Workers:
             return self._waiting.popleft() if self._waiting else None
 
     def _give_back(self, task: Task, reason: str) -> None:
-        """Let another process inspect what this one has not begun; but once, or one picture could end them all."""
+        """Put back a picture that its process has not begun; once only, or one picture could end all processes."""
         with self._lock:
             over, task.returned = self._dead or (reason if task.returned else ""), True
             if not over:
@@ -248,7 +247,7 @@ class Workers:
             task.end(Outcome.ERROR, over, self._about)
 
     def _bury(self, lane: "_Lane", reason: str) -> bool:
-        """Note that a process has ended; say whether to start another, after a pause that grows."""
+        """Note that a process has ended; return whether to start another, after a pause that increases."""
         with self._lock:
             if self._over():
                 return False
@@ -279,17 +278,17 @@ class Workers:
 
 
 class _Lane(threading.Thread):
-    """One process after the other, and the thread that waits for its answers."""
+    """A thread that runs one process after the other and waits for its answers."""
 
     def __init__(self, workers: Workers) -> None:
         super().__init__(name="andon-worker", daemon=True)
         self._workers = workers
         self.process: Process | None = None
         self.started = False
-        self.overdue = math.inf  # when the process must have answered, by time.monotonic
+        self.overdue = math.inf  # time at which the process is killed if it has not answered, of time.monotonic
 
     def kill(self, reason: str) -> None:
-        """End the process at once. The lock is held."""
+        """Kill the process. The caller holds the lock."""
         self.overdue = math.inf
         if self.process:
             self.process.kill(reason)
@@ -303,7 +302,7 @@ class _Lane(threading.Thread):
             self._workers._give_up(f"a fault in the supervision of workers: {type(error).__name__}: {error}")
 
     def _live(self) -> bool:
-        """Start a process and serve until it has ended; say whether to start another."""
+        """Start a process and use it until it has ended; return whether to start another."""
         workers = self._workers
         try:
             process = Process()
@@ -321,7 +320,7 @@ class _Lane(threading.Thread):
             return workers._bury(self, str(death))
 
     def _serve(self, task: Task | None) -> None:
-        """Inspect a picture; without one, a known tile."""
+        """Inspect a picture; without one, run the test tile."""
         workers = self._workers
         if task:
             self._inspect(task)
@@ -342,7 +341,7 @@ class _Lane(threading.Thread):
                 return
             kept, verdict = Map.from_bytes(data) if data else None, Outcome(reply["verdict"])
         except NotBegun as death:
-            workers._give_back(task, f"two processes have ended before they had it: {death}")
+            workers._give_back(task, f"two processes have ended before they received it: {death}")
             raise
         except Exception as error:
             task.end(Outcome.ERROR, f"the process that inspected it has ended: {error}", workers._about)
@@ -352,7 +351,7 @@ class _Lane(threading.Thread):
             workers._on_pass()
 
     def _ask(self, head: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """Hand something to the process, and wait for its answer. Died when it ends, or is killed after so long."""
+        """Send a task to the process and return its answer. Died when it ends, or is killed after `seconds`."""
         assert self.process
         with self._workers._lock:
             self.overdue = time.monotonic() + seconds

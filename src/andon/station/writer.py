@@ -1,4 +1,4 @@
-"""The one process that writes the records of a station: its lock, its connection, its place in the chain."""
+"""The only process that writes the records of a station: its lock and its connection."""
 
 import json
 import os
@@ -25,10 +25,11 @@ Head = tuple[int, str, str, str]  # sequence, digest, time and clock of the last
 
 
 class Writer(Reader):
-    """Holds the identity of a station while it is open; a second one is refused.
+    """Holds the lock of a station while it is open; a second writer is refused.
 
-    The lock is a file beside SQLite, an advisory lock of the session in PostgreSQL: both end with the process, however
-    that ends. Beside the lock, each write names its holder: who lost the lock unseen can write nothing.
+    The lock is a file beside the SQLite database, or an advisory lock of the session in PostgreSQL. Both end with the
+    process, even if it is killed. Each write also checks the holder in the database, so that a process that lost its
+    lock without noticing cannot write.
     """
 
     writes = True
@@ -40,7 +41,7 @@ class Writer(Reader):
         self._head: Head | None = None
         self._doubt: tuple[list[dict[str, Any]], list[Row]] | None = None
         self._lock: filelock.FileLock | None = None
-        self._inode: int | None = None  # set with the first claim
+        self._inode: int | None = None  # set at the first connection
         self._holder = files.canonical_json(
             {"host": socket.gethostname(), "pid": os.getpid(), "since": stamp(clock()), "token": secrets.token_hex(8)}
         )
@@ -56,7 +57,7 @@ class Writer(Reader):
         return self
 
     def close(self) -> None:
-        """Let go of the station's identity."""
+        """Release the lock and close the database."""
         with self._mutex:
             self._drop()
             if self._lock:
@@ -65,7 +66,7 @@ class Writer(Reader):
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        """A transaction of the one connection that writes; made anew after an error."""
+        """Yield a transaction of the only writing connection, which is replaced after an error."""
         with self._mutex, schema.errors(self.engine):
             self._check_file()
             connection = self._connection = self._connection or self._connect()
@@ -97,7 +98,7 @@ class Writer(Reader):
             connection.close()
 
     def _claim(self, connection: sa.Connection) -> None:
-        """Become the writer of this station, or after a lost connection again."""
+        """Become the writer of this station, at the start or after a lost connection."""
         table = schema.stations
         found = connection.execute(sa.select(table.c.holder).where(table.c.name == self.station)).scalar()
         if self.engine.dialect.name == "postgresql":
@@ -105,8 +106,8 @@ class Writer(Reader):
             if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(number))).scalar():
                 if found == self._holder:
                     raise StorageError(
-                        f"{self.place}: the connection that was lost still holds the records of station "
-                        f"'{self.station}'. PostgreSQL ends it within a minute; try again."
+                        f"{self.place}: the lost connection still holds the lock of station '{self.station}'. "
+                        "PostgreSQL ends it within a minute. Try again then."
                     )
                 raise StationError(_busy(self.place, self.station, found))
         if self._inode is not None and found != self._holder:
@@ -118,7 +119,7 @@ class Writer(Reader):
             connection.execute(sa.update(table).where(table.c.name == self.station).values(holder=self._holder))
 
     def _open_file(self) -> None:
-        """Lock the station's identity beside an SQLite file; the lock ends with the process."""
+        """Lock the station by a file beside the SQLite database."""
         file = schema.file_of(self.engine)
         if not file:
             return
@@ -133,7 +134,7 @@ class Writer(Reader):
         except (OSError, NotImplementedError) as error:
             self._lock = None
             raise StorageError(
-                f"{file}: cannot be locked: {error}. Allow writing in {file.parent}, or name another place."
+                f"{file}: cannot be locked: {error}. Allow writing in {file.parent}, or choose another place."
             ) from None
 
     def _peek(self) -> str | None:
@@ -143,7 +144,7 @@ class Writer(Reader):
         return None
 
     def _check_file(self) -> None:
-        """A database that was moved or replaced would take records that nobody finds again."""
+        """Raise StorageError if the database file was moved or replaced: its records would be lost."""
         file = schema.file_of(self.engine)
         if not file or self._inode is None:
             return
@@ -174,6 +175,6 @@ def _busy(place: str, station: str, holder: str | None) -> str:
     found = json.loads(holder) if holder else {}
     who = "process {pid} on {host} since {since}".format_map(found) if found else "another process"
     return (
-        f"{place}: {who} writes the records of station '{station}'. Expected one writer. End it, or give this station "
-        "a name of its own."
+        f"{place}: {who} writes the records of station '{station}'; expected no other writer. End it, or give this "
+        "station another name."
     )

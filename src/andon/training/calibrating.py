@@ -135,10 +135,10 @@ def recalibrate(
 ) -> Bundle:
     """Replace the calibration of a bundle by one on new good images, without training.
 
-    `add`: keep the scores of the calibration before, and add those of the new images, which the same detector gives.
-    They are replaced all the same, with a warning, where the bundle was calibrated in folds or holds no digests.
-    Images that the bundle learnt from are left out, because their scores are lower than those of new parts. Without
-    `groups`, the pattern of groups of the recipe is used. `tell` and `warn`: as in `training.train`.
+    `add`: keep the scores of the previous calibration, and add those of the new images. A calibration in folds or
+    without digests is replaced, with a warning. Images that the bundle learnt from are left out, because their scores
+    are lower than those of new parts. Without `groups`, the pattern of groups of the recipe is used. `tell` and
+    `warn`: as in `training.train`.
     """
     warn, trained_by = warn or tell, bundle.recipe.data.groups
     if groups is None and trained_by:
@@ -172,19 +172,17 @@ def recalibrate(
         warn(sentence)
     before, calibration, kept = bundle.calibration, found.calibration, ""
     if add and before.extendable:
-        calibration, kept = before.extend(calibration), f", {before.images} of them from the calibration before"
-        tell(f"added to the {before.images} good images of the calibration before; the detector is the same")
+        calibration, kept = before.extend(calibration), f", {before.images} of them from the previous calibration"
+        tell(f"added to the {before.images} good images of the previous calibration; the detector is the same")
     elif add:
-        why = (
-            "was crossed: detectors of its folds gave its scores" if before.folds else "holds no digests of its images"
-        )
-        warn(f"the calibration before {why}. The new good images take its place.")
+        why = "has scores by other detectors, those of its folds" if before.folds else "has no digests of its images"
+        warn(f"the previous calibration {why}. The new good images replace it.")
     event = f"{now()} from {bundle.digest()}: calibrated on {calibration.images} good images{kept}"
     return bundle.revise(event, calibration=calibration, sheet=found.sheet)
 
 
 def before_and_after(before: Bundle, after: Bundle) -> list[str]:
-    """Say what a recalibration changes: the thresholds, and the verdicts on the good images that it was made on.
+    """Return sentences on the changes by a recalibration: thresholds, and verdicts on the good images that it used.
 
     Errors: BundleError when the bundles have different graphs, whose scores cannot be compared.
     """
@@ -223,7 +221,7 @@ def _changes(bundle: Bundle, calibrated: Calibrated) -> list[str]:
     if clopper_pearson(len(odd), new.images)[0] > ODD:
         name, oddities = odd[0]
         warnings.append(
-            f"{len(odd)} of {new.images} images differ from the good images before ({name}: {oddities[0]}). {advice}."
+            f"{len(odd)} of {new.images} images differ from the previous good images ({name}: {oddities[0]}). {advice}."
         )
     decision = bundle.recipe.decision.model_copy(update={"review_threshold": None})
     scores, _ = new.units(new.scores, decision.per)

@@ -1,4 +1,4 @@
-"""All that andon says of a folder of images before a training: the check of the folder, and further findings."""
+"""All findings on a folder of images before a training: the check of the folder, suspects and resolution."""
 
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from andon.training.train import compose, construct
 
 
 class Checked(NamedTuple):
-    """The report, and the good images, those that look most like defects first."""
+    """The report, and the good images; those that look most like defects are first."""
 
     report: Report
     judged: list[Judged]

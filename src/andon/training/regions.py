@@ -29,17 +29,17 @@ class Drawable(NamedTuple):
     """A picture to draw on."""
 
     name: str
-    frame: tuple[int, int]  # H, W of the picture whose pixels the recipe counts in
+    frame: tuple[int, int]  # H, W of the picture whose pixels are the unit of the recipe
     pixels: render.Picture  # (h, w, 3), reduced
     reduced: int  # H / h
 
     def png(self) -> bytes:
-        """The pixels as a file."""
+        """Return the pixels as a PNG file."""
         return render.encode(self.pixels, "png")
 
 
 def drawable(recipe: Recipe, progress: Progress = silent) -> Drawable:
-    """The reference of the registration if the recipe uses one, else the first good picture that can be read.
+    """Return the reference of the registration if the recipe uses one, else the first readable good picture.
 
     Errors: DatasetError when there is no good picture, or none can be read; as `preview.reference_of`.
     """
@@ -56,11 +56,11 @@ def drawable(recipe: Recipe, progress: Progress = silent) -> Drawable:
         except ImageError as error:
             faults.append(str(error))
     what = f"none of {len(good)} good images can be read: {few(faults, 1)}" if good else "no good images"
-    raise DatasetError(f"{data.root}: {what} Expected one to draw on. Add good images.")
+    raise DatasetError(f"{data.root}: {what} Expected one as background. Add good images.")
 
 
 def reduced(picture: image.Image) -> Drawable:
-    """A picture for the page, as 8-bit RGB, with at most about `MOST` pixels."""
+    """Return a picture for the page, as 8-bit RGB, with at most about `MOST` pixels."""
     h, w = picture.pixels.shape[:2]
     by = 1
     while (h // by) * (w // by) > MOST:
@@ -72,13 +72,13 @@ def reduced(picture: image.Image) -> Drawable:
 
 
 def shapes(recipe: Recipe) -> dict[str, Any]:
-    """What the page draws at its start."""
+    """Return the shapes that the page draws at its start."""
     geometry = recipe.geometry.model_dump(mode="json")
     return {name: geometry[name] for name in DRAWN}
 
 
 def page(recipe: Recipe, out: Path, progress: Progress = silent) -> bytes:
-    """A self-contained HTML page that draws on a picture and gives the recipe `out`. Paths in it are relative to `out`.
+    """Return a self-contained HTML page that draws on a picture and writes the recipe `out`, with paths relative to it.
 
     Errors: as `drawable`.
     """
@@ -114,7 +114,7 @@ def page(recipe: Recipe, out: Path, progress: Progress = silent) -> bytes:
 
 
 def _relative(path: str, out: Path) -> str:
-    """A path relative to the folder of a file; unchanged when there is none, as on another drive of Windows."""
+    """Return a path relative to the folder of a file; unchanged if impossible, as on another drive of Windows."""
     try:
         return Path(os.path.relpath(path, out.resolve().parent)).as_posix()
     except ValueError:

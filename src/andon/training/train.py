@@ -111,7 +111,7 @@ def train(
 def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, warn: Tell) -> Bundle:
     began, overall, tell = time.perf_counter(), run.progress, run.tell
     assert isinstance(overall, Overall)
-    data, learnt = _found(recipe, model, tell, warn)
+    data, learnt = _images(recipe, model, tell, warn)
     sides = _divided(data, recipe, store, model.defects == "none", overall, tell, warn)
     recipe, survey = sides.recipe, sides.survey
     if model.defects == "none":
@@ -207,7 +207,7 @@ def expected(recipe: Recipe, storage_mb: int = files.STORAGE_MB, progress: Progr
     """
     began = time.perf_counter()
     model, recipe = construct(compose(recipe))
-    data, learnt = _found(recipe, model, _silent, _silent)
+    data, learnt = _images(recipe, model, _silent, _silent)
     store = Store(storage_mb)
     sides = _divided(data, recipe, store, model.defects == "none", progress, _silent, _silent)
     survey, geometry = sides.survey, sides.recipe.geometry
@@ -220,7 +220,7 @@ def expected(recipe: Recipe, storage_mb: int = files.STORAGE_MB, progress: Progr
 
 
 def _silent(sentence: str) -> None:
-    """Take a message that nobody reads."""
+    """Ignore a message."""
 
 
 def _cost(model: Detector, recipe: Recipe, scorer: Runtime, tile: Pixels) -> str:
@@ -238,7 +238,7 @@ def _cost(model: Detector, recipe: Recipe, scorer: Runtime, tile: Pixels) -> str
     return f"{text}; {', '.join(others)}"
 
 
-def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dataset, list[Sample]]:
+def _images(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dataset, list[Sample]]:
     """Find the images: the data set, and the images of defects to learn from. DatasetError when none is good."""
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
@@ -246,7 +246,7 @@ def _found(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Dat
     defective = [sample for sample in data.defective() if sample.split != "test"]
     for sentence in data.unreadable:
         warn(f"left out: {sentence}")
-    learnt = _taken(defective, model, data, warn)
+    learnt = _defective(defective, model, data, warn)
     if not data.training_images():
         raise DatasetError(
             f"{recipe.data.images}: no good images to learn from among {len(data.samples)} images. Defects by the "
@@ -308,8 +308,8 @@ def _divided(
         check_sides(survey, sides, (fit_on, calibrate_on))
     tell(f"{survey.share:.1%} of each picture is inspected")
     folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
-    how = f"held out for calibration in turn, in {len(folds)} folds" if crossed else "held out for calibration"
-    tell(f"{counted(len(fit_on), 'good image')} to learn from, {len(calibrate_on)} {how}")
+    also, turn = ("; the same", f" in turn, in {len(folds)} folds") if crossed else (",", "")
+    tell(f"{counted(len(fit_on), 'good image')} to learn from{also} {len(calibrate_on)} held out for calibration{turn}")
     return _Sides(survey, recipe, fit_on, folds, crossed, skipped)
 
 
@@ -325,7 +325,7 @@ def _again(run: Run, out: Path) -> str:
     return f"{report}, or {how} and run the same `andon train` again."
 
 
-def _taken(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
+def _defective(defective: Sequence[Sample], model: Detector, data: Dataset, warn: Tell) -> list[Sample]:
     """Choose the images of defects to learn from. DatasetError when the detector needs some and there are none."""
     need, by_settings = model.defects, "" if model.defects == type(model).defects else " with these settings"
     if defective and need == "none":

@@ -55,29 +55,29 @@ class Settings(DetectorSettings):
     network: str = "efficientnet-lite0"
     """Name of a feature graph; `andon features list` lists them."""
     stages: Annotated[tuple[int, ...], Field(min_length=1, strict=False)] = (4, 10)
-    """Blocks of the network; each gets a memory bank."""
+    """Numbers of the blocks of the network; each has a memory bank."""
     average: Annotated[int, Field(ge=1, le=15)] = 3
-    """Positions a side over which features are averaged, odd."""
+    """Side of the window over which features are averaged, positions, odd."""
     floor: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """Least eigenvalue in whitening, as a share of the greatest."""
+    """Lower limit of the eigenvalues in whitening, as a share of the greatest."""
     bank: Annotated[int, Field(ge=1)] = 2000
-    """Memories of a stage; the time of a search is proportional to it."""
+    """Number of stored patches (memories) of each stage; the time of a search is proportional to it."""
     neighbours: Annotated[int, Field(ge=1)] = 10
-    """Good patches around a memory that determine its credit."""
+    """Number of good patches near a memory from which its credit is computed, which reduces distances to it."""
     credit: Annotated[float, Field(ge=0, le=1)] = 0.7
-    """Share of their mean squared distance that is subtracted from the distance; 0: none."""
+    """Share of the mean squared distance to these patches that is subtracted from the distance; 0: none."""
     common: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the map's mean that is subtracted from the image score."""
     deep: Annotated[float, Field(ge=0)] = 0.75
-    """Weight of the coarser stages in the map. They detect; the finest stage localises."""
+    """Weight of the coarser stages in the map; the finest stage, which localises best, has weight 1."""
     scales: Literal[1, 2] = 2
-    """1: the tile as it is; 2: also shrunk by two. Two cost a quarter more and spare the choice of one size."""
+    """1: the tile only; 2: also the tile reduced by two, for defects of more sizes, in a quarter more time."""
     alike: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of what is usual at each position, for parts that lie alike; of others it is not used. 0: never."""
+    """Weight of the usual features of each position. Used only if all parts have the same position; 0: never."""
     candidates: Annotated[int, Field(ge=1)] = 60_000
-    """Patches of a stage that are sampled; memories are chosen among them."""
+    """Number of sampled patches of each stage, from which memories are chosen."""
     memory_mb: Annotated[int, Field(ge=16)] = 512
-    """MB for the sampled patches; fewer candidates where they need more."""
+    """Memory for the sampled patches, MB; fewer are sampled if they need more."""
 
     @field_validator("average")
     @classmethod

@@ -1,1 +1,1 @@
-"""The HTTP interface of a station: one view of it, as all others are."""
+"""The HTTP interface of a station."""

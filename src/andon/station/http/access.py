@@ -1,4 +1,4 @@
-"""Who may do what, and how often."""
+"""Permissions by key, and limits of request rates."""
 
 import time
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from andon.station.keys import Key, Role
 from andon.station.station import Station
 
 WRONG_KEYS_PER_S = 0.2
-"""Requests without a valid key from one address, on average."""
+"""Maximum average rate of requests without a valid key from one address."""
 WRONG_KEYS = 10
-"""At once."""
+"""The same, in one burst."""
 ADDRESSES = 10_000
 
 
 class Bucket:
-    """So many a second on average, `most` at once."""
+    """A token bucket: `per_s` on average, `most` in one burst."""
 
     def __init__(self, per_s: float, most: float) -> None:
         self._per_s, self._most = per_s, most
         self._left, self._at = most, time.monotonic()
 
     def take(self) -> bool:
-        """Whether one more is permitted now."""
+        """Take a token; return whether there was one."""
         now = time.monotonic()
         self._left = min(self._most, self._left + (now - self._at) * self._per_s)
         self._at = now
@@ -37,7 +37,7 @@ class Bucket:
 
 
 class Access:
-    """Keys of requests, and their rates."""
+    """Keys of requests, and limits of their rates."""
 
     def __init__(self, station: Station) -> None:
         self._station = station
@@ -45,28 +45,28 @@ class Access:
         self._wrong: dict[str, Bucket] = {}
 
     def key(self, address: str, text: str | None) -> Key:
-        """The key of a request. Problem when there is none, or when it comes too often."""
+        """Return the key of a request. Problem when it is missing or invalid, or when there are too many requests."""
         key = self._station.keys.find(text) if text else None
         if key is None:
             if len(self._wrong) >= ADDRESSES:
                 self._wrong.clear()
             if not self._wrong.setdefault(address, Bucket(WRONG_KEYS_PER_S, WRONG_KEYS)).take():
-                raise Problem(429, "Too many requests without a valid key came from this address. Wait.")
+                raise Problem(429, "Too many requests without a valid key from this address. Wait a minute.")
             found = "an unknown or revoked key" if text else "no key"
-            raise Problem(401, f"The request has {found}; expected 'Authorization: Bearer andon_…' with a valid one.")
+            raise Problem(401, f"The request has {found}; expected 'Authorization: Bearer andon_…' with a valid key.")
         rate = self._station.config.http.requests_per_s
         if not self._rates.setdefault(key.id, Bucket(rate, 2 * rate)).take():
-            raise Problem(429, f"Key {key.id} ({key.name}) sends more than {rate:g} requests a second. Send fewer.")
+            raise Problem(429, f"Key {key.id} ({key.name}) sends more than {rate:g} requests per second. Send fewer.")
         return key
 
 
 def station(request: Request) -> Station:
-    """The station of an application."""
+    """Return the station of the application."""
     found: Station = request.app.state.station
     return found
 
 
-_bearer = HTTPBearer(auto_error=False, description="A key: its first one is printed when the station first starts.")
+_bearer = HTTPBearer(auto_error=False, description="A key. The station prints the first key at its first start.")
 
 
 def _needs(role: Role) -> Callable[..., Key]:

@@ -19,20 +19,20 @@ from andon.station.pages import app as pages
 from andon.station.station import Station
 from andon.streams.stopping import SIGNALS
 
-ABOUT = """Visual inspection at the line. A 201 from an inspection is a verdict whose record is durable; any other
-answer is no verdict, and the part a reject. Errors are problem details (RFC 9457). Every route but `/healthz`,
-`/readyz` and `/openapi.json` needs a key: `Authorization: Bearer andon_…`."""
+ABOUT = """Visual inspection at the line. The answer 201 to an inspection contains a verdict whose record is durable.
+After any other answer there is no verdict: treat the part as a reject. Errors are problem details (RFC 9457). All
+routes except `/healthz`, `/readyz` and `/openapi.json` need a key: `Authorization: Bearer andon_…`."""
 GRACE_S = 10
-"""Most seconds that requests have to end when the service stops."""
+"""Maximum time in seconds for open requests when the service stops."""
 
 
 def create(station: Station, lines: Lines | None = None) -> FastAPI:
-    """The application of a station, which must have been started; `lines`: its line protocols, for the pages."""
+    """Return the application of a started station; `lines`: its line protocols, for the pages."""
     app = FastAPI(
         title="andon station",
         version=andon.__version__,
         description=ABOUT,
-        docs_url=None,  # its pages would load scripts from elsewhere
+        docs_url=None,  # these pages would load scripts from other servers
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -50,7 +50,7 @@ def create(station: Station, lines: Lines | None = None) -> FastAPI:
 
 
 def _with_details(app: FastAPI) -> None:
-    """Put the schema of problems into OpenAPI in place of FastAPI's own errors."""
+    """Replace the schemas of FastAPI's errors in OpenAPI by the schema of problems."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _with_details(app: FastAPI) -> None:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, which tells where it listens, and ends streams before it waits for requests."""
+    """Uvicorn, extended: it reports its addresses, and ends streams before it waits for open requests."""
 
     def __init__(self, station: Station, tell: Callable[[str], None], lines: Lines | None = None) -> None:
         settings = station.config.http
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at a signal. Uvicorn would raise it again, and end the process before the station is closed."""
+        """Stop at a signal. Uvicorn would raise the signal again, which ends the process before the station closes."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,4 +1,4 @@
-"""The station itself: its state and methods, what happens, keys, health, metrics."""
+"""Routes of the station: state, methods, events, keys, health, metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +18,7 @@ from andon.station.flight import Feed
 from andon.station.http import models, problems
 from andon.station.http.access import Engineer, Operator, The
 from andon.station.http.problems import Json, Problem
-from andon.station.jobs import STATES_TOLD
+from andon.station.jobs import STATES_RECORDED
 from andon.station.keys import Role
 from andon.station.station import Station
 
@@ -27,7 +27,7 @@ health = APIRouter(tags=["Station"])
 
 POLL_S = 0.04
 SILENCE_S = 10
-"""A stream without events sends a comment so often, so that a proxy keeps it open."""
+"""Seconds without events after which a stream sends a comment, so that proxies keep it open."""
 STREAMS = 32
 
 
@@ -35,25 +35,25 @@ class NewKey(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "Ada", "role": "quality"}]})
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]+$")]
-    """Who uses it: it stands in records."""
+    """Name of its user, which is noted in records."""
     role: Literal["operator", "quality", "engineer"]
 
 
 @health.get("/healthz", response_model=models.State)
 def alive(station: The) -> Json:
-    """Whether the service answers. It says nothing about inspection."""
+    """Whether the service answers. This does not test the inspection."""
     return Json({"state": station.machine.state, "ready": station.ready})
 
 
-@health.get("/readyz", response_model=models.State, responses={503: {"description": "It would refuse a trigger."}})
+@health.get("/readyz", response_model=models.State, responses={503: {"description": "A trigger would be refused."}})
 def ready(station: The) -> Json:
-    """Whether a trigger would be taken now."""
+    """Whether a trigger would be accepted now."""
     return Json(_state(station), 200 if station.ready else 503)
 
 
 @router.get("/v1/station", response_model=models.State)
 def state(station: The, key: Operator) -> Json:
-    """State, alarms, counts."""
+    """State, alarms and counts of the station."""
     memory = station.machine.memory
     return Json(
         {
@@ -82,20 +82,20 @@ def call(
     key: Operator,
     method: Literal["select_mode_automatic", "halt", "reset", "start_continuous", "stop", "abort"],
 ) -> Json:
-    """A method of OPC 40100-1."""
+    """Call a method of OPC 40100-1."""
     call_method(station, method, key.name)
     return Json(_state(station))
 
 
 def call_method(station: Station, method: str, who: str) -> None:
-    """Call a method of the state machine, and record who did."""
+    """Call a method of the state machine, and record the caller."""
     station.call(method)
     station.keep(Entry("event", body={"event": "method", "method": method, "who": who}))
 
 
 @router.post("/v1/results/{job}/acknowledge", response_model=models.State)
 def acknowledge(station: The, key: Operator, job: Annotated[int, Path(ge=0, lt=1 << 62)]) -> Json:
-    """Acknowledge the oldest latched result, of a job that a line protocol started."""
+    """Acknowledge the oldest latched result. Only jobs of line protocols have latched results."""
     station.acknowledge(job)
     return Json(_state(station))
 
@@ -106,18 +106,18 @@ def acknowledge(station: The, key: Operator, job: Annotated[int, Path(ge=0, lt=1
     responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **problems.responses(503)},
 )
 async def events(request: Request, station: The, key: Operator) -> StreamingResponse:
-    """What happens, as server-sent events: record, state, alarm and result; lost: some were left out."""
+    """Server-sent events: record, state, alarm, result; lost: number of events left out because of slow reading."""
     return stream_events(request, station, lambda: any(each.id == key.id for each in station.keys))
 
 
 def stream_events(request: Request, station: Station, permitted: Callable[[], bool]) -> StreamingResponse:
     """Begin a stream of server-sent events. Problem when too many are open.
 
-    permitted: whether who asked may still see them. It is asked before each message, and the stream ends with it.
+    permitted: whether the caller may still receive events. Checked before each message; False ends the stream.
     """
     streams = request.app.state.streams
     if len(streams) >= STREAMS:
-        raise Problem(503, f"{STREAMS} streams of events are open, expected fewer. Close one.")
+        raise Problem(503, f"{STREAMS} streams of events are open, the maximum. Close one.")
     feed = station.subscribe()
     streams.add(feed)
 
@@ -138,13 +138,13 @@ def stream_events(request: Request, station: Station, permitted: Callable[[], bo
 
 @router.get("/v1/keys", response_model=list[models.KeyShown])
 def keys(station: The, key: Engineer) -> Json:
-    """All keys, without their texts."""
+    """All keys, without their secrets."""
     return Json([each.shown() for each in station.keys])
 
 
 @router.post("/v1/keys", status_code=201, response_model=models.KeyMade)
 def make_key(station: The, key: Engineer, new: NewKey) -> Json:
-    """Make a key. Its text is in this answer, and nowhere else."""
+    """Create a key. Only this answer contains its text."""
     made, text = station.keys.make(new.name, Role[new.role.upper()])
     station.keep(change("make key", key.name, key=made.shown()))
     return Json({**made.shown(), "key": text}, 201)
@@ -152,9 +152,9 @@ def make_key(station: The, key: Engineer, new: NewKey) -> Json:
 
 @router.delete("/v1/keys/{id}", response_model=models.KeyShown, responses=problems.responses(404))
 def revoke_key(station: The, key: Engineer, id: Annotated[str, Path(pattern="^[0-9a-f]{8}$")]) -> Json:
-    """End a key at once."""
+    """Revoke a key immediately."""
     if all(each.id != id for each in station.keys):
-        raise Problem(404, f"There is no key {id}.")
+        raise Problem(404, f"There is no key {id}. List the keys to see their ids.")
     gone = station.keys.revoke(id)
     station.keep(change("revoke key", key.name, key=gone.shown()))
     return Json(gone.shown())
@@ -181,7 +181,7 @@ def _state(station: Station) -> dict[str, Any]:
 
 
 async def _messages(station: Station, feed: Feed) -> AsyncIterator[str]:
-    """What to send; empty while there is nothing."""
+    """Yield the messages of a stream; empty texts while there is none."""
     silent, lost = 0.0, 0
     while not station.closing:
         what = feed.get()
@@ -198,15 +198,15 @@ async def _messages(station: Station, feed: Feed) -> AsyncIterator[str]:
         if feed.lost > lost:
             lost = feed.lost
             yield _message("lost", {"events": lost})
-        if message := _told(station, what):
+        if message := _message_of(station, what):
             yield message
 
 
-def _told(station: Station, what: Event | Row) -> str | None:
+def _message_of(station: Station, what: Event | Row) -> str | None:
     match what:
         case Row():
             return _message("record", what.record(), what.sequence)
-        case Transitioned(number, source, target) if source in STATES_TOLD or target in STATES_TOLD:
+        case Transitioned(number, source, target) if source in STATES_RECORDED or target in STATES_RECORDED:
             return _message("state", {**_state(station), "transition": number, "from": source, "to": target})
         case Alarm():
             return _message("alarm", what._asdict())

@@ -1,4 +1,4 @@
-"""Inspections by request."""
+"""Routes of inspections."""
 
 import asyncio
 import pathlib
@@ -25,13 +25,13 @@ from andon.station.station import Station
 router = APIRouter(tags=["Inspections"])
 
 PATIENCE_S = 20
-"""Seconds beyond the deadline for which an answer may wait to become durable."""
+"""Maximum time in seconds after the deadline to wait for a durable record."""
 BATCH = 100
 
 Name = Annotated[str, Path(pattern=f"^{PRODUCT}$", description="Name of the product.", examples=["ring"])]
 PartId = Annotated[
     str | None,
-    Query(min_length=1, max_length=LONGEST_TEXT, description="Id of the part; here or as a field of the form."),
+    Query(min_length=1, max_length=LONGEST_TEXT, description="Id of the part, here or as a field of the form."),
 ]
 Lot = Annotated[str | None, Query(min_length=1, max_length=LONGEST_TEXT, description="Lot of the part.")]
 
@@ -40,7 +40,7 @@ _TEXT = {"type": "string"}
 
 
 def body(**fields: Any) -> dict[str, Any]:
-    """For OpenAPI: a picture as the body, or as a field of a form."""
+    """Return the OpenAPI description of a request with a picture, as the body or as a field of a form."""
     form = {"type": "object", "properties": {**fields}, "required": ["picture"]}
     content = dict.fromkeys(("image/png", "image/jpeg", "image/tiff", "application/octet-stream"), _BYTES)
     return {"requestBody": {"required": True, "content": {**content, "multipart/form-data": {"schema": form}}}}
@@ -61,14 +61,14 @@ async def inspect(
 ) -> Json:
     """Inspect one picture of one part.
 
-    201: there is a verdict, and its record is durable. A picture that cannot be read gives the verdict INVALID. Any
-    other answer is no verdict: treat the part as a reject.
+    201: the answer contains a verdict, and its record is durable. A picture that cannot be read has the verdict
+    INVALID. After any other answer there is no verdict: treat the part as a reject.
     """
     known(station, product)
     data, form = await picture(request)
     name, of = form.get("part", part), form.get("lot", lot)
     if not name:
-        raise Problem(422, "The part has no id; expected ?part= or a field 'part'. Results are matched by it.")
+        raise Problem(422, "The part has no id; expected ?part= or a field 'part', to match results and parts. Add it.")
     await awake(station, product)
     found = await judged(station, lambda: station.inspect(product, name, of or None, data))
     return Json(shown(found), 201, {"Location": f"/v1/records/{found.row.sequence}"})
@@ -94,7 +94,7 @@ async def inspect(
     },
 )
 async def batch(request: Request, station: The, key: Operator, product: Name) -> Json:
-    """Inspect several pictures; the name of each file is the id of its part. Each is a job, and they begin in order."""
+    """Inspect several pictures. The name of each file is the id of its part. Each is a job; jobs begin in order."""
     known(station, product)
     async with _form(request, BATCH) as form:
         pictures = [
@@ -107,7 +107,7 @@ async def batch(request: Request, station: The, key: Operator, product: Name) ->
         raise Problem(422, f"A form with {len(pictures)} 'pictures'; expected at least one, each with a file name.")
     await awake(station, product)
     turn = asyncio.Semaphore(max(1, min(station.config.workers.processes + 1, station.config.depth - 1)))
-    order = asyncio.Lock()  # whoever waits for it gets it in the order of the files
+    order = asyncio.Lock()  # a fair lock: jobs begin in the order of the files
 
     async def one(part: str, data: bytes) -> dict[str, Any]:
         async with turn:
@@ -124,15 +124,15 @@ async def batch(request: Request, station: The, key: Operator, product: Name) ->
 
 
 async def awake(station: Station, product: str) -> None:
-    """Wait until a product that was idle is loaded, at most its deadline. Problem 503 when that is not enough."""
+    """Load a product if it is idle, and wait. Problem 503 when this takes longer than its deadline."""
     idle, patience = station.products.idle, station.products.deadline_s(product)
     if not idle.use(product) and not await run_in_threadpool(idle.awake, product, patience):
         station.miss()
-        raise Problem(503, f"Product '{product}' was idle and is being loaded. Send the request again.")
+        raise Problem(503, f"Product '{product}' was idle and is being loaded. Send the request again later.")
 
 
 async def judged(station: Station, begin: "Callable[[], Future[Finished]]") -> Finished:
-    """Begin a job and wait until its record is durable. Problem when the job is refused, or the wait is too long."""
+    """Begin a job and wait until its record is durable. Problem when the job is refused, or this takes too long."""
     return await ended(station, await begun(station, begin))
 
 
@@ -145,7 +145,7 @@ async def begun(station: Station, begin: "Callable[[], Future[Finished]]") -> "F
 
 
 async def ended(station: Station, future: "Future[Finished]") -> Finished:
-    """Wait until the record of a job is durable. Problem when the wait is too long."""
+    """Wait until the record of a job is durable. Problem when this takes too long."""
     try:
         async with asyncio.timeout(PATIENCE_S + max(station.deadlines(), default=0)):
             return await asyncio.wrap_future(future)
@@ -154,14 +154,14 @@ async def ended(station: Station, future: "Future[Finished]") -> Finished:
 
 
 def refused(station: Station, error: StationError) -> Problem:
-    """A trigger that was not taken: 503 where the same request may be taken soon, 409 where somebody must act."""
+    """Return the problem of a refused trigger: 503 if it may be accepted soon, 409 if a person must act."""
     machine = station.machine
     soon = (machine.able and not machine.room) or "STORAGE" in machine.memory.errors
     return Problem(503 if soon else 409, str(error), state=machine.state, alarms=sorted(machine.memory.errors))
 
 
 def known(station: Station, product: str) -> None:
-    """Problem 404 unless there is such a product."""
+    """Check that a product exists. Problem 404 otherwise."""
     if product not in station.products.catalogue.products:
         raise Problem(404, str(_unknown(station, product)))
 
@@ -185,14 +185,14 @@ async def received(request: Request, place: pathlib.Path) -> None:
 
 
 async def picture(request: Request) -> tuple[bytes, dict[str, str]]:
-    """The picture of a request, and the texts beside it in a form."""
+    """Return the picture of a request, and the texts in the same form."""
     kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     texts: dict[str, str] = {}
     if kind == "multipart/form-data":
         async with _form(request, 1) as form:
             upload = form.get("picture")
             if not isinstance(upload, UploadFile):
-                raise Problem(422, "The form has no file 'picture'; expected one.")
+                raise Problem(422, "The form has no file 'picture'; expected one. Add it.")
             data = await upload.read()
             texts = {name: text for name in ("part", "lot") if (text := _text(form, name)) is not None}
     elif kind.startswith("image/") or kind == "application/octet-stream":
@@ -202,13 +202,13 @@ async def picture(request: Request) -> tuple[bytes, dict[str, str]]:
             415, f"The body is '{kind[:80]}'; expected image/…, application/octet-stream or multipart/form-data."
         )
     if not data:
-        raise Problem(422, "The picture is empty, 0 bytes; expected an image file.")
+        raise Problem(422, "The picture is empty (0 bytes); expected the contents of an image file. Send these.")
     return data, texts
 
 
 def _form(request: Request, most: int) -> AbstractAsyncContextManager[FormData]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Problem(415, "The body is no form; expected multipart/form-data.")
+        raise Problem(415, "The body is not a form; expected multipart/form-data.")
     return request.form(max_files=most, max_fields=10)
 
 
@@ -222,7 +222,7 @@ def _text(form: FormData, name: str) -> str | None:
 
 
 def shown(found: Finished) -> dict[str, Any]:
-    """An inspection as plain data."""
+    """Return an inspection as plain data."""
     row, body = found.row, found.row.body
     link = f"/v1/records/{row.sequence}"
     return {

@@ -1,4 +1,4 @@
-"""Limits of requests: size, time of the body, and what all requests hold in memory together."""
+"""Limits of requests: size, duration, and total memory of all requests."""
 
 import asyncio
 import re
@@ -14,9 +14,9 @@ STREAMED = re.compile(r"/v1/products/[^/]+/bundles|/teach/[^/]+/upload")
 
 
 class Limits:
-    """Reads the body of a request before the application sees it, within limits; a slow or huge one goes no further.
+    """Reads the body of a request within limits before the application gets it; a slow or huge request gets no further.
 
-    Bundles and pictures to learn from are not held in memory: they go to the application piece by piece.
+    Uploaded bundles and training pictures are not held in memory; the application gets them piece by piece.
     """
 
     def __init__(self, app: ASGIApp, settings: Http) -> None:
@@ -46,13 +46,13 @@ class Limits:
                     self._held += len(piece)
                     taken += len(piece)
                     if self._held > self._settings.max_held_mb << 20:
-                        raise Problem(503, f"All requests together hold {self._held >> 20} MB. Send fewer at a time.")
+                        raise Problem(503, f"All requests hold {self._held >> 20} MB in memory. Send fewer at a time.")
                     body += piece
                     if not message.get("more_body"):
                         break
-            await self._app(scope, _given(bytes(body), receive), send)
+            await self._app(scope, _replay(bytes(body), receive), send)
         except TimeoutError:
-            late = Problem(408, f"The body took longer than {self._settings.body_timeout_s:g} s. Send it faster.")
+            late = Problem(408, f"The body took longer than {self._settings.body_timeout_s:g} s. Check the network.")
             await problems.answer(late, scope["path"])(scope, receive, send)
         except Problem as problem:
             await problems.answer(problem, scope["path"])(scope, receive, send)
@@ -73,16 +73,16 @@ class Limits:
         return counted
 
 
-def _given(body: bytes, receive: Receive) -> Receive:
-    """A body that was read, then what the client does next."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body that was already read, then passes on later messages."""
     first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def given() -> Message:
+    async def message() -> Message:
         return first.pop() if first else await receive()
 
-    return given
+    return message
 
 
 def _check(size: int, most: int) -> None:
     if size > most:
-        raise Problem(413, f"The request holds {size} bytes or more, expected at most {most}. Send less at a time.")
+        raise Problem(413, f"The request has {size} bytes or more; expected at most {most}. Send less at a time.")

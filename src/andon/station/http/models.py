@@ -1,4 +1,4 @@
-"""What the answers of the service look like, for OpenAPI."""
+"""Models of the answers, for OpenAPI."""
 
 from typing import Any
 
@@ -70,7 +70,7 @@ class _Shown(BaseModel):
 
 
 class Inspection(_Shown):
-    """One part, inspected. Only PASS and REVIEW are good; all else is a reject."""
+    """The inspection of one part. All verdicts except PASS and REVIEW mean reject."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [INSPECTION]})
 
@@ -94,12 +94,12 @@ class Inspection(_Shown):
     stages: dict[str, float] | None
     """Milliseconds."""
     error: str | None
-    """Why it is INVALID, LATE, ERROR or ABORTED."""
+    """Reason for INVALID, LATE, ERROR or ABORTED."""
     links: dict[str, str]
 
 
 class Batch(_Shown):
-    """One answer for each picture, in their order: an inspection, or the problem that took its place."""
+    """One result for each picture, in order: an inspection, or the problem that prevented it."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"results": [INSPECTION]}]})
 
@@ -116,13 +116,13 @@ class Record(_Shown):
 
 
 class History(_Shown):
-    """One page, the newest first."""
+    """One page of records, the newest first."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [{"records": [RECORD], "next": 42}]})
 
     records: list[Record]
     next: int | None
-    """`after` of the next page; null: this is the last one."""
+    """Value of `after` for the next page; null: this is the last page."""
 
 
 class Bundle(_Shown):
@@ -138,19 +138,19 @@ class Product(_Shown):
     active: str | None
     bundles: list[Bundle]
     escapes: list[dict[str, Any]]
-    """Parts that passed and were found defective. A bundle must catch them before it is released; those without a
-    picture cannot be tried."""
+    """Parts that passed and were judged defective. A bundle must catch them before it is released; those without a
+    picture cannot be tested."""
 
 
 class Challenge(_Shown):
-    """The challenge parts of a product, and where they stand."""
+    """The challenge parts of a product, and their status."""
 
     stands: str
     """DUE, FAILED or PASSED."""
 
 
 class Presented(_Shown):
-    """What the station said of a challenge part."""
+    """The result of a challenge part."""
 
     part: str
     verdict: str
@@ -159,7 +159,7 @@ class Presented(_Shown):
 
 
 class State(_Shown):
-    """What the station does."""
+    """The state of the station."""
 
     state: str
     ready: bool
@@ -172,6 +172,6 @@ class KeyShown(_Shown):
 
 
 class KeyMade(KeyShown):
-    """A new key. Its text is shown now and never again."""
+    """A new key. Its text is shown only in this answer."""
 
     key: str

@@ -16,7 +16,7 @@ RETRY_S = 1
 
 
 class Details(BaseModel):
-    """What went wrong: what was found, what was expected, what to do."""
+    """An error: what was found, what was expected, what to do."""
 
     type: str = "about:blank"
     title: str
@@ -26,10 +26,10 @@ class Details(BaseModel):
 
 
 class Problem(Exception):
-    """An answer that is an error.
+    """An error that is sent as the answer.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         detail: one or two sentences.
         facts: further members of the answer.
     """
@@ -61,7 +61,7 @@ def answer(problem: Problem, instance: str = "") -> Response:
 
 
 def of(error: AndonError) -> Problem:
-    """The problem that an error of andon is."""
+    """Return the problem for an error of andon."""
     if isinstance(error, StorageError):
         return Problem(503, str(error))
     unfit = isinstance(error, ImageError | BundleError | RecipeError)
@@ -69,7 +69,7 @@ def of(error: AndonError) -> Problem:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of an application as a problem."""
+    """Answer every error of the application with problem details."""
 
     async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -91,7 +91,7 @@ def install(app: FastAPI) -> None:
         return found
 
     async def bug(request: Request, error: Exception) -> Response:
-        return answer(Problem(500, "An error in andon; the log of the station tells more."), request.url.path)
+        return answer(Problem(500, "An error in andon; see the log of the station."), request.url.path)
 
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(AndonError, refused)
@@ -101,20 +101,20 @@ def install(app: FastAPI) -> None:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the errors of a route, and those of all."""
+    """Return the errors of a route for OpenAPI, including those of all routes."""
     known = {
-        404: "There is no such thing.",
-        409: "The state of the station or product does not permit this.",
-        415: "The body is of another type.",
-        503: "Too much at once, or the storage is away. Try again after Retry-After.",
+        404: "The product, record or key does not exist.",
+        409: "The state of the station or product does not allow this.",
+        415: "The body has a wrong media type.",
+        503: "Too many requests at once, or the storage fails. Try again after Retry-After.",
     }
     common = {
         400: "The request cannot be read.",
         401: "There is no valid key.",
-        403: "The key's role does not permit this.",
+        403: "The key's role does not allow this.",
         408: "The body took too long.",
         413: "The request is too large.",
-        422: "A value does not fit.",
+        422: "A value is wrong or missing.",
         429: "Too many requests.",
     }
     texts = {**common, **{status: known[status] for status in statuses}}

@@ -1,4 +1,4 @@
-"""Products, their bundles and their challenge parts."""
+"""Routes of products, their bundles and their challenge parts."""
 
 from typing import Annotated, Any
 
@@ -42,7 +42,7 @@ def product(station: The, key: Operator, product: Name) -> Json:
     openapi_extra={"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": PICTURE}}}},
 )
 async def upload(request: Request, station: The, key: Engineer, product: Name) -> Json:
-    """Upload a bundle, as the body; the product is made where there is none. It is verified, and not released."""
+    """Upload a bundle as the body. It is verified, not released. A new product is created if necessary."""
     kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     if kind != "application/octet-stream":
         raise Problem(415, f"The body is '{kind[:80]}'; expected a bundle as application/octet-stream.")
@@ -55,21 +55,21 @@ async def upload(request: Request, station: The, key: Engineer, product: Name) -
 
 @router.post("/v1/products/{product}/bundles/{digest}/release", response_model=models.Bundle)
 def release(station: The, key: Quality, product: Name, digest: Digest) -> Json:
-    """Permit a bundle to inspect, once it has caught all escapes of the product whose pictures were kept."""
+    """Release a bundle, if it catches all escapes of the product whose pictures were kept."""
     known(station, product)
     return Json(vars(station.products.release(product, digest, key.name)))
 
 
 @router.post("/v1/products/{product}/bundles/{digest}/activate", response_model=models.Product)
 def activate(station: The, key: Quality, product: Name, digest: Digest) -> Json:
-    """Let a released bundle inspect, once it has passed the golden picture. No request is lost meanwhile."""
+    """Activate a released bundle, after it has passed the golden picture. No request is lost during the exchange."""
     known(station, product)
     return Json(_shown(station, station.products.activate(product, digest, key.name)))
 
 
 @router.post("/v1/products/{product}/rollback", response_model=models.Product)
 def roll_back(station: The, key: Quality, product: Name) -> Json:
-    """Let the bundle inspect that was active before."""
+    """Activate the previously active bundle."""
     known(station, product)
     return Json(_shown(station, station.products.roll_back(product, key.name)))
 
@@ -81,7 +81,7 @@ def roll_back(station: The, key: Quality, product: Name) -> Json:
     openapi_extra=body(picture=PICTURE),
 )
 async def golden(request: Request, station: The, key: Quality, product: Name) -> Json:
-    """Set the picture of a good part that each bundle must pass before it is active."""
+    """Set the golden picture: a good part, which each bundle must pass before its activation."""
     known(station, product)
     data, _ = await picture(request)
     return Json(_shown(station, await run_in_threadpool(station.products.golden, product, data, key.name)))
@@ -89,32 +89,32 @@ async def golden(request: Request, station: The, key: Quality, product: Name) ->
 
 @router.get("/v1/products/{product}/drift")
 def drift(station: The, key: Operator, product: Name) -> Json:
-    """The charts of what is measured of each part since the bundle is active, and the change that was found."""
+    """The charts of the measures since the activation of the bundle, and the detected drift, if any."""
     known(station, product)
     loaded = station.loaded.get(product)
     if loaded is None:
-        raise Problem(409, f"Product '{product}' is not prepared, so nothing is measured. Activate a bundle.")
+        raise Problem(409, f"Product '{product}' is not prepared, so it has no charts. Activate a bundle.")
     points = {name: point._asdict() for name, point in loaded.drift.points().items()}
     return Json({"change": loaded.drift.change and loaded.drift.change._asdict(), "charts": points})
 
 
 @challenges.get("/v1/products/{product}/challenge", response_model=models.Challenge)
 def standing(station: The, key: Operator, product: Name) -> Json:
-    """The challenge parts of a product, where they stand, and what the last run that passed shows."""
+    """The challenge parts of a product, their status, the last run, and the proved limits of escape rates."""
     known(station, product)
     return Json(station.products.standing(product))
 
 
 @challenges.put("/v1/products/{product}/challenge", response_model=models.Product)
 def define(station: The, key: Quality, product: Name, parts: Parts) -> Json:
-    """Set the challenge parts: good and defective ones, each with the verdict that is expected. They are due then."""
+    """Set the challenge parts, good and defective ones, each with its expected verdict. Then a run is due."""
     known(station, product)
     return Json(_shown(station, station.products.define(product, parts.model_dump(mode="json"), key.name)))
 
 
 @challenges.post("/v1/products/{product}/challenge/due", response_model=models.Challenge)
 def due(station: The, key: Operator, product: Name) -> Json:
-    """A shift begins: a run is due."""
+    """Begin a shift: a run of the challenge parts is due."""
     known(station, product)
     station.products.due(product)
     return Json(station.products.standing(product))
@@ -127,7 +127,7 @@ def due(station: The, key: Operator, product: Name) -> Json:
     openapi_extra=body(picture=PICTURE),
 )
 async def present(request: Request, station: The, key: Operator, product: Name, part: PartName) -> Json:
-    """Present a challenge part. It is never counted, archived or learnt as production."""
+    """Inspect a challenge part. It is never counted or archived as production."""
     known(station, product)
     data, _ = await picture(request)
     await awake(station, product)
@@ -137,7 +137,7 @@ async def present(request: Request, station: The, key: Operator, product: Name, 
 
 @challenges.get("/v1/products/{product}/challenge/parts/{part}")
 def margins(station: The, key: Operator, product: Name, part: PartName) -> Json:
-    """The margin (score − threshold) of a part in its last 200 presentations, the newest first. Watch it shrink."""
+    """The margin (score − threshold) of a part in its last 200 presentations, the newest first."""
     known(station, product)
     rows = station.ledger.history(product=product, part=part, kind="challenge", limit=200)
     answers = [(row, answer(Outcome(str(row.verdict)), row)) for row in rows]

@@ -1,4 +1,4 @@
-"""What was recorded: pages of it, the story of a part, pictures, decisions of people."""
+"""Routes of records: pages of records, the history of a part, pictures, decisions."""
 
 from typing import Annotated, Any, Literal
 
@@ -28,7 +28,7 @@ Whole = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Decision(BaseModel):
-    """What a person says of an inspection."""
+    """A person's decision on an inspection."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -38,13 +38,13 @@ class Decision(BaseModel):
     decision: Literal["confirm", "override", "dispute"]
     """`dispute`: the part waits in the review queue for a decision."""
     verdict: Literal["PASS", "REJECT"] | None = None
-    """Of an override."""
+    """The new verdict of an override."""
     reason: Annotated[str, Field(max_length=2000)] = ""
-    """Needed for an override."""
+    """Required for an override."""
     defect: Annotated[str, Field(max_length=100)] = ""
-    """Its kind, where there is one."""
+    """Kind of defect, if any."""
     box: Annotated[tuple[Whole, Whole, Whole, Whole] | None, Field(strict=False)] = None
-    """x, y, width, height of the defect, pixels of the picture."""
+    """x, y, width, height of the defect, in pixels of the picture."""
 
 
 @router.get("/v1/records", response_model=models.History)
@@ -61,7 +61,7 @@ def history(
     until: Annotated[AwareDatetime | None, Query(examples=["2026-11-26T14:00:00Z"])] = None,
     score_min: Number = None,
     score_max: Number = None,
-    after: Annotated[int | None, Query(ge=0, lt=1 << 62, description="`next` of the page before.")] = None,
+    after: Annotated[int | None, Query(ge=0, lt=1 << 62, description="`next` of the previous page.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
 ) -> Json:
     """One page of records, the newest first."""
@@ -93,28 +93,28 @@ def record(station: The, key: Operator, sequence: Sequence) -> Json:
 
 @router.get("/v1/parts/{part:path}", response_model=list[models.Record])
 def story(station: The, key: Operator, part: Annotated[str, Path(min_length=1, max_length=LONGEST_TEXT)]) -> Json:
-    """All that happened to a part, on every station of the database, the oldest first."""
+    """All records of a part, of every station in the database, the oldest first."""
     if "\0" in part:
-        raise Problem(422, "The id of a part holds no NUL. Correct it.")
+        raise Problem(422, "The id of the part contains NUL; expected text without it. Correct it.")
     return Json([row.record() for row in station.ledger.story(part)])
 
 
 @router.get("/v1/records/{sequence}/picture.png", response_class=Response, responses=PNG)
 def picture(station: The, key: Operator, sequence: Sequence) -> Response:
-    """The picture, where it was kept."""
+    """The picture, if it was kept."""
     path = _kept(station, _row(station, sequence), "picture")
     return _png(station.products.aside.call(aside.picture, path))
 
 
 @router.get("/v1/records/{sequence}/map.png", response_class=Response, responses=PNG)
 def heat_map(station: The, key: Operator, sequence: Sequence) -> Response:
-    """The picture with its heat map on the scale of the bundle, where they were kept."""
+    """The picture with its heat map, in the scale of the bundle, if both were kept."""
     row = _row(station, sequence)
     body, product = row.body, station.products.catalogue.products.get(str(row.product))
     picture, map = _kept(station, row, "picture"), _kept(station, row, "map")
     bundle = product.versions.get(body["bundle"]) if product else None
     if bundle is None:
-        raise Problem(404, "The bundle of this record is not known here, so its heat map has no scale.")
+        raise Problem(404, "This station does not know the bundle of this record, so its heat map has no scale.")
     limits = (float(bundle.about["typical"]), float(body["thresholds"]["pixel"]))
     return _png(station.products.aside.call(aside.heat_map, picture, map, *limits))
 

@@ -1,1 +1,1 @@
-"""Line protocols: thin views of `Station` for PLCs, brokers and other programs."""
+"""Line protocols: interfaces of `Station` for PLCs, brokers and other programs."""

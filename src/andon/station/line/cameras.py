@@ -1,4 +1,4 @@
-"""Pictures for triggers that bring none: from the camera, or the folder, that the settings name for a product."""
+"""Pictures for triggers without a picture: from the camera or folder of the product's settings."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ class Cameras:
     """The cameras of all products.
 
     Args:
-        station: that inspects.
+        station: station that inspects.
     """
 
     def __init__(self, station: Station) -> None:
@@ -53,9 +53,9 @@ class Cameras:
             camera.close()
 
     def trigger(self, product: str, part: str, lot: str | None, latch: bool) -> Job:
-        """Start a job whose picture is the next one of the product's camera. StationError: refused, counted as missed.
+        """Start a job with the next picture of the product's camera. StationError: the trigger is refused and missed.
 
-        A part without an id gets one from the job. A product that is idle is refused, and loaded for the next trigger.
+        A part without an id gets the id of the job. The trigger of an idle product is refused, and the product loaded.
         """
         self._station.products.idle.use(product)
         camera = self._cameras.get(product)
@@ -63,8 +63,8 @@ class Cameras:
             self._station.miss()
             raise StationError(
                 f"product '{product}': "
-                + ("the part has no id, and the folder has a file for each." if camera else "it has no camera.")
-                + " Expected one; see products.NAME.camera in the settings."
+                + ("the part has no id, which names its file in the folder." if camera else "it has no camera.")
+                + " Expected one. See products.NAME.camera in the settings."
             )
         with camera.lock, self._station.lock:
             part = part or f"job {self._station.machine.memory.next_job}"
@@ -72,8 +72,8 @@ class Cameras:
             camera.waiting.append(job)
         return job
 
-    def found(self, product: str, here: bool) -> None:
-        """A camera is lost, or is there again."""
+    def connected(self, product: str, here: bool) -> None:
+        """Note that a camera is connected (`here`) or lost; begin or end the error CAMERA_LOST."""
         before = set(self._lost)
         (self._lost.discard if here else self._lost.add)(product)
         if self._lost == before:
@@ -87,9 +87,9 @@ class Cameras:
 
 
 class _Camera:
-    """One camera, which runs freely: the picture of a job is the first that comes after its trigger.
+    """One free-running camera. The picture of a job is the first one after its trigger.
 
-    Of a folder, it is the file that has the name of the part.
+    From a folder, it is the file with the name of the part.
     """
 
     def __init__(self, cameras: Cameras, product: str, place: str, channels: int, station: Station) -> None:
@@ -98,7 +98,7 @@ class _Camera:
         self.lock = threading.Lock()
         self.waiting: list[Job] = []
         self._source: Source | None = None
-        self._control = Control(Report(), threading.Event(), self._told)
+        self._control = Control(Report(), threading.Event(), self._warn)
         self.by_name = isinstance(self._open(), Folder)
         self._pool = ThreadPoolExecutor(1, f"pictures of {product}")
         self.thread = threading.Thread(target=self._run, name=f"camera of {product}", daemon=True)
@@ -118,7 +118,7 @@ class _Camera:
         while not stop.is_set():
             try:
                 for frame in self._open().frames(self._control):
-                    self._cameras.found(self._product, True)
+                    self._cameras.connected(self._product, True)
                     self._give(frame)
                 self._fault("it gives no more pictures. Expected a camera or a folder, which never end.")
             except AndonError as error:
@@ -128,15 +128,15 @@ class _Camera:
     def _fault(self, sentence: str) -> None:
         if not self._control.stop.is_set():
             self._station.tell(f"camera of {self._product}: {sentence}")
-            self._cameras.found(self._product, False)
+            self._cameras.connected(self._product, False)
 
-    def _told(self, sentence: str) -> None:
+    def _warn(self, sentence: str) -> None:
         self._station.tell(f"camera of {self._product}: {sentence}")
         if isinstance(self._source, Live):
-            self._cameras.found(self._product, not self._source.lost)
+            self._cameras.connected(self._product, not self._source.lost)
 
     def _give(self, frame: Frame) -> None:
-        """Hand a picture to the oldest job that waits for it."""
+        """Pass a picture to the oldest job that waits for it."""
         with self.lock:
             awaited = {job.id for job in self._station.machine.memory.waiting}
             self.waiting = [job for job in self.waiting if job.id in awaited]
@@ -151,15 +151,15 @@ class _Camera:
     def _take(self, job: Job, frame: Frame) -> None:
         try:
             self._station.picture(job.id, _bytes(frame))
-        except (AndonError, OSError) as error:  # its deadline ends the job, if nothing else has
+        except (AndonError, OSError) as error:  # the job ends at its deadline, if it has not ended before
             self._station.tell(f"camera of {self._product}, job {job.id}: {error}")
 
 
 def _bytes(frame: Frame) -> bytes:
-    """A picture as a file: the file itself, or pixels as PNG, which loses nothing."""
+    """Return a picture as the bytes of a file: of its own file, or pixels as PNG, which is lossless."""
     if isinstance(frame.content, np.ndarray):
         pixels = image.read(frame.content).pixels
         ordered = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., ::-1]
         return cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    assert not isinstance(frame.content, bytes | image.Image)  # sources of lines give pixels or paths
+    assert not isinstance(frame.content, bytes | image.Image)  # these sources give pixels or paths
     return Path(frame.content).read_bytes()

@@ -1,4 +1,4 @@
-"""Errors of the station as conditions of OPC UA, which clients acknowledge and confirm."""
+"""Errors of the station as OPC UA conditions, which clients acknowledge and confirm."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ from andon.station.station import Station
 
 WARNING, ERROR, PERSISTENT = "VisionWarningCondition", "VisionErrorCondition", "VisionPersistentErrorCondition"
 LASTING = (*ERRORS, "CHALLENGE_FAILED")
-"""The alarms that last until they end, so that each is a condition."""
+"""The alarms with a begin and an end. Each is a condition."""
 SEVERITIES = {WARNING: 500, ERROR: 800, PERSISTENT: 900}
 
 
 @dataclass
 class Condition:
-    """One alarm, as clients know it."""
+    """One alarm as an OPC UA condition."""
 
     kind: str
     active: bool
@@ -33,7 +33,7 @@ class Condition:
 
     @property
     def retained(self) -> bool:
-        """Whether it is still of interest to clients."""
+        """Whether clients must still see it (Retain)."""
         return self.active or not (self.acknowledged and self.confirmed)
 
     def fields(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Condition:
 
 
 class Conditions:
-    """All conditions of a station. Every call comes from the thread of the server's loop."""
+    """All conditions of a station. Methods must be called in the thread of the server's event loop."""
 
     def __init__(self, station: Station, space: Space, permission: Permission) -> None:
         self._station, self._space, self._permission = station, space, permission
@@ -62,7 +62,7 @@ class Conditions:
         self._codes: dict[ua.NodeId, str] = {}
 
     async def build(self) -> None:
-        """Make a node for each, and let clients call the methods of conditions."""
+        """Create a node for each condition, and link the methods that clients call."""
         for code in LASTING:
             self._codes[await self._space.condition(code)] = code
         self._space.link(ObjectIds.AcknowledgeableConditionType_Acknowledge, self._acknowledge)
@@ -72,7 +72,7 @@ class Conditions:
             await self.changed(code, True, until_reset)
 
     async def changed(self, code: str, active: bool, until_reset: bool) -> None:
-        """An alarm has begun, or ended. A new one is neither acknowledged nor confirmed."""
+        """Note that an alarm has begun or ended. A new one is neither acknowledged nor confirmed."""
         if code not in LASTING:
             return
         before = self._known.get(code)
@@ -85,7 +85,7 @@ class Conditions:
             await self._tell(code)
 
     async def confirm_all(self, comment: str) -> None:
-        """Acknowledge and confirm all of them."""
+        """Acknowledge and confirm all conditions."""
         for code, each in self._known.items():
             if each.retained:
                 each.acknowledged = each.confirmed = True
@@ -94,12 +94,12 @@ class Conditions:
                 await self._tell(code)
 
     async def _acknowledge(self, node: ua.NodeId, event: bytes, comment: ua.LocalizedText) -> ua.StatusCode:
-        return await self._said(node, event, comment, "acknowledged", StatusCodes.BadConditionBranchAlreadyAcked)
+        return await self._mark(node, event, comment, "acknowledged", StatusCodes.BadConditionBranchAlreadyAcked)
 
     async def _confirm(self, node: ua.NodeId, event: bytes, comment: ua.LocalizedText) -> ua.StatusCode:
-        return await self._said(node, event, comment, "confirmed", StatusCodes.BadConditionBranchAlreadyConfirmed)
+        return await self._mark(node, event, comment, "confirmed", StatusCodes.BadConditionBranchAlreadyConfirmed)
 
-    async def _said(self, node: ua.NodeId, event: bytes, comment: Any, what: str, again: int) -> ua.StatusCode:
+    async def _mark(self, node: ua.NodeId, event: bytes, comment: Any, what: str, again: int) -> ua.StatusCode:
         code = self._codes.get(node, "")
         condition = self._known.get(code)
         if condition is None:
@@ -116,7 +116,7 @@ class Conditions:
         return _status(StatusCodes.Good)
 
     async def _refresh(self, node: ua.NodeId, subscription: int) -> ua.StatusCode:
-        """Tell one subscription of all conditions that are retained."""
+        """Send all retained conditions to one subscription."""
         await self._space.bracket("RefreshStartEventType", subscription)
         for code, each in self._known.items():
             if each.retained:

@@ -1,4 +1,4 @@
-"""All line protocols of a station, as its settings name them."""
+"""All line protocols in the settings of a station."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ from andon.station.station import Station
 
 class Line(Protocol):
     def status(self) -> Shown:
-        """What another system sees now."""
+        """Return the values that another system sees now."""
         ...
 
     def start(self) -> None: ...
@@ -23,7 +23,7 @@ class Line(Protocol):
 
 
 class Lines:
-    """`start` them when the station has started, and `close` them before it is closed."""
+    """Call `start` after the station has started, and `close` before it is closed."""
 
     def __init__(self, station: Station) -> None:
         self.all = list(_lines(station))
@@ -33,7 +33,7 @@ class Lines:
             line.start()
 
     def status(self) -> list[Shown]:
-        """What other systems see now, protocol by protocol."""
+        """Return the values that other systems see now, by protocol."""
         return [line.status() for line in self.all]
 
     def close(self) -> None:

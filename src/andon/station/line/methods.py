@@ -1,4 +1,4 @@
-"""What the methods of the OPC UA server do. Each may wait, so none is called in the thread of the server's loop."""
+"""The methods of the OPC UA server. They may block, so they must not be called in the thread of the event loop."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,20 +25,20 @@ RESULT_STATES = {
     Outcome.ABORTED: -4,
 }
 MOST = 100
-"""Results of one answer."""
+"""Maximum number of results in one answer."""
 LOOKED = 10_000
-"""Results that one call looks through, the newest first."""
+"""Maximum number of results that one call searches, the newest first."""
 PAGE = 500
 
 
 class Methods:
-    """By their names in OPC 40100-1. Each returns its results by name; AndonError: it is refused.
+    """The methods, by their names in OPC 40100-1. Each returns its results by name; AndonError: the call is refused.
 
     Args:
-        station: that is called.
-        cameras: where its pictures come from.
-        space: whose types results have.
-        permission: what the caller may do.
+        station: station to control.
+        cameras: sources of its pictures.
+        space: address space with the types of results.
+        permission: permissions of the caller.
     """
 
     def __init__(self, station: Station, cameras: Cameras, space: Space, permission: Permission) -> None:
@@ -78,12 +78,12 @@ class Methods:
             job = self._station.machine.memory.next_job - 1
         return {"JobId": self._space.made("JobId", Id=str(job))}
 
-    # Recipes: a product is an external one, its bundle an internal one
+    # Recipes: a product is an external recipe, its bundle an internal recipe
 
     def GetRecipeListFiltered(
         self, external: Any, product: Any, prepared: int, most: int, start: int, timeout: int
     ) -> dict[str, Any]:
-        """`prepared`: 0 only those that are not, 1 only those that are, 2 all."""
+        """`prepared`: 0: only unprepared recipes; 1: only prepared ones; 2: all."""
         names = {_id(external), _id(product)} - {""}
         ready = self._station.machine.memory.products
         found = []
@@ -96,7 +96,7 @@ class Methods:
         return _page(found, most, start, "RecipeList")
 
     def PrepareRecipe(self, external: Any, internal: Any) -> dict[str, Any]:
-        """Prepare a product, with the bundle whose digest is given when one is."""
+        """Prepare a product. If a digest is given, activate this bundle first."""
         products, name = self._station.products, _id(external)
         if _id(internal):
             self._permission.check("PrepareRecipe with InternalIdIn")
@@ -140,7 +140,7 @@ class Methods:
         return _page(made, most, 0, "ResultList")
 
     def _inspections(self, filters: dict[str, Any]) -> Iterator[Row]:
-        """The newest first."""
+        """Yield records of inspections, the newest first."""
         after, looked = None, 0
         while looked < LOOKED:
             rows = self._station.ledger.history(kind="inspection", after=after, limit=PAGE, **filters)
@@ -152,7 +152,7 @@ class Methods:
     def _row(self, text: str) -> Row:
         rows = self._station.ledger.history(job=int(text), limit=1) if _number(text) else []
         if not rows or rows[0].verdict is None:
-            raise StationError(f"result '{text[:40]}': there is no such result. Expected the id of a job that ended.")
+            raise StationError(f"result '{text[:40]}': no such result. Expected the id of a job that has ended.")
         return rows[0]
 
     def _facts(self, row: Row) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Methods:
         return self.facts(job, Outcome(str(row.verdict)), row)
 
     def facts(self, job: Job, outcome: Outcome, row: Row | None) -> dict[str, Any]:
-        """The fields of a result."""
+        """Return the fields of a result."""
         space, text = self._space, str(job.id)
         numbers = (row.score, row.p_value) if row else (None, None)
         content = [
@@ -186,11 +186,11 @@ class Methods:
         }
 
     def internal(self, digest: str, product: str = "") -> Any:
-        """A bundle as a recipe."""
+        """Return a bundle as an internal recipe."""
         described = {"Description": ua.LocalizedText(product)} if product else {}
         return self._space.made("RecipeIdInternal", Id=digest, **_hash(digest), **described)
 
-    # Configurations: there is one, the settings of the station
+    # Configurations: there is only one, the settings of the station
 
     def GetConfigurationList(self, most: int, start: int, timeout: int) -> dict[str, Any]:
         return _page([self.configuration()], most, start, "ConfigurationList")
@@ -204,7 +204,7 @@ class Methods:
         return {}
 
     def configuration(self) -> Any:
-        """The settings with which the station was started, by their digest."""
+        """Return the configuration: the settings at the start of the station, identified by their digest."""
         digest = self._configuration
         internal = self._space.made("ConfigurationId", Id=digest, **_hash(digest))
         return self._space.made("Configuration", InternalId=internal, LastModified=self._since)
@@ -212,13 +212,13 @@ class Methods:
     def _known(self, digest: str) -> None:
         if digest != self._configuration:
             raise StationError(
-                f"configuration '{digest[:64]}': expected {self._configuration}, the settings of this station. Change "
-                "station.toml and start it again to have others."
+                f"configuration '{digest[:64]}': expected {self._configuration}, the settings of this station. To use "
+                "others, change station.toml and restart the station."
             )
 
 
 def _page(found: list[Any], most: int, start: int, name: str) -> dict[str, Any]:
-    """A part of a list: at most so many from a place on; 0: as many as one answer has."""
+    """Return `most` elements of a list from `start` on, at most MOST; 0: MOST."""
     page = found[start : start + min(most or MOST, MOST)]
     return {"IsComplete": start + len(page) >= len(found), "ResultCount": len(page), name: page}
 
@@ -228,10 +228,10 @@ def _hash(digest: str) -> dict[str, Any]:
 
 
 def _id(value: Any) -> str:
-    """The text of an id that a client gave; empty when it is none."""
+    """Return the text of an id from a client; empty if there is none."""
     return str(getattr(value, "Id", None) or "")
 
 
 def _number(text: str) -> bool:
-    """Whether this is the id of a job."""
+    """Whether a text can be the id of a job."""
     return text.isdecimal() and text.isascii() and len(text) < 19

@@ -21,12 +21,12 @@ ALARM_NUMBERS = {code: number for number, code in enumerate(ALARMS, 1)}
 
 
 class Modbus(Served):
-    """The server.
+    """The Modbus server.
 
     Args:
-        station: whose registers these are.
-        cameras: where its pictures come from.
-        settings: its own.
+        station: station to control.
+        cameras: sources of its pictures.
+        settings: settings of the server.
     """
 
     def __init__(self, station: Station, cameras: Cameras, settings: Settings) -> None:
@@ -35,7 +35,7 @@ class Modbus(Served):
         self._control = 0
         self._written = [0] * at.CONTROLS
         self._ack = self._missed = False
-        self._taken = self._chosen = 0
+        self._accepted = self._chosen = 0
         self._shown: Result | None = None
 
     def status(self) -> Shown:
@@ -57,8 +57,8 @@ class Modbus(Served):
             await self._server.serve_forever(background=True)
         except RuntimeError:
             raise AndonError(
-                f"modbus: {address[0]}:{address[1]}: cannot be listened on. Expected a free port that this program may "
-                "use; ports below 1024 need a right of their own. Set modbus.port."
+                f"modbus: {address[0]}:{address[1]}: cannot listen there. Expected a free port; ports below 1024 need "
+                "a special permission. Set modbus.port."
             ) from None
         listening = self._server.transport
         assert isinstance(listening, asyncio.Server)
@@ -70,7 +70,7 @@ class Modbus(Served):
     async def _request(
         self, function: int, first: int, address: int, count: int, values: list[int], new: list[int] | list[bool] | None
     ) -> ExcCodes | None:
-        """A PLC reads or writes. The registers it reads next are those after its writing."""
+        """Handle a request of a PLC to read or write registers, and update the status registers."""
         if function not in READ + WRITE:
             return ExcCodes.ILLEGAL_FUNCTION
         if new:
@@ -83,7 +83,7 @@ class Modbus(Served):
         return None
 
     def _obey(self, values: list[int]) -> None:
-        """Do what bits of the control word ask for that were not set before."""
+        """Act on the rising edges of the bits of the control word."""
         before, self._control = self._control, values[at.CONTROL]
         risen = self._control & ~before
         self._look()
@@ -112,26 +112,26 @@ class Modbus(Served):
             part, lot = (at.text(values[place : place + at.TEXT]) for place in (at.PART, at.LOT))
             if not self._control & at.ENABLE or not 1 <= number <= len(products):
                 raise ValueError
-        except ValueError:  # also: no UTF-8
+        except ValueError:  # includes: not UTF-8
             self._station.miss()
             self._missed = True
             return
         try:
             job = self._cameras.trigger(products[number - 1], part, lot or None, latch=True)
-        except StationError:  # the station has counted it
+        except StationError:  # the station has counted it as missed
             self._missed = True
             return
-        self._ack, self._taken = True, job.id
+        self._ack, self._accepted = True, job.id
 
     def _look(self) -> None:
-        """Show the oldest result, once the acknowledgement of the one before has gone."""
+        """Show the oldest result, after the PLC has cleared RESULTS_ACK of the previous one."""
         latched, before = self._station.machine.memory.latched, self._shown
         self._shown = next((each for each in latched if before and each.job.id == before.job.id), None)
         if self._shown is None and latched and not self._control & at.RESULTS_ACK:
             self._shown = latched[0]
 
     def _sleeps(self) -> bool:
-        """Whether the product that the PLC has chosen is idle. It begins to load, and stays while it is chosen."""
+        """Whether the product chosen by the PLC is idle. It begins to load, and is not unloaded while it is chosen."""
         products, number = self._settings.products, self._chosen
         if not self._control & at.ENABLE or not 1 <= number <= len(products):
             return False
@@ -160,7 +160,7 @@ class Modbus(Served):
                 alarm=min((ALARM_NUMBERS[code] for code in memory.errors), default=0),
                 latched=len(memory.latched),
                 missed=memory.missed,
-                taken=self._taken,
+                taken=self._accepted,
                 job=shown.job.id if shown else 0,
                 output=at.OUTCOMES[station.output() if shown else Outcome.REJECT],
                 outcome=at.OUTCOMES[shown.outcome] if shown else 0,

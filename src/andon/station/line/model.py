@@ -1,4 +1,4 @@
-"""Names and types of OPC 40100-1, as far as a station uses them, as plain data."""
+"""The names and types of OPC 40100-1 that a station uses, as plain data."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ MACHINE_VISION = "http://opcfoundation.org/UA/MachineVision"
 
 
 class Field(NamedTuple):
-    """Of a structure or an event, or an argument of a method."""
+    """A field of a structure or event, or an argument of a method."""
 
     name: str
     kind: str
-    """A structure below, or a type of OPC UA itself; Variant: any."""
+    """Name of a structure below, or of a basic type of OPC UA; Variant: any type."""
     array: bool = False
     optional: bool = False
 
@@ -45,7 +45,7 @@ STRUCTURES: dict[str, tuple[Field, ...]] = {
     "SystemStateDescription": (Field("State", "Int32"), Field("StateDescription", "String", optional=True)),
     "Result": _RESULT,
 }
-"""Each by the types before it."""
+"""Structure → its fields. A structure uses only structures before it."""
 
 EVENTS: dict[str, tuple[Field, ...]] = {
     "StateChanged": (),
@@ -57,12 +57,12 @@ EVENTS: dict[str, tuple[Field, ...]] = {
     "RecipePrepared": (Field("ExternalId", "RecipeIdExternal"), Field("InternalId", "RecipeIdInternal")),
     "ResultReady": _RESULT,
 }
-"""Events and their fields."""
+"""Event → its fields."""
 
 CONDITION = "VisionCondition"
 CONDITIONS = ("VisionWarningCondition", "VisionErrorCondition", "VisionPersistentErrorCondition")
 REACTIONS = ("StopReaction", "BlockReaction")
-"""What each condition says besides what every condition of OPC UA says."""
+"""Properties of these conditions in addition to those of every OPC UA condition."""
 
 SYSTEM_STATES = {"PRD": 1, "SBY": 2, "ENG": 3, "SDT": 4, "UDT": 5, "NST": 6}
 """SEMI E10: productive, standby, engineering, scheduled and unscheduled downtime, non-scheduled time."""

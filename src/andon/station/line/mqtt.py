@@ -1,4 +1,4 @@
-"""MQTT: each record is published once or more, the state of the station is retained."""
+"""MQTT: each record is published at least once; the state of the station is a retained message."""
 
 import ssl
 from contextlib import suppress
@@ -24,11 +24,11 @@ CLOSE_S = 1.0
 
 
 class Mqtt(Running):
-    """One connection to a broker: it comes back by itself.
+    """A connection to a broker, which reconnects automatically.
 
     Args:
-        station: whose records and state these are.
-        settings: of the broker.
+        station: station whose records and state are published.
+        settings: settings of the broker.
     """
 
     def __init__(self, station: Station, settings: Settings) -> None:
@@ -48,7 +48,7 @@ class Mqtt(Running):
             try:
                 self.client.tls_set(str(settings.ca_file) if settings.ca_file else None)
             except (OSError, ssl.SSLError) as error:
-                raise AndonError(f"{settings.ca_file}: no certificates: {error}. Expected a PEM file.") from None
+                raise AndonError(f"{settings.ca_file}: not certificates: {error}. Expected a PEM file.") from None
         self.client.on_connect, self.client.on_disconnect = self._connected, self._gone
         self._up = False
         self._shown: dict[str, Any] | None = None
@@ -63,20 +63,20 @@ class Mqtt(Running):
         return Shown("MQTT", f"{settings.host}:{settings.port}", fault or self._records.fault, values)
 
     def start(self) -> None:
-        """Begin. A broker that is away now may come later."""
+        """Start. The broker need not be reachable yet."""
         self.client.connect_async(self._settings.host, self._settings.port, KEEPALIVE_S)
         self.client.loop_start()
         super().start()
         self._records.start()
 
     def close(self) -> None:
-        """Say that the station is gone, and disconnect."""
+        """Publish that the station is offline, and disconnect."""
         self._records.close()
         super().close()
         self._station.unsubscribe(self._feed)
         if self.client.is_connected():
             last = self.client.publish(f"{self.topic}/state", files.strict_json({"online": False}), 1, True)
-            with suppress(RuntimeError, ValueError):  # the connection is lost meanwhile: then the last will says it
+            with suppress(RuntimeError, ValueError):  # connection lost: the broker publishes the last will
                 last.wait_for_publish(CLOSE_S)
         self.client.disconnect()
         self.client.loop_stop()
@@ -98,7 +98,7 @@ class Mqtt(Running):
         self._up = up
 
     def _run(self) -> None:
-        """Publish the state whenever it has changed."""
+        """Publish the state after each change."""
         while not self._stop.is_set():
             if self._feed.get(LOOK_S):
                 while self._feed.get():
@@ -122,7 +122,7 @@ class Mqtt(Running):
 
 
 class _Records(Outbox):
-    """The records, one after another."""
+    """Publishes the records in order."""
 
     def __init__(self, station: Station, mqtt: Mqtt) -> None:
         super().__init__(station, "mqtt")
@@ -134,9 +134,9 @@ class _Records(Outbox):
             raise Undelivered("there is no connection to the broker.")
         try:
             sent = client.publish(f"{self._mqtt.topic}/records/{row.kind}", payload(row), qos=1)
-            while not sent.is_published():  # after a lost connection, the client sends it again by itself
+            while not sent.is_published():  # the client repeats it after a reconnection
                 if self._stop.is_set():
-                    raise Undelivered("the station ends.")
+                    raise Undelivered("the station is stopping.")
                 sent.wait_for_publish(LOOK_S)
                 self._wait(0)
         except (RuntimeError, ValueError) as error:

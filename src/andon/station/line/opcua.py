@@ -1,4 +1,4 @@
-"""OPC UA after OPC 40100-1: clients prepare recipes, start jobs, and are told results, which they match by job."""
+"""OPC UA server after OPC 40100-1. Clients prepare recipes, start jobs, and receive results, matched by job."""
 
 import asyncio
 from contextlib import suppress
@@ -24,7 +24,7 @@ from andon.station.station import Station
 from andon.station.table import STATES
 
 DONE, REFUSED, AWAY = 0, 1, 2
-"""What `Error` means: done; refused, as the state or an argument does not permit it; records cannot be written now."""
+"""Values of `Error`: done; refused because of the state or an argument; records cannot be written now."""
 SUBSTATES = ("Initialized", "Ready", "SingleExecution", "ContinuousExecution")
 E10 = {
     "Preoperational": "NST",
@@ -35,17 +35,17 @@ E10 = {
     "SingleExecution": "PRD",
     "ContinuousExecution": "PRD",
 }
-"""State after SEMI E10; SDT also while challenge parts are due, UDT when they have failed."""
+"""State → state of SEMI E10. Also SDT while challenge parts are due, and UDT when they have failed."""
 POLL_S = 0.2
 
 
 class OpcUa(Served):
-    """The server.
+    """The OPC UA server.
 
     Args:
-        station: that clients use.
-        cameras: where its pictures come from.
-        settings: its own.
+        station: station to control.
+        cameras: sources of its pictures.
+        settings: settings of the server.
     """
 
     def __init__(self, station: Station, cameras: Cameras, settings: Settings) -> None:
@@ -89,8 +89,8 @@ class OpcUa(Served):
             await server.start()
         except OSError as error:
             raise AndonError(
-                f"opcua: {settings.host}:{settings.port}: cannot be listened on: {files.reason(error)}. "
-                "Set opcua.port to a free one."
+                f"opcua: {settings.host}:{settings.port}: cannot listen there: {files.reason(error)}. "
+                "Set opcua.port to a free port."
             ) from None
         listening = server.bserver and server.bserver._server
         assert isinstance(listening, asyncio.Server)
@@ -105,14 +105,14 @@ class OpcUa(Served):
         self._station.unsubscribe(self._feed)
 
     async def _called(self, method: str, *arguments: Any) -> tuple[Any, ...]:
-        """Call the station in another thread: it may have to load a bundle."""
+        """Call a method in another thread, because it may block: it may load a bundle."""
         found: dict[str, Any] = {}
         try:
             self._permission.check(method)
             if method == "ConfirmAll":
                 await self._conditions.confirm_all(str(getattr(arguments[0], "Text", None) or ""))
             else:
-                # The thread is in the same context, which says who calls.
+                # The thread has the same context variables, which identify the caller.
                 found = await asyncio.to_thread(getattr(self._methods, method), *arguments)
             error = DONE
         except AndonError as problem:
@@ -130,8 +130,8 @@ class OpcUa(Served):
                 continue
             try:
                 await self._happened(what)
-            except Exception as error:  # the next event must be told all the same
-                self._station.tell(f"opcua: an event cannot be told: {error!r}")
+            except Exception as error:  # later events must still be sent
+                self._station.tell(f"opcua: an event cannot be sent: {error!r}")
 
     async def _happened(self, what: Event | Row) -> None:
         space = self._space

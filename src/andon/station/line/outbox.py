@@ -1,4 +1,4 @@
-"""Delivery of records to another system: in order, at least once, from the outbox in the database."""
+"""Deliver records to another system: in order, at least once, from the outbox in the database."""
 
 from abc import abstractmethod
 
@@ -15,15 +15,15 @@ LOOK_S = 1.0
 
 
 class Undelivered(AndonError):
-    """The other system did not take a message; it is tried again."""
+    """The other system did not accept a message; it will be sent again."""
 
 
 class Outbox(Running):
-    """What waits for one target, delivered in a thread of its own. After a failure it pauses, twice as long each time.
+    """Delivers the records of one target in a separate thread. After each failure, the pause doubles.
 
     Args:
-        station: whose records these are.
-        target: its name in the outbox.
+        station: station whose records are delivered.
+        target: name of the target in the outbox.
     """
 
     def __init__(self, station: Station, target: str) -> None:
@@ -31,17 +31,17 @@ class Outbox(Running):
         self._station, self.target = station, target
         self._feed = station.subscribe()
         self.fault = ""
-        """Why the last message was not taken."""
+        """Reason why the last message was not accepted."""
         self.sent: Row | None = None
-        """The last record that was taken since the start."""
+        """The last record that was delivered since the start."""
 
     def close(self) -> None:
-        """End. What waits is delivered when the station runs again."""
+        """Stop. Waiting records are delivered when the station runs again."""
         super().close()
         self._station.unsubscribe(self._feed)
 
     def values(self) -> list[Value]:
-        """What waits, and what was taken last."""
+        """Return the number of waiting records, and the last delivered record."""
         sent = self.sent
         last = f"{sent.time[:19]}Z, record {sent.sequence}" if sent else "none since the start"
         waits = self._station.ledger.backlog().get(self.target, 0)
@@ -49,10 +49,10 @@ class Outbox(Running):
 
     @abstractmethod
     def _send(self, row: Row) -> None:
-        """Deliver a message; return when it was taken. Undelivered when it was not."""
+        """Deliver a record; return when it was accepted. Undelivered otherwise."""
 
     def _wait(self, seconds: float) -> None:
-        """Wait until something happens, at most so long."""
+        """Wait for an event of the station, at most `seconds`."""
         if self._feed.get(seconds) is not None:
             while self._feed.get() is not None:
                 pass
@@ -67,11 +67,11 @@ class Outbox(Running):
             try:
                 more = self._send_all()
             except StorageError:
-                self._pause(LOOK_S)  # the station tells of it
+                self._pause(LOOK_S)  # the station reports it
             except Undelivered as error:
                 self.fault = str(error)
                 if not pause and not self._stop.is_set():
-                    self._station.tell(f"{self.target}: {error} Messages wait, and are sent again.")
+                    self._station.tell(f"{self.target}: {error} Messages wait, and will be sent again.")
                 pause = min(LONGEST_S, 2 * pause or FIRST_S)
                 self._pause(pause)
             else:
@@ -82,7 +82,7 @@ class Outbox(Running):
                     self._wait(LOOK_S)
 
     def _send_all(self) -> bool:
-        """Deliver what waits; whether more may wait."""
+        """Deliver waiting records; return whether more may wait."""
         taken: Row | None = None
         rows = self._station.ledger.outbox(self.target, AT_ONCE)
         try:
@@ -98,5 +98,5 @@ class Outbox(Running):
 
 
 def payload(row: Row) -> bytes:
-    """What is sent of a record. `key` is the same each time it is sent, and different for every other record."""
+    """Return the message of a record. Its `key` is unique, and the same in every delivery."""
     return files.strict_json({"key": row.key, **row.record()}).encode()

@@ -1,4 +1,4 @@
-"""The register map of the Modbus server. docs/line-protocols.md shows the same."""
+"""The register map of the Modbus server, also in docs/line-protocols.md."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from andon.station.table import STATES
 
 CONTROL, PRODUCT = 0, 1
 PART, LOT = 8, 24
-"""What the PLC writes: control word, number of the product, ids of part and lot."""
+"""First registers of the values that the PLC writes: control word, number of the product, ids of part and lot."""
 CONTROLS = 40
 
 STATUS = 100
 STATUSES = 60
-"""What the PLC reads."""
+"""First register and number of registers that the PLC reads."""
 
 TEXT = 16
-"""Registers of an id: 32 bytes, the first in the high byte; unused ones are 0."""
+"""Number of registers of an id: 32 bytes, the first in the high byte; unused bytes are 0."""
 
 ENABLE, TRIGGER, RESULTS_ACK, RESET = 1, 2, 4, 8
 """Bits of the control word."""
@@ -31,32 +31,32 @@ STATUS_BITS = {
 }
 
 OUTCOMES = {outcome: number for number, outcome in enumerate(Outcome, 1)}
-"""How a job ended, as a number; 0: nothing."""
+"""Outcome of a job → its number; 0: no result."""
 
 
 class Status(NamedTuple):
-    """What the PLC reads, from register 100 on. Numbers of two registers have the high word first."""
+    """The values that the PLC reads, from register 100. In numbers of two registers, the high word is first."""
 
     word: int
     state: int
     alarm: int
-    """Number of the error that lasts; 0: none."""
+    """Number of the active error; 0: none."""
     latched: int
-    """Results that are not acknowledged."""
+    """Number of results that are not acknowledged."""
     missed: int
-    """Triggers that were refused. Two registers."""
+    """Number of refused triggers. Two registers."""
     taken: int
-    """Job of the last trigger that was taken. Two registers."""
+    """Job of the last accepted trigger. Two registers."""
     job: int
     """Job of the result. Two registers."""
     output: int
-    """What to do with the part, now: 1 PASS, 2 REVIEW, 3 REJECT."""
+    """Output for the part now: 1 PASS, 2 REVIEW, 3 REJECT."""
     outcome: int
-    """How the job ended, see `OUTCOMES`."""
+    """Outcome of the job, see `OUTCOMES`."""
     product: int
     part: str
     digest: str
-    """Of the bundle: SHA-256 as 64 hexadecimal digits."""
+    """Digest of the bundle: SHA-256, 64 hexadecimal digits."""
 
     def registers(self) -> list[int]:
         return [
@@ -72,7 +72,7 @@ class Status(NamedTuple):
 
 
 def shown(written: list[int], status: Status, products: Sequence[str]) -> list[Value]:
-    """What the PLC wrote and reads, register by register. `written`: the first CONTROLS registers."""
+    """Return the values of all registers, for display. `written`: the first CONTROLS registers."""
     control, number = written[CONTROL], written[PRODUCT]
     states, alarms = {number: name for name, number in STATES.items()}, dict(enumerate(ALARMS, 1))
     outcomes = {number: outcome.value for outcome, number in OUTCOMES.items()}
@@ -111,7 +111,7 @@ def _readable(registers: list[int]) -> str:
 
 
 def text(registers: list[int]) -> str:
-    """An id that a PLC wrote; it ends before the first byte that is 0. UnicodeDecodeError when it is no UTF-8."""
+    """Return an id that a PLC wrote, up to the first zero byte. UnicodeDecodeError if it is not UTF-8."""
     return b"".join(each.to_bytes(2, "big") for each in registers).partition(b"\0")[0].decode().strip()
 
 

@@ -1,14 +1,14 @@
-"""Work that goes on beside the line, in a thread of its own."""
+"""Continuous work in a separate thread."""
 
 import threading
 from abc import ABC, abstractmethod
 
 
 class Running(ABC):
-    """`start` it, and `close` it.
+    """Continuous work, between `start` and `close`.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -19,7 +19,7 @@ class Running(ABC):
         self._thread.start()
 
     def close(self) -> None:
-        """End, and wait until it has ended. What is not done is done after the next start."""
+        """Stop, and wait until the thread has ended. Unfinished work is done after the next start."""
         self._stop.set()
         if self._thread.ident:
             self._thread.join()

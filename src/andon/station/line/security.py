@@ -31,14 +31,14 @@ from andon.station.line.settings import OpcUa as Settings
 
 DAYS = 3650
 ANONYMOUS = "OPC UA"
-"""Who acts when there are no users."""
+"""Name of callers in records when there is no authentication."""
 ROLES = {"PrepareRecipe with InternalIdIn": Role.QUALITY}
-"""What an operator may not do."""
+"""Actions that need a higher role than operator."""
 
 
 @dataclass
 class Holder(User):
-    """A client that has given a key."""
+    """An authenticated client with its key."""
 
     key: Key | None = None
 
@@ -47,7 +47,7 @@ _caller: ContextVar[User | None] = ContextVar("caller", default=None)
 
 
 class Internal(InternalServer):
-    """Tells methods who calls them."""
+    """A server that makes the caller known to methods."""
 
     def create_session(self, name: str, user: User = User(), external: bool = False) -> InternalSession:  # noqa: B008
         return _Session(self, self.aspace, self.subscription_service, name, user=user, external=external)
@@ -63,7 +63,7 @@ class _Session(InternalSession):
 
 
 class Users(UserManager):
-    """Lets in whoever has a key of the station. The name is not looked at."""
+    """Admits clients with a valid key of the station as password. The user name is ignored."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -76,22 +76,22 @@ class Users(UserManager):
 
 
 class Permission:
-    """What the client that calls may do.
+    """Permissions of the calling client.
 
     Args:
-        keys: of the station; None: nobody has to give one.
+        keys: keys of the station; None: no authentication.
     """
 
     def __init__(self, keys: Keys | None) -> None:
         self._keys = keys
 
     def who(self) -> str:
-        """The name of the caller's key."""
+        """Return the name of the caller's key."""
         caller = _caller.get()
         return caller.key.name if isinstance(caller, Holder) and caller.key else ANONYMOUS
 
     def check(self, action: str) -> None:
-        """StationError unless the caller's key is valid still, and of a role that may do it."""
+        """Check that the caller's key is still valid and its role allows the action. StationError otherwise."""
         if self._keys is None:
             return
         caller = _caller.get()
@@ -102,9 +102,9 @@ class Permission:
 
 
 async def secure(server: Server, settings: Settings, keys: Keys, data: Path, uri: str) -> None:
-    """Admit only encrypted connections of clients that have a key. AndonError when a certificate cannot be used.
+    """Allow only encrypted connections of clients with a key. AndonError when a certificate cannot be used.
 
-    `uri` names the server, also in a certificate that it makes for itself.
+    `uri` identifies the server, also in a self-signed certificate.
     """
     certificate, private = settings.certificate, settings.private_key
     if certificate is None or private is None:
@@ -129,7 +129,7 @@ async def _load(load: Callable[[Path], Any], path: Path) -> None:
 
 
 def _make(certificate: Path, private: Path, uri: str) -> None:
-    """A private key that only its owner can read, and a certificate that it has signed itself."""
+    """Create a private key that only its owner can read, and a self-signed certificate."""
     key, host = generate_private_key(), socket.gethostname()
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri), x509.DNSName(host)]
     made = generate_self_signed_app_certificate(

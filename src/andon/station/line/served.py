@@ -1,4 +1,4 @@
-"""A server with an event loop in a thread of its own."""
+"""A server with an event loop in a separate thread."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ ASK_S = 2.0
 
 
 class Served(ABC):
-    """`start` it, and `close` it. `port` is where it listens then."""
+    """A server, between `start` and `close`. After `start`, `port` is its port."""
 
     port = 0
 
@@ -23,7 +23,7 @@ class Served(ABC):
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name=name, daemon=True)
 
     def start(self) -> None:
-        """Return when it listens. AndonError when it cannot."""
+        """Start the server; return when it listens. AndonError when it cannot."""
         self._thread.start()
         self._begun.result()
 
@@ -35,10 +35,10 @@ class Served(ABC):
 
     @abstractmethod
     def status(self) -> Shown:
-        """What the other system sees now. Call it from any thread but that of the loop."""
+        """Return the values that the other system sees now. Never call it in the thread of the event loop."""
 
     def ask(self, call: Callable[[], T]) -> T:
-        """Call a function in the thread of the loop, where nothing changes meanwhile."""
+        """Call a function in the thread of the event loop, so that nothing changes during the call."""
         found: Future[T] = Future()
 
         def answer() -> None:

@@ -1,10 +1,10 @@
-"""What another system sees of a station by a line protocol, for people who connect the two."""
+"""Values of a line protocol for display, to help people connect another system."""
 
 from typing import NamedTuple
 
 
 class Value(NamedTuple):
-    """One thing that the other system reads or writes."""
+    """One value that the other system reads or writes."""
 
     place: str
     """Register, node or topic."""
@@ -14,11 +14,11 @@ class Value(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """One protocol, now."""
+    """The present values of one protocol."""
 
     protocol: str
     place: str
     """Address, topic or folder."""
     fault: str
-    """Why it does not work now; empty: it works."""
+    """Reason why it does not work now; empty: it works."""
     values: list[Value]

@@ -1,6 +1,6 @@
-"""The address space of the OPC UA server: names and types of OPC 40100-1, as far as a station uses them.
+"""The address space of the OPC UA server: the names and types of OPC 40100-1 that a station uses.
 
-The official NodeSet is not used. Browse names are in its namespace; node ids are this program's own.
+The official NodeSet is not used. Browse names are in its namespace; node ids are in andon's own namespace.
 """
 
 import time
@@ -39,7 +39,7 @@ NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Space:
-    """Everything that clients see, once `build` is done."""
+    """The nodes that clients see. Call `build` first."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -48,12 +48,12 @@ class Space:
         self._events: dict[str, EventGenerator] = {}
         self._nodes: dict[str, Node] = {}
         self.states: dict[str, tuple[str, str, str]] = {}
-        """Of each state machine: name, value and meaning of what clients read now."""
+        """State machine → name, value and meaning of its present state, for display."""
         self.last: deque[tuple[str, str, str]] = deque(maxlen=EVENTS_SHOWN)
-        """Time, name and message of the last events."""
+        """Time, name and message of the last events, for display."""
 
     async def build(self, call: Callable[..., Awaitable[tuple[Any, ...]]]) -> None:
-        """`call` is given the name of a method and its arguments, and returns its results."""
+        """Create all nodes. `call` receives the name of a method and its arguments, and returns its results."""
         server = self._server
         self._vision = await server.register_namespace(MACHINE_VISION)
         self._own = await server.register_namespace(OWN)
@@ -69,7 +69,7 @@ class Space:
             known = _known(getattr(ObjectIds, name))
             self._events[name] = await server.get_event_generator(known, self.system.nodeid)
         for name, fields in EVENTS.items():
-            for field in fields:  # asyncua would take the type of the empty value that the type has
+            for field in fields:  # asyncua would derive the type from the empty value
                 self._events[name].event.data_types[field.name] = self._variant(field.kind)
         machine = await self._object(self.system, "VisionStateMachine")
         automatic = await self._object(machine, "AutomaticModeStateMachine")
@@ -83,12 +83,12 @@ class Space:
             await self._method(method, call)
 
     def made(self, kind: str, **fields: Any) -> Any:
-        """A structure; what is not given is empty."""
+        """Return a structure; missing fields are empty."""
         empty = {field.name: NEVER for field in STRUCTURES[kind] if field.kind == "DateTime"}
         return self._classes[kind](**{**empty, **fields})
 
     def results(self, method: str, values: dict[str, Any]) -> tuple[ua.Variant, ...]:
-        """All results of a method as variants; those that are not given are empty."""
+        """Return all results of a method as variants; missing results are empty."""
         return tuple(self._result(field, values.get(field.name)) for field in OUTPUTS[method])
 
     def _result(self, field: Field, value: Any) -> ua.Variant:
@@ -104,7 +104,7 @@ class Space:
         return ua.VariantType["ExtensionObject" if kind in self._types else kind]
 
     async def show(self, owner: str, name: str, number: int, active: bool = True) -> None:
-        """The state of one of the two state machines. One that is not active has none."""
+        """Set the state of one of the two state machines. An inactive one has no state."""
         code = StatusCodes.Good if active else StatusCodes.BadStateNotActive
         self.states[owner] = ("Number", f"{number}" if active else "Bad_StateNotActive", name)
         for part, value in (
@@ -115,11 +115,11 @@ class Space:
             await self._server.write_attribute_value(node.nodeid, ua.DataValue(value, ua.StatusCode(ua.UInt32(code))))
 
     async def set(self, name: str, value: Any) -> None:
-        """The value of a variable."""
+        """Set the value of a variable."""
         await self._server.write_attribute_value(self._nodes[name].nodeid, ua.DataValue(ua.Variant(value)))
 
     async def tell(self, name: str, message: str, severity: int = 100, **fields: Any) -> None:
-        """Raise an event."""
+        """Send an event."""
         generator = self._events[name]
         for field, value in fields.items():
             setattr(generator.event, field, value)
@@ -130,7 +130,7 @@ class Space:
     async def tell_condition(
         self, name: str, kind: str, message: str, severity: int, fields: dict[str, Any], subscription: int | None = None
     ) -> bytes:
-        """Raise an event of a condition, for all or one of the subscriptions; return its id."""
+        """Send an event of a condition to all subscriptions or to one; return its id."""
         generator = self._events[kind]
         for field, value in fields.items():
             setattr(generator.event, field, value)
@@ -140,15 +140,15 @@ class Space:
         return bytes(generator.event.EventId.Value)
 
     async def bracket(self, name: str, subscription: int) -> None:
-        """Tell one subscription that a refresh begins, or that it has ended."""
+        """Send the start or end of a refresh to one subscription."""
         await self._events[name].trigger(subscription_id=subscription)
 
     async def condition(self, name: str) -> ua.NodeId:
-        """The node that stands for a condition."""
+        """Create the node of a condition; return its id."""
         return (await self._object(self._nodes["Conditions"], name)).nodeid
 
     def link(self, method: int, call: Callable[..., Awaitable[Any]]) -> None:
-        """Let a method of a type of OPC UA itself be called. `call` gets the node that it is called on first."""
+        """Link a standard method of OPC UA to `call`, whose first argument is the node of the call."""
         self._server.link_method(self._server.get_node(_known(method)), uamethod(call))
 
     def _named(self, path: str, name: str = "") -> tuple[ua.NodeId, ua.QualifiedName]:
@@ -208,7 +208,7 @@ class Space:
         await self._nodes[method.owner].add_method(*places, called, inputs, outputs)
 
     def _type(self, kind: str) -> ua.NodeId:
-        """One of its own, or a type of OPC UA itself; Variant: any."""
+        """Return the id of a structure, or of a basic type of OPC UA; Variant: any type."""
         return self._types.get(kind) or ua.NodeId(ua.Int32(ua.VariantType[kind].value))
 
     def _argument(self, field: Field) -> ua.Argument:
@@ -220,5 +220,5 @@ class Space:
 
 
 def _known(number: int) -> ua.NodeId:
-    """A node of OPC UA itself."""
+    """Return the id of a standard node of OPC UA."""
     return ua.NodeId(ua.Int32(number))

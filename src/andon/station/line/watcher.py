@@ -1,4 +1,4 @@
-"""Folder in, folder out: each picture that comes into a folder is a part; its result is a file in another folder."""
+"""Folder as a protocol: each new picture in a folder is a part; its result is a file in another folder."""
 
 import json
 import os
@@ -24,11 +24,11 @@ AGAIN_S = 1.0
 
 
 class Watcher(Running):
-    """Inspects the pictures of one folder, one after another. One without a result is inspected after the next start.
+    """Inspects the pictures of one folder in order. Pictures without a result are inspected after the next start.
 
     Args:
-        station: that inspects.
-        settings: of this folder. AndonError when one of its folders is missing.
+        station: station that inspects.
+        settings: settings of this folder. AndonError when the folder of pictures is missing.
     """
 
     def __init__(self, station: Station, settings: Watched) -> None:
@@ -77,17 +77,17 @@ class Watcher(Running):
             self._last = Value(place.name, "last result", found.outcome.value, f"{found.row.time[:19]}Z")
 
     def _read(self, path: Path) -> bytes:
-        """The file. StationError when it is too large, or its name can be no part's id."""
+        """Read a file. StationError when it is too large, or its name cannot be the id of a part."""
         check_text("part", path.stem, LONGEST_TEXT)
         most = self._station.config.http.max_request_mb << 20
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
-                raise StationError(f"{size} bytes, expected at most {most}. See http.max_request_mb.")
+                raise StationError(f"{size} bytes; expected at most {most}. See http.max_request_mb.")
             return file.read()
 
     def _inspect(self, part: str, data: bytes) -> Finished | None:
-        """Inspect when the station takes it; None when the station ends before."""
+        """Inspect when the station is ready; None when the station ends first."""
         station, product = self._station, self._settings.product
         while not self._stop.is_set():
             if station.products.idle.use(product) and station.ready:
@@ -98,14 +98,14 @@ class Watcher(Running):
                     return future.result(0)
                 except Waiting:
                     return None
-                except AndonError as error:  # another trigger was first, or records cannot be written
-                    self._tell(f"part {part}: {error} It is tried again.")
+                except AndonError as error:  # another trigger came first, or records cannot be written
+                    self._tell(f"part {part}: {error} andon tries again.")
                     self._stop.wait(AGAIN_S)
             self._stop.wait(LOOK_S)
         return None
 
     def _write(self, place: Path, result: dict[str, Any]) -> None:
-        """Write a result, however long that takes."""
+        """Write a result, with repeated attempts."""
         told = False
         while not self._stop.is_set():
             try:
@@ -114,13 +114,13 @@ class Watcher(Running):
                 return
             except AndonError as error:
                 if not told:
-                    self._tell(f"{error} It is tried again.")
+                    self._tell(f"{error} andon tries again.")
                 told = True
             self._stop.wait(AGAIN_S)
 
 
 def _done(place: Path, digest: str) -> bool:
-    """Whether this picture has its result already."""
+    """Whether this picture already has a result."""
     try:
         return bool(json.loads(place.read_text())["digest"] == digest)
     except (OSError, ValueError, KeyError, TypeError):

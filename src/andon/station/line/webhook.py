@@ -1,4 +1,4 @@
-"""Webhooks: each record is posted as JSON, signed after Standard Webhooks."""
+"""Webhooks: each record is posted as JSON with a signature after Standard Webhooks."""
 
 import base64
 import hashlib
@@ -17,11 +17,11 @@ from andon.station.station import Station
 
 
 class Webhook(Outbox):
-    """Posts what waits for one address. Only an answer 2xx means that a record was taken.
+    """Posts records to one address. Only an answer 2xx means that a record was accepted.
 
     Args:
-        station: whose records these are.
-        settings: of this address.
+        station: station whose records are posted.
+        settings: settings of the address.
     """
 
     def __init__(self, station: Station, settings: Settings) -> None:
@@ -54,13 +54,13 @@ class Webhook(Outbox):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A record goes to the address that the settings name, and to no other."""
+    """Refuses redirects, so that records are sent only to the address in the settings."""
 
     def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 
 def signature(secret: bytes, key: str, moment: str, body: bytes) -> str:
-    """`v1,` and HMAC-SHA256 in Base64 of key, time and body, joined by dots."""
+    """Return `v1,` and the Base64 text of the HMAC-SHA256 of key, time and body, joined by dots."""
     signed = hmac.new(secret, f"{key}.{moment}.".encode() + body, hashlib.sha256).digest()
     return f"v1,{base64.b64encode(signed).decode()}"

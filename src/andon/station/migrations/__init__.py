@@ -1,1 +1,1 @@
-"""Changes of the database, oldest first, run by Alembic when a station opens an older one."""
+"""Migrations of the database, the oldest first. Alembic runs them when a station opens an older database."""

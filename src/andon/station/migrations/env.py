@@ -1,4 +1,4 @@
-"""What Alembic runs: the changes, on the connection that `schema.migrate` passes."""
+"""Entry point of Alembic: runs the migrations on the connection from `schema.migrate`."""
 
 from alembic import context
 

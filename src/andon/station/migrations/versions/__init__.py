@@ -1,1 +1,1 @@
-"""One file a change. A published file is never edited: databases in the field were made by it."""
+"""One file for each migration. Never edit a published file: existing databases were created by it."""
