@@ -21,8 +21,18 @@ def moment(context: Context, value: str | datetime) -> str:
         found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     except ValueError:
         return str(value)
+    return _in_zone(context, found).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pass_context
+def clock(context: Context, value: datetime) -> str:
+    """A time of day, such as 19:04."""
+    return _in_zone(context, value).strftime("%H:%M")
+
+
+def _in_zone(context: Context, value: datetime) -> datetime:
     zone: ZoneInfo | None = context["zone"]
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(zone)
 
 
 @pass_context
@@ -68,6 +78,7 @@ def _local(context: Context, text: str) -> str:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "moment": moment,
+    "clock": clock,
     "number": number,
     "whole": whole,
     "percent": percent,

@@ -1,7 +1,7 @@
 """The page at the line: the last part, its verdict, the state of the station. And the pictures of all pages."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Request
@@ -20,7 +20,6 @@ from andon.station.pages.base import HEADERS, Operator, Page
 router = APIRouter(include_in_schema=False)
 
 STRIP = 20  # parts
-SHIFT = timedelta(hours=8)
 Side = Annotated[int, Query(ge=32, le=1280, description="Most pixels of the longer side.")]
 IMMUTABLE = {"Cache-Control": "private, max-age=86400, immutable"}
 
@@ -43,14 +42,16 @@ def _now(page: Page, product: str) -> dict[str, Any]:
     shown = product if product in products else None
     rows = station.ledger.history(shown, kind="inspection", limit=STRIP)
     moment = datetime.now(UTC)
+    since = station.config.pages.shift(moment)
     counted = [shown] if shown else products
-    made = [statistics.production(station.ledger, each, (moment - SHIFT, moment))[0] for each in counted]
+    made = [statistics.production(station.ledger, each, (since, moment))[0] for each in counted]
     row = rows[0] if rows else None
     return {
         "row": row,
         "rows": rows,
         "product": shown or "",
         "products": products,
+        "since": since,
         "made": sum(made, statistics.Production()),
         "pictured": row is not None and seen(page, row),
         "level": level(row) if row else None,
