@@ -61,6 +61,7 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     assert service.inspect(good(500), "first").json()["verdict"] == "PASS"
     expect(person.locator(".verdict.big")).to_have_text("PASS")  # told by the stream of events
     loaded(person, ".photo")  # the last part has a picture although it is not kept
+    loaded(person, ".strip img")
     assert service.inspect(bad(501), ODD).json()["verdict"] == "REJECT"
     expect(person.locator(".verdict.big")).to_have_text("REJECT")
     expect(person.locator(".part .which strong")).to_have_text(ODD)
@@ -68,6 +69,7 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     person.locator("[data-opacity]").fill("20")
     assert person.locator(".layer").evaluate("layer => layer.style.opacity") == "0.2"
     expect(person.locator(".strip li")).to_have_count(2)
+    loaded(person, ".strip li:last-child img")  # of the part before, which is in no archive
     expect(person.locator(".counts .reject dd")).to_have_text("1")
 
     person.get_by_role("button", name="Dispute the last verdict").click()
