@@ -197,6 +197,10 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     for section, words in {"storage": "all are kept", "log": "listening", "software": "onnxruntime"}.items():
         service.station.tell("listening to the line")
         assert words in engineer.get(f"/settings/{section}")
+    lines = re.search("<pre><code>(.*?)</code>", engineer.get("/settings/storage"), re.DOTALL)
+    assert lines and tomllib.loads(lines[1]) == {"pictures": service.station.config.pictures.model_dump()}
+    begun = next(row for row in service.station.ledger.walk(kind="event") if row.body["event"] == "started")
+    assert begun.body["pictures"]["keep_one_in"] == 1
     protocols = engineer.get("/settings/protocols/now")
     assert "Folder" in protocols and f"<code>{service.station.config.data.parent / 'in'}</code>" in protocols
 
@@ -218,6 +222,16 @@ def test_an_idle_session_is_over_unless_an_operator_may_stay(tmp_path: Path, rol
     again = sessions.begin(key)
     keys.revoke(key.id)
     assert sessions.find(again) is None and sessions.find("") is None
+
+
+def test_what_is_refused_is_told_in_english_in_a_frame_of_the_language(people: dict[Role, Browser]) -> None:
+    german = {"Accept-Language": "de", "Accept": "text/html"}
+    client = people[Role.OPERATOR].client
+    page = client.get("/history?low=<b>", headers=german)
+    assert page.status_code == 409
+    assert '■ Nicht möglich: <span lang="en">score &#39;&lt;b&gt;&#39;: expected a number' in page.text
+    page = client.get("/history/part/nobody", headers=german)
+    assert "<h1>Nicht möglich</h1>" in page.text and '<span lang="en">There is no record of part' in page.text
 
 
 def test_a_time_zone_must_be_known(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from jinja2 import pass_context
 from jinja2.runtime import Context
+from markupsafe import Markup
 
 NONE = "–"
 COMMA = ("de", "fr")
@@ -72,6 +73,11 @@ def plain(context: Context, value: Any) -> str:
     return number(context, value) if isinstance(value, float) else str(value)
 
 
+def english(text: object) -> Markup:
+    """A sentence that the station made of values: it is English on all pages, and screen readers are told so."""
+    return Markup('<span lang="en">{}</span>').format(text)
+
+
 def _local(context: Context, text: str) -> str:
     return text.replace(".", ",") if context["language"] in COMMA else text
 
@@ -84,4 +90,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "bytes": size,
     "plain": plain,
+    "english": english,
 }

@@ -197,6 +197,4 @@ def _source(page: Page, row: Row, what: str) -> str | bytes:
     latest = page.station.latest.get(str(row.product))
     if latest and latest.job == row.job and (data := latest.map if what == "map" else latest.picture):
         return data
-    raise Problem(
-        404, page.translate("It was not kept, or has aged out. All but passes are kept, and one in some passes.")
-    )
+    raise Problem(404, "It was not kept, or has aged out. All but passes are kept, and one in some passes.")
