@@ -5,12 +5,14 @@ import io
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from andon.station.config import Pages
 from andon.station.keys import Role
 from service import Service, config, served
 from test_station_service import bad, good
@@ -22,7 +24,9 @@ ODD = "部品 <b>7</b>/é"  # the id of a part
 @pytest.fixture
 def service(bundle_file: Path, tmp_path: Path) -> Iterator[Service]:
     shutil.copy(bundle_file, tmp_path / "ring.andon")
-    with served(config(tmp_path, pictures={"keep_one_in": 1000})) as found:
+    began = f"{datetime.now(UTC) - timedelta(hours=1):%H:%M}"  # no other shift begins during the test
+    pages = {"zone": "UTC", "shifts": [began]}
+    with served(config(tmp_path, pictures={"keep_one_in": 1000}, pages=pages)) as found:
         yield found
 
 
@@ -57,6 +61,7 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     assert service.inspect(good(500), "first").json()["verdict"] == "PASS"
     expect(person.locator(".verdict.big")).to_have_text("PASS")  # told by the stream of events
     loaded(person, ".photo")  # the last part has a picture although it is not kept
+    loaded(person, ".strip img")
     assert service.inspect(bad(501), ODD).json()["verdict"] == "REJECT"
     expect(person.locator(".verdict.big")).to_have_text("REJECT")
     expect(person.locator(".part .which strong")).to_have_text(ODD)
@@ -64,6 +69,7 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     person.locator("[data-opacity]").fill("20")
     assert person.locator(".layer").evaluate("layer => layer.style.opacity") == "0.2"
     expect(person.locator(".strip li")).to_have_count(2)
+    loaded(person, ".strip li:last-child img")  # of the part before, which is in no archive
     expect(person.locator(".counts .reject dd")).to_have_text("1")
 
     person.get_by_role("button", name="Dispute the last verdict").click()
@@ -103,6 +109,16 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     expect(person.get_by_text("digest fits")).to_have_count(3)
     person.goto("/history?low=many")
     expect(person.get_by_role("alert").filter(has_text="expected a number")).to_be_visible()
+
+
+def test_the_counts_are_those_of_the_shift(service: Service, person: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert service.inspect(good(506), "before").status_code == 201
+    expect(person.get_by_role("heading", name=f"Shift since {service.station.config.pages.shifts[0]}")).to_be_visible()
+    expect(person.locator(".counts .pass dd")).to_have_text("1")
+    monkeypatch.setattr(Pages, "shift", lambda pages, now: now)  # another shift begins
+    person.reload()
+    expect(person.locator(".counts .pass dd")).to_have_text("0")
+    expect(person.locator(".strip li")).to_have_count(1)
 
 
 def test_a_good_part_is_confirmed_with_the_keyboard(service: Service, person: Page) -> None:

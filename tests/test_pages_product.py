@@ -5,12 +5,14 @@ import re
 import shutil
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from andon.errors import AndonError
 from andon.station import pages
 from andon.station.config import Config
 from andon.station.keys import Keys, Role
@@ -195,6 +197,10 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     for section, words in {"storage": "all are kept", "log": "listening", "software": "onnxruntime"}.items():
         service.station.tell("listening to the line")
         assert words in engineer.get(f"/settings/{section}")
+    lines = re.search("<pre><code>(.*?)</code>", engineer.get("/settings/storage"), re.DOTALL)
+    assert lines and tomllib.loads(lines[1]) == {"pictures": service.station.config.pictures.model_dump()}
+    begun = next(row for row in service.station.ledger.walk(kind="event") if row.body["event"] == "started")
+    assert begun.body["pictures"]["keep_one_in"] == 1
     protocols = engineer.get("/settings/protocols/now")
     assert "Folder" in protocols and f"<code>{service.station.config.data.parent / 'in'}</code>" in protocols
 
@@ -218,10 +224,61 @@ def test_an_idle_session_is_over_unless_an_operator_may_stay(tmp_path: Path, rol
     assert sessions.find(again) is None and sessions.find("") is None
 
 
+def test_what_is_refused_is_told_in_english_in_a_frame_of_the_language(people: dict[Role, Browser]) -> None:
+    german = {"Accept-Language": "de", "Accept": "text/html"}
+    client = people[Role.OPERATOR].client
+    page = client.get("/history?low=<b>", headers=german)
+    assert page.status_code == 409
+    assert '■ Nicht möglich: <span lang="en">score &#39;&lt;b&gt;&#39;: expected a number' in page.text
+    page = client.get("/history/part/nobody", headers=german)
+    assert "<h1>Nicht möglich</h1>" in page.text and '<span lang="en">There is no record of part' in page.text
+
+
 def test_a_time_zone_must_be_known(tmp_path: Path) -> None:
     assert config(tmp_path, pages={"zone": "Asia/Kathmandu"}).pages.zone
     with pytest.raises(ValueError, match="no time zone"):
         Config.model_validate({"pages": {"zone": "Mars/Olympus"}})
+
+
+@pytest.mark.parametrize(
+    ("now", "began"),
+    [
+        ("2026-11-26T05:59:59+01:00", "2026-11-25T22:00:00+01:00"),
+        ("2026-11-26T06:00:00+01:00", "2026-11-26T06:00:00+01:00"),
+        ("2026-10-25T05:59:00+01:00", "2026-10-24T22:00:00+02:00"),  # nine hours: the clock was put back
+        ("2026-10-25T06:00:00+01:00", "2026-10-25T06:00:00+01:00"),
+        ("2026-03-29T05:59:00+02:00", "2026-03-28T22:00:00+01:00"),  # seven hours
+    ],
+)
+def test_a_shift_begins_by_the_clock_of_the_plant(now: str, began: str) -> None:
+    pages = Config.model_validate({"pages": {"zone": "Europe/Berlin"}}).pages
+    assert pages.shift(datetime.fromisoformat(now).astimezone(UTC)) == datetime.fromisoformat(began)
+
+
+def test_a_single_shift_lasts_a_day_in_any_order_of_clocks() -> None:
+    moment = datetime(2026, 11, 26, 5, 59, tzinfo=UTC)
+    one = Config.model_validate({"pages": {"zone": "UTC", "shifts": ["06:00"]}}).pages
+    late_first = Config.model_validate({"pages": {"zone": "UTC", "shifts": ["22:00", "05:30"]}}).pages
+    assert one.shift(moment) == moment - timedelta(hours=23, minutes=59)
+    assert late_first.shift(moment) == moment - timedelta(minutes=29)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "words"),
+    [
+        ('["6:00"]', "pages.shifts: '6:00' is no time of day; expected texts from"),
+        ('["24:00"]', "'24:00' is no time of day"),
+        ("[]", "an empty list; expected one or more different times"),
+        ('["06:00", "06:00"]', "06:00, 06:00; expected one or more different times"),
+        ("[06:00:00]", "'06:00:00' is no time of day"),
+        ("6", "'6' is no time of day"),
+    ],
+)
+def test_shifts_must_be_times_of_day(tmp_path: Path, shifts: str, words: str) -> None:
+    file = tmp_path / "station.toml"
+    file.write_text(f"[pages]\nshifts = {shifts}\n")
+    with pytest.raises(AndonError, match=re.escape(words)):
+        Config.load(file)
 
 
 def test_what_others_made_is_as_they_made_it() -> None:

@@ -1,8 +1,11 @@
 """The queue of parts that wait for a person, against the same by brute force, on SQLite and on PostgreSQL."""
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from andon.station import review
 from andon.station.entries import Entry
@@ -42,3 +45,19 @@ def test_all_that_waits_is_found_and_nothing_else(database: str, seed: int) -> N
                 if before % 50 == 0 or before == waits[-1]:
                     found = review.waiting(ledger, product, before).row
                     assert found and found.sequence == following
+
+
+def test_sqlite_does_not_read_all_records_to_find_what_waits(tmp_path: Path) -> None:
+    plans: list[str] = []
+    with Ledger(str(tmp_path / "records.db"), "s") as ledger:
+
+        def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            plan = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.extend(row[3] for row in plan if row[3].startswith(("SEARCH records ", "SCAN records ")))
+
+        sa.event.listen(ledger.engine, "before_cursor_execute", explain)
+        review.waiting(ledger)
+        review.waiting(ledger, "ring")
+    by = ["records_verdict (station=? AND verdict=?)", "records_job (station=? AND job=?)"]
+    decisions = "records_kind (station=? AND kind=?)"
+    assert plans == 2 * [f"SEARCH records USING INDEX {index}" for each in by for index in (each, decisions)]

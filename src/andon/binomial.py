@@ -4,6 +4,9 @@ import math
 
 import numpy as np
 
+MANY = 10_000
+"""Terms of a sum; above it, the other tail is summed where it has fewer."""
+
 
 def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact confidence interval (low, high) of a rate with `k` events in `n` trials; (0, 1) for n = 0."""
@@ -16,6 +19,8 @@ def clopper_pearson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 def rate_with_tail(k: int, n: int, tail: float) -> float:
     """The rate p at which P(X ≤ k) = `tail` for X ~ Binomial(n, p), k < n, by bisection."""
+    if k > MANY and 2 * k > n:
+        return 1 - rate_with_tail(n - k - 1, n, 1 - tail)  # n − X ~ Binomial(n, 1 − p)
     i = np.arange(k + 1)
     # log of the binomial coefficients C(n, i), from C(n, i + 1) = C(n, i) (n - i) / (i + 1)
     coefficients = np.concatenate([[0.0], np.cumsum(np.log((n - i[:-1]) / (i[:-1] + 1)))])

@@ -1,10 +1,12 @@
 """The settings of a station: `station.toml`, or defaults for a folder of bundles. They contain no secrets."""
 
 import os
+import re
 import tomllib
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -75,6 +77,8 @@ class Pages(_Section):
     """An operator's screen stays signed in without activity."""
     zone: str = ""
     """Time zone of the plant, such as Europe/Berlin; empty: the time zone of this computer."""
+    shifts: tuple[str, ...] = Field(default=("06:00", "14:00", "22:00"), strict=False)
+    """When each shift begins, in the zone of the plant; it lasts until the next one begins."""
 
     @field_validator("zone")
     @classmethod
@@ -82,6 +86,34 @@ class Pages(_Section):
         if zone and zone not in available_timezones():
             raise ValueError(f"'{zone}' is not a time zone; expected a name such as Europe/Berlin")
         return zone
+
+    @field_validator("shifts", mode="before")
+    @classmethod
+    def _times(cls, shifts: Any) -> Any:
+        times = shifts if isinstance(shifts, list | tuple) else [shifts]
+        for each in times:
+            if not isinstance(each, str) or not re.fullmatch("([01][0-9]|2[0-3]):[0-5][0-9]", each):
+                raise ValueError(
+                    f'\'{each}\' is no time of day; expected texts from "00:00" to "23:59" such as "06:00"'
+                )
+        if not times or len(set(times)) < len(times):
+            raise ValueError(f"{', '.join(times) or 'an empty list'}; expected one or more different times of day")
+        return shifts
+
+    @property
+    def place(self) -> ZoneInfo | None:
+        """The zone of the plant; None: that of this computer."""
+        return ZoneInfo(self.zone) if self.zone else None
+
+    def shift(self, now: datetime) -> datetime:
+        """When the shift began that `now` belongs to. On a day whose clock is changed a shift is shorter or longer."""
+        today = now.astimezone(self.place).date()
+        begins = (
+            datetime.combine(today - timedelta(days=days), time.fromisoformat(each), self.place).astimezone(UTC)
+            for days in range(3)  # a clock that is put forward at midnight moves a late begin to the next day
+            for each in self.shifts
+        )
+        return max(each for each in begins if each <= now)
 
 
 class ProductSettings(_Section):

@@ -24,7 +24,8 @@ def waiting(reader: Reader, product: str | None = None, after: int | None = None
     after: a skipped record; the inspection to show is the next older one, or the newest if there is no older one.
     """
     with reader.reading() as connection:
-        found = connection.execute(_waiting(reader.station, product)).scalars().all()
+        kinds = (connection.execute(query).scalars().all() for query in _waiting(reader.station, product))
+        found = sorted({each for kind in kinds for each in kind}, reverse=True)
     number = next((each for each in found if after is None or each < after), found[0] if found else None)
     return Waiting(len(found), None if number is None else reader.record(number))
 
@@ -34,19 +35,20 @@ def decision(reader: Reader, row: Row) -> Row | None:
     return next(iter(reader.history(job=row.job, kind="decision", limit=1)), None)
 
 
-def _waiting(station: str, product: str | None) -> sa.CompoundSelect[tuple[int]]:
-    """Return the query for the numbers of the waiting inspections, the newest first."""
+def _waiting(station: str, product: str | None) -> tuple[sa.Select[tuple[int]], sa.Select[tuple[int]]]:
+    """The numbers of the inspections that wait: reviews nobody decided on, and disputed ones."""
     table = schema.records.c
-    newest = sa.func.row_number().over(partition_by=table.job, order_by=table.sequence.desc()).label("newest")
+    # Of a job or a product as they stand, the database would take the index, and read the records of all time.
+    job, of_product = table.job + 0, table.product.concat("")
+    newest = sa.func.row_number().over(partition_by=job, order_by=table.sequence.desc()).label("newest")
     decisions = sa.select(table.job, table.verdict, newest).where(
         *(table.station == station, table.kind == "decision", schema.OTHERS)
     )
     said = decisions.cte("said").c
     kept = [table.station == station, table.kind == "inspection"]
     if product is not None:
-        kept.append(table.product == product)
+        kept.append(of_product == product)
     disputed = sa.select(said.job).where(said.newest == 1, said.verdict.is_(None))
     decided = sa.select(said.job).where(said.job.is_not(None))
     found = sa.select(table.sequence).where(*kept)
-    reviews = found.where(table.verdict == Outcome.REVIEW, table.job.not_in(decided))
-    return sa.union(reviews, found.where(table.job.in_(disputed))).order_by(sa.desc("sequence"))
+    return found.where(table.verdict == Outcome.REVIEW, table.job.not_in(decided)), found.where(table.job.in_(disputed))

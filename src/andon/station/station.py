@@ -52,7 +52,8 @@ class Station(Jobs):
     def start(self) -> None:
         """Start the station; products become ready one after another."""
         self.keeper.start()
-        self.keeper.put(Entry("event", body={"event": "started", **self._software}))
+        keeping = self.config.pictures.model_dump()
+        self.keeper.put(Entry("event", body={"event": "started", **self._software, "pictures": keeping}))
         self._hear(self.machine.first_events)
         for thread in self._threads:
             thread.start()

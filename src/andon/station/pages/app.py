@@ -123,6 +123,7 @@ def _local(back: str) -> str:
 def install(app: FastAPI) -> None:
     """Add the pages to an application whose errors are installed."""
     app.state.sessions = Sessions(app.state.station.keys, app.state.station.config)
+    app.state.small = {}
     languages.FILTERS.update(formats.FILTERS)
     for each in (live, review, history, product, teach, settings):
         app.include_router(each.router)

@@ -66,8 +66,7 @@ class Page:
     @property
     def zone(self) -> ZoneInfo | None:
         """The zone of the plant; None: that of this computer."""
-        name = self.station.config.pages.zone
-        return ZoneInfo(name) if name else None
+        return self.station.config.pages.place
 
     def permitted(self) -> bool:
         """Whether the session stands, long after the request; asking does not keep it from being idle."""

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from jinja2 import pass_context
 from jinja2.runtime import Context
+from markupsafe import Markup
 
 NONE = "–"
 COMMA = ("de", "fr")
@@ -21,8 +22,18 @@ def moment(context: Context, value: str | datetime) -> str:
         found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     except ValueError:
         return str(value)
+    return _in_zone(context, found).strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pass_context
+def clock(context: Context, value: datetime) -> str:
+    """A time of day, such as 19:04."""
+    return _in_zone(context, value).strftime("%H:%M")
+
+
+def _in_zone(context: Context, value: datetime) -> datetime:
     zone: ZoneInfo | None = context["zone"]
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(zone)
 
 
 @pass_context
@@ -62,15 +73,22 @@ def plain(context: Context, value: Any) -> str:
     return number(context, value) if isinstance(value, float) else str(value)
 
 
+def english(text: object) -> Markup:
+    """A sentence that the station made of values: it is English on all pages, and screen readers are told so."""
+    return Markup('<span lang="en">{}</span>').format(text)
+
+
 def _local(context: Context, text: str) -> str:
     return text.replace(".", ",") if context["language"] in COMMA else text
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "moment": moment,
+    "clock": clock,
     "number": number,
     "whole": whole,
     "percent": percent,
     "bytes": size,
     "plain": plain,
+    "english": english,
 }

@@ -1,7 +1,7 @@
 """The page at the line: the last part, its verdict, the state of the station. And the pictures of all pages."""
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Request
@@ -20,7 +20,10 @@ from andon.station.pages.base import HEADERS, Operator, Page
 router = APIRouter(include_in_schema=False)
 
 STRIP = 20  # parts
-SHIFT = timedelta(hours=8)
+SMALL = 128
+"""Pixels of the longer side of a picture in the strip."""
+AT_HAND = 100
+"""Small pictures of the last parts that are kept in memory, at most 5 MB; they outlast the pictures of passes."""
 Side = Annotated[int, Query(ge=32, le=1280, description="Most pixels of the longer side.")]
 IMMUTABLE = {"Cache-Control": "private, max-age=86400, immutable"}
 
@@ -43,14 +46,16 @@ def _now(page: Page, product: str) -> dict[str, Any]:
     shown = product if product in products else None
     rows = station.ledger.history(shown, kind="inspection", limit=STRIP)
     moment = datetime.now(UTC)
+    since = station.config.pages.shift(moment)
     counted = [shown] if shown else products
-    made = [statistics.production(station.ledger, each, (moment - SHIFT, moment))[0] for each in counted]
+    made = [statistics.production(station.ledger, each, (since, moment))[0] for each in counted]
     row = rows[0] if rows else None
     return {
         "row": row,
-        "rows": rows,
+        "strip": [(each, each.sequence in small(page) or seen(page, each)) for each in rows],
         "product": shown or "",
         "products": products,
+        "since": since,
         "made": sum(made, statistics.Production()),
         "pictured": row is not None and seen(page, row),
         "level": level(row) if row else None,
@@ -129,8 +134,14 @@ async def events(request: Request, page: Operator) -> StreamingResponse:
 @router.get("/records/{sequence}/picture.jpg")
 def picture(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
     """The picture of a record, made smaller."""
-    row = record(page, sequence)
-    data = page.station.products.aside.call(aside.shown, _source(page, row, "picture"), side)
+    data = small(page).get(sequence) if side == SMALL else None
+    if data is None:
+        row = record(page, sequence)
+        data = page.station.products.aside.call(aside.shown, _source(page, row, "picture"), side)
+    if side == SMALL:
+        small(page)[sequence] = data
+        for old in sorted(small(page))[:-AT_HAND]:
+            small(page).pop(old, None)
     return Response(data, media_type="image/jpeg", headers=IMMUTABLE)
 
 
@@ -146,6 +157,12 @@ def layer(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
     limits = (float(bundle.about["typical"]), float(threshold))
     data = page.station.products.aside.call(aside.layer, _source(page, row, "map"), *limits, side)
     return Response(data, media_type="image/png", headers=IMMUTABLE)
+
+
+def small(page: Page) -> dict[int, bytes]:
+    """Small pictures that a strip has shown, by the record."""
+    found: dict[int, bytes] = page.request.app.state.small
+    return found
 
 
 def record(page: Page, sequence: int) -> Row:
@@ -180,6 +197,4 @@ def _source(page: Page, row: Row, what: str) -> str | bytes:
     latest = page.station.latest.get(str(row.product))
     if latest and latest.job == row.job and (data := latest.map if what == "map" else latest.picture):
         return data
-    raise Problem(
-        404, page.translate("It was not kept, or has aged out. All but passes are kept, and one in some passes.")
-    )
+    raise Problem(404, "It was not kept, or has aged out. All but passes are kept, and one in some passes.")
