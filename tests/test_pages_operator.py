@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from andon.station.config import Pages
 from andon.station.keys import Role
-from service import Service, config, served
+from service import Service, config, served, until
 from test_station_service import bad, good
 
 LONG_MS = 60_000  # on a machine with other work
@@ -197,6 +197,31 @@ def test_the_station_is_halted_and_begins_again(service: Service, person: Page) 
     events = [row.body for row in service.station.ledger.history(kind="event") if row.body["event"] == "method"]
     assert [event["method"] for event in events] == ["reset", "halt"]
     assert {event["who"] for event in events} == {"the operator"}
+
+
+def test_a_control_at_the_line_is_not_lost_to_the_next_part(service: Service, person: Page) -> None:
+    assert service.inspect(good(506), "one").status_code == 201
+    expect(person.locator(".part .which strong")).to_have_text("one")
+    dispute, halt = (
+        person.get_by_role("button", name="Dispute the last verdict"),
+        person.get_by_role("button", name="Halt"),
+    )
+    dispute.focus()
+    assert service.inspect(good(507), "two").status_code == 201
+    expect(person.locator(".part .which strong")).to_have_text("two")
+    expect(dispute).to_be_focused()
+
+    held: list[Route] = []  # the page is drawn anew between the two halves of a press
+    person.route("**/live/now", lambda route: held.append(route))
+    assert service.inspect(good(508), "three").status_code == 201
+    until(lambda: person.evaluate("1") and held, "the page does not ask for what is new")
+    halt.hover()
+    person.mouse.down()
+    with person.expect_response("**/live/now"):
+        held[0].continue_()
+    person.mouse.up()
+    person.unroute("**/live/now")
+    expect(person.get_by_text("The station is halted. Press Reset to go on.")).to_be_visible()
 
 
 def last(service: Service) -> Any:

@@ -347,6 +347,8 @@ def test_a_project_that_is_not_there_is_told_of(client: httpx.Client, name: str)
         ("decide", {"revision": "1", "review_rate": "2", "reject_rate": "0.1"}),
         ("decide", {"revision": "1", "review_rate": "nan", "reject_rate": "0.1"}),
         ("folder", {"folder": "/etc"}),
+        ("camera", {"product": "/dev/video0"}),
+        ("camera", {"product": "absent", "count": "many"}),
         ("archive", {"product": "absent"}),
         ("run", {"action": "rm"}),
         ("cancel", {"action": "train"}),

@@ -16,15 +16,19 @@ import cv2
 import pytest
 
 from andon.bundle import Bundle
-from andon.errors import ImageError, RecipeError
+from andon.errors import AndonError, ImageError, RecipeError
+from andon.pictures import image
 from andon.recipe import Recipe
 from andon.station.events import StationError
+from andon.station.line import cameras as line
 from andon.station.station import Station
-from andon.station.teaching import bringing, pictures, work
+from andon.station.teaching import bringing, camera, pictures, work
 from andon.station.teaching.background import Background, Run
 from andon.station.teaching.pictures import GOOD, Pictures
 from andon.station.teaching.projects import Conflict, Project, Projects, fingerprint
 from andon.station.teaching.teach import Teaching
+from andon.streams.frames import Control, Frame
+from andon.streams.simulated import Simulated
 from conftest import part, save
 from service import config, until
 
@@ -46,10 +50,10 @@ def station(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Station]:
     """A running station without a product."""
     folder = tmp_path_factory.mktemp("teaching")
     (folder / "camera").mkdir()
-    made = Station(
-        config(folder, http={"draw_timeout_s": 120.0}, products={"seen": {"camera": str(folder / "camera")}}),
-        lambda sentence: None,
-    )
+    save(folder / "shown" / "0.png", part(0))
+    cameras = {"seen": str(folder / "camera"), "filmed": f"simulated:{folder / 'shown'}", "lost": "simulated:absent"}
+    products = {name: {"camera": camera} for name, camera in cameras.items()}
+    made = Station(config(folder, http={"draw_timeout_s": 120.0}, products=products), lambda sentence: None)
     made.start()
     yield made
     made.close()
@@ -457,6 +461,61 @@ def test_only_folders_of_the_settings_are_read(station: Station) -> None:
     assert (Path(folder) / "0.png").exists()
     with pytest.raises(StationError, match="folders in the settings"):
         teaching.from_folder(project, "/etc", "good")
+
+
+def test_only_cameras_of_the_settings_are_opened(station: Station) -> None:
+    teaching = station.teaching
+    project = teaching.projects.create("filmed", "filmed", WHO)
+    assert teaching.from_camera(project, "filmed", 2, 0, "") == (2, 0, ())
+    assert teaching.from_camera(project, "filmed", 1, 0, "scratch") == (1, 0, ())
+    names = teaching.pictures(project).listed()
+    assert [Path(name).parent.as_posix() for name in names] == ["test/scratch", GOOD, GOOD]
+    for name in names:
+        assert (image.read(teaching.pictures(project).path(name)).pixels == part(0)).all()
+    for product in ("seen", "absent", "", "/dev/video0", "0", "simulated:/etc", "rtsp://example.org"):
+        with pytest.raises(StationError, match="expected one whose camera stands in the settings"):
+            teaching.from_camera(project, product, 1, 0, "")
+    for count, every_s in ((0, 1), (camera.MOST + 1, 1), (1, -1), (1, float("nan")), (1, 2 * camera.LONGEST_S)):
+        with pytest.raises(StationError, match="expected 1 to"):
+            teaching.from_camera(project, "filmed", count, every_s, "")
+    with pytest.raises(StationError, match="kind of defect"):
+        teaching.from_camera(project, "filmed", 1, 0, "../good")
+    with pytest.raises(AndonError, match="no such folder"):
+        teaching.from_camera(project, "lost", 1, 0, "")
+    assert teaching.pictures(project).listed() == names
+
+
+def test_a_camera_that_gives_too_few_pictures_is_told_of(station: Station, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Film:
+        def __init__(self, count: int) -> None:
+            self.count = count
+
+        def frames(self, control: Control) -> Iterator[Frame]:
+            yield from [Frame(part(seed)) for seed in range(self.count)]
+            control.stop.wait()
+
+    monkeypatch.setattr(camera, "WAIT_S", 0.2)
+    teaching = station.teaching
+    project = teaching.projects.create("too few", "filmed", WHO)
+    monkeypatch.setitem(teaching.cameras.opened, "filmed", Film(1))
+    assert teaching.from_camera(project, "filmed", 3, 0, "") == (1, 0, ("1 of 3 pictures came",))
+    monkeypatch.setitem(teaching.cameras.opened, "filmed", Film(0))
+    with pytest.raises(StationError, match="no picture came within"):
+        teaching.from_camera(project, "filmed", 1, 0, "")
+
+
+def test_a_camera_that_the_line_uses_is_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Simulated] = []
+    monkeypatch.setattr(Simulated, "open", lambda camera: opened.append(camera))
+    save(tmp_path / "shown" / "0.png", part(0))
+    station = Station(config(tmp_path, products={"ring": {"camera": f"simulated:{tmp_path / 'shown'}"}}), print)
+    cameras = line.Cameras(station)
+    cameras.start()
+    project = station.teaching.projects.create("ring", "ring", WHO)
+    taken = [station.teaching.from_camera(project, "ring", 2, 0, label) for label in ("good", "dirt")]
+    cameras.close()
+    station.close()
+    assert taken == [(2, 0, ())] * 2 and len(opened) == 1
 
 
 def test_a_wrong_setting_changes_nothing(station: Station) -> None:

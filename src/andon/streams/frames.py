@@ -8,6 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import cv2
+import numpy as np
+
 from andon.errors import AndonError
 from andon.inspection import Inspection, Verdict
 from andon.pictures import image
@@ -82,6 +85,16 @@ class Outcome:
         if self.repeats:
             notes.append(f"the same picture as the {self.repeats} before it: is the camera frozen?")
         return notes
+
+
+def contents(frame: Frame) -> bytes:
+    """A picture as a file: the file itself, or pixels as PNG, which loses nothing."""
+    if isinstance(frame.content, np.ndarray):
+        pixels = image.read(frame.content).pixels
+        ordered = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., ::-1]
+        return cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    assert not isinstance(frame.content, bytes | image.Image)  # cameras and folders give pixels or paths
+    return Path(frame.content).read_bytes()
 
 
 Sink = Callable[[Outcome], None]

@@ -1,23 +1,22 @@
 """Pictures for triggers without a picture: from the camera or folder of the product's settings."""
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import cv2
-import numpy as np
+from contextlib import suppress
+from queue import Empty, Full, Queue
 
 from andon.errors import AndonError
-from andon.pictures import image
 from andon.station.events import Job, StationError
 from andon.station.line.shown import Shown, Value
 from andon.station.station import Station
 from andon.streams import naming
 from andon.streams.cameras import Live
 from andon.streams.folder import Folder
-from andon.streams.frames import Control, Frame, Report, Source
+from andon.streams.frames import Control, Frame, Report, Source, contents
 
 AGAIN_S = 1.0
+LOOK_S = 0.25
 
 
 class Cameras:
@@ -45,7 +44,8 @@ class Cameras:
         return Shown("Cameras", "", fault, values)
 
     def start(self) -> None:
-        for camera in self._cameras.values():
+        for name, camera in self._cameras.items():
+            self._station.teaching.cameras.opened[name] = camera
             camera.thread.start()
 
     def close(self) -> None:
@@ -97,6 +97,7 @@ class _Camera:
         self._station = station
         self.lock = threading.Lock()
         self.waiting: list[Job] = []
+        self._others: list[Queue[Frame]] = []  # who looks at its frames, too
         self._source: Source | None = None
         self._control = Control(Report(), threading.Event(), self._warn)
         self.by_name = isinstance(self._open(), Folder)
@@ -108,6 +109,17 @@ class _Camera:
         if self.thread.ident:
             self.thread.join()
         self._pool.shutdown()
+
+    def frames(self, control: Control) -> Iterator[Frame]:
+        """Its frames as they come, for somebody who looks at them, too."""
+        frames: Queue[Frame] = Queue(1)
+        self._others.append(frames)
+        try:
+            while not control.stop.is_set():
+                with suppress(Empty):
+                    yield frames.get(timeout=LOOK_S)
+        finally:
+            self._others.remove(frames)
 
     def _open(self) -> Source:
         self._source = naming.named(self.place, watch=True, channels=self._channels, existing=False)
@@ -137,6 +149,9 @@ class _Camera:
 
     def _give(self, frame: Frame) -> None:
         """Pass a picture to the oldest job that waits for it."""
+        for frames in list(self._others):
+            with suppress(Full):
+                frames.put_nowait(frame)
         with self.lock:
             awaited = {job.id for job in self._station.machine.memory.waiting}
             self.waiting = [job for job in self.waiting if job.id in awaited]
@@ -150,16 +165,6 @@ class _Camera:
 
     def _take(self, job: Job, frame: Frame) -> None:
         try:
-            self._station.picture(job.id, _bytes(frame))
-        except (AndonError, OSError) as error:  # the job ends at its deadline, if it has not ended before
+            self._station.picture(job.id, contents(frame))
+        except (AndonError, OSError) as error:  # its deadline ends the job, if nothing else has
             self._station.tell(f"camera of {self._product}, job {job.id}: {error}")
-
-
-def _bytes(frame: Frame) -> bytes:
-    """Return a picture as the bytes of a file: of its own file, or pixels as PNG, which is lossless."""
-    if isinstance(frame.content, np.ndarray):
-        pixels = image.read(frame.content).pixels
-        ordered = pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., ::-1]
-        return cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    assert not isinstance(frame.content, bytes | image.Image)  # these sources give pixels or paths
-    return Path(frame.content).read_bytes()

@@ -92,6 +92,19 @@ def folder(page: Quality, name: str, folder: Text = "", label: Text = "good") ->
     return _bring(page, name, lambda teaching, project: teaching.from_folder(project, folder, label))
 
 
+@router.post("/{name}/camera")
+def camera(
+    page: Quality,
+    name: str,
+    product: Text = "",
+    count: Number = 1,
+    every: Annotated[float, Form()] = 1,
+    label: Text = "",
+) -> Response:
+    """Take pictures from the camera of a product."""
+    return _bring(page, name, lambda teaching, project: teaching.from_camera(project, product, count, every, label))
+
+
 @router.post("/{name}/archive")
 def archive(page: Quality, name: str, product: Text = "", most: Number = 200, confirmed: Text = "yes") -> Response:
     """Copy pictures of production."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from andon.errors import AndonError
 from andon.pictures import image
 from andon.station.pages.base import Page
-from andon.station.teaching import bringing, pictures
+from andon.station.teaching import bringing, camera, pictures
 from andon.station.teaching.background import Action
 from andon.station.teaching.projects import Project
 
@@ -64,6 +64,8 @@ def _pictures(page: Page, project: Project) -> dict[str, Any]:
         "good": good,
         "defects": len(names) - good,
         "kinds": sorted({name.split("/")[1] for name in names if name.startswith("test/")}),
+        "cameras": list(camera.cameras_of(teaching.config)),
+        "most": (camera.MOST, camera.LONGEST_S),
         "folders": list(bringing.folders_of(teaching.config)),
         "products": list(page.station.products.catalogue.products),
     }

@@ -46,7 +46,7 @@ def from_folder(pictures: Pictures, source: Path, label: Label) -> Taken:
         raise StationError(f"{source}: cannot be read: {files.reason(error)}. Allow reading.") from None
     if len(found) > MOST_PICTURES:
         raise StationError(f"{source}: more than {MOST_PICTURES} pictures; expected fewer. Choose a smaller folder.")
-    with _workplace(pictures.place) as folder:
+    with workplace(pictures.place) as folder:
         for path in found:
             target = folder / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def from_archive(
             if not rows:
                 break
             after = rows[-1].sequence
-    with _workplace(pictures.place) as folder:
+    with workplace(pictures.place) as folder:
         sources = []
         absent = 0
         for digest, part in chosen.items():
@@ -137,7 +137,7 @@ def _unpacked(place: Path, archive: Path) -> Iterator[tuple[Path, Counter[str]]]
     try:
         with zipfile.ZipFile(archive) as content:
             members = _checked(content, archive)
-            with _workplace(place, sum(each.file_size for each in members)) as folder:
+            with workplace(place, sum(each.file_size for each in members)) as folder:
                 for each in members:
                     path = PurePosixPath(each.filename)
                     if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
@@ -192,7 +192,7 @@ def _unpack(content: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> 
 
 
 @contextmanager
-def _workplace(place: Path, needed: int = 0) -> Iterator[Path]:
+def workplace(place: Path, needed: int = 0) -> Iterator[Path]:
     """A temporary folder on the disk of a project. StorageError when the disk is full or not writable."""
     try:
         files.make_folder(place)

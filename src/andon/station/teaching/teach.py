@@ -17,6 +17,7 @@ from andon.station.jobs import Jobs
 from andon.station.products import Products
 from andon.station.teaching import bringing, pictures, work
 from andon.station.teaching.background import Action, Background
+from andon.station.teaching.camera import Cameras
 from andon.station.teaching.pictures import Pictures, Taken
 from andon.station.teaching.projects import PICTURES, Project, Projects, fingerprint
 
@@ -44,12 +45,14 @@ class Teaching:
         self._jobs, self._products, self.config = jobs, products, jobs.config
         self.projects = Projects(self.config.data / "teach")
         self.background = Background(self.projects.folder, jobs.tell)
+        self.cameras = Cameras(self.config, jobs.tell)
         self._aside = Aside(OPEN_FACTOR * self.config.http.draw_timeout_s)
 
     def start(self) -> None:
         self.background.recover()
 
     def close(self) -> None:
+        self.cameras.close()
         self.background.close()
         self._aside.close()
 
@@ -63,8 +66,7 @@ class Teaching:
         found = self.pictures(project)
         if Path(name).suffix.lower() == ".zip":
             return bringing.zipped(found, file, label)
-        folder = pictures.GOOD if label in ("", "good") else pictures.defects(label)
-        return found.take_all([(file, name, folder)])
+        return found.take_all([(file, name, _folder(label))])
 
     def from_folder(self, project: Project, folder: str, label: str) -> Taken:
         """Copy the pictures of a folder that the settings of the station name."""
@@ -75,6 +77,10 @@ class Teaching:
                 f"{', '.join(known) or 'none'}. Choose one, or name it in the settings."
             )
         return bringing.from_folder(self.pictures(project), known[folder], label)
+
+    def from_camera(self, project: Project, product: str, count: int, every_s: float, label: str) -> Taken:
+        """Take pictures from the camera of a product, a few seconds apart."""
+        return self.cameras.take(self.pictures(project), product, count, every_s, _folder(label))
 
     def from_archive(self, project: Project, product: str, most: int, confirmed: bool) -> Taken:
         """Copy good pictures of production that the station has kept."""
@@ -237,3 +243,8 @@ class Teaching:
             "result": bool(trained and trained.current),
             "release": bool(product and version and product.active == version.digest),
         }
+
+
+def _folder(label: str) -> str:
+    """Where pictures belong that show good parts, or one kind of defect. StationError for a name that is none."""
+    return pictures.GOOD if label in ("", "good") else pictures.defects(label)

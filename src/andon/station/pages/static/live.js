@@ -2,14 +2,28 @@
 (() => {
   "use strict";
   const AGAIN_MS = 2000;
+  const HELD_MS = 2000; // a press is waited for no longer
   const place = document.getElementById("live"), banner = document.querySelector("[data-lost-banner]");
   let opacity = sessionStorage.getItem("andon-opacity") ?? "60", fetching = false, again = false;
+  const CONTROLS = "a, button, [data-opacity]";
+  let press = Promise.resolve(), release = () => {};
 
   function dress() {
     const slider = place.querySelector("[data-opacity]"), layer = place.querySelector(".layer");
     if (!slider) return;
     slider.value = opacity;
     if (layer) layer.style.opacity = opacity / 100;
+  }
+
+  // A control by what it does, so that the focus finds it again.
+  const named = (control) => `${control.tagName} ${control.href ?? control.textContent}`;
+
+  function draw(text) {
+    const focused = place.contains(document.activeElement) ? named(document.activeElement) : "";
+    place.innerHTML = text;
+    dress();
+    const controls = [...place.querySelectorAll(CONTROLS)];
+    if (focused) controls.find((each) => named(each) === focused)?.focus({ preventScroll: true });
   }
 
   async function refresh() {
@@ -19,10 +33,9 @@
       const answer = await fetch(place.dataset.live, { headers: { "X-Fetched-By-Page": "live" } });
       if (answer.redirected) { location.reload(); return; } // signed out
       if (answer.ok) {
-        const focused = document.activeElement?.matches("[data-opacity]");
-        place.innerHTML = await answer.text();
-        dress();
-        if (focused) place.querySelector("[data-opacity]")?.focus();
+        const text = await answer.text();
+        await press; // what is pressed stays where it is until it is let go
+        draw(text);
       }
     } catch { /* the banner says that the connection is lost */ }
     fetching = false;
@@ -42,6 +55,12 @@
     addEventListener("pagehide", () => events.close(), { once: true });
   }
 
+  for (const start of ["pointerdown", "keydown"]) {
+    place.addEventListener(start, (event) => {
+      if (event.target.closest(CONTROLS)) press = new Promise((done) => { release = done; setTimeout(done, HELD_MS); });
+    });
+  }
+  for (const end of ["pointerup", "pointercancel", "keyup"]) addEventListener(end, () => setTimeout(() => release()));
   place.addEventListener("input", (event) => {
     if (!event.target.matches("[data-opacity]")) return;
     opacity = event.target.value;
