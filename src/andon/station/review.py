@@ -1,6 +1,6 @@
 """The review queue: parts with REVIEW, and parts whose verdict is disputed."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -13,7 +13,7 @@ from andon.station.reader import Reader
 class Waiting(NamedTuple):
     """State of the review queue."""
 
-    count: int
+    total: int
     row: Row | None
     """The inspection to show; None: the queue is empty."""
 
@@ -35,10 +35,10 @@ def decision(reader: Reader, row: Row) -> Row | None:
     return next(iter(reader.history(job=row.job, kind="decision", limit=1)), None)
 
 
-def _waiting(station: str, product: str | None) -> tuple[sa.Select[tuple[int]], sa.Select[tuple[int]]]:
-    """The numbers of the inspections that wait: reviews nobody decided on, and disputed ones."""
+def _waiting(station: str, product: str | None) -> tuple[sa.Select[Any], sa.Select[Any]]:
+    """Return the queries for the numbers of REVIEW inspections without a decision, and of disputed inspections."""
     table = schema.records.c
-    # Of a job or a product as they stand, the database would take the index, and read the records of all time.
+    # An expression in place of the column: the database would use the column's index and read the records of all time.
     job, of_product = table.job + 0, table.product.concat("")
     newest = sa.func.row_number().over(partition_by=job, order_by=table.sequence.desc()).label("newest")
     decisions = sa.select(table.job, table.verdict, newest).where(
