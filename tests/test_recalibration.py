@@ -45,7 +45,7 @@ def test_good_images_are_added_to_a_calibration_of_the_same_detector(bundle_file
     crossed = Bundle.load(bundle_file)
     assert crossed.calibration.folds and not crossed.calibration.extendable
     first = calibrating.recalibrate(crossed, tmp_path / "first", add=True, warn=said.append)
-    assert any("take its place" in sentence for sentence in said)
+    assert any("replace it" in sentence for sentence in said)
     assert first.calibration.images == 12 and first.calibration.extendable
     second = calibrating.recalibrate(first, tmp_path / "second")
     both = calibrating.recalibrate(first, tmp_path / "second", add=True, tell=said.append)

@@ -34,7 +34,7 @@ RESULT, RECALIBRATION = "result.json", "recalibration.json"
 
 
 class Job(NamedTuple):
-    """What is done for one product."""
+    """The work for one product."""
 
     name: str
     recipe: Recipe

@@ -289,7 +289,7 @@ class Jobs(ABC):
     def _presented(self, flight: Flight, row: Row) -> None:
         """Handle the result of a challenge part."""
 
-    # What happens
+    # Events
 
     def _hear(self, events: list[Event]) -> None:
         for event in events:

@@ -62,7 +62,7 @@ class Lifecycle:
         self.first_events = self._flush()
         """Events of the jobs that the restart ended."""
 
-    # What views show
+    # Values for views
 
     @property
     def able(self) -> bool:

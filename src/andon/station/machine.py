@@ -182,7 +182,7 @@ class Machine(Lifecycle):
         self._settle()
         return self._flush()
 
-    # What happens
+    # Events
 
     def passed(self, now: float) -> list[Event]:
         """Toggle the heartbeat: a picture or test tile has passed through the graph."""

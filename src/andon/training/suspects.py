@@ -87,7 +87,7 @@ def findings(judged: Sequence[Judged], data: Dataset) -> list[Finding]:
         return []
     message = (
         f"{len(names)} good image{'s look like defects' if len(names) > 1 else ' looks like a defect'}. Look at "
-        "suspects.jpg, which `andon check --out` writes, and move defective ones out of the folder of good images:"
+        "suspects.jpg, which `andon check --out` writes, and move defective images out of the folder of good images:"
     )
     return [Finding("warning", "suspect", message, names)]
 
@@ -99,9 +99,9 @@ def warning(judged: Sequence[Judged], folder: str) -> str:
         return ""
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return (
-        f"{len(names)} of {len(judged)} good images look{'s' * (len(names) == 1)} like a defect: {listed}. They are "
-        f"learnt as good. Look at them (`andon check {folder} --out DIR` writes a contact sheet), and move defective "
-        "ones out of the folder of good images."
+        f"{len(names)} of {len(judged)} good images look{'s' * (len(names) == 1)} like a defect: {listed}. A defect "
+        f"would be learnt as good. Run `andon check {folder} --out DIR`, look at suspects.jpg, and move defective "
+        "images out of the folder of good images."
     )
 
 

@@ -120,7 +120,7 @@ class OpcUa(Served):
             error = AWAY if isinstance(problem, StorageError) else REFUSED
         return self._space.results(method, {**found, "Error": error})
 
-    # What happens
+    # Events
 
     async def _tell(self) -> None:
         loop = asyncio.get_running_loop()
