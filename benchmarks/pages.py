@@ -64,7 +64,7 @@ PLACES = (
     *("/products/ring/drift", "/teach"),
     *(f"/settings/{name}" for name in ("keys", "storage", "protocols", "backup", "records", "log", "software")),
 )
-PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 WATCH = """() => {
   window.shown = {};
   const look = () => {
