@@ -48,11 +48,11 @@ def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | 
     bad: set[str | None] = set()
     absent = 0
     first = stamp_of(since) if since else ""
-    for decision in reversed(_last(reader.walk(product=product, kind="decision"))):
-        found = reader.history(job=decision.job, kind="inspection", limit=1)
-        if not found or found[0].score is None or found[0].time < first:
+    decisions = _last(reader.walk(product=product, kind="decision"))[::-1]
+    for decision, row in zip(decisions, reader.inspections([each.job for each in decisions]), strict=True):
+        if row is None or row.score is None or row.time < first:
             continue
-        body = found[0].body
+        body = row.body
         if decision.verdict is None:  # disputed, so not decided
             continue
         if decision.verdict != Outcome.PASS:
@@ -63,7 +63,7 @@ def confirmed(reader: Reader, archive: Archive, product: str, since: datetime | 
         except StationError:
             absent += 1
         else:
-            good.setdefault(picture, str(found[0].part))
+            good.setdefault(picture, str(row.part))
     agreed = {digest: part for digest, part in good.items() if digest not in bad}
     return Confirmed(agreed, absent, len(good) - len(agreed))
 

@@ -1,6 +1,6 @@
 """Read the records of a station, also while the station writes them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, Self
@@ -144,6 +144,16 @@ class Reader:
         query = sa.select(*columns).where(table.station == self.station, table.sequence == sequence)
         with self.reading() as connection:
             return next(iter(_rows(connection.execute(query))), None)
+
+    def inspections(self, jobs: Sequence[int | None]) -> Iterator[Row | None]:
+        """The inspection of each job, in their order; None where there is none."""
+        table = schema.records.c
+        for start in range(0, len(jobs), PAGE):
+            some = jobs[start : start + PAGE]
+            query = sa.select(*columns).where(table.station == self.station, table.job.in_(some))
+            with self.reading() as connection:
+                found = {row.job: row for row in _rows(connection.execute(query.where(table.kind == "inspection")))}
+            yield from map(found.get, some)
 
     def story(self, part: str) -> list[Row]:
         """Return all records of a part, of every station in this database, the oldest first; at most 10,000."""

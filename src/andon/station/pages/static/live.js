@@ -44,8 +44,8 @@
 
   function listen() {
     const events = new EventSource(place.dataset.events);
-    events.onopen = () => { banner.hidden = true; refresh(); };
-    for (const kind of ["record", "state", "alarm", "lost"]) events.addEventListener(kind, refresh);
+    events.onopen = () => { banner.hidden = true; };
+    for (const kind of ["record", "state", "alarm", "lost"]) events.addEventListener(kind, refresh); // the first is a state
     events.onerror = () => {
       banner.hidden = false;
       events.close();
