@@ -1,6 +1,7 @@
 """Registration: pose errors and time on real pictures, and its effect on detectors of moved parts.
 
     python benchmarks/registration.py [--data ../shared/data] [--images 20] [--train 80] [--test 60] [--size 256]
+        [--detectors variation nearest-image]
 
 Poses: each picture is rotated and shifted by a random known pose, with repeated edges. *Itself*: registered to the
 unmoved picture. *Another*: registered to the picture of another part; the truth is then the registered pose of the
@@ -31,6 +32,7 @@ from andon.inspector import Inspector
 from andon.pictures import image
 from andon.pictures.image import Image
 from andon.recipe import Recipe
+from andon.training.train import train as fit
 
 Matrix = NDArray[np.float64]
 SETS = (  # name, degrees either way, shift as a part of the longer side, whether against another part too
@@ -147,19 +149,19 @@ def copies(source: Path, target: Path, train: int, test: int, move: bool) -> Pat
     return target
 
 
-def detectors(folder: Path, train: int, test: int, size: int) -> Iterator[str]:
+def detectors(folder: Path, names: list[str], train: int, test: int, size: int) -> Iterator[str]:
     """Train and evaluate with and without registration; yield the rows of a table."""
     yield "| pictures | detector | registered | image AUROC | pixel AUROC | not found: good, defective |"
     yield "|---|---|---|---|---|---|"
     for name, move, rotation in (("bottle", False, 25), ("bottle", True, 25), ("screw", False, 180)):
         with tempfile.TemporaryDirectory() as temporary:
             root = copies(folder / "mvtec_ad" / name, Path(temporary) / name, train, test, move)
-            for detector in ("variation", "nearest-image"):
+            for detector in names:
                 for registration in (None, {"max_rotation": float(rotation)}):
                     geometry = {"size": size, "registration": registration}
                     values = {"data": {"images": str(root)}, "geometry": geometry, "detector": {"name": detector}}
                     values["split"] = {"method": "split"}
-                    train(Recipe.model_validate(values), Path(temporary) / "part.andon")
+                    fit(Recipe.model_validate(values), Path(temporary) / "part.andon")
                     inspector = Inspector.load(Path(temporary) / "part.andon", threads=1)
                     found = evaluating.evaluate(inspector, dataset.load(root)).metrics
                     missed = found["data"]["not_found"]
@@ -174,17 +176,18 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--images", type=int, default=20, help="pictures of each set whose pose is measured")
+    parser.add_argument("--images", type=int, default=20, help="pictures of each set whose pose is measured; 0: none")
     parser.add_argument("--train", type=int, default=80, help="good images that a detector learns from")
     parser.add_argument("--test", type=int, default=60, help="images of defects it is tested on")
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--detectors", nargs="*", default=["variation", "nearest-image"], metavar="NAME")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     print(f"{platform.machine()} {platform.system()}, one thread, OpenCV {cv2.__version__}\n")
-    for row in poses(options.data, options.images):
+    for row in poses(options.data, options.images) if options.images else ():
         print(row, flush=True)
     print()
-    for row in detectors(options.data, options.train, options.test, options.size):
+    for row in detectors(options.data, options.detectors, options.train, options.test, options.size):
         print(row, flush=True)
 
 

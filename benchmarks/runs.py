@@ -1,0 +1,47 @@
+"""Keep the figures of benchmarks in the repository: benchmarks/runs/NAME.jsonl, a line for each finished cell.
+
+    python benchmarks/runs.py benchmarks/sources [other folders of results]
+
+`andon bench` writes into folders that git ignores. A line has the cell, its detector with all settings, the figures,
+the times and the machine; cells of the file that the folder lacks stay.
+"""
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+from andon import files
+from andon.lab.bench import table
+
+CELL = ("product", "detector", "size", "seed")
+FIGURES = ("image_auroc", "image_auroc_low", "image_auroc_high", "image_ap", "pixel_auroc", "aupro_30", "hit_rate")
+OTHERS = (
+    "control_auroc",
+    "control_near",
+    "test_good",
+    "test_defective",
+    "fit_seconds",
+    "total_seconds",
+    "made",
+    "machine",
+)
+
+
+def keep(folder: Path) -> Path:
+    """Add the finished cells of a folder of results to its file."""
+    path = Path(__file__).resolve().parent / "runs" / f"{folder.name}.jsonl"
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = {tuple(line[key] for key in CELL): line for line in known}
+    for row in table.rows(folder):
+        if row["status"] == "done":
+            chosen = {key: row[key] for key in (*CELL, *FIGURES, *OTHERS)}
+            lines[tuple(row[key] for key in CELL)] = {**chosen, "settings": tomllib.loads(row["recipe"])["detector"]}
+    files.make_folder(path.parent)
+    files.write(path, "".join(files.strict_json(lines[key]) + "\n" for key in sorted(lines)).encode())
+    return path
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print(keep(Path(name).resolve()))
