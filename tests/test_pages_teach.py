@@ -24,7 +24,11 @@ LONG_MS = 120_000  # for what runs beside the line, on a machine with other work
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with served(config(tmp_path_factory.mktemp("station"), http={"draw_timeout_s": 120.0}), ready=False) as found:
+    """A station without a product, with a camera for one."""
+    folder = tmp_path_factory.mktemp("station")
+    save(folder / "shown" / "0.png", part(0))
+    products = {"filmed": {"camera": f"simulated:{folder / 'shown'}"}}
+    with served(config(folder, http={"draw_timeout_s": 120.0}, products=products), ready=False) as found:
         yield found
 
 
@@ -223,6 +227,18 @@ def test_what_is_refused_is_told_beside_the_upload(person: Person, tmp_path: Pat
     person.page.reload()
     person.upload(tmp_path / "packed.zip")
     expect(person.page.get_by_text("1 pictures of good parts")).to_be_visible()
+
+
+def test_pictures_are_taken_from_a_camera(person: Person) -> None:
+    person.begin("camera", "filmed")
+    person.page.get_by_label("Pictures", exact=True).fill("2")
+    person.page.get_by_label("Seconds between them").fill("0")
+    person.button("Take pictures")
+    expect(person.page.get_by_text("2 pictures added, 0 were there already, 0 refused")).to_be_visible(timeout=LONG_MS)
+    expect(person.page.get_by_text("2 pictures of good parts")).to_be_visible()
+    person.page.get_by_label("Kind of defect, empty for good parts").fill("../good")
+    person.button("Take pictures")
+    expect(person.page.get_by_role("alert").filter(has_text="kind of defect '../good'")).to_be_visible()
 
 
 def test_an_upload_goes_on_when_the_connection_is_back(person: Person, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class ProductSettings(_Section):
     deadline_ms: Positive | None = None
     """Overrides the deadline of the recipe."""
     camera: str = ""
-    """Source of the pictures when a line protocol triggers: a camera or folder, named as for `andon watch`."""
+    """Source of the pictures for line protocols and teaching: a camera or folder, named as for `andon watch`."""
     camera_channels: Literal[1, 3] = 3
     """1: convert pictures with three equal channels to gray."""
 
