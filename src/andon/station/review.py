@@ -13,7 +13,7 @@ from andon.station.reader import Reader
 class Waiting(NamedTuple):
     """The queue of parts that wait for a decision."""
 
-    count: int
+    parts: int
     row: Row | None
     """The inspection that is shown; None: nothing waits."""
 
@@ -24,10 +24,12 @@ def waiting(reader: Reader, product: str | None = None, after: int | None = None
     after: the record that was skipped; the next one is older than it, or the newest where none is.
     """
     with reader.reading() as connection:
-        kinds = (connection.execute(query).scalars().all() for query in _waiting(reader.station, product))
-        found = sorted({each for kind in kinds for each in kind}, reverse=True)
-    number = next((each for each in found if after is None or each < after), found[0] if found else None)
-    return Waiting(len(found), None if number is None else reader.record(number))
+        found: set[int] = set()
+        for query in _waiting(reader.station, product):
+            found.update(connection.execute(query).scalars())
+    numbers = sorted(found, reverse=True)
+    number = next((each for each in numbers if after is None or each < after), numbers[0] if numbers else None)
+    return Waiting(len(numbers), None if number is None else reader.record(number))
 
 
 def decision(reader: Reader, row: Row) -> Row | None:
@@ -35,7 +37,7 @@ def decision(reader: Reader, row: Row) -> Row | None:
     return next(iter(reader.history(job=row.job, kind="decision", limit=1)), None)
 
 
-def _waiting(station: str, product: str | None) -> tuple[sa.Select[tuple[int]], sa.Select[tuple[int]]]:
+def _waiting(station: str, product: str | None) -> tuple[sa.Select[int], sa.Select[int]]:
     """The numbers of the inspections that wait: reviews nobody decided on, and disputed ones."""
     table = schema.records.c
     # Of a job or a product as they stand, the database would take the index, and read the records of all time.
