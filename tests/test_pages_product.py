@@ -281,6 +281,15 @@ def test_shifts_must_be_times_of_day(tmp_path: Path, shifts: str, words: str) ->
         Config.load(file)
 
 
+def test_a_style_that_a_browser_has_is_not_sent_again(people: dict[Role, Browser]) -> None:
+    client = people[Role.OPERATOR].client
+    first = client.get("/static/andon.css")
+    again = client.get("/static/andon.css", headers={"If-None-Match": first.headers["etag"]})
+    assert (first.status_code, first.content) == (200, (STATIC / "andon.css").read_bytes())
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.get("/static/andon.css", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
 def test_what_others_made_is_as_they_made_it() -> None:
     listed = tomllib.loads((STATIC / "VENDORED.toml").read_text())
     assert {"htmx.min.js", "uPlot.iife.min.js", "uPlot.min.css"} <= set(listed)

@@ -1,6 +1,6 @@
 """The review queue: parts with REVIEW, and parts whose verdict is disputed."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -13,7 +13,7 @@ from andon.station.reader import Reader
 class Waiting(NamedTuple):
     """State of the review queue."""
 
-    total: int
+    parts: int
     row: Row | None
     """The inspection to show; None: the queue is empty."""
 
@@ -24,10 +24,12 @@ def waiting(reader: Reader, product: str | None = None, after: int | None = None
     after: a skipped record; the inspection to show is the next older one, or the newest if there is no older one.
     """
     with reader.reading() as connection:
-        kinds = (connection.execute(query).scalars().all() for query in _waiting(reader.station, product))
-        found = sorted({each for kind in kinds for each in kind}, reverse=True)
-    number = next((each for each in found if after is None or each < after), found[0] if found else None)
-    return Waiting(len(found), None if number is None else reader.record(number))
+        found: set[int] = set()
+        for query in _waiting(reader.station, product):
+            found.update(connection.execute(query).scalars())
+    numbers = sorted(found, reverse=True)
+    number = next((each for each in numbers if after is None or each < after), numbers[0] if numbers else None)
+    return Waiting(len(numbers), None if number is None else reader.record(number))
 
 
 def decision(reader: Reader, row: Row) -> Row | None:
@@ -35,7 +37,7 @@ def decision(reader: Reader, row: Row) -> Row | None:
     return next(iter(reader.history(job=row.job, kind="decision", limit=1)), None)
 
 
-def _waiting(station: str, product: str | None) -> tuple[sa.Select[Any], sa.Select[Any]]:
+def _waiting(station: str, product: str | None) -> tuple[sa.Select[int], sa.Select[int]]:
     """Return the queries for the numbers of REVIEW inspections without a decision, and of disputed inspections."""
     table = schema.records.c
     # An expression in place of the column: the database would use the column's index and read the records of all time.

@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from andon import files
 from andon.errors import AndonError
 from andon.station.http.access import Access
 from andon.station.http.problems import Json, Problem
@@ -105,13 +106,17 @@ def station_state(page: Operator) -> Json:
 
 
 @router.get("/static/{name}")
-def static(name: str) -> Response:
-    """A style or script."""
+def static(request: Request, name: str) -> Response:
+    """A style or script; a browser that has it is told so."""
     file = resources.files("andon") / "station" / "pages" / "static" / name
     kind = KINDS.get(name[name.rfind(".") :])
     if "/" in name or "\\" in name or kind is None or not file.is_file():
         raise Problem(404, f"No file '{name[:80]}'.")
-    return Response(file.read_bytes(), media_type=kind, headers={"Cache-Control": "no-cache"})
+    data = file.read_bytes()
+    headers = {"Cache-Control": "no-cache", "ETag": f'"{files.digest(data)[:16]}"'}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=kind, headers=headers)
 
 
 def _local(back: str) -> str:
