@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/pages.md: a station with drawn parts, in Chromium.
+"""Draw the pictures of docs/pages.md and docs/pages-product.md: a station with drawn parts, in Chromium.
 
     python scripts/screenshots.py docs/images
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -24,7 +24,20 @@ from service import Service, config, served
 
 SIDE = 400
 PARTS = 14
-SHOTS = {"live": "/live", "review": "/review", "history": "/history", "product": "/products/ring"}
+SETTINGS = ("keys", "storage", "protocols", "backup", "records", "log")
+SHOTS = {
+    "live": "/live",
+    "review": "/review",
+    "history": "/history",
+    "part": f"/history/part/R-{1200 + PARTS - 1}",
+    "products": "/products",
+    "product": "/products/ring",
+    "drift": "/products/ring/drift",
+    "teach": "/teach",
+    **{
+        f"settings-{name}": f"/settings/{name}" for name in ("keys", "storage", "protocols", "backup", "records", "log")
+    },
+}
 
 
 def present(service: Service) -> None:
@@ -35,6 +48,13 @@ def present(service: Service) -> None:
         assert service.inspect(data, f"R-{1200 + number}").status_code == 201
     record = service.station.ledger.history(kind="inspection", limit=1)[0].sequence
     service.operator.post(f"/v1/records/{record}/decisions", json={"decision": "dispute"})
+
+
+def keep(page: Page, path: Path) -> None:
+    """Write what a page shows."""
+    shot = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)
+    assert shot is not None
+    cv2.imwrite(str(path), shot, [cv2.IMWRITE_JPEG_QUALITY, 82])
 
 
 def main() -> None:
@@ -58,15 +78,14 @@ def main() -> None:
                 )
                 page = context.new_page()
                 page.goto("/")
-                page.get_by_label("Key").fill(service.keys[Role.QUALITY])
+                keep(page, out / f"sign-in-{look}.jpg")
+                page.get_by_label("Key").fill(service.keys[Role.ENGINEER])
                 page.keyboard.press("Enter")
                 page.wait_for_url(f"{service.url}/live")
                 for name, place in SHOTS.items():
                     page.goto(place, wait_until="load")
                     page.wait_for_timeout(1500)
-                    shot = cv2.imdecode(np.frombuffer(page.screenshot(), np.uint8), cv2.IMREAD_COLOR)
-                    assert shot is not None
-                    cv2.imwrite(str(out / f"{name}-{look}.jpg"), shot, [cv2.IMWRITE_JPEG_QUALITY, 82])
+                    keep(page, out / f"{name}-{look}.jpg")
                 context.close()
             browser.close()
 

@@ -121,7 +121,7 @@ class Hand:
         expect(wanted).to_be_checked()
 
 
-@pytest.fixture(params=["mouse", "keyboard"])
+@pytest.fixture(params=[pytest.param("mouse", marks=pytest.mark.slow), "keyboard"])
 def hand(request: pytest.FixtureRequest, browser: Browser, service: Service) -> Iterator[Hand]:
     """A quality engineer; what the browser complains of is an error."""
     size: Any = {"width": 1024, "height": 600}

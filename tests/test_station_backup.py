@@ -190,7 +190,7 @@ def test_a_backup_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
         (tmp_path / "taken", url, [], "already exists; expected a new folder"),
         (tmp_path / "out", str(tmp_path / "none.db"), [], "there is no such database"),
         (tmp_path / "out", url, [tmp_path / "nothing"], "does not exist, or its name is used twice"),
-        (tmp_path / "out", url, [tmp_path / "x", tmp_path / "one" / "x"], "each name once"),
+        (tmp_path / "out", url, [tmp_path / "x", tmp_path / "one" / "x"], "its name is used twice"),
         (tmp_path / "x" / "out", url, [], "a file of this name exists"),
     ):
         with pytest.raises(AndonError, match=words):

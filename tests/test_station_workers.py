@@ -258,7 +258,7 @@ def test_pictures_beyond_the_queue_are_refused_at_once(bundle_file: Path, good: 
         until(first.running)
         promises = [workers.inspect(n, good, SOON) for n in (1, 2, 3)]
         assert promises[2].result(SOON).verdict == Outcome.ERROR
-        assert "2 pictures wait already" in promises[2].result().error
+        assert "2 pictures already wait" in promises[2].result().error
         assert promises[0].cancel()
         os.kill(pid, signal.SIGCONT)
         assert [first.result(SOON).verdict, promises[1].result(SOON).verdict] == [Outcome.PASS, Outcome.PASS]
