@@ -37,7 +37,7 @@ test: .venv/dev  ## the check after each change: format, lint, types, tests
 thorough: .venv/dev  ## the tests with servers, browsers, many processes, trainings by gradient
 	$(BIN)/pytest -n 3 -m "thorough and not slow"
 
-slow: .venv/dev  ## the checks on full data sets (../shared/data), minutes each
+slow: .venv/dev  ## the checks on full data sets (../shared/data), of detectors for comparison, and long ones in a browser
 	$(BIN)/pytest -m slow
 
 format: .venv/dev  ## put the code into the house's format

@@ -67,7 +67,8 @@ def main() -> None:
         recipe = training.compose(folder / "ring", preset="fast")
         training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), folder / "ring.andon")
         shutil.rmtree(folder / "ring")
-        with served(config(folder, pictures={"keep_one_in": 2})) as service, sync_playwright() as playwright:
+        settings = {"pictures": {"keep_one_in": 2}, "modbus": {"port": 0, "products": ["ring"]}}
+        with served(config(folder, **settings)) as service, sync_playwright() as playwright:
             present(service)
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             for look in ("light", "dark"):

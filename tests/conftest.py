@@ -39,7 +39,9 @@ THOROUGH = frozenset(
 )
 """Files of tests with many processes, servers, browsers or trainings by gradient: `make thorough` runs them."""
 QUICK = ("memory-bank", "variation", "nearest-image", "deep-knn", "autoencoder")
-"""The detectors whose contract `make test` checks; `make thorough` checks all."""
+"""The detectors whose contract `make test` checks; `make thorough` checks the others, `make slow` the SLOW ones."""
+SLOW = ("anogan", "cutpaste", "draem", "fcdd", "riad")
+"""Detectors for comparison only; their equations are tested by `make thorough` (test_compared_methods)."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,7 +49,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         stem, parameters = item.path.stem, getattr(getattr(item, "callspec", None), "params", {})
         detector = parameters.get("name", QUICK[0]) if stem == "test_detectors_contract" else QUICK[0]
-        if stem in THOROUGH or detector not in QUICK:
+        if detector in SLOW:
+            item.add_marker(pytest.mark.slow)
+        elif stem in THOROUGH or detector not in QUICK:
             item.add_marker(pytest.mark.thorough)
 
 

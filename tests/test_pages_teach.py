@@ -114,6 +114,7 @@ def drag(page: Page, start: tuple[float, float], end: tuple[float, float]) -> No
     page.mouse.up()
 
 
+@pytest.mark.slow  # test_pages_shift teaches on photographs too
 def test_from_photographs_to_a_product_that_inspects(person: Person, service: Service, photographs: Path) -> None:
     page, name = person.page, "Flasche 瓶 <b>"
     person.begin(name, "bottle")
