@@ -42,6 +42,12 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
         ("[opcua]\ncertificate = 'x'\nprivate_key = 'y'", "without security"),
         ("idle_minutes = -1.0", "idle_minutes"),
         ("[products.a]\ncamera_channels = 2", "camera_channels"),
+        ('[pages]\nshifts = ["6:00"]', "pages.shifts: '6:00' is no time of day; expected texts from"),
+        ('[pages]\nshifts = ["24:00"]', "'24:00' is no time of day"),
+        ("[pages]\nshifts = []", "an empty list; expected one or more different times"),
+        ('[pages]\nshifts = ["06:00", "06:00"]', "06:00, 06:00; expected one or more different times"),
+        ("[pages]\nshifts = [06:00:00]", "'06:00:00' is no time of day"),
+        ("[pages]\nshifts = 6", "'6' is no time of day"),
     ],
 )
 def test_wrong_settings_are_said(tmp_path: Path, text: str, said: str) -> None:

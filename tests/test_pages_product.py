@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from andon.errors import AndonError
 from andon.station import pages
 from andon.station.config import Config
 from andon.station.keys import Keys, Role
@@ -261,24 +260,6 @@ def test_a_single_shift_lasts_a_day_in_any_order_of_clocks() -> None:
     late_first = Config.model_validate({"pages": {"zone": "UTC", "shifts": ["22:00", "05:30"]}}).pages
     assert one.shift(moment) == moment - timedelta(hours=23, minutes=59)
     assert late_first.shift(moment) == moment - timedelta(minutes=29)
-
-
-@pytest.mark.parametrize(
-    ("shifts", "words"),
-    [
-        ('["6:00"]', "pages.shifts: '6:00' is no time of day; expected texts from"),
-        ('["24:00"]', "'24:00' is no time of day"),
-        ("[]", "an empty list; expected one or more different times"),
-        ('["06:00", "06:00"]', "06:00, 06:00; expected one or more different times"),
-        ("[06:00:00]", "'06:00:00' is no time of day"),
-        ("6", "'6' is no time of day"),
-    ],
-)
-def test_shifts_must_be_times_of_day(tmp_path: Path, shifts: str, words: str) -> None:
-    file = tmp_path / "station.toml"
-    file.write_text(f"[pages]\nshifts = {shifts}\n")
-    with pytest.raises(AndonError, match=re.escape(words)):
-        Config.load(file)
 
 
 def test_a_style_that_a_browser_has_is_not_sent_again(people: dict[Role, Browser]) -> None:

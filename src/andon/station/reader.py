@@ -152,7 +152,8 @@ class Reader:
             some = jobs[start : start + PAGE]
             query = sa.select(*columns).where(table.station == self.station, table.job.in_(some))
             with self.reading() as connection:
-                found = {row.job: row for row in _rows(connection.execute(query.where(table.kind == "inspection")))}
+                rows = _rows(connection.execute(query.where(table.kind == "inspection").order_by(table.sequence)))
+                found = {row.job: row for row in rows}
             yield from map(found.get, some)
 
     def story(self, part: str) -> list[Row]:

@@ -138,10 +138,10 @@ def picture(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
     if data is None:
         row = record(page, sequence)
         data = page.station.products.aside.call(aside.shown, _source(page, row, "picture"), side)
-    if side == SMALL:
-        small(page)[sequence] = data
-        for old in sorted(small(page))[:-AT_HAND]:
-            small(page).pop(old, None)
+        if side == SMALL:
+            small(page)[sequence] = data
+            for old in sorted(small(page))[:-AT_HAND]:
+                small(page).pop(old, None)
     return Response(data, media_type="image/jpeg", headers=IMMUTABLE)
 
 
