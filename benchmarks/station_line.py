@@ -19,6 +19,7 @@ from andon.station.reader import Reader
 from andon.station.station import Station
 
 STAGES = ("read", "prepare", "score", "judge")
+CYCLE_S = 0.001  # pause of the simulated PLC between two readings
 Protocol = Literal["modbus", "opcua"]
 
 
@@ -93,6 +94,7 @@ def modbus(port: int, count: int) -> dict[int, float]:
             read: list[int] = client.read_holding_registers(at.STATUS, count=12).registers
             if bool(read[0] & bit) == value:
                 return read
+            time.sleep(CYCLE_S)
 
     found = {}
     for _ in range(count):

@@ -341,7 +341,7 @@ def _options() -> argparse.Namespace:
     for name in ("size", "bank", "pictures", "test_pictures", "fit_threads", "threads", "minutes", "memory_mb"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')}: {getattr(options, name)}; expected more than 0")
-    options.work = options.work.absolute()
+    options.data, options.work = options.data.absolute(), options.work.absolute()
     options.environments = options.environments.expanduser().absolute()
     return options
 

@@ -80,7 +80,7 @@ def _colours(pixels: Pixels, least: float) -> tuple[float, float]:
     """Measure balance and tint of (H, W, 3). Their signs change when red and blue are exchanged."""
     small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float64)
     difference = (small[:, :, 0] - small[:, :, 2]) / max(float(small.mean()), least)
-    return float(difference.mean()), float(np.cbrt((difference**3).mean()))
+    return float(difference.mean()), float(np.cbrt((difference * difference * difference).mean()))
 
 
 def _bands(square: Any, contrast: float) -> tuple[float, ...]:

@@ -27,16 +27,20 @@ class Archive:
     def __init__(self, folder: str | Path, clock: Callable[[], float] = time.time) -> None:
         self.folder, self._clock = Path(folder), clock
         self._lock = threading.Lock()
+        self._durable: set[Path] = set()  # outer folders whose names are on the disk
         try:
             files.make_folder(self.folder)
         except AndonError as error:
             raise StorageError(str(error)) from None
 
-    def put(self, data: bytes, suffix: str = "") -> str:
-        """Store data durably, all or nothing, and return its digest. StorageError when it cannot be stored."""
+    def put(self, data: bytes, suffix: str = "", digest: str | None = None) -> str:
+        """Store data durably, all or nothing, and return its digest. StorageError when it cannot be stored.
+
+        `digest`: that of the data, if it is known already.
+        """
         if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
             raise StationError(f"suffix '{suffix}': expected none, or a dot and 1 to 8 of a-z and 0-9, such as .png.")
-        digest = files.digest(data)
+        digest = digest or files.digest(data)
         with self._lock:
             known = self._find(digest)
             if known:
@@ -47,8 +51,7 @@ class Archive:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 files.write(place, data)
-                for folder in (place.parent, place.parent.parent, self.folder):
-                    _sync(folder)  # a new file survives a power cut only if its folder is synchronised too
+                self._sync(place)
             except (AndonError, OSError) as error:
                 cause = error if isinstance(error, OSError) else error.__cause__
                 why = files.reason(cause) if isinstance(cause, OSError) else str(error)
@@ -69,8 +72,7 @@ class Archive:
             place = self._folder(digest) / f"{digest}{suffix}"
             files.make_folder(place.parent)
             path.replace(place)
-            for folder in (place.parent, place.parent.parent, self.folder):
-                _sync(folder)
+            self._sync(place)
         except (AndonError, OSError) as error:
             raise StorageError(f"{self.folder}: {path.name}: cannot be written: {error}") from error
         return digest
@@ -118,6 +120,15 @@ class Archive:
             for inner in sorted(outer.glob("[0-9a-f][0-9a-f]")):
                 with suppress(FileNotFoundError):
                     yield from list(inner.iterdir())
+
+    def _sync(self, place: Path) -> None:
+        """Synchronise the folders of a new file: only then it survives a power cut."""
+        inner, outer = place.parent, place.parent.parent
+        _sync(inner)
+        _sync(outer)
+        if outer not in self._durable:
+            _sync(self.folder)
+            self._durable.add(outer)
 
     def _absent(self, digest: str) -> StationError:
         return StationError(

@@ -274,11 +274,11 @@ class Jobs(ABC):
         if flight.job.challenge or not flight.data or not self.retention.keeps(outcome, flight.job.id):
             return ()
         kept = []
-        for data, suffix in ((flight.data, ""), (map, ".map")):
+        for data, suffix, known in ((flight.data, "", flight.digest), (map, ".map", None)):
             if data:
-                digest = files.digest(data)
+                digest = known or files.digest(data)
                 try:
-                    self.archive.put(data, suffix)
+                    self.archive.put(data, suffix, digest)
                 except StorageError as error:
                     self._unkept[digest] = (data, suffix)
                     self._storage(error)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -87,8 +88,8 @@ class Ledger(Writer):
             rows = chained(head[:3], self.station, clock, before + drafts)
             new = (rows[-1].sequence, rows[-1].digest, rows[-1].time, clock)
             changes |= dict(zip(("sequence", "digest", "time", "clock"), new, strict=True))
-        mine = self._mine(sa.update(schema.stations)).where(schema.stations.c.sequence == head[0])
-        if connection.execute(mine.values(**changes)).rowcount != 1:
+        mine = {"my_name": self.station, "my_holder": self._holder, "my_sequence": head[0]}
+        if connection.execute(_advance(tuple(changes)), {**changes, **mine}).rowcount != 1:
             raise self._lost(connection)
         _insert(connection, schema.records, [row.values() for row in rows])
         return rows[jumps:], new
@@ -102,16 +103,8 @@ class Ledger(Writer):
             for each in entry.pictures:
                 worth = max(each.worth, named.get(each.digest, {"worth": 0})["worth"])
                 named[each.digest] = {**each._asdict(), "worth": worth, "station": self.station, "time": row.time}
-        if not named:
-            return
-        insert = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
-        query = insert(schema.pictures)
-        old, new = schema.pictures.c.worth, query.excluded.worth
-        worth = sa.case((old > new, old), else_=new)
-        again = {"time": query.excluded.time, "worth": worth}
-        connection.execute(
-            query.on_conflict_do_update(index_elements=["station", "digest"], set_=again), list(named.values())
-        )
+        if named:
+            connection.execute(_hold(self.engine.dialect.name), list(named.values()))
 
     def forget(self, pictures: Sequence[Held], why: str) -> list[Held]:
         """Record that pictures aged out, before their files are removed.
@@ -187,6 +180,26 @@ class Ledger(Writer):
         query = sa.select(waits.target, sa.func.count()).where(waits.station == self.station).group_by(waits.target)
         with self.reading() as connection:
             return {str(target): int(count) for target, count in connection.execute(query)}
+
+
+# The statements of each record are built once: building them takes longer than their execution.
+
+
+@cache
+def _advance(changed: tuple[str, ...]) -> sa.Update:
+    """Return the update of these columns of a station's row, if it still has this writer and this last record."""
+    table = schema.stations.c
+    mine = [getattr(table, name) == sa.bindparam(f"my_{name}") for name in ("name", "holder", "sequence")]
+    return sa.update(schema.stations).where(*mine).values({name: sa.bindparam(name) for name in changed})
+
+
+@cache
+def _hold(dialect: str) -> sa.Executable:
+    """Return the statement that adds pictures, or updates their times and worths."""
+    query = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(schema.pictures)
+    old, new = schema.pictures.c.worth, query.excluded.worth
+    again = {"time": query.excluded.time, "worth": sa.case((old > new, old), else_=new)}
+    return query.on_conflict_do_update(index_elements=["station", "digest"], set_=again)
 
 
 def _insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
