@@ -1,10 +1,11 @@
-"""A station measured: throughput and memory over HTTP, time from trigger to result by a line protocol, `kill -9`.
+"""A station measured: throughput, memory, time from trigger to result by a line protocol, `kill -9`, many products.
 
     python benchmarks/station.py part.andon PICTURES --requests 20000 --clients 4
     python benchmarks/station.py part.andon PICTURES --line modbus --requests 2000
     python benchmarks/station.py part.andon PICTURES --kills 50
+    python benchmarks/station.py part.andon PICTURES --products 32
 
-Starts a station on loopback with a copy of the bundle in a temporary folder. Every answer is a durable record. Run it
+Starts a station on loopback with copies of the bundle in a temporary folder. Every answer is a durable record. Run it
 on an idle machine. Set TMPDIR to the station's disk. Exit code 1: something that must hold did not.
 """
 
@@ -19,10 +20,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -36,6 +37,10 @@ STEADY = 2000
 DEADLINE_S = 2.0
 SLACK_S = 0.05
 """Of a client's own clock: what the way of request and answer takes."""
+
+IDLE_S = 3.0
+"""After which a product is idle, in the measurement of many products."""
+REST_S = 20
 
 SETTINGS = f"""
 frozen_after = 0
@@ -59,6 +64,18 @@ def children(process: int) -> dict[int, float]:
 
 def memory_mb(process: int) -> float:
     return sum(children(process).values())
+
+
+def shared_mb(process: int) -> float:
+    """Memory of all processes; what several of them share counts once."""
+    rolls = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in children(process)]
+    return sum(int(roll.split("\nPss:")[1].split()[0]) for roll in rolls) / 1000
+
+
+def busy_s(process: int) -> float:
+    """Processor time of all processes."""
+    times = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in children(process)]
+    return sum(int(each) for pair in times for each in pair) / os.sysconf("SC_CLK_TCK")
 
 
 class Served:
@@ -91,9 +108,10 @@ class Served:
 
 
 @contextmanager
-def folder_of(bundle: Path) -> Iterator[Path]:
+def folder_of(bundle: Path, names: Sequence[str] = ("part",)) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(bundle, Path(folder) / "part.andon")
+        for name in names:
+            shutil.copy(bundle, Path(folder) / f"{name}.andon")
         (Path(folder) / "station.toml").write_text(SETTINGS)
         yield Path(folder)
 
@@ -163,6 +181,10 @@ class Clients:
 def report(times: list[float], name: str) -> None:
     cuts = statistics.quantiles(times, n=100)
     print(f"{name}: p50 {1000 * cuts[49]:.1f} ms, p99 {1000 * cuts[98]:.1f} ms, worst {1000 * max(times):.1f} ms")
+
+
+def longest(times: list[float], name: str) -> None:
+    print(f"{name}: median {1000 * statistics.median(times):.0f} ms, longest {1000 * max(times):.0f} ms")
 
 
 def kept(records: str, acknowledged: dict[str, tuple[int, str]]) -> list[str]:
@@ -251,18 +273,74 @@ def kills(bundle: Path, contents: list[bytes], count: int, clients: int) -> list
     return wrong
 
 
+def products(bundle: Path, contents: list[bytes], count: int) -> list[str]:
+    """Many products in one station: memory, first and next inspection, and the same once they are idle."""
+    names = [f"part-{number:02}" for number in range(count)]
+
+    def inspect(client: httpx.Client) -> list[float]:
+        """The time until the verdict of one part of each product."""
+        times = []
+        for name, picture in zip(names, itertools.cycle(contents), strict=False):
+            start, answer = time.perf_counter(), None
+            while answer is None or answer.status_code == 503:  # loading takes longer than the deadline
+                answer = client.post(f"/v1/products/{name}/inspections", params={"part": "1"}, content=picture)
+            times.append(time.perf_counter() - start)
+            assert answer.status_code == 201, answer.text
+        return times
+
+    def until(client: httpx.Client, true: Callable[[dict[str, Any]], bool]) -> None:
+        while not true(client.get("/v1/station").json()):
+            time.sleep(0.05)
+
+    with folder_of(bundle, names) as folder:
+        settings = folder / "station.toml"
+        settings.write_text(f"idle_minutes = 0\n{SETTINGS}")
+        began = time.perf_counter()
+        served = Served(settings)
+        headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/octet-stream"}
+        try:
+            with httpx.Client(base_url=served.address, headers=headers, timeout=60) as client:
+                until(client, lambda state: len(state["loaded"]) == count)
+                print(f"{os.cpu_count()} cores; {count} products, load {os.getloadavg()[0]:.1f}")
+                loaded_s = time.perf_counter() - began
+                print(f"start until Ready: {served.start_s:.1f} s, until all are loaded: {loaded_s:.1f} s")
+                longest(inspect(client), "first inspection of each")
+                longest(inspect(client), "next inspection of each")
+                busy, used = time.perf_counter(), busy_s(served.process.pid)
+                time.sleep(REST_S)
+                share = (busy_s(served.process.pid) - used) / (time.perf_counter() - busy)
+                print(f"at rest: {share:.0%} of one core")
+                print(f"memory, all loaded: {shared_mb(served.process.pid):.0f} MB")
+        finally:
+            served.end()
+        settings.write_text(f"idle_minutes = {IDLE_S / 60}\n{SETTINGS}")
+        served = Served(settings, served.key)
+        try:
+            with httpx.Client(base_url=served.address, headers=headers, timeout=60) as client:
+                until(client, lambda state: len(state["idle"]) == count - 1)
+                time.sleep(IDLE_S)  # processes that retire have ended
+                print(f"memory, all but one idle: {shared_mb(served.process.pid):.0f} MB")
+                longest(inspect(client)[: count - 1], "first inspection of one that is idle")
+        finally:
+            served.end()
+        return kept(str(folder / "station/records.db"), {})
+
+
 def main(
     bundle: Annotated[Path, typer.Argument(help="A bundle made by `andon train`.")],
     pictures: Annotated[Path, typer.Argument(help="A folder of pictures of the part.")],
     count: Annotated[int, typer.Option("--requests", min=100)] = 2000,
     clients: Annotated[int, typer.Option(min=1)] = 4,
     line: Annotated[str, typer.Option(help="modbus or opcua: time from trigger to valid result.")] = "",
+    many: Annotated[int, typer.Option("--products", help="Load so many copies of the bundle.", min=0)] = 0,
     killed: Annotated[int, typer.Option("--kills", help="Kill so many processes under load.", min=0)] = 0,
 ) -> None:
     """Measure a station; each run measures one thing."""
     contents = [path.read_bytes() for path in sorted(pictures.iterdir()) if path.is_file()]
     assert contents, "needs a picture or more"
-    if killed:
+    if many:
+        wrong = products(bundle, contents, many)
+    elif killed:
         wrong = kills(bundle, contents, killed, clients)
     elif line:
         assert line in ("modbus", "opcua"), line

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tomllib
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,15 @@ def test_a_bundle_survives_being_written(bundle_file: Path, tmp_path: Path) -> N
     second = Bundle.load(tmp_path / "teil größe 1.andon")
     assert (second.graph, second.recipe, second.calibration) == (first.graph, first.recipe, first.calibration)
     assert second.digest() == first.digest()
+
+
+def test_loading_asks_for_no_more_memory_than_a_bundle_needs(bundle_file: Path) -> None:
+    tracemalloc.start()  # a computer with little memory refuses a large request, used or not
+    try:
+        Bundle.load(bundle_file)
+        assert tracemalloc.get_traced_memory()[1] < 8 * bundle_file.stat().st_size + (16 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_manifest_contains_the_provenance_of_a_bundle(bundle_file: Path) -> None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+from andon.station.keys import Role
 from service import Service, config, served, until
 from test_station_ledger import with_next_version
 from test_station_service import good
@@ -81,6 +82,21 @@ def test_verdicts_and_events_pass_the_proxy_at_once(service: Service, proxy: tup
             assert answer.status_code == 201
             told = (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
             assert any(each.get("part") == "behind" for each in told)
+
+
+def test_a_browser_signs_in_through_the_proxy_with_a_secure_cookie(
+    service: Service, proxy: tuple[int, ssl.SSLContext]
+) -> None:
+    port, context = proxy
+    form = {"key": service.keys[Role.OPERATOR]}
+    with httpx.Client(base_url=f"https://localhost:{port}", verify=context, timeout=30) as browser:
+        answer = browser.post("/sign-in", data=form, headers={"Origin": f"https://localhost:{port}"})
+        assert answer.status_code == 303 and "; Secure" in answer.headers["set-cookie"]
+        assert browser.get("/live").status_code == 200
+        for stranger in ("https://localhost", "https://evil.example", "null", "https://["):
+            assert browser.post("/sign-in", data=form, headers={"Origin": stranger}).status_code == 403
+    direct = httpx.post(f"{service.url}/sign-in", data=form, headers={"Origin": service.url})
+    assert direct.status_code == 303 and "; Secure" not in direct.headers["set-cookie"]
 
 
 @pytest.mark.parametrize(

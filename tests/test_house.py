@@ -1,6 +1,7 @@
 """The rules of the house: imports run downwards, labels stay where they belong, no torch on the way to a verdict."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -164,6 +165,13 @@ def test_training_the_default_detector_loads_no_torch(parts: Path, tmp_path: Pat
     found = loaded(command("train", parts, "-o", tmp_path / "b.andon", "--size", 96, "-q"))
     assert not found & {"torch", "sklearn"}
     assert (tmp_path / "b.andon").is_file()
+
+
+def test_the_engine_writes_and_sends_no_telemetry(tmp_path: Path) -> None:
+    settings = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    command = [sys.executable, "-c", "import andon.engines.runtime"]
+    subprocess.run(command, env={**settings, "HOME": str(tmp_path), "XDG_CACHE_HOME": ""}, check=True)
+    assert not list(tmp_path.rglob("*onnxruntime*"))  # where it keeps what it will send, and the id of the device
 
 
 def test_the_tests_that_the_page_on_trust_names_exist() -> None:

@@ -6,6 +6,7 @@
 <Verdict.PASS: 'PASS'>
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AndonError", "Inspection", "Inspector", "Recipe", "Verdict", "train"]
 __version__ = "0.1.0"
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reads it when it is imported
 
 
 def __getattr__(name: str) -> Any:

@@ -217,14 +217,14 @@ def _read(path: Path) -> bytes:
     """Read a file, if it starts like a bundle and is at most MAX_BYTES long."""
     try:
         with path.open("rb") as file:
-            data = file.read(len(_START))
-            if data == _START:
-                data += file.read(MAX_BYTES)
             size = os.fstat(file.fileno()).st_size
+            data = file.read(len(_START))
+            if data == _START and size <= MAX_BYTES:
+                data += file.read(size)  # not MAX_BYTES: `read` allocates as much at once
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         reason = error.strerror if isinstance(error, OSError) else error
         raise BundleError(f"{path}: cannot be read ({reason}). Expected a bundle made by `andon train`.") from None
-    if not data.startswith(_START) or len(data) > MAX_BYTES:
+    if not data.startswith(_START) or size > MAX_BYTES:
         raise BundleError(f"{path}: not a bundle ({size} bytes). Expected a file made by `andon train`.")
     return data
 

@@ -51,6 +51,10 @@ def serve(
             _, text = station.keys.make("first" if not len(station.keys) else "recovered", Role.ENGINEER)
             _tell(f"key of an engineer, shown once: {text}")
         station.start()
+        if not station.products.catalogue.products and not any(config.bundles.glob("*.andon")):
+            _tell(
+                f"{config.bundles}: no bundles. Put NAME.andon there and start again, or teach a product in the pages."
+            )
         from andon.station.http.app import Server  # after the start: the processes that inspect load meanwhile
 
         lines = Lines(station)

@@ -5,6 +5,7 @@ If a file crashes a decoder, one call fails, and a new process is started.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -54,7 +55,8 @@ class Aside:
 
 
 def follow() -> None:
-    """End this process when the station ends, even if the station is killed."""
+    """End this process with the station, even if the station is killed, and not by Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     station = multiprocessing.parent_process()
     assert station
 

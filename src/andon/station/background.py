@@ -136,7 +136,6 @@ class Background:
 
 def _run(pipe: "Connection[Any, Any]", function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Run the work in its process. SIGTERM raises an exception, so that incomplete files are removed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end)
     follow()
     if hasattr(os, "nice"):

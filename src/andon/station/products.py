@@ -98,8 +98,8 @@ class Products:
             self.faults.pop(name, None)
             yield
         except Exception as error:  # any error: the other products must continue
-            self.faults[name] = str(error)
-            self._jobs.tell(f"product {name}: {error if isinstance(error, AndonError) else repr(error)}")
+            self.faults[name] = str(error) if isinstance(error, AndonError) else repr(error)
+            self._jobs.tell(f"product {name}: {self.faults[name]}")
 
     def _take(self, path: Path) -> None:
         """Add, release and activate a bundle of the folder, if it is new: a person has put it there to be used."""

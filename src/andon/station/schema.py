@@ -252,4 +252,4 @@ def _away(engine: sa.Engine, found: str) -> str:
     todo = f"Free space or allow writing in {file.parent}" if file else "Start the database, or allow access"
     if "not a database" in found or "malformed" in found:
         todo = "Restore it from a backup"
-    return f"{place(engine.url)}: the records cannot be reached: {found.strip()}. {todo}, then try again."
+    return f"{place(engine.url)}: the records cannot be reached: {found.strip().rstrip('.')}. {todo}, then try again."

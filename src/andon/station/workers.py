@@ -159,7 +159,7 @@ class Workers:
         """Inspect a golden picture before the bundle is used. StationError when its verdict is not as expected."""
         answer = self.inspect(0, data, deadline_s).result()
         if answer.verdict != expected:
-            why = answer.error or f"score {answer.score:.4g}, thresholds {answer.thresholds}"
+            why = answer.error or f"score {answer.score:.4g}, p-value {answer.p_value:.2g}"
             raise StationError(
                 f"golden picture: {answer.verdict}; expected {expected} ({why}). The bundle is not activated. Check "
                 "that bundle and picture belong to this product and camera."

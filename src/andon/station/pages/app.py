@@ -3,7 +3,6 @@
 import json
 from importlib import resources
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
@@ -57,9 +56,10 @@ def sign_in_page(request: Request, back: str = "/") -> Response:
 def sign_in(request: Request, key: Annotated[str, Form()] = "", back: Annotated[str, Form()] = "/") -> Response:
     """Begin a session."""
     access: Access = request.app.state.access
-    origin = request.headers.get("origin")
+    origin = request.headers.get("origin", "")
+    scheme, _, site = origin.partition("://")
     try:
-        if origin and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin and site != request.headers.get("host"):
             raise Problem(403, "The form comes from another site.")
         found = access.key(request.client.host if request.client else "", key.strip())
     except Problem as problem:
@@ -69,7 +69,7 @@ def sign_in(request: Request, key: Annotated[str, Form()] = "", back: Annotated[
         return page.render("sign_in.html", problem.status, back=_local(back), fault=fault)
     answer = RedirectResponse(_local(back), 303)
     open_sessions: Sessions = request.app.state.sessions
-    secure = request.url.scheme == "https"
+    secure = "https" in (scheme, request.url.scheme)  # a proxy may have ended TLS
     answer.set_cookie(sessions.COOKIE, open_sessions.begin(found), httponly=True, samesite="strict", secure=secure)
     return answer
 
