@@ -4,6 +4,7 @@
     python benchmarks/station.py part.andon PICTURES --line modbus --requests 2000
     python benchmarks/station.py part.andon PICTURES --kills 50
     python benchmarks/station.py part.andon PICTURES --products 32
+    python benchmarks/station.py part.andon PICTURES --set "workers.processes = 2" --set "workers.threads = 1"
 
 Starts a station on loopback with copies of the bundle in a temporary folder. Every answer is a durable record. Run it
 on an idle machine. Set TMPDIR to the station's disk. Exit code 1: something that must hold did not.
@@ -42,11 +43,8 @@ IDLE_S = 3.0
 """After which a product is idle, in the measurement of many products."""
 REST_S = 20
 
-SETTINGS = f"""
-frozen_after = 0
-http.requests_per_s = 100000.0
-products.part.deadline_ms = {1000 * DEADLINE_S}
-"""
+SETTINGS = ["frozen_after = 0", "http.requests_per_s = 100000.0", f"products.part.deadline_ms = {1000 * DEADLINE_S}"]
+"""Of every station that is measured; `--set` adds more."""
 
 
 def children(process: int) -> dict[int, float]:
@@ -112,7 +110,7 @@ def folder_of(bundle: Path, names: Sequence[str] = ("part",)) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             shutil.copy(bundle, Path(folder) / f"{name}.andon")
-        (Path(folder) / "station.toml").write_text(SETTINGS)
+        (Path(folder) / "station.toml").write_text("\n".join(SETTINGS))
         yield Path(folder)
 
 
@@ -294,7 +292,7 @@ def products(bundle: Path, contents: list[bytes], count: int) -> list[str]:
 
     with folder_of(bundle, names) as folder:
         settings = folder / "station.toml"
-        settings.write_text(f"idle_minutes = 0\n{SETTINGS}")
+        settings.write_text("\n".join(["idle_minutes = 0", *SETTINGS]))
         began = time.perf_counter()
         served = Served(settings)
         headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/octet-stream"}
@@ -313,7 +311,7 @@ def products(bundle: Path, contents: list[bytes], count: int) -> list[str]:
                 print(f"memory, all loaded: {shared_mb(served.process.pid):.0f} MB")
         finally:
             served.end()
-        settings.write_text(f"idle_minutes = {IDLE_S / 60}\n{SETTINGS}")
+        settings.write_text("\n".join([f"idle_minutes = {IDLE_S / 60}", *SETTINGS]))
         served = Served(settings, served.key)
         try:
             with httpx.Client(base_url=served.address, headers=headers, timeout=60) as client:
@@ -334,8 +332,10 @@ def main(
     line: Annotated[str, typer.Option(help="modbus or opcua: time from trigger to valid result.")] = "",
     many: Annotated[int, typer.Option("--products", help="Load so many copies of the bundle.", min=0)] = 0,
     killed: Annotated[int, typer.Option("--kills", help="Kill so many processes under load.", min=0)] = 0,
+    more: Annotated[list[str] | None, typer.Option("--set", help="A line of station.toml.")] = None,
 ) -> None:
     """Measure a station; each run measures one thing."""
+    SETTINGS.extend(more or [])
     contents = [path.read_bytes() for path in sorted(pictures.iterdir()) if path.is_file()]
     assert contents, "needs a picture or more"
     if many:

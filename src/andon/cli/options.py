@@ -43,7 +43,10 @@ EngineName = Annotated[
     Literal["onnxruntime", "openvino", "auto"],
     typer.Option(help="Inference engine; auto: the fastest on this machine, as `andon tune` measured it."),
 ]
-Threads = Annotated[int, typer.Option(min=0, max=64, help="Threads of the engine; 0: one for each core.")]
+Threads = Annotated[
+    int,
+    typer.Option(min=0, max=64, help="Threads of the engine, and pictures inspected at a time; 0: as the cores allow."),
+]
 
 
 def printer(quiet: bool) -> Callable[[str], None]:
