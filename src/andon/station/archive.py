@@ -5,7 +5,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,32 +33,38 @@ class Archive:
         except AndonError as error:
             raise StorageError(str(error)) from None
 
-    def put(self, data: bytes, suffix: str = "", digest: str | None = None) -> str:
-        """Store data durably, all or nothing, and return its digest. StorageError when it cannot be stored.
+    def put(self, data: bytes, suffix: str = "") -> str:
+        """Store data durably, all or nothing, and return its digest. StorageError when it cannot be stored."""
+        digest = files.digest(data)
+        self.put_all([(data, suffix, digest)])
+        return digest
 
-        `digest`: that of the data, if it is known already.
-        """
-        if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
-            raise StationError(f"suffix '{suffix}': expected none, or a dot and 1 to 8 of a-z and 0-9, such as .png.")
-        digest = digest or files.digest(data)
-        with self._lock:
-            known = self._find(digest)
-            if known:
-                with suppress(OSError):
-                    os.utime(known, (self._clock(), self._clock()))  # `remove` keeps files that were put recently
-        if known is None:
-            place = self._folder(digest) / f"{digest}{suffix}"
-            try:
+    def put_all(self, contents: Sequence[tuple[bytes, str, str]]) -> None:
+        """Store data, suffix and digest of several files: as `put`, but their folders are synchronised together."""
+        places = []
+        for data, suffix, digest in contents:
+            if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
+                raise StationError(
+                    f"suffix '{suffix}': expected none, or a dot and 1 to 8 of a-z and 0-9, such as .png."
+                )
+            with self._lock:
+                known = self._find(digest)
+                if known:
+                    with suppress(OSError):
+                        os.utime(known, (self._clock(), self._clock()))  # `remove` keeps files that were put recently
+            if known is None:
+                places.append((self._folder(digest) / f"{digest}{suffix}", data))
+        try:
+            for place, data in places:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 files.write(place, data)
-                self._sync(place)
-            except (AndonError, OSError) as error:
-                cause = error if isinstance(error, OSError) else error.__cause__
-                why = files.reason(cause) if isinstance(cause, OSError) else str(error)
-                raise StorageError(
-                    f"{self.folder}: the file cannot be written: {why}. Free space or allow writing there."
-                ) from error
-        return digest
+            self._sync([place for place, _ in places])
+        except (AndonError, OSError) as error:
+            cause = error if isinstance(error, OSError) else error.__cause__
+            why = files.reason(cause) if isinstance(cause, OSError) else str(error)
+            raise StorageError(
+                f"{self.folder}: the file cannot be written: {why}. Free space or allow writing there."
+            ) from error
 
     def move(self, path: Path, suffix: str = "") -> str:
         """Store a file of the same disk by moving it into the archive. Otherwise as `put`."""
@@ -72,7 +78,7 @@ class Archive:
             place = self._folder(digest) / f"{digest}{suffix}"
             files.make_folder(place.parent)
             path.replace(place)
-            self._sync(place)
+            self._sync([place])
         except (AndonError, OSError) as error:
             raise StorageError(f"{self.folder}: {path.name}: cannot be written: {error}") from error
         return digest
@@ -121,14 +127,13 @@ class Archive:
                 with suppress(FileNotFoundError):
                     yield from list(inner.iterdir())
 
-    def _sync(self, place: Path) -> None:
-        """Synchronise the folders of a new file: only then it survives a power cut."""
-        inner, outer = place.parent, place.parent.parent
-        _sync(inner)
-        _sync(outer)
-        if outer not in self._durable:
-            _sync(self.folder)
-            self._durable.add(outer)
+    def _sync(self, places: Sequence[Path]) -> None:
+        """Synchronise the folders of new files: only then they survive a power cut."""
+        inner = {place.parent for place in places}
+        outer = {folder.parent for folder in inner}
+        for folder in (*inner, *outer, *([self.folder] if outer - self._durable else [])):
+            _sync(folder)
+        self._durable |= outer
 
     def _absent(self, digest: str) -> StationError:
         return StationError(

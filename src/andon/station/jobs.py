@@ -273,17 +273,14 @@ class Jobs(ABC):
         """Store picture and map if `retention` keeps them. A file that cannot be written raises the error STORAGE."""
         if flight.job.challenge or not flight.data or not self.retention.keeps(outcome, flight.job.id):
             return ()
-        kept = []
-        for data, suffix, known in ((flight.data, "", flight.digest), (map, ".map", None)):
-            if data:
-                digest = known or files.digest(data)
-                try:
-                    self.archive.put(data, suffix, digest)
-                except StorageError as error:
-                    self._unkept[digest] = (data, suffix)
-                    self._storage(error)
-                kept.append(Picture(digest, len(data), worth(outcome)))
-        return tuple(kept)
+        contents = [(flight.data, "", flight.digest or files.digest(flight.data))]
+        contents += [(map, ".map", files.digest(map))] if map else []
+        try:
+            self.archive.put_all(contents)
+        except StorageError as error:
+            self._unkept |= {digest: (data, suffix) for data, suffix, digest in contents}
+            self._storage(error)
+        return tuple(Picture(digest, len(data), worth(outcome)) for data, _, digest in contents)
 
     @abstractmethod
     def _presented(self, flight: Flight, row: Row) -> None:
