@@ -242,8 +242,8 @@ def test_one_appraiser_of_several_can_be_named(tmp_path: Path) -> None:
     [
         ("", "contains no agreed rate"),
         ("[slip]\n", "contains no agreed rate"),
-        ("false_rejects = 0\n", "false_rejects = 0: Input should be greater"),
-        ("false_rejects = 5\n", "false_rejects = 5: Input should be less than or equal to 0.5"),
+        ("false_rejects = 0\n", "false_rejects = 0: expected greater"),
+        ("false_rejects = 5\n", "false_rejects = 5: expected less than or equal to 0.5"),
         ("false_rejects = nan\n", "false_rejects = nan: expected a finite number"),
         ("[slip]\ncrack = 'low'\n", "slip.crack = 'low'"),
         ("[slip]\nOK = 0.01\n", "slip.OK: expected a kind of defect"),

@@ -357,7 +357,7 @@ def one_gray(folder: Path) -> None:
         (None, {"detector": "memory-banc"}, RecipeError, "Did you mean 'memory-bank'?"),
         (None, {"preset": "standart"}, RecipeError, "unknown preset 'standart'. Did you mean 'standard'?"),
         (None, {"settings": {"banks": 3}}, RecipeError, "unknown key 'banks'. Did you mean 'bank'?"),
-        (None, {"size": 100}, RecipeError, "geometry.size = 100: Input should be a multiple of 32"),
+        (None, {"size": 100}, RecipeError, "geometry.size = 100: expected a multiple of 32"),
         (None, {"seed": -1}, RecipeError, "seed = -1"),
         (None, {"groups": "("}, DatasetError, ""),
     ],

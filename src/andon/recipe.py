@@ -272,5 +272,7 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
         return f"{where} = {error['input']!r}: expected a section [{'.'.join(path)}] with keys"
     if error["type"] in ("list_type", "tuple_type") and isinstance(error["input"], dict):
         return f"{where}: a single section; expected a list, each entry under [[{'.'.join(path)}]]"
-    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("list_type", "tuple_type"):
+        return f"{where} = {error['input']!r}: expected a list, such as [{error['input']!r}]"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     return f"{where}: {message}" if error["type"] == "value_error" else f"{where} = {error['input']!r}: {message}"
