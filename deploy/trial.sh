@@ -10,6 +10,7 @@ here=$(dirname "$(realpath "$0")")
     --include=systemd,systemd-sysv,dbus,curl,ca-certificates,python3-venv bookworm "$root"
 rm -rf "$root/trial" "$root/var/lib/andon" "$root/var/lib/private/andon"
 install -D -t "$root/trial" "$wheel" "$here/andon-station.service"
+cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/" # pip may need a certificate of this network
 cp "$bundle" "$root/trial/ring.andon"
 cp "$picture" "$root/trial/picture"
 python3 -c 'import uuid; print(uuid.uuid4().hex)' > "$root/etc/machine-id"
