@@ -48,6 +48,8 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
         ('[pages]\nshifts = ["06:00", "06:00"]', "06:00, 06:00; expected one or more different times"),
         ("[pages]\nshifts = [06:00:00]", "'06:00:00' is no time of day"),
         ("[pages]\nshifts = 6", "'6' is no time of day"),
+        ("[products.a]\ncamra = '0'", "products.a.camra: unknown key 'camra'. Did you mean 'camera'?"),
+        ("[[folder]]\nproduct = 'a'\npicture = 'x'", "folder.0.picture: unknown key 'picture'. Did you mean"),
     ],
 )
 def test_wrong_settings_are_said(tmp_path: Path, text: str, said: str) -> None:

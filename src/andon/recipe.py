@@ -259,7 +259,7 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
     where = f"{name}: {'.'.join(path) or 'recipe'}"
     if error["type"] == "extra_forbidden":
         owner: type[BaseModel] = model
-        for step in path[:-1]:
+        for step in (step for step in path[:-1] if step in owner.model_fields):  # others: of a list or a table of names
             inner = owner.model_fields[step].annotation
             models = [
                 kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)

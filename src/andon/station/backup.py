@@ -250,7 +250,8 @@ def _manifest(folder: Path) -> dict[str, object]:
             )
         found, expected = _digests(folder), dict(manifest["files"])
     except OSError as error:
-        raise StationError(f"{folder}: not a backup: {error}. Name a folder of `andon station backup`.") from None
+        todo = "Name a folder of `andon station backup`, and allow reading it."
+        raise StationError(f"{folder}: not a backup: {error}. {todo}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise StationError(f"{folder / MANIFEST}: damaged: {error!r}. Use another backup.") from None
     wrong = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]

@@ -126,7 +126,7 @@ class Products:
         try:
             yield place
         except OSError as error:
-            raise StorageError(f"{place.parent}: the bundle cannot be written: {files.reason(error)}.") from error
+            raise StorageError(f"{error.filename or place}: cannot be copied: {files.reason(error)}.") from error
         finally:
             place.unlink(missing_ok=True)
 
