@@ -269,6 +269,11 @@ def test_a_style_that_a_browser_has_is_not_sent_again(people: dict[Role, Browser
     assert (first.status_code, first.content) == (200, (STATIC / "andon.css").read_bytes())
     assert (again.status_code, again.content) == (304, b"")
     assert client.get("/static/andon.css", headers={"If-None-Match": '"other"'}).status_code == 200
+    named = re.findall(r'/static/[\w.]+\?v=[^"]+', people[Role.OPERATOR].get("/products/ring"))
+    assert len(named) == 8  # what a page loads is asked for once: another version has another address
+    for place in named:
+        assert "immutable" in client.get(place).headers["cache-control"]
+    assert client.get("/static/andon.css?v=other").headers["cache-control"] == "no-cache"
 
 
 def test_what_others_made_is_as_they_made_it() -> None:

@@ -35,7 +35,12 @@ def products(page: Operator) -> Response:
     known = page.station.products.catalogue.products
     if len(known) == 1:
         return RedirectResponse(f"/products/{next(iter(known))}", 303, HEADERS)
-    listed = [(each, _change(page, each.name), page.station.products.faults.get(each.name)) for each in known.values()]
+    now, faults = datetime.now(UTC), page.station.products.faults
+    day = (now - figures.SPANS["day"], now)
+    listed = [
+        (each, statistics.production(page.station.ledger, name, day)[0], _change(page, name), faults.get(name))
+        for name, each in known.items()
+    ]
     return page.render("products.html", products=listed)
 
 
@@ -130,7 +135,7 @@ def _drift(page: Page, product: Product, status: int = 200, fault: str = "") -> 
         status,
         fault=fault,
         measures=dict(zip(MEASURES, texts, strict=True)),
-        shown=statistics.measures(page.station.ledger, product.name, product.active or "", figures.LAST),
+        registers=_registers(product),
         points=loaded.drift.points() if loaded else {},
         source=f"/products/{product.name}/drift.json",
         change=change,
@@ -265,6 +270,12 @@ def _change(page: Page, product: str) -> str:
     """The drift that was found; empty: none."""
     loaded = page.station.loaded.get(product)
     return str(loaded.drift.change) if loaded and loaded.drift.change else ""
+
+
+def _registers(product: Product) -> bool:
+    """Whether the active bundle registers parts."""
+    version = product.versions.get(product.active or "")
+    return bool(version and version.about["recipe"]["geometry"]["registration"])
 
 
 def _since(page: Page, product: Product) -> datetime | None:

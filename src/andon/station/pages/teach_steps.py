@@ -9,6 +9,7 @@ from urllib.parse import quote
 from andon.errors import AndonError
 from andon.pictures import image
 from andon.station.pages.base import Page
+from andon.station.pages.formats import english
 from andon.station.teaching import bringing, camera, pictures
 from andon.station.teaching.background import Action
 from andon.station.teaching.projects import Project
@@ -85,7 +86,7 @@ def _check(page: Page, project: Project) -> dict[str, Any]:
             continue  # all were left out
         single = all(len(group) == 1 for group in groups)
         shown = [[group[0] for group in groups[:FINDING]]] if single and groups else groups[:FINDING]
-        message = suspect if each["code"] == "suspect" else each["message"].rstrip(":")
+        message = suspect if each["code"] == "suspect" else english(each["message"].rstrip(":"))
         findings.append(
             {
                 "severity": each["severity"],

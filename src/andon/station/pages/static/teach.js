@@ -88,6 +88,7 @@
       } catch { continue; } // no connection: the next one may come through
       const next = new DOMParser().parseFromString(text, "text/html").querySelector("#teach-run");
       if (!next || next.dataset.run === "done") { location.reload(); return; }
+      if (shown.matches(":active")) continue; // a button is being pressed
       const open = [...shown.querySelectorAll("details")].map((each) => each.open);
       next.querySelectorAll("details").forEach((each, i) => { each.open = open[i] ?? each.open; });
       if (shown.contains(document.activeElement) && document.activeElement.tagName === "BUTTON") {
