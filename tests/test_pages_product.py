@@ -133,7 +133,8 @@ def test_a_product_shows_what_the_records_say(service: Service, people: dict[Rol
     passed = sum(row.verdict == "PASS" for row in rows)
     assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f}\u00a0%" in shown
     assert "inspects now" in shown and ">Roll back" not in shown
-    assert 'class="cell"' in shown and "/products/ring/golden.png" in shown
+    positions = people[Role.OPERATOR].get("/products/ring/positions?span=day")
+    assert 'class="cell"' in positions and "/products/ring/golden.png" in positions
     numbers = people[Role.OPERATOR].client.get("/products/ring/charts.json?span=week").json()
     assert sorted(numbers["dots"]["records"]) == [row.sequence for row in rows]
     assert sum(numbers["p_chart"]["judged"]) == len(rows)
@@ -314,6 +315,7 @@ def test_pages_can_be_used_by_all_and_are_drawn_without_complaint(
         page.goto(service.url + place)
         charts = page.locator("figure[data-chart]").count()
         page.wait_for_function("n => document.querySelectorAll('.uplot canvas').length === n", arg=charts)
+        page.wait_for_function("document.querySelectorAll('[hx-trigger^=painted] > .quiet:only-child').length === 0")
         assert charts == {"/products/ring": 2, "/products/ring/drift": 3}.get(place, 0), place
         assert page.evaluate("document.documentElement.scrollWidth") == size["width"], place
         if place == "/products/ring":

@@ -54,7 +54,6 @@ def _overview(page: Page, product: Product, span: str, fault: str = "") -> Respo
     _ = page.translate
     reader = page.station.ledger
     seen = figures.overview(reader, product.name, span, _zone(page), datetime.now(UTC))
-    found = statistics.positions(reader, product.name, seen.since, seen.until, _frame(page, product))
     rows = list(zip(seen.edges, seen.chart.points, strict=False))
     versions = list(product.versions.values())
     return page.render(
@@ -70,14 +69,21 @@ def _overview(page: Page, product: Product, span: str, fault: str = "") -> Respo
         interval=seen.total.interval(),
         outside=sum(point.outside for point in seen.chart.points),
         rows=[row for row in rows if row[1].judged],
-        positions=found,
-        **_cells(found),
         challenged=bool(reader.history(product.name, kind="challenge", limit=1)),
         versions=[
             (version, differences(before, version) if before else None)
             for before, version in zip((None, *versions), versions, strict=False)
         ][::-1],
     )
+
+
+@router.get("/products/{product}/positions")
+def positions(page: Operator, product: Name, span: str = "day") -> Response:
+    """Where regions lie: a part of the page."""
+    known, span = _known(page, product), span if span in figures.SPANS else "day"
+    edges = figures.edges(span, _zone(page), datetime.now(UTC))
+    found = statistics.positions(page.station.ledger, known.name, edges[0], edges[-1], _frame(page, known))
+    return page.render("positions.html", product=known, positions=found, **_cells(found))
 
 
 @router.get("/products/{product}/charts.json")

@@ -257,7 +257,8 @@
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", anew);
   new MutationObserver(anew).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
-  // After the first paint: people read the page while the numbers come.
-  document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(begin)));
+  // After the first paint, people read the page while charts and what else takes long are fetched.
+  const painted = () => document.body.dispatchEvent(new Event("painted"));
+  document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(() => { begin(); painted(); })));
   document.addEventListener("htmx:load", begin);
 })();
