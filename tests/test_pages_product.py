@@ -293,7 +293,7 @@ def signed_in(browser: Browser, service: Service, role: Role, faults: list[str],
     page.goto(f"{service.url}/sign-in?back=/products/ring")
     page.keyboard.type(service.keys[role])  # the field has the focus
     page.keyboard.press("Enter")
-    page.wait_for_url("**/products/ring")
+    page.wait_for_url(f"{service.url}/products/ring")  # not only the address of signing in, which ends with it
     page.wait_for_load_state("networkidle")
     return page
 

@@ -127,12 +127,12 @@ def _region(page: Page, project: Project) -> dict[str, Any]:
 
 def _train(page: Page, project: Project) -> dict[str, Any]:
     teaching, recipe, _ = page.station.teaching, project.parsed(), page.translate
-    words = _("{size} pixels, {times} times the time of the fastest")
+    words, fastest = _("{size} pixels, {times} times the time of the fastest"), _("{size} pixels, the fastest")
     presets = [
         {
             "name": name,
             "chosen": name == recipe.detector.preset,
-            "words": words.format(size=f"{size} × {size}", times=f"{times:g}"),
+            "words": (words if times > 1 else fastest).format(size=f"{size} × {size}", times=f"{times:g}"),
         }
         for name, (size, times) in teaching.presets.items()
     ]
