@@ -108,7 +108,8 @@
       const row = rows[slider.value], name = slider.dataset.slider, label = slider.parentElement;
       const rate = `${Number((100 * row.rate).toPrecision(3))} %`;
       const words = fill(form.dataset.words, { ...row, rate, total: form.dataset.total, tried: form.dataset.tried });
-      label.querySelector("output").textContent = row.supported ? words : `${words} – ${form.dataset[`un${name}`]}`;
+      const told = name === "reject" && !row.supported ? rate : words; // there is no threshold that parts could be above
+      label.querySelector("output").textContent = row.supported ? told : `${told} – ${form.dataset[`un${name}`]}`;
       label.querySelector("input[type=hidden]").value = row.rate;
       slider.setAttribute("aria-valuetext", rate);
       const x = Math.min(Math.max((600 * (row.threshold - low)) / (high - low), 1), 599);
