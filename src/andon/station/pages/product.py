@@ -3,6 +3,8 @@
 import struct
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form
@@ -316,15 +318,17 @@ def _golden(page: Page, product: Product) -> bytes:
 
 
 def _cells(found: statistics.Positions) -> dict[str, Any]:
-    """The cells of the map that hold something, and the fullest one."""
+    """The cells of the map that hold something, equal neighbours of a row as one, and the fullest one."""
     side = max(found.frame) / statistics.CELLS
     most = int(found.counts.max())
-    cells = [
-        {"x": round(x * side, 2), "y": round(y * side, 2), "side": round(side, 2), "count": int(found.counts[y, x])}
-        for y, x in zip(*found.counts.nonzero(), strict=True)
-    ]
-    for cell in cells:
-        cell["share"] = round(0.15 + 0.75 * cell["count"] / most, 3)
+    cells = []
+    for y, row in enumerate(found.counts.tolist()):
+        for count, run in groupby(enumerate(row), key=itemgetter(1)):
+            columns = [x for x, _ in run]
+            place = {"x": round(columns[0] * side, 2), "y": round(y * side, 2)}
+            size = {"width": round(len(columns) * side, 2), "height": round(side, 2)}
+            if count:
+                cells.append({**place, **size, "count": count, "share": round(0.15 + 0.75 * count / most, 3)})
     top = max(cells, key=lambda cell: cell["count"], default={"x": 0, "y": 0, "count": 0})
     return {"cells": cells, "top": {"count": top["count"], "x": round(top["x"]), "y": round(top["y"])}}
 
