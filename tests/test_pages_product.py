@@ -78,6 +78,7 @@ def test_every_page_has_a_strict_policy_and_asks_who_is_there(service: Service, 
             answer = nobody.get(place)
             assert answer.status_code == 303 and answer.headers["location"].startswith("/sign-in?back=/")
         assert nobody.get("/products/ring", headers={"HX-Request": "true"}).status_code == 401
+        assert nobody.get("/events", headers={"Accept": "text/event-stream"}).status_code == 401
         wrong = nobody.post("/sign-in", data={"key": "andon_0_wrong", "back": "//evil.example"})
         assert wrong.status_code == 401 and "unknown or revoked" in wrong.text and "set-cookie" not in wrong.headers
         key = service.keys[Role.OPERATOR]
