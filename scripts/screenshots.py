@@ -8,6 +8,7 @@ Needs playwright and /usr/bin/chromium, and takes some minutes.
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import get_args
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from service import Service, config, served, until
 
 SIDE = 400
 PARTS, LEARNT = 14, 40
+PRODUCTS = ("ring", "seal")
 PROJECT = "Ring, second lamp"
 SHOTS = {
     "live": "/live",
@@ -46,11 +48,13 @@ SHOTS = {
 
 def present(service: Service) -> None:
     """Let the station inspect some parts; the last one is scratched and disputed."""
+    until(lambda: len(service.station.loaded) == len(PRODUCTS), "a product is not prepared")
     for number in range(PARTS):
         pixels = scratched(900 + number, SIDE)[0] if number in (6, PARTS - 1) else part(900 + number, SIDE)
         data = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
-        product = "ring" if number in (5, 6) or number > 7 else "seal"
-        assert service.inspect(data, f"R-{1200 + number}", product, lot="L-48").status_code == 201
+        product = PRODUCTS[number in (0, 1, 2, 3, 4, 7)]
+        answer = service.inspect(data, f"R-{1200 + number}", product, lot="L-48")
+        assert answer.status_code == 201, answer.text
     record = service.station.ledger.history(kind="inspection", limit=1)[0].sequence
     service.operator.post(f"/v1/records/{record}/decisions", json={"decision": "dispute"})
 
@@ -70,7 +74,8 @@ def teach(service: Service, folder: Path) -> None:
     project = teaching.recipe(project, 1, "Ada", {**drawn, "detector": {"preset": "fast"}})
     for action in get_args(Action):
         teaching.run(project, action, "Ada")
-        until(lambda action=action: ended(service, action), f"{action} does not end")
+        while not ended(service, action):
+            time.sleep(0.2)
 
 
 def ended(service: Service, action: Action) -> bool:
@@ -99,7 +104,7 @@ def main() -> None:
         training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), folder / "ring.andon")
         shutil.copy(folder / "ring.andon", folder / "seal.andon")
         shutil.rmtree(folder / "good")
-        settings = {"pictures": {"keep_one_in": 2}, "modbus": {"port": 0, "products": ["ring", "seal"]}}
+        settings = {"pictures": {"keep_one_in": 2}, "modbus": {"port": 0, "products": list(PRODUCTS)}}
         with served(config(folder, **settings)) as service, sync_playwright() as playwright:
             present(service)
             teach(service, folder)
@@ -117,6 +122,7 @@ def main() -> None:
                 page.keyboard.press("Enter")
                 page.wait_for_url(f"{service.url}/live")
                 for name, place in SHOTS.items():
+                    page.set_viewport_size({"width": 1024, "height": 1000 if "teach-" in name else 640})
                     page.goto(place, wait_until="load")
                     page.wait_for_timeout(1500)
                     keep(page, out / f"{name}-{look}.jpg")
