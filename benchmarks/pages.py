@@ -50,9 +50,9 @@ DECIDED = 0.9
 KEPT = 0.05
 """Share of the passes whose picture is kept."""
 SIDE = 400
-LOADS, PAGES_SEEN, PARTS = 5, 50, 100
+LOADS, TURNS, PARTS = 5, 20, 100
 PAUSE_S = 1.0
-"""After each load: a page fetches its charts after its first paint, and the next load must not wait for those."""
+"""After each load and turn: charts and pictures come after the first paint, and the next must not wait for those."""
 PAGES_FILTERED = 200
 """Most pages that are turned with one filter; without one, all are."""
 PAINT_MS, PAGING_MS, LIVE_MS = 300, 100, 200
@@ -165,7 +165,8 @@ def turned(page: Page, query: str) -> list[float]:
     """From the click on *Older* to the second frame after the older records came, ms."""
     page.goto(f"/history?{query}", wait_until="load")
     found = list[float]()
-    while len(found) < PAGES_SEEN and page.locator("#older").count():
+    while len(found) < TURNS and page.locator("#older").count():
+        time.sleep(PAUSE_S)
         found.append(float(page.evaluate(TURN)))
     return found
 
