@@ -1,4 +1,4 @@
-"""The station's pages with a month of records: first paint, paging through the history, the way of a verdict to Live.
+"""The station's pages with a month of records: first paint, turning pages of the history, a verdict's way to Live.
 
     python benchmarks/pages.py
 
@@ -50,7 +50,9 @@ DECIDED = 0.9
 KEPT = 0.05
 """Share of the passes whose picture is kept."""
 SIDE = 400
-LOADS, PAGES_SEEN, PARTS = 5, 50, 100
+LOADS, TURNS, PARTS = 5, 20, 100
+PAUSE_S = 1.0
+"""After each load and turn: charts and pictures come after the first paint, and the next must not wait for those."""
 PAGES_FILTERED = 200
 """Most pages that are turned with one filter; without one, all are."""
 PAINT_MS, PAGING_MS, LIVE_MS = 300, 100, 200
@@ -66,6 +68,13 @@ PLACES = (
     *("/products/ring/drift", "/teach"),
     *(f"/settings/{name}" for name in ("keys", "storage", "protocols", "backup", "records", "log", "software")),
 )
+TURN = """() => new Promise((done) => {
+  const start = performance.now();
+  const painted = () => requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now() - start)));
+  const observer = new MutationObserver(() => { observer.disconnect(); painted(); });
+  observer.observe(document.getElementById("main"), { childList: true, subtree: true });
+  document.getElementById("older").click();
+})"""
 PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 WATCH = """() => {
   window.shown = {};
@@ -142,24 +151,34 @@ def fill(data: Path, good: list[Row], bad: list[Row]) -> None:
                 later.append(Entry("event", body={"event": "state", "from": "Ready", "to": "Halted", "transition": 0}))
 
 
-def painted(page: Page, places: list[str]) -> list[float]:
-    """When the first content of each page was painted, ms after it was asked for."""
+def painted(page: Page, place: str) -> list[float]:
+    """When the first content of a page was painted, ms after it was asked for."""
     found = []
-    for place in places:
+    for _ in range(LOADS):
         page.goto(place, wait_until="load")
         found.append(float(page.wait_for_function(PAINT).json_value()))
+        time.sleep(PAUSE_S)
     return found
 
 
-def walked(client: httpx.Client, query: str, places: list[str]) -> list[float]:
-    """How long each page of the history took, ms; their addresses go into `places`."""
+def turned(page: Page, query: str) -> list[float]:
+    """From the click on *Older* to the second frame after the older records came, ms."""
+    page.goto(f"/history?{query}", wait_until="load")
+    found = list[float]()
+    while len(found) < TURNS and page.locator("#older").count():
+        time.sleep(PAUSE_S)
+        found.append(float(page.evaluate(TURN)))
+    return found
+
+
+def walked(client: httpx.Client, query: str) -> list[float]:
+    """How long each page of the history took, ms."""
     found, place = list[float](), f"/history?{query}"
-    while place and not (query and len(places) == PAGES_FILTERED):
-        places.append(place)
+    while place and not (query and len(found) == PAGES_FILTERED):
         start = time.perf_counter()
         text = client.get(place).raise_for_status().text
         found.append(1000 * (time.perf_counter() - start))
-        older = re.search(r'href="([^"]+)" rel="next"', text)
+        older = re.search(r'id="older" href="([^"]+)"', text)
         place = html.unescape(older[1]) if older else ""
     return found
 
@@ -229,13 +248,10 @@ def measure(served: Served, middle: float) -> bool:
         page.keyboard.press("Enter")
         page.wait_for_url("**/live")
         for place in PLACES:
-            loads = partial(painted, page, [place] * LOADS)
-            table.row(f"first paint of `{place}`", loads, PAINT_MS)
+            table.row(f"first paint of `{place}`", partial(painted, page, place), PAINT_MS)
         for name, query in queries.items():
-            places = list[str]()
-            table.row(f"history, {name}: server", partial(walked, client, urlencode(query), places), PAGING_MS, True)
-            some = places[:: max(1, len(places) // PAGES_SEEN)]
-            table.row(f"history, {name}: paint", partial(painted, page, some), PAGING_MS)
+            table.row(f"history, {name}: server", partial(walked, client, urlencode(query)), PAGING_MS, True)
+            table.row(f"history, {name}: turning a page", partial(turned, page, urlencode(query)), PAGING_MS)
         page.goto("/live")
         table.row("verdict's answer to Live", partial(told, page, served), LIVE_MS, True)
         browser.close()

@@ -1,14 +1,17 @@
-"""Draw the pictures of docs/pages.md and docs/pages-product.md: a station with drawn parts, in Chromium.
+"""Draw the pictures of docs/pages.md, docs/pages-product.md and docs/teach.md: a station with drawn parts, in Chromium.
 
     python scripts/screenshots.py docs/images
 
-Needs playwright and /usr/bin/chromium, and takes a minute.
+Needs playwright and /usr/bin/chromium, and takes some minutes.
 """
 
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import get_args
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -18,13 +21,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from andon.recipe import Decision
 from andon.station.keys import Role
+from andon.station.teaching.background import Action
 from andon.training import train as training
 from conftest import part, save, scratched
-from service import Service, config, served
+from service import Service, config, served, until
 
 SIDE = 400
-PARTS = 14
-SETTINGS = ("keys", "storage", "protocols", "backup", "records", "log")
+PARTS, LEARNT = 14, 40
+PRODUCTS = ("ring", "seal")
+PROJECT = "Ring, second lamp"
 SHOTS = {
     "live": "/live",
     "review": "/review",
@@ -34,20 +39,51 @@ SHOTS = {
     "product": "/products/ring",
     "drift": "/products/ring/drift",
     "teach": "/teach",
+    **{f"teach-{step}": f"/teach/{quote(PROJECT)}/{step}" for step in ("check", "region", "result")},
     **{
-        f"settings-{name}": f"/settings/{name}" for name in ("keys", "storage", "protocols", "backup", "records", "log")
+        f"settings-{each}": f"/settings/{each}" for each in ("keys", "storage", "protocols", "backup", "records", "log")
     },
 }
 
 
 def present(service: Service) -> None:
-    """Let the station inspect some parts, one of them scratched and disputed."""
+    """Let the station inspect some parts; the last one is scratched and disputed."""
+    until(lambda: len(service.station.loaded) == len(PRODUCTS), "a product is not prepared")
     for number in range(PARTS):
         pixels = scratched(900 + number, SIDE)[0] if number in (6, PARTS - 1) else part(900 + number, SIDE)
         data = cv2.imencode(".png", pixels[..., ::-1])[1].tobytes()
-        assert service.inspect(data, f"R-{1200 + number}").status_code == 201
+        product = PRODUCTS[number in (0, 1, 2, 3, 4, 7)]
+        answer = service.inspect(data, f"R-{1200 + number}", product, lot="L-48")
+        assert answer.status_code == 201, answer.text
     record = service.station.ledger.history(kind="inspection", limit=1)[0].sequence
     service.operator.post(f"/v1/records/{record}/decisions", json={"decision": "dispute"})
+
+
+def teach(service: Service, folder: Path) -> None:
+    """Take a project from pictures to a result. One picture is dark, one a near copy; two show a defect."""
+    teaching = service.station.teaching
+    project = teaching.projects.create(PROJECT, "ring", "Ada")
+    shown = {f"{seed:03}.png": ("good", part(seed, SIDE)) for seed in range(LEARNT)}
+    shown |= {"dark.png": ("good", part(1, SIDE) // 2), "copy.png": ("good", cv2.add(part(3, SIDE), 2))}
+    shown |= {f"{seed}.png": ("scratch", scratched(seed, SIDE)[0]) for seed in (200, 201)}
+    for name, (label, pixels) in shown.items():
+        save(folder / name, pixels)
+        assert teaching.upload(project, folder / name, name, label).added
+    side = [[20, 20], [380, 20], [380, 380], [20, 380]]
+    drawn = {"geometry": {"include": [side], "ignore": [[[20, 20], [90, 20], [90, 60], [20, 60]]]}}
+    project = teaching.recipe(project, 1, "Ada", {**drawn, "detector": {"preset": "fast"}})
+    for action in get_args(Action):
+        teaching.run(project, action, "Ada")
+        while not ended(service, action):
+            time.sleep(0.2)
+
+
+def ended(service: Service, action: Action) -> bool:
+    """Whether an action of the project has its result."""
+    teaching = service.station.teaching
+    run = teaching.background.last(teaching.projects.place(teaching.projects.get(PROJECT)), action)
+    assert run and run.state in ("running", "done"), run
+    return run.state == "done"
 
 
 def keep(page: Page, path: Path) -> None:
@@ -62,14 +98,16 @@ def main() -> None:
     out = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for seed in range(40):
-            save(folder / "ring" / "good" / f"{seed:03}.png", part(seed, SIDE))
-        recipe = training.compose(folder / "ring", preset="fast")
+        for seed in range(LEARNT):
+            save(folder / "good" / f"{seed:03}.png", part(seed, SIDE))
+        recipe = training.compose(folder, preset="fast")
         training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), folder / "ring.andon")
-        shutil.rmtree(folder / "ring")
-        settings = {"pictures": {"keep_one_in": 2}, "modbus": {"port": 0, "products": ["ring"]}}
+        shutil.copy(folder / "ring.andon", folder / "seal.andon")
+        shutil.rmtree(folder / "good")
+        settings = {"pictures": {"keep_one_in": 2}, "modbus": {"port": 0, "products": list(PRODUCTS)}}
         with served(config(folder, **settings)) as service, sync_playwright() as playwright:
             present(service)
+            teach(service, folder)
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             for look in ("light", "dark"):
                 context = browser.new_context(
@@ -84,6 +122,7 @@ def main() -> None:
                 page.keyboard.press("Enter")
                 page.wait_for_url(f"{service.url}/live")
                 for name, place in SHOTS.items():
+                    page.set_viewport_size({"width": 1024, "height": 1000 if "teach-" in name else 640})
                     page.goto(place, wait_until="load")
                     page.wait_for_timeout(1500)
                     keep(page, out / f"{name}-{look}.jpg")

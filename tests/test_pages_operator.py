@@ -134,6 +134,48 @@ def test_a_good_part_is_confirmed_with_the_keyboard(service: Service, person: Pa
     assert decision.verdict == "PASS" and decision.body["reason"] == "dust" and decision.body["was"] == "REJECT"
 
 
+def test_the_box_of_a_defect_is_drawn_with_the_keyboard(service: Service, person: Page, axe: str) -> None:
+    assert service.inspect(bad(509), "scratched").json()["verdict"] == "REJECT"
+    decisions = f"/v1/records/{last(service)}/decisions"
+    assert service.operator.post(decisions, json={"decision": "dispute"}).status_code == 201
+    person.goto("/review")
+    loaded(person, ".photo")
+    picture, said, box = (
+        person.get_by_role("application"),
+        person.locator("[data-said]"),
+        person.locator(".drawn").first,
+    )
+    expect(box).to_be_hidden()
+    person.keyboard.press("b")
+    expect(picture).to_be_focused()
+    expect(said).to_have_text("Box: left 40 %, top 40 %, width 20 %, height 20 %")  # in the middle
+    for key, count in {"ArrowLeft": 50, "ArrowDown": 5, "Shift+ArrowRight": 10, "Shift+ArrowUp": 8}.items():
+        for _ in range(count):
+            person.keyboard.press(key)
+    expect(said).to_have_text("Box: left 0 %, top 45 %, width 30 %, height 12 %")  # it does not leave the picture
+    person.evaluate(axe)
+    found = person.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    assert [each["id"] for each in found if each["impact"] in ("serious", "critical")] == []
+    person.keyboard.press("Escape")
+    expect(said).to_have_text("No box.")
+    expect(box).to_be_hidden()
+
+    button = person.get_by_role("button", name="Draw a box")
+    button.press("Enter")
+    for key in ("Shift+ArrowRight", "ArrowUp", "+", "ArrowUp", "Enter", "ArrowUp"):
+        person.keyboard.press(key)  # the second step is smaller in a larger picture, the last one moves the picture
+    expect(said).to_have_text("The box is kept.")
+    expect(button).to_have_attribute("aria-pressed", "false")
+    person.keyboard.press("d")
+    expect(person.get_by_text("Nothing waits.")).to_be_visible()
+    body = service.station.ledger.history(kind="decision", limit=1)[0].body
+    share = [0.4, 0.4 - 0.01 - 0.01 / 1.4, 0.21, 0.2]
+    assert body["box"] == [round(96 * each) for each in share]  # pixels
+    person.goto("/history/part/scratched")
+    x, y, width, height = body["box"]
+    expect(person.get_by_text(f"box: x {x}, y {y}, {width} × {height} pixels")).to_be_visible()
+
+
 def test_who_decides_second_is_told_and_may_decide_again(service: Service, person: Page) -> None:
     assert service.inspect(bad(505), "twice").json()["verdict"] == "REJECT"
     decisions = f"/v1/records/{last(service)}/decisions"

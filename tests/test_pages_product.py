@@ -78,6 +78,7 @@ def test_every_page_has_a_strict_policy_and_asks_who_is_there(service: Service, 
             answer = nobody.get(place)
             assert answer.status_code == 303 and answer.headers["location"].startswith("/sign-in?back=/")
         assert nobody.get("/products/ring", headers={"HX-Request": "true"}).status_code == 401
+        assert nobody.get("/events", headers={"Accept": "text/event-stream"}).status_code == 401
         wrong = nobody.post("/sign-in", data={"key": "andon_0_wrong", "back": "//evil.example"})
         assert wrong.status_code == 401 and "unknown or revoked" in wrong.text and "set-cookie" not in wrong.headers
         key = service.keys[Role.OPERATOR]
@@ -133,7 +134,8 @@ def test_a_product_shows_what_the_records_say(service: Service, people: dict[Rol
     passed = sum(row.verdict == "PASS" for row in rows)
     assert f"<dd>{len(rows)}" in shown and f"{100 * passed / len(rows):.1f}\u00a0%" in shown
     assert "inspects now" in shown and ">Roll back" not in shown
-    assert 'class="cell"' in shown and "/products/ring/golden.png" in shown
+    positions = people[Role.OPERATOR].get("/products/ring/positions?span=day")
+    assert 'class="cell"' in positions and "/products/ring/golden.png" in positions
     numbers = people[Role.OPERATOR].client.get("/products/ring/charts.json?span=week").json()
     assert sorted(numbers["dots"]["records"]) == [row.sequence for row in rows]
     assert sum(numbers["p_chart"]["judged"]) == len(rows)
@@ -269,6 +271,11 @@ def test_a_style_that_a_browser_has_is_not_sent_again(people: dict[Role, Browser
     assert (first.status_code, first.content) == (200, (STATIC / "andon.css").read_bytes())
     assert (again.status_code, again.content) == (304, b"")
     assert client.get("/static/andon.css", headers={"If-None-Match": '"other"'}).status_code == 200
+    named = re.findall(r'/static/[\w.]+\?v=[^"]+', people[Role.OPERATOR].get("/products/ring"))
+    assert len(named) == 8  # what a page loads is asked for once: another version has another address
+    for place in named:
+        assert "immutable" in client.get(place).headers["cache-control"]
+    assert client.get("/static/andon.css?v=other").headers["cache-control"] == "no-cache"
 
 
 def test_what_others_made_is_as_they_made_it() -> None:
@@ -287,7 +294,7 @@ def signed_in(browser: Browser, service: Service, role: Role, faults: list[str],
     page.goto(f"{service.url}/sign-in?back=/products/ring")
     page.keyboard.type(service.keys[role])  # the field has the focus
     page.keyboard.press("Enter")
-    page.wait_for_url("**/products/ring")
+    page.wait_for_url(f"{service.url}/products/ring")  # not only the address of signing in, which ends with it
     page.wait_for_load_state("networkidle")
     return page
 
@@ -309,6 +316,7 @@ def test_pages_can_be_used_by_all_and_are_drawn_without_complaint(
         page.goto(service.url + place)
         charts = page.locator("figure[data-chart]").count()
         page.wait_for_function("n => document.querySelectorAll('.uplot canvas').length === n", arg=charts)
+        page.wait_for_function("() => !document.querySelector('[hx-trigger^=painted] > .quiet:only-child')")
         assert charts == {"/products/ring": 2, "/products/ring/drift": 3}.get(place, 0), place
         assert page.evaluate("document.documentElement.scrollWidth") == size["width"], place
         if place == "/products/ring":

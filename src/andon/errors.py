@@ -45,7 +45,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return a message that `name` is no known `kind`, with the nearest known name, or with all of them."""
     names = sorted(known)
     near = get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names)}."
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(names) or 'none'}."
     return f"unknown {kind} '{name}'. {hint}"
 
 

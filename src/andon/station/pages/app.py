@@ -1,7 +1,6 @@
 """The pages in the application: routes, static files, headers, errors as pages."""
 
 import json
-from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Form, Request
@@ -11,11 +10,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from andon import files
 from andon.errors import AndonError
 from andon.station.http.access import Access
 from andon.station.http.problems import Json, Problem
-from andon.station.pages import formats, history, languages, live, product, review, sessions, settings, teach
+from andon.station.pages import assets, formats, history, languages, live, product, review, sessions, settings, teach
 from andon.station.pages.base import Operator, Page, SignInFirst, state, to_sign_in
 from andon.station.pages.sessions import Sessions
 
@@ -31,7 +29,6 @@ POLICY = "; ".join(
         "base-uri 'none'",
     )
 )
-KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 PROGRAMS = ("/v1/", "/openapi.json", "/healthz", "/readyz", "/metrics")
 """Addresses of the view for programs."""
 ERRORS = (Problem, AndonError, RequestValidationError, HTTPException)
@@ -106,17 +103,14 @@ def station_state(page: Operator) -> Json:
 
 
 @router.get("/static/{name}")
-def static(request: Request, name: str) -> Response:
-    """A style or script; a browser that has it is told so."""
-    file = resources.files("andon") / "station" / "pages" / "static" / name
-    kind = KINDS.get(name[name.rfind(".") :])
-    if "/" in name or "\\" in name or kind is None or not file.is_file():
-        raise Problem(404, f"No file '{name[:80]}'.")
-    data = file.read_bytes()
-    headers = {"Cache-Control": "no-cache", "ETag": f'"{files.digest(data)[:16]}"'}
+def static(request: Request, name: str, v: str = "") -> Response:
+    """A style or script: a browser keeps what the address names by its digest, and asks again for anything else."""
+    found = assets.asset(name)
+    kept = "max-age=31536000, immutable" if v == found.digest else "no-cache"
+    headers = {"Cache-Control": kept, "ETag": f'"{found.digest}"'}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return Response(data, media_type=kind, headers=headers)
+    return Response(found.data, media_type=found.kind, headers=headers)
 
 
 def _local(back: str) -> str:
@@ -129,7 +123,7 @@ def install(app: FastAPI) -> None:
     """Add the pages to an application whose errors are installed."""
     app.state.sessions = Sessions(app.state.station.keys, app.state.station.config)
     app.state.small = {}
-    languages.FILTERS.update(formats.FILTERS)
+    languages.FILTERS.update(formats.FILTERS, asset=assets.address)
     for each in (live, review, history, product, teach, settings):
         app.include_router(each.router)
     app.include_router(router)

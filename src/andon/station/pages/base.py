@@ -163,4 +163,6 @@ def to_sign_in(request: Request) -> Response:
     place = f"/sign-in?back={quote(request.url.path if request.method == 'GET' else '/')}"
     if "hx-request" in request.headers:  # a part of a page: htmx loads the whole page of signing in
         return Response("", 401, {**HEADERS, "HX-Redirect": place})
+    if "text/event-stream" in request.headers.get("accept", ""):  # a page is no stream of events
+        return Response("", 401, HEADERS)
     return RedirectResponse(place, 303, HEADERS)

@@ -47,11 +47,16 @@ class Overview:
         return self.edges[-1]
 
 
+def edges(span: str, zone: tzinfo, now: datetime) -> list[datetime]:
+    """The edges of the periods of a stretch of time. `span`: one of `SPANS`."""
+    return statistics.periods(now - SPANS[span], now, zone)
+
+
 def overview(reader: Reader, product: str, span: str, zone: tzinfo, now: datetime) -> Overview:
     """`span`: one of `SPANS`."""
-    edges = statistics.periods(now - SPANS[span], now, zone)
-    periods = statistics.production(reader, product, edges)
-    return Overview(edges, periods, sum(periods, Production()), statistics.p_chart(periods))
+    found = edges(span, zone, now)
+    periods = statistics.production(reader, product, found)
+    return Overview(found, periods, sum(periods, Production()), statistics.p_chart(periods))
 
 
 def charts(reader: Reader, product: Product, seen: Overview, zone: tzinfo) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import struct
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Form
@@ -35,7 +37,12 @@ def products(page: Operator) -> Response:
     known = page.station.products.catalogue.products
     if len(known) == 1:
         return RedirectResponse(f"/products/{next(iter(known))}", 303, HEADERS)
-    listed = [(each, _change(page, each.name), page.station.products.faults.get(each.name)) for each in known.values()]
+    now, faults = datetime.now(UTC), page.station.products.faults
+    day = (now - figures.SPANS["day"], now)
+    listed = [
+        (each, statistics.production(page.station.ledger, name, day)[0], _change(page, name), faults.get(name))
+        for name, each in known.items()
+    ]
     return page.render("products.html", products=listed)
 
 
@@ -49,7 +56,6 @@ def _overview(page: Page, product: Product, span: str, fault: str = "") -> Respo
     _ = page.translate
     reader = page.station.ledger
     seen = figures.overview(reader, product.name, span, _zone(page), datetime.now(UTC))
-    found = statistics.positions(reader, product.name, seen.since, seen.until, _frame(page, product))
     rows = list(zip(seen.edges, seen.chart.points, strict=False))
     versions = list(product.versions.values())
     return page.render(
@@ -65,14 +71,21 @@ def _overview(page: Page, product: Product, span: str, fault: str = "") -> Respo
         interval=seen.total.interval(),
         outside=sum(point.outside for point in seen.chart.points),
         rows=[row for row in rows if row[1].judged],
-        positions=found,
-        **_cells(found),
         challenged=bool(reader.history(product.name, kind="challenge", limit=1)),
         versions=[
             (version, differences(before, version) if before else None)
             for before, version in zip((None, *versions), versions, strict=False)
         ][::-1],
     )
+
+
+@router.get("/products/{product}/positions")
+def positions(page: Operator, product: Name, span: str = "day") -> Response:
+    """Where regions lie: a part of the page."""
+    known, span = _known(page, product), span if span in figures.SPANS else "day"
+    edges = figures.edges(span, _zone(page), datetime.now(UTC))
+    found = statistics.positions(page.station.ledger, known.name, edges[0], edges[-1], _frame(page, known))
+    return page.render("positions.html", product=known, positions=found, **_cells(found))
 
 
 @router.get("/products/{product}/charts.json")
@@ -130,7 +143,7 @@ def _drift(page: Page, product: Product, status: int = 200, fault: str = "") -> 
         status,
         fault=fault,
         measures=dict(zip(MEASURES, texts, strict=True)),
-        shown=statistics.measures(page.station.ledger, product.name, product.active or "", figures.LAST),
+        registers=_registers(product),
         points=loaded.drift.points() if loaded else {},
         source=f"/products/{product.name}/drift.json",
         change=change,
@@ -267,6 +280,12 @@ def _change(page: Page, product: str) -> str:
     return str(loaded.drift.change) if loaded and loaded.drift.change else ""
 
 
+def _registers(product: Product) -> bool:
+    """Whether the active bundle registers parts."""
+    version = product.versions.get(product.active or "")
+    return bool(version and version.about["recipe"]["geometry"]["registration"])
+
+
 def _since(page: Page, product: Product) -> datetime | None:
     """When the last drift of the active bundle began, by the records; None: there is none."""
     loaded = page.station.loaded.get(product.name)
@@ -299,15 +318,17 @@ def _golden(page: Page, product: Product) -> bytes:
 
 
 def _cells(found: statistics.Positions) -> dict[str, Any]:
-    """The cells of the map that hold something, and the fullest one."""
+    """The cells of the map that hold something, equal neighbours of a row as one, and the fullest one."""
     side = max(found.frame) / statistics.CELLS
     most = int(found.counts.max())
-    cells = [
-        {"x": round(x * side, 2), "y": round(y * side, 2), "side": round(side, 2), "count": int(found.counts[y, x])}
-        for y, x in zip(*found.counts.nonzero(), strict=True)
-    ]
-    for cell in cells:
-        cell["share"] = round(0.15 + 0.75 * cell["count"] / most, 3)
+    cells = []
+    for y, row in enumerate(found.counts.tolist()):
+        for count, run in groupby(enumerate(row), key=itemgetter(1)):
+            columns = [x for x, _ in run]
+            place = {"x": round(columns[0] * side, 2), "y": round(y * side, 2)}
+            size = {"width": round(len(columns) * side, 2), "height": round(side, 2)}
+            if count:
+                cells.append({**place, **size, "count": count, "share": round(0.15 + 0.75 * count / most, 3)})
     top = max(cells, key=lambda cell: cell["count"], default={"x": 0, "y": 0, "count": 0})
     return {"cells": cells, "top": {"count": top["count"], "x": round(top["x"]), "y": round(top["y"])}}
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from andon.errors import AndonError
 from andon.pictures import image
 from andon.station.pages.base import Page
+from andon.station.pages.formats import english
 from andon.station.teaching import bringing, camera, pictures
 from andon.station.teaching.background import Action
 from andon.station.teaching.projects import Project
@@ -85,7 +86,7 @@ def _check(page: Page, project: Project) -> dict[str, Any]:
             continue  # all were left out
         single = all(len(group) == 1 for group in groups)
         shown = [[group[0] for group in groups[:FINDING]]] if single and groups else groups[:FINDING]
-        message = suspect if each["code"] == "suspect" else each["message"].rstrip(":")
+        message = suspect if each["code"] == "suspect" else english(each["message"].rstrip(":"))
         findings.append(
             {
                 "severity": each["severity"],
@@ -126,12 +127,12 @@ def _region(page: Page, project: Project) -> dict[str, Any]:
 
 def _train(page: Page, project: Project) -> dict[str, Any]:
     teaching, recipe, _ = page.station.teaching, project.parsed(), page.translate
-    words = _("{size} pixels, {times} times the time of the fastest")
+    words, fastest = _("{size} pixels, {times} times the time of the fastest"), _("{size} pixels, the fastest")
     presets = [
         {
             "name": name,
             "chosen": name == recipe.detector.preset,
-            "words": words.format(size=f"{size} × {size}", times=f"{times:g}"),
+            "words": (words if times > 1 else fastest).format(size=f"{size} × {size}", times=f"{times:g}"),
         }
         for name, (size, times) in teaching.presets.items()
     ]

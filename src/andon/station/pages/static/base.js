@@ -23,6 +23,10 @@
   }
 
   setTimeout(look, AGAIN_MS);
+  // What is being pressed stays until it is let go; what is fetched each second comes again.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (event.detail.target.matches(":active")) event.detail.shouldSwap = false;
+  });
   // What a page asks for by itself does not keep a person signed in.
   document.addEventListener("htmx:configRequest", (event) => {
     if (event.detail.triggeringEvent?.type !== "click" && event.detail.verb === "get") event.detail.headers["X-Fetched-By-Page"] = "part";

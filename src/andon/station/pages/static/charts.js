@@ -187,6 +187,7 @@
     measure(figure, all) {
       const m = all[figure.dataset.measure];
       const words = figure.dataset;
+      if (!m) return [null, words.empty];
       const flat = (value) => m.times.map(() => value);
       const limit = { width: 1.5, dash: [6, 4] };
       const series = [
@@ -220,6 +221,10 @@
     try {
       const [opts, data] = kinds[figure.dataset.chart](figure, await load(figure.dataset.source));
       plot.replaceChildren();
+      if (!opts) {
+        plot.textContent = data; // why there is no chart
+        return;
+      }
       const chart = new uPlot(opts, data, plot);
       figure.chart = chart;
       if (figure.dataset.chart === "scores") {
@@ -252,6 +257,8 @@
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", anew);
   new MutationObserver(anew).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
-  document.addEventListener("DOMContentLoaded", begin);
+  // After the first paint, people read the page while charts and what else takes long are fetched.
+  const painted = () => document.body.dispatchEvent(new Event("painted"));
+  document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(() => { begin(); painted(); })));
   document.addEventListener("htmx:load", begin);
 })();

@@ -4,22 +4,39 @@
   const pair = document.querySelector("[data-pair]"), form = document.querySelector("[data-decide]");
   if (!pair) return;
   const MOST = 12, STEP = 1.4, SHARES = 10000;
-  const frames = [...pair.querySelectorAll("[data-frame]")], box = form.querySelector("[data-box]");
+  const NEW = 0.2, FINE = 0.01; // a box begun with the keyboard, and its steps: shares of what is seen
+  const LEAST_PX = 2; // of a box that is drawn with the pointer, as it is shown
+  const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  const frames = [...pair.querySelectorAll("[data-frame]")], field = form.querySelector("[data-box]");
+  const said = document.querySelector("[data-said]");
   const view = { scale: 1, x: 0, y: 0 };
-  let tool = "pan", drawn = null;
+  let tool = "pan", box = null; // left, top, width, height: shares of the picture
+  const boxes = frames.map((frame) => {
+    const made = document.createElement("div");
+    made.className = "drawn";
+    frame.append(made);
+    return made;
+  });
+  const clip = (value, low, high) => Math.min(high, Math.max(low, value));
 
   function show() {
-    for (const frame of frames) {
-      const stage = frame.querySelector("[data-stage]");
+    frames.forEach((frame, i) => {
       const reach = [frame.clientWidth * (1 - view.scale), frame.clientHeight * (1 - view.scale)];
-      view.x = Math.min(0, Math.max(reach[0], view.x));
-      view.y = Math.min(0, Math.max(reach[1], view.y));
-      stage.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
-    }
+      view.x = clip(view.x, reach[0], 0);
+      view.y = clip(view.y, reach[1], 0);
+      frame.querySelector("[data-stage]").style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.scale})`;
+      const seen = placed(frame);
+      boxes[i].hidden = !box || !seen;
+      if (boxes[i].hidden) return;
+      ["left", "top", "width", "height"].forEach((side, j) => {
+        boxes[i].style[side] = `${(j < 2 ? seen[j] : 0) + box[j] * seen[2 + (j % 2)]}px`;
+      });
+    });
+    field.value = box ? box.map((share) => Math.round(SHARES * share)).join(",") : "";
   }
 
   function zoom(factor, x, y) {
-    const scale = Math.min(MOST, Math.max(1, view.scale * factor));
+    const scale = clip(view.scale * factor, 1, MOST);
     view.x = x - ((x - view.x) * scale) / view.scale;
     view.y = y - ((y - view.y) * scale) / view.scale;
     view.scale = scale;
@@ -32,23 +49,73 @@
     return [event.clientX - bounds.left, event.clientY - bounds.top];
   };
 
-  // Where a point of the frame lies in the picture, in its own pixels as they are shown.
-  function pixel(frame, [x, y]) {
+  // Where the picture lies in its frame: left, top, width, height; null until it is loaded.
+  function placed(frame) {
     const photo = frame.querySelector(".photo");
     if (!photo?.naturalWidth) return null;
     const fit = Math.min(photo.clientWidth / photo.naturalWidth, photo.clientHeight / photo.naturalHeight);
-    const left = (photo.clientWidth - photo.naturalWidth * fit) / 2, top = (photo.clientHeight - photo.naturalHeight * fit) / 2;
-    const clip = (value, most) => Math.min(most, Math.max(0, value));
+    const sides = [photo.naturalWidth * fit, photo.naturalHeight * fit];
     return [
-      clip(((x - view.x) / view.scale - photo.offsetLeft - left) / fit, photo.naturalWidth),
-      clip(((y - view.y) / view.scale - photo.offsetTop - top) / fit, photo.naturalHeight),
+      view.x + view.scale * (photo.offsetLeft + (photo.clientWidth - sides[0]) / 2),
+      view.y + view.scale * (photo.offsetTop + (photo.clientHeight - sides[1]) / 2),
+      view.scale * sides[0], view.scale * sides[1],
     ];
   }
+
+  // A point of a frame as shares of its picture.
+  const share = (point, seen) => point.map((value, i) => clip((value - seen[i]) / seen[2 + i], 0, 1));
 
   function choose(name) {
     tool = name;
     for (const button of document.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === name);
     for (const frame of frames) frame.classList.toggle("drawing", name === "box");
+  }
+
+  // The box with the keyboard: it begins in the middle of what is seen.
+  function begin() {
+    const seen = placed(frames[0]);
+    if (!seen) return;
+    const size = NEW / view.scale;
+    box ??= [...share(middle(), seen).map((centre) => clip(centre - size / 2, 0, 1 - size)), size, size];
+    frames[0].focus();
+    tell("box");
+    show();
+  }
+
+  function edit(event) {
+    const move = MOVES[event.key];
+    if (event.key === "Enter") {
+      choose("pan");
+      tell("kept");
+    } else if (event.key === "Escape") {
+      box = null;
+      choose("pan");
+      tell("dropped");
+    } else if (move) {
+      const step = FINE / view.scale;
+      for (const i of [0, 1]) {
+        if (event.shiftKey) box[2 + i] = clip(box[2 + i] + step * move[i], step, 1 - box[i]);
+        else box[i] = clip(box[i] + step * move[i], 0, 1 - box[2 + i]);
+      }
+      reveal();
+      tell("box");
+    } else return;
+    show();
+    event.preventDefault();
+  }
+
+  function reveal() { // move the picture so that the middle of the box is seen
+    const seen = placed(frames[0]), sides = [frames[0].clientWidth, frames[0].clientHeight];
+    ["x", "y"].forEach((axis, i) => {
+      const centre = seen[i] + seen[2 + i] * (box[i] + box[2 + i] / 2);
+      view[axis] += clip(centre, 0, sides[i]) - centre;
+    });
+  }
+
+  function tell(what) {
+    const names = ["left", "top", "width", "height"];
+    const values = box ? Object.fromEntries(names.map((name, i) => [name, Math.round(100 * box[i])])) : {};
+    said.textContent = said.dataset[what].replace(/\{(\w+)\}/g, (_, name) => values[name]);
   }
 
   for (const frame of frames) {
@@ -64,16 +131,12 @@
       pointers.set(event.pointerId, at(event, frame));
       start = at(event, frame);
       spread = 0;
-      if (tool === "box" && pointers.size === 1) {
-        for (const each of document.querySelectorAll(".drawn")) each.remove();
-        drawn = document.createElement("div");
-        drawn.className = "drawn";
-        frame.append(drawn);
-      }
+      if (tool === "box") box = null;
+      show();
     });
     frame.addEventListener("pointermove", (event) => {
       if (!pointers.has(event.pointerId)) return;
-      const before = pointers.get(event.pointerId), now = at(event, frame);
+      const before = pointers.get(event.pointerId), now = at(event, frame), seen = placed(frame);
       pointers.set(event.pointerId, now);
       if (pointers.size === 2) {
         const [a, b] = [...pointers.values()], distance = Math.hypot(a[0] - b[0], a[1] - b[1]);
@@ -83,23 +146,19 @@
         view.x += now[0] - before[0];
         view.y += now[1] - before[1];
         show();
-      } else if (drawn) {
-        Object.assign(drawn.style, {
-          left: `${Math.min(start[0], now[0])}px`, top: `${Math.min(start[1], now[1])}px`,
-          width: `${Math.abs(now[0] - start[0])}px`, height: `${Math.abs(now[1] - start[1])}px`,
-        });
+      } else if (seen) {
+        const [a, b] = [share(start, seen), share(now, seen)];
+        box = [...a.map((value, i) => Math.min(value, b[i])), ...a.map((value, i) => Math.abs(value - b[i]))];
+        show();
       }
     });
     const end = (event) => {
-      if (!pointers.delete(event.pointerId) || tool !== "box" || !drawn) return;
-      const a = pixel(frame, start), b = pixel(frame, at(event, frame));
-      const photo = frame.querySelector(".photo");
-      if (!a || !b || Math.abs(a[0] - b[0]) < 2 || Math.abs(a[1] - b[1]) < 2) { drawn.remove(); box.value = ""; drawn = null; return; }
-      const numbers = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.abs(a[0] - b[0]), Math.abs(a[1] - b[1])];
-      const sides = [photo.naturalWidth, photo.naturalHeight, photo.naturalWidth, photo.naturalHeight];
-      box.value = numbers.map((number, i) => Math.round((SHARES * number) / sides[i])).join(",");
-      drawn = null;
-      choose("pan");
+      if (!pointers.delete(event.pointerId) || tool !== "box") return;
+      const seen = placed(frame);
+      if (!box || box[2] * seen[2] < LEAST_PX || box[3] * seen[3] < LEAST_PX) box = null;
+      else choose("pan");
+      tell(box ? "kept" : "dropped");
+      show();
     };
     frame.addEventListener("pointerup", end);
     frame.addEventListener("pointercancel", end);
@@ -108,21 +167,25 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-zoom], [data-tool]");
     if (button?.dataset.tool) choose(button.dataset.tool);
+    if (button?.dataset.tool === "box" && !event.detail) begin(); // no pointer has pressed it
     if (!button?.dataset.zoom) return;
     if (button.dataset.zoom === "fit") Object.assign(view, { scale: 1, x: 0, y: 0 });
     zoom({ in: STEP, out: 1 / STEP, fit: 1 }[button.dataset.zoom], ...middle());
   });
   document.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
-    const wanted = form.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
+    const wanted = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`), move = MOVES[event.key];
     if (wanted) wanted.click();
     else if (event.key === "+") zoom(STEP, ...middle());
     else if (event.key === "-") zoom(1 / STEP, ...middle());
-    else if (event.key.startsWith("Arrow") && view.scale > 1) {
-      view.x -= 40 * ((event.key === "ArrowRight") - (event.key === "ArrowLeft"));
-      view.y -= 40 * ((event.key === "ArrowDown") - (event.key === "ArrowUp"));
+    else if (tool === "box" && box && (event.target === frames[0] || event.key === "Escape")) edit(event);
+    else if (move && view.scale > 1) {
+      view.x -= 40 * move[0];
+      view.y -= 40 * move[1];
       show();
       event.preventDefault();
     }
   });
+  addEventListener("resize", show);
+  show();
 })();

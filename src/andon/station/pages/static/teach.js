@@ -88,6 +88,7 @@
       } catch { continue; } // no connection: the next one may come through
       const next = new DOMParser().parseFromString(text, "text/html").querySelector("#teach-run");
       if (!next || next.dataset.run === "done") { location.reload(); return; }
+      if (shown.matches(":active")) continue; // a button is being pressed
       const open = [...shown.querySelectorAll("details")].map((each) => each.open);
       next.querySelectorAll("details").forEach((each, i) => { each.open = open[i] ?? each.open; });
       if (shown.contains(document.activeElement) && document.activeElement.tagName === "BUTTON") {
@@ -107,7 +108,8 @@
       const row = rows[slider.value], name = slider.dataset.slider, label = slider.parentElement;
       const rate = `${Number((100 * row.rate).toPrecision(3))} %`;
       const words = fill(form.dataset.words, { ...row, rate, total: form.dataset.total, tried: form.dataset.tried });
-      label.querySelector("output").textContent = row.supported ? words : `${words} – ${form.dataset[`un${name}`]}`;
+      const told = name === "reject" && !row.supported ? rate : words; // there is no threshold that parts could be above
+      label.querySelector("output").textContent = row.supported ? told : `${told} – ${form.dataset[`un${name}`]}`;
       label.querySelector("input[type=hidden]").value = row.rate;
       slider.setAttribute("aria-valuetext", rate);
       const x = Math.min(Math.max((600 * (row.threshold - low)) / (high - low), 1), 599);
