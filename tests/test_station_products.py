@@ -93,6 +93,8 @@ def test_a_bundle_is_uploaded_released_checked_activated_and_rolled_back_without
 def test_a_bundle_that_rejects_the_golden_picture_is_not_activated(
     service: Service, bundle_file: Path, tmp_path: Path
 ) -> None:
+    golden = {"Content-Type": "image/png"}
+    assert service.quality.put("/v1/products/ring/golden", content=good(100), headers=golden).status_code == 200
     before = active(service)
     thresholds = {"review_threshold": 0.0, "reject_threshold": 0.0}
     strict = upload(service, decided(bundle_file, tmp_path / "strict.andon", **thresholds))
