@@ -10,6 +10,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from andon import files
 from andon.lab.bench import table
@@ -27,12 +28,19 @@ OTHERS = (
     "machine",
 )
 
+HERE = Path(__file__).resolve().parent / "runs"
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    """The lines of a file."""
+    path = HERE / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
 
 def keep(folder: Path) -> Path:
     """Add the finished cells of a folder of results to its file."""
-    path = Path(__file__).resolve().parent / "runs" / f"{folder.name}.jsonl"
-    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    lines = {tuple(line[key] for key in CELL): line for line in known}
+    path = HERE / f"{folder.name}.jsonl"
+    lines = {tuple(line[key] for key in CELL): line for line in kept(folder.name)}
     for row in table.rows(folder):
         if row["status"] == "done":
             chosen = {key: row[key] for key in (*CELL, *FIGURES, *OTHERS)}
