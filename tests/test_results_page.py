@@ -1,4 +1,4 @@
-"""The tables that benchmarks/results_page.py writes into the documentation are those of the figures in benchmarks/runs."""
+"""The tables that benchmarks/results_page.py writes into the pages are those of the figures in benchmarks/runs."""
 
 import sys
 from pathlib import Path
