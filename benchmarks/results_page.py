@@ -10,7 +10,6 @@ that were not run are counted, and columns and rows without any figure are left 
 import argparse
 import re
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from andon import files
 from andon.lab.bench import plan as plans
 from andon.lab.bench import report, table
 from andon.lab.bench.plan import Plan
-from runs import CELL, kept
+from runs import CELL, detector, kept
 
 TABLES = ("Image AUROC", "Image AP", "Pixel AUROC", "AUPRO to 30 % FPR")
 NONE = "–"
@@ -32,7 +31,7 @@ def results(plan: Plan, lines: list[dict[str, Any]], out: Path) -> None:
     for cell in cells:
         recipe, line = cell.recipe.dump(), known.get(cell[:4])
         described.append({**cell._asdict(), "recipe": recipe, "place": cell.place.as_posix()})
-        if line and line["settings"] != tomllib.loads(recipe)["detector"]:
+        if line and line["settings"] != detector(recipe):
             print(f"{cell}: left out, its settings are not those of the plan")
         elif line:
             path = out / "cells" / f"{cell.place}.json"
