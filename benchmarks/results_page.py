@@ -4,7 +4,7 @@
 
 The page has the markers `<!-- begin NAME -->` and `<!-- end NAME -->`, with the name of the plan. Figures of other
 settings than the plan's are left out, and named. Tables of published figures keep the rows of our detectors only. Cells
-that were not run are counted, and columns and rows without any figure are left out.
+that were not run are counted; columns and rows without any figure, and means that a column lacks, are left out.
 """
 
 import argparse
@@ -78,6 +78,7 @@ def tables(text: str) -> list[str]:
         labels = 3 if published else 1
         head, body = rows[0], [row for row in rows[1:] if any(re.search(r"\(\d", cell) for cell in row[labels:])]
         shown = [i for i in range(len(head)) if i < labels or any(row[i] != NONE for row in body)]
+        body = [row for row in body if row[0] != "mean" or not any(row[i].startswith(NONE) for i in shown)]
         lines = [head, ["---"] * labels + ["--:"] * (len(head) - labels), *body]
         if body:
             made.append(f"### {title}\n\n" + "\n".join(f"| {' | '.join(row[i] for i in shown)} |" for row in lines))

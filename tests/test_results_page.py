@@ -10,7 +10,7 @@ pytest.importorskip("torch")  # plans name detectors that need it
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("plan", "page"), [("sources", "results")])
+@pytest.mark.parametrize(("plan", "page"), [("sources", "results"), ("sources_short", "results")])
 def test_a_page_shows_the_kept_figures(plan: str, page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from results_page import main
