@@ -1,7 +1,7 @@
 """Every score of filtering-autoencoder from one training: squared error and SSIM, corrected or not, sum and maximum.
 
     python benchmarks/filtering_scores.py ../shared/data/mvtec_ad/bottle [--size 128] [--seed 0] [--set steps=6000 …]
-        [--work FOLDER] [--out scores.csv]
+        [--augment quarter_turns=true …] [--work FOLDER] [--out scores.csv]
 
 The loss of equation 1 contains neither the error of the map (`error`), nor the correction of objects
 (`object_correction`), nor `score`, so one network has them all. It learns from all training images; the mean map of the
@@ -28,6 +28,7 @@ from andon.evaluate import metrics
 from andon.geometry import tiling, views
 from andon.nn.data import floats
 from andon.pictures import image
+from andon.recipe import Recipe
 from andon.training.train import compose, construct
 from transform_cases import setting
 
@@ -40,6 +41,8 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     recipe = compose(
         options.folder, detector="filtering-autoencoder", settings=settings, size=options.size, seed=options.seed
     )
+    augment = {"augment": dict(map(setting, options.augment))}
+    recipe = Recipe.model_validate(recipe.model_dump() | augment)
     model, recipe = construct(recipe)
     data = dataset.load(options.folder)
     looked = survey.survey_images(data.training_images(), recipe, Store(), lambda stage, done, total: None)
@@ -88,6 +91,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--augment", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

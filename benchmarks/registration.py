@@ -1,7 +1,7 @@
 """Registration: pose errors and time on real pictures, and its effect on detectors of moved parts.
 
     python benchmarks/registration.py [--data ../shared/data] [--images 20] [--train 80] [--test 60] [--size 256]
-        [--detectors variation nearest-image]
+        [--detectors variation nearest-image] [--products bottle moved screw]
 
 Poses: each picture is rotated and shifted by a random known pose, with repeated edges. *Itself*: registered to the
 unmoved picture. *Another*: registered to the picture of another part; the truth is then the registered pose of the
@@ -9,7 +9,8 @@ unmoved picture, so this measures whether a part is always brought to the same p
 an axis of symmetry is undetermined between parts, so *another* is measured for parts without one. Found: within 1° and
 1 % of the longer side. `hidden`: a square of a fifth of the picture's area is painted over.
 
-Detectors: copies of bottle, every picture with its mask moved by up to 5 % and turned by up to 10°; and screw as it is.
+Detectors: bottle as it is; `moved`: copies of it, every picture with its mask moved by up to 5 % and turned by up to
+10°; and screw as it is.
 """
 
 import argparse
@@ -42,6 +43,11 @@ SETS = (  # name, degrees either way, shift as a part of the longer side, whethe
     ("ball_screw", 10, 0.05, True),
     ("magnetic_tile", 10, 0.05, False),
 )
+PRODUCTS = {  # name: data set, what tables call it, whether it is moved, and the recipe's max_rotation
+    "bottle": ("bottle", "bottle", False, 25.0),
+    "moved": ("bottle", "bottle, moved", True, 25.0),
+    "screw": ("screw", "screw", False, 180.0),
+}
 HIDDEN = 0.2
 LOOSE = Register(max_shift=0.4, least_quality=0)
 
@@ -149,16 +155,17 @@ def copies(source: Path, target: Path, train: int, test: int, move: bool) -> Pat
     return target
 
 
-def detectors(folder: Path, names: list[str], train: int, test: int, size: int) -> Iterator[str]:
+def detectors(options: argparse.Namespace) -> Iterator[str]:
     """Train and evaluate with and without registration; yield the rows of a table."""
     yield "| pictures | detector | registered | image AUROC | pixel AUROC | not found: good, defective |"
     yield "|---|---|---|---|---|---|"
-    for name, move, rotation in (("bottle", False, 25), ("bottle", True, 25), ("screw", False, 180)):
+    for name, title, move, rotation in map(PRODUCTS.__getitem__, options.products):
         with tempfile.TemporaryDirectory() as temporary:
-            root = copies(folder / "mvtec_ad" / name, Path(temporary) / name, train, test, move)
-            for detector in names:
-                for registration in (None, {"max_rotation": float(rotation)}):
-                    geometry = {"size": size, "registration": registration}
+            source, target = options.data / "mvtec_ad" / name, Path(temporary) / name
+            root = copies(source, target, options.train, options.test, move)
+            for detector in options.detectors:
+                for registration in (None, {"max_rotation": rotation}):
+                    geometry = {"size": options.size, "registration": registration}
                     values = {"data": {"images": str(root)}, "geometry": geometry, "detector": {"name": detector}}
                     values["split"] = {"method": "split"}
                     fit(Recipe.model_validate(values), Path(temporary) / "part.andon")
@@ -166,7 +173,7 @@ def detectors(folder: Path, names: list[str], train: int, test: int, size: int) 
                     found = evaluating.evaluate(inspector, dataset.load(root)).metrics
                     missed = found["data"]["not_found"]
                     yield (
-                        f"| {name}{', moved' if move else ''} | {detector} | {'yes' if registration else 'no'} | "
+                        f"| {title} | {detector} | {'yes' if registration else 'no'} | "
                         f"{found['image']['auroc']:.3f} | {found['pixel']['auroc']:.3f} | {missed['good']}, "
                         f"{missed['defective']} |"
                     )
@@ -181,13 +188,14 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=60, help="images of defects it is tested on")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--detectors", nargs="*", default=["variation", "nearest-image"], metavar="NAME")
+    parser.add_argument("--products", nargs="*", default=list(PRODUCTS), choices=PRODUCTS)
     options = parser.parse_args()
     cv2.setNumThreads(1)
     print(f"{platform.machine()} {platform.system()}, one thread, OpenCV {cv2.__version__}\n")
     for row in poses(options.data, options.images) if options.images else ():
         print(row, flush=True)
     print()
-    for row in detectors(options.data, options.detectors, options.train, options.test, options.size):
+    for row in detectors(options):
         print(row, flush=True)
 
 
