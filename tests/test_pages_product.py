@@ -292,7 +292,8 @@ def signed_in(browser: Browser, service: Service, role: Role, faults: list[str],
     page.on("console", lambda said: faults.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(f"{service.url}/sign-in?back=/products/ring")
-    page.keyboard.type(service.keys[role])  # the field has the focus
+    page.wait_for_selector("[name=key]:focus")  # by itself, but not before the page is drawn
+    page.keyboard.type(service.keys[role])
     page.keyboard.press("Enter")
     page.wait_for_url(f"{service.url}/products/ring")  # not only the address of signing in, which ends with it
     page.wait_for_load_state("networkidle")
