@@ -259,7 +259,9 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
     where = f"{name}: {'.'.join(path) or 'recipe'}"
     if error["type"] == "extra_forbidden":
         owner: type[BaseModel] = model
-        for step in (step for step in path[:-1] if step in owner.model_fields):  # others: of a list or a table of names
+        for step in path[:-1]:
+            if step not in owner.model_fields:  # an index of a list, or a name in a table
+                continue
             inner = owner.model_fields[step].annotation
             models = [
                 kind for kind in (inner, *get_args(inner)) if isinstance(kind, type) and issubclass(kind, BaseModel)
@@ -270,9 +272,9 @@ def _explain(model: type[BaseModel], error: Any, name: str) -> str:
         return f"{where}: missing; it is required"
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return f"{where} = {error['input']!r}: expected a section [{'.'.join(path)}] with keys"
-    if error["type"] in ("list_type", "tuple_type") and isinstance(error["input"], dict):
-        return f"{where}: a single section; expected a list, each entry under [[{'.'.join(path)}]]"
     if error["type"] in ("list_type", "tuple_type"):
+        if isinstance(error["input"], dict):
+            return f"{where}: a single section; expected a list, each entry under [[{'.'.join(path)}]]"
         return f"{where} = {error['input']!r}: expected a list, such as [{error['input']!r}]"
     message = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
     return f"{where}: {message}" if error["type"] == "value_error" else f"{where} = {error['input']!r}: {message}"

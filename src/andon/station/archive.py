@@ -41,7 +41,7 @@ class Archive:
 
     def put_all(self, contents: Sequence[tuple[bytes, str, str]]) -> None:
         """Store data, suffix and digest of several files: as `put`, but their folders are synchronised together."""
-        places = []
+        new, folders = [], [self._folder(digest) for _, _, digest in contents]
         for data, suffix, digest in contents:
             if not re.fullmatch(r"(\.[a-z0-9]{1,8})?", suffix):
                 raise StationError(
@@ -53,12 +53,12 @@ class Archive:
                     with suppress(OSError):
                         os.utime(known, (self._clock(), self._clock()))  # `remove` keeps files that were put recently
             if known is None:
-                places.append((self._folder(digest) / f"{digest}{suffix}", data))
+                new.append((self._folder(digest) / f"{digest}{suffix}", data))
         try:
-            for place, data in places:
+            for place, data in new:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 files.write(place, data)
-            self._sync([place for place, _ in places])
+            self._settle(folders)  # of known files too: an earlier call may have failed, or not have come so far
         except (AndonError, OSError) as error:
             cause = error if isinstance(error, OSError) else error.__cause__
             why = files.reason(cause) if isinstance(cause, OSError) else str(error)
@@ -78,7 +78,7 @@ class Archive:
             place = self._folder(digest) / f"{digest}{suffix}"
             files.make_folder(place.parent)
             path.replace(place)
-            self._sync([place])
+            self._settle([place.parent])
         except (AndonError, OSError) as error:
             raise StorageError(f"{self.folder}: {path.name}: cannot be written: {error}") from error
         return digest
@@ -127,11 +127,10 @@ class Archive:
                 with suppress(FileNotFoundError):
                     yield from list(inner.iterdir())
 
-    def _sync(self, places: Sequence[Path]) -> None:
-        """Synchronise the folders of new files: only then they survive a power cut."""
-        inner = {place.parent for place in places}
-        outer = {folder.parent for folder in inner}
-        for folder in (*inner, *outer, *([self.folder] if outer - self._durable else [])):
+    def _settle(self, folders: Sequence[Path]) -> None:
+        """Synchronise folders and those that contain them: only then their new files survive a power cut."""
+        outer = {folder.parent for folder in folders}
+        for folder in (*set(folders), *outer, *([self.folder] if outer - self._durable else [])):
             _sync(folder)
         self._durable |= outer
 

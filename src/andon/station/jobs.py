@@ -273,7 +273,8 @@ class Jobs(ABC):
         """Store picture and map if `retention` keeps them. A file that cannot be written raises the error STORAGE."""
         if flight.job.challenge or not flight.data or not self.retention.keeps(outcome, flight.job.id):
             return ()
-        contents = [(flight.data, "", flight.digest or files.digest(flight.data))]
+        assert flight.digest
+        contents = [(flight.data, "", flight.digest)]
         contents += [(map, ".map", files.digest(map))] if map else []
         try:
             self.archive.put_all(contents)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response
+from pydantic import AfterValidator
 
 from andon.errors import AndonError
 from andon.station import aside, floor, statistics
@@ -23,6 +24,7 @@ from andon.station.pages.base import HEADERS, Operator, Page, Quality, moment
 router = APIRouter(include_in_schema=False)
 
 Text = Annotated[str, Form()]
+Span = Annotated[str, AfterValidator(lambda name: name if name in figures.SPANS else "day")]
 MEASURES = ("score", "brightness", "sharpness", "registration")
 WIDTH, HEIGHT = 720, 100
 """Of the strip of scores that a recalibration shows."""
@@ -47,9 +49,9 @@ def products(page: Operator) -> Response:
 
 
 @router.get("/products/{product}")
-def overview(page: Operator, product: Name, span: str = "day", fault: str = "", status: int = 200) -> Response:
+def overview(page: Operator, product: Name, span: Span = "day", fault: str = "", status: int = 200) -> Response:
     """Production of a product, where regions lie, margins of challenge parts, versions."""
-    return _overview(page, _known(page, product), span if span in figures.SPANS else "day")
+    return _overview(page, _known(page, product), span)
 
 
 def _overview(page: Page, product: Product, span: str, fault: str = "") -> Response:
@@ -80,19 +82,18 @@ def _overview(page: Page, product: Product, span: str, fault: str = "") -> Respo
 
 
 @router.get("/products/{product}/positions")
-def positions(page: Operator, product: Name, span: str = "day") -> Response:
+def positions(page: Operator, product: Name, span: Span = "day") -> Response:
     """Where regions lie: a part of the page."""
-    known, span = _known(page, product), span if span in figures.SPANS else "day"
+    known = _known(page, product)
     edges = figures.edges(span, _zone(page), datetime.now(UTC))
     found = statistics.positions(page.station.ledger, known.name, edges[0], edges[-1], _frame(page, known))
     return page.render("positions.html", product=known, positions=found, **_cells(found))
 
 
 @router.get("/products/{product}/charts.json")
-def charts(page: Operator, product: Name, span: str = "day") -> Response:
+def charts(page: Operator, product: Name, span: Span = "day") -> Response:
     """The numbers of the charts."""
     known, zone = _known(page, product), _zone(page)
-    span = span if span in figures.SPANS else "day"
     seen = figures.overview(page.station.ledger, known.name, span, zone, datetime.now(UTC))
     return _json(figures.charts(page.station.ledger, known, seen, zone))
 
