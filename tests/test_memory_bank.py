@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from spox import Tensor, argument, build
 
 from andon.detector import QUIET, Run
-from andon.detectors.memory_bank import MemoryBank, Settings, coreset
+from andon.detectors.memory_bank import MemoryBank, Settings, coreset, search
 from andon.detectors.memory_bank.coreset import copies, k_centre, neighbour_distance, whitening
+from andon.detectors.memory_bank.search import FAR, Memories
 from andon.engines import runtime
 from andon.errors import TrainingError
 from andon.graphs import features
@@ -58,12 +60,56 @@ def test_neighbour_distance_leaves_the_memory_itself_out(monkeypatch: pytest.Mon
     assert neighbour_distance(good[:1], good[:1], 4).tolist() == [0]
 
 
+def clustered(count: int, seed: int) -> Array:
+    """Rows around thirty centres, as patches of parts are."""
+    centres, which = 4 * rows(30, 8), np.random.default_rng(seed).integers(30, size=count)
+    return np.asarray(centres[which] + rows(count, 8, seed), np.float32)
+
+
+def whole(memories: Memories, patches: Array) -> Array:
+    """The distances to all memories, (n, k)."""
+    square: Array = ((patches[:, None].astype(np.float64) - memories.rows[None]) ** 2).sum(axis=2)
+    return square - memories.credit
+
+
+def test_a_large_bank_is_searched_in_cells_and_loses_little() -> None:
+    credit = np.random.default_rng(2).uniform(0, 0.5, 2000).astype(np.float32)
+    memories = Memories.of(clustered(2000, 1), credit, np.arange(2000))
+    assert len(memories.starts) - 1 == pytest.approx(16, abs=4)
+    assert (memories.starts[0], memories.starts[-1]) == (0, 2000) and (np.diff(memories.starts) > 0).all()
+    assert np.array_equal(np.sort(memories.groups), np.arange(2000))  # each memory once
+    patches = clustered(300, 3)
+    exact, found = whole(memories, patches).min(axis=1), memories.distance(patches)
+    assert (found > exact - 1e-4).all()
+    assert np.isclose(found, exact, atol=1e-4).mean() > 0.8
+    assert found.mean() < 1.1 * exact.mean()
+
+
+def test_the_graph_of_a_search_is_its_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    memories = Memories.of(clustered(2000, 1), rows(2000, 1)[:, 0] ** 2, np.arange(2000) % 2)
+    patches, apart = clustered(300, 3), np.zeros(2000, np.float32)
+    q, away = argument(Tensor(np.float32, ("n", 9))), argument(Tensor(np.float32, (2000,)))
+    ones = np.hstack([patches, np.ones((300, 1), np.float32)])
+    found = runtime.session(build({"q": q}, {"near": memories.search(q)})).run(None, {"q": ones})[0][:, 0]
+    # A patch between two cells may be compared with another cell by another rounding.
+    assert np.isclose(found, memories.distance(patches), atol=1e-3).mean() > 0.98
+    monkeypatch.setattr(search, "PROBED", 15)
+    assert memories.distance(patches) == pytest.approx(whole(memories, patches).min(axis=1), abs=1e-3)
+    monkeypatch.undo()
+    session = runtime.session(build({"q": q, "apart": away}, {"near": memories.search(q, away)}))
+    assert session.run(None, {"q": ones, "apart": apart})[0][:, 0] == pytest.approx(found, abs=1e-3)
+    # Where all memories of the probed cells are apart, those of other cells remain.
+    apart[: memories.starts[-2]] = FAR
+    last = session.run(None, {"q": ones, "apart": apart})[0][:, 0]
+    assert last == pytest.approx(whole(memories, patches)[:, memories.starts[-2] :].min(axis=1), abs=1e-2)
+
+
 def test_credit_lowers_scores_and_only_scores() -> None:
     tiles = Noise(6)
     plain = MemoryBank(Settings(bank=50, credit=0), 0).fit(tiles)
     lenient = MemoryBank(Settings(bank=50, credit=0.7), 0).fit(tiles)
     for a, b in zip(plain._banks, lenient._banks, strict=True):
-        np.testing.assert_array_equal(a.memories, b.memories)
+        np.testing.assert_array_equal(a.memories.rows, b.memories.rows)
     assert (lenient.score(tiles.tiles).pixel < plain.score(tiles.tiles).pixel).all()
 
 

@@ -11,6 +11,7 @@ Differs from the paper (measured in docs/detectors/memory-bank.md):
 - The local average sees zeros beyond the border, where the network's own padding makes good patches look strange.
 - A memory in a sparse region has credit: a share of its mean squared distance to its neighbours among the good
   patches is taken off the distance (a power diagram; in place of the neighbourhood weighting of eq. 7).
+- A patch of a large bank is compared with the memories of the two nearest cells, not with all (`search.py`).
 - The coreset is drawn from a seeded random sample that fits `memory_mb`, not from all patches.
 - Parts that lie alike (`alike.py`): the squared distance of a patch to the mean of its position, in the variances of
   that position (a diagonal PaDiM, arXiv 2011.08785, on whitened features), is added to that of the bank; and the sum
@@ -39,14 +40,13 @@ from andon.detectors.memory_bank import alike, description
 from andon.detectors.memory_bank.alike import Usual
 from andon.detectors.memory_bank.coreset import BLOCK, Turn, approach, copies, k_centre, neighbour_distance, whitening
 from andon.detectors.memory_bank.description import Description, pool
+from andon.detectors.memory_bank.search import FAR, Memories
 from andon.engines import runtime
 from andon.graphs import features
 from andon.graphs.parts import input_tiles, ints, shared_weights
 from andon.inspection import Array, Pixels, Scores
 
 CALIBRATED_ON = 150  # training tiles, at most, from which the usual distances are learnt
-TOGETHER = 250  # memories that all patches are compared with at once: the distances to them stay in the cache
-FAR = np.float32(1e9)  # more than any squared distance: added to that of memories that do not count
 
 
 class Settings(DetectorSettings):
@@ -61,7 +61,7 @@ class Settings(DetectorSettings):
     floor: Annotated[float, Field(gt=0, le=1)] = 1e-3
     """Lower limit of the eigenvalues in whitening, as a share of the greatest."""
     bank: Annotated[int, Field(ge=1)] = 2000
-    """Number of stored patches (memories) of each stage; the time of a search is proportional to it."""
+    """Number of stored patches (memories) of each stage; above 1,000, the time of a search grows with its root."""
     neighbours: Annotated[int, Field(ge=1)] = 10
     """Number of good patches near a memory from which its credit is computed, which reduces distances to it."""
     credit: Annotated[float, Field(ge=0, le=1)] = 0.7
@@ -104,9 +104,7 @@ class _Bank(NamedTuple):
 
     mean: Array  # (c,)
     whiten: Array  # (c, c)
-    memories: Array  # (k, c), whitened
-    credit: Array  # (k,), taken off the squared distance
-    groups: NDArray[np.intp]  # (k,), of the tiles that the memories are from
+    memories: Memories  # whitened
 
 
 class MemoryBank(NumpyDetector):
@@ -164,7 +162,7 @@ class MemoryBank(NumpyDetector):
             around = neighbour_distance(good[chosen], good, c.neighbours)
             # At least the median: a dense region (a plain background) must not rank above a varied one.
             credit = (c.credit * np.maximum(around, np.median(around))).astype(np.float32)
-            self._banks.append(_Bank(mean, whiten, good[chosen], credit, owners[chosen]))
+            self._banks.append(_Bank(mean, whiten, Memories.of(good[chosen], credit, owners[chosen])))
         self._usual: list[Usual | None] = [None] * len(self._maps)
         grids = {each.scale: self._grid(each) for each in self._maps if self._is_finest(each)}
         self._calibrated = {scale: alike.uncalibrated(grid) for scale, grid in grids.items()}
@@ -212,7 +210,7 @@ class MemoryBank(NumpyDetector):
         """
         describe = self._describing()
         maps = [argument(Tensor(np.float32, (1, each.stage.channels, *self._grid(each)))) for each in self._maps]
-        apart = [argument(Tensor(np.float32, (len(bank.memories),))) for bank in self._banks]
+        apart = [argument(Tensor(np.float32, bank.memories.credit.shape)) for bank in self._banks]
         searches = [self._search(i, x, apart[i]) for i, x in enumerate(maps)]
         inputs = {f"map{i}": x for i, x in enumerate(maps)} | {f"apart{i}": x for i, x in enumerate(apart)}
         outputs = {
@@ -222,7 +220,7 @@ class MemoryBank(NumpyDetector):
         values: list[list[Array]] = [[] for _ in outputs]
         for done, (row, group) in enumerate(zip(rows, groups, strict=True)):
             run.progress("distances of good tiles", done, len(rows))
-            own = {f"apart{i}": FAR * (bank.groups == group) for i, bank in enumerate(self._banks)}
+            own = {f"apart{i}": FAR * (bank.memories.groups == group) for i, bank in enumerate(self._banks)}
             features = {f"map{i}": x for i, x in enumerate(run.memo("features", tiles[[row]], describe))}
             for column, x in zip(values, session.run(list(outputs), {**features, **own}), strict=True):
                 column.append(x[0])
@@ -238,11 +236,9 @@ class MemoryBank(NumpyDetector):
         for bank, usual, x in zip(self._banks, self._usual, maps, strict=True):
             rows = alike.average(x, self.config.average).transpose(0, 2, 3, 1)  # (n, h, w, channels)
             white = np.asarray((rows - bank.mean) @ bank.whiten, np.float32)
-            found, memories = np.empty(white.shape[:3], np.float32), bank.memories.astype(np.float64)
-            offset = (memories**2).sum(axis=1) - bank.credit
+            found = np.empty(white.shape[:3], np.float32)
             for i, y in np.ndindex(white.shape[:2]):
-                q = white[i, y].astype(np.float64)  # (w, channels)
-                found[i, y] = (q**2).sum(axis=1) + (offset - 2 * q @ memories.T).min(axis=1)
+                found[i, y] = bank.memories.distance(white[i, y])
             near.append(found if usual is None else found + usual.distance(white))
         image = np.zeros(len(tiles), np.float32)
         for scale, good in self._calibrated.items():
@@ -286,20 +282,7 @@ class MemoryBank(NumpyDetector):
         rows = op.reshape(op.transpose(x, perm=[0, 2, 3, 1]), ints(-1, c))  # (n · h · w, c)
         # [q, 1]: the whitened patch, and a one that carries what depends on the memory alone.
         q = op.gemm(rows, _const(np.pad(bank.whiten, ((0, 0), (0, 1)))), _const(np.append(-bank.mean @ bank.whiten, 1)))
-        # |q − b|² − credit = |[q, 1]|² + [q, 1]·[−2b; |b|² − credit − 1]: nothing elementwise touches the
-        # patches × memories matrix.
-        offset = (bank.memories**2).sum(axis=1) - bank.credit - 1
-        nearest = []
-        for start in range(0, len(offset), TOGETHER):
-            block = slice(start, start + TOGETHER)
-            memories = _const(np.vstack([-2 * bank.memories[block].T, offset[None, block]]))
-            if apart is not None:
-                away = op.unsqueeze(op.slice(apart, ints(start), ints(start + TOGETHER)), ints(0))
-                memories = op.concat(
-                    [_const(-2 * bank.memories[block].T), op.add(_const(offset[None, block]), away)], axis=0
-                )
-            nearest.append(op.reduce_min(op.matmul(q, memories), axes=(1,), keepdims=1))
-        near = op.add(op.min(nearest), op.reduce_sum(op.mul(q, q), ints(1), keepdims=1))
+        near = bank.memories.search(q, apart)
         near, white = op.reshape(near, ints(-1, 1, h, w)), op.reshape(q, ints(-1, h, w, c + 1))
         if usual is not None:
             one = np.pad(usual.mean, ((0, 0), (0, 0), (0, 1)), constant_values=1)
