@@ -25,9 +25,10 @@ import typer
 from andon.bundle import Bundle
 from andon.data import dataset
 from andon.engines import clock, runtime
+from andon.geometry import tiling, views
 from andon.inspection import Pixels
 from andon.inspector import Inspector
-from andon.pictures import image
+from andon.pictures import appearance, image
 from large_pictures import picture
 
 GOAL = "{:<58} {:>10} {:>8}"
@@ -107,20 +108,21 @@ def inspection(name: str, bundle: Path, pixels: Pixels) -> None:
     row(f"{name}: p99 ÷ p50 of 2,000 inspections", f"{cuts[98] / cuts[49]:.2f}", "1.5")
 
 
-def work_of(graph: bytes, kinds: tuple[str, ...]) -> tuple[float, float]:
-    """10⁹ operations of the nodes of these kinds for one tile, and the 10⁹ bytes that they read and write."""
+def work_of(graph: bytes, kinds: tuple[str, ...], tile: Pixels) -> tuple[float, float]:
+    """10⁹ operations of the nodes of these kinds for a tile (1, h, w, c), and 10⁹ bytes that they read and write."""
     model = onnx.load_from_string(graph)
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    typed = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    values = (*typed.value_info, *typed.input, *typed.output)
-    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
-    shapes |= {stored.name: list(stored.dims) for stored in typed.initializer}
+    nodes = [node for node in model.graph.node if node.op_type in kinds]
+    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    names = sorted({name for node in nodes for name in (*node.input, *node.output)} - stored.keys() - {""})
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    values = runtime.session(model.SerializeToString()).run(names, {"tiles": tile})
+    shapes = stored | {name: list(value.shape) for name, value in zip(names, values, strict=True)}
     operations = touched = 0
-    for node in typed.node:
-        if node.op_type in kinds:
-            inputs, output = [shapes[name] for name in node.input], math.prod(shapes[node.output[0]])
-            operations += 2 * output * (math.prod(inputs[1][1:]) if node.op_type == "Conv" else inputs[0][-1])
-            touched += 4 * (output + sum(map(math.prod, inputs)))
+    for node in nodes:
+        inputs, output = [shapes[name] for name in node.input if name], math.prod(shapes[node.output[0]])
+        operations += 2 * output * (math.prod(inputs[1][1:]) if node.op_type == "Conv" else inputs[0][-1])
+        touched += 4 * (output + sum(map(math.prod, inputs)))
     return operations / 1e9, touched / 1e9
 
 
@@ -156,13 +158,42 @@ def roofline(bundle: Path, pixels: Pixels) -> None:
         ("network", times["network"], ("Conv",)),
         ("what follows it", after, ("MatMul", "Gemm")),
     ):
-        operations, touched = work_of(graph, kinds)
+        operations, touched = work_of(graph, kinds, tile)
         row(f"{name}: ms; 10⁹ operations; MB", f"{milliseconds:.1f}; {operations:.2f}; {1000 * touched:.0f}")
         bound = max(1000 * operations / peak, 1000 * touched / rate)
         row(f"{name}: the machine's limit, ms; share of it that is reached", f"{bound:.1f}; {bound / milliseconds:.2f}")
     for name in ("read", "prepare", "judge"):
         bound = pixels.nbytes / 1e6 / rate
         row(f"{name}: ms; reading the pixels once, ms", f"{times[name]:.2f}; {bound:.2f}")
+
+
+def stages(name: str, bundle: Path, data: bytes, rounds: int) -> None:
+    """A JPEG from its bytes to its verdict, stage by stage, in turn."""
+    inspector = Inspector.load(bundle)
+    geometry, read = inspector.recipe.geometry, inspector.read(data)
+    prepared = inspector.prepare(read)
+    view, scan = prepared.view, inspector.score(prepared)
+    assert view is not None
+    cut = list(tiling.split(view, geometry))
+    batches = [np.stack([tile for _, tile in batch]) for batch in tiling.batches(cut, geometry.input)]
+    maps = [tile for batch in batches for tile in inspector.scorer.score(batch).pixel]
+    placed = [(place, tile) for (place, _), tile in zip(cut, maps, strict=True)]
+    times = turns(
+        {
+            "decode and digest": lambda: inspector.read(data),
+            "appearance": lambda: appearance.measure(read.pixels),
+            "view and tiles": lambda: list(
+                tiling.split(views.align(read.pixels, geometry, "", inspector.reference, read.full), geometry)
+            ),
+            "graph": lambda: [inspector.scorer.score(batch) for batch in batches],
+            "map": lambda: tiling.collect(view, placed).values,
+            "verdict and regions": lambda: inspector.judge(prepared, scan, 0.0),
+            "file to verdict": lambda: inspector.inspect(data),
+        },
+        rounds,
+    )
+    for stage, milliseconds in times.items():
+        row(f"{name}, {len(cut)} tiles: {stage}, ms", f"{milliseconds:.2f}")
 
 
 def folder(bundle: Path, files: list[bytes]) -> None:
@@ -232,7 +263,7 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder for the bundles, kept for the next run.")] = None,
 ) -> None:
     """Print the table: value, and the goal of the project where there is one."""
-    sections = set((only or "inspection,roofline,folder,start,banks,12,20").split(","))
+    sections = set((only or "inspection,roofline,stages,folder,start,banks,12,20").split(","))
     with tempfile.TemporaryDirectory() as temporary:
         place = work or Path(temporary)
         place.mkdir(exist_ok=True)
@@ -251,11 +282,13 @@ def main(
             inspection("standard, 480²", made("standard", source), first)
         if "roofline" in sections:
             roofline(fast, first)
+        small = [cv2.resize(image.read(path).pixels, (512, 512), interpolation=cv2.INTER_AREA) for path in files[:100]]
+        encoded = [cv2.imencode(".jpg", pixels)[1].tobytes() for pixels in small]
+        if "stages" in sections:
+            stages("512² for 256²", fast, encoded[0], 100)
+            stages("512² for 480²", made("standard", source), encoded[0], 50)
         if "folder" in sections:
-            small = [
-                cv2.resize(image.read(path).pixels, (512, 512), interpolation=cv2.INTER_AREA) for path in files[:100]
-            ]
-            folder(fast, [cv2.imencode(".jpg", pixels)[1].tobytes() for pixels in small])
+            folder(fast, encoded)
         if "start" in sections:
             start_up(fast, files[0])
         if "banks" in sections:
@@ -269,7 +302,7 @@ def main(
             ("12", (4000, 3000), "size = 256\n"),
             ("20", (5472, 3648), "size = 512\ntiles = true\n"),
         ):
-            if name not in sections:
+            if name not in sections and "stages" not in sections:
                 continue
             parts, data = place / name, picture(*size)
             parts.mkdir(exist_ok=True)
@@ -283,6 +316,10 @@ def main(
                 f'{extra}[detector]\npreset = "fast"\n'
             )
             bundle = made(f"p{name}", recipe)
+            if "stages" in sections:
+                stages(f"{name} megapixels", bundle, data, 9)
+            if name not in sections:
+                continue
             if name == "12":
                 large(bundle, data)
             else:

@@ -213,7 +213,7 @@ def test_of_two_people_the_second_is_told(browser: Browser, service: Service, pe
     for each, preset in ((other, "fine"), (person, "fast")):
         each.page.get_by_label(re.compile(f"^{preset}")).check()
         each.page.locator("form", has=each.page.get_by_label("Light")).get_by_role("button", name="Save").click()
-    expect(person.page.get_by_role("alert")).to_contain_text("the engineer changed it at")
+    expect(person.page.get_by_role("alert")).to_contain_text("the engineer changed it meanwhile")
     expect(person.page.get_by_label(re.compile("^fine"))).to_be_checked()
     other.context.close()
 

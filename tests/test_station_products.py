@@ -152,6 +152,17 @@ def present(service: Service, name: str, data: bytes) -> dict:
     return answer.json()
 
 
+def test_a_damaged_bundle_in_the_folder_is_named_where_it_lies(bundle_file: Path, tmp_path: Path) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    torn = tmp_path / "torn.andon"
+    torn.write_bytes(bundle_file.read_bytes()[:3000])
+    with served(config(tmp_path)) as service:
+        until(lambda: service.station.products.faults, "no fault is told")
+        (name, fault), *others = service.station.products.faults.items()
+        assert (name, others) == ("torn", []) and fault.startswith(f"{torn}: truncated or damaged")
+        assert service.inspect(good(1), "1").status_code == 200
+
+
 def test_challenge_parts_block_the_line_until_they_pass(service: Service) -> None:
     counts = dict(service.station.machine.memory.counts)
     only_bad = {"parts": parts()["parts"][1:]}

@@ -114,7 +114,10 @@ class Products:
             file = self.archive.move(copy, ".andon")
         if file in {v.file for v in self.catalogue.products.get(name, Product(name)).versions.values()}:
             return
-        version = self.add(name, file, FOLDER)
+        try:
+            version = self.add(name, file, FOLDER)
+        except AndonError as error:  # names the copy, which nobody knows
+            raise StationError(str(error).replace(str(self.archive.path(file)), str(path))) from None
         if not version.released:
             self.release(name, version.digest, FOLDER)
         self.activate(name, version.digest, FOLDER)

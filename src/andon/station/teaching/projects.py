@@ -126,7 +126,7 @@ class Projects:
             project = self.get(name)
             if project.revision != revision:
                 raise Conflict(
-                    f"project '{project.name}': {project.by or 'somebody'} changed it at {project.changed}: it has "
+                    f"project '{project.name}': {project.by or 'somebody'} changed it meanwhile: it has "
                     f"revision {project.revision}, and this change was made for revision {revision}. Nothing was "
                     "changed. Load the page again, and repeat the change if it is still wanted."
                 )
