@@ -160,7 +160,7 @@ def test_a_damaged_bundle_in_the_folder_is_named_where_it_lies(bundle_file: Path
         until(lambda: service.station.products.faults, "no fault is told")
         (name, fault), *others = service.station.products.faults.items()
         assert (name, others) == ("torn", []) and fault.startswith(f"{torn}: truncated or damaged")
-        assert service.inspect(good(1), "1").status_code == 200
+        assert service.inspect(good(1), "1").status_code == 201
 
 
 def test_challenge_parts_block_the_line_until_they_pass(service: Service) -> None:
