@@ -376,7 +376,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Exported:
         for seed in range(100, 104):
             save(data / "test/good" / f"{seed:03}.png", part(seed, 512))
             save(data / "test/scratch" / f"{seed:03}.png", scratched(seed, 512)[0])
-    recipe = training.compose(data, size=128, settings={"bank": 300})
+    recipe = training.compose(data, size=128, settings={"bank": 1200})  # more than are searched whole
     geometry = recipe.geometry.model_copy(update={"crop": (20, 4, 471, 500)})
     bundle = training.train(recipe.model_copy(update={"geometry": geometry}), folder / "real.andon")
     for path in sorted((data / "test").glob("*/*"))[::2]:
