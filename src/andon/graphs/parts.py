@@ -1,10 +1,12 @@
 """Parts of graphs that several detectors use."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import spox.opset.ai.onnx.v17 as op
+from numpy.typing import NDArray
 from spox import Tensor, Var, argument
 
 
@@ -16,6 +18,11 @@ def input_tiles(shape: Sequence[int], channels: int, depth: int) -> Var:
 def ints(*values: int) -> Var:
     """Return an int64 constant (n,), for axes and shapes."""
     return op.const(np.array(values, np.int64))
+
+
+def floats(value: NDArray[Any] | np.float32 | float) -> Var:
+    """Return a float32 constant, for weights."""
+    return op.const(np.asarray(value, np.float32, order="C"))
 
 
 def shared_weights(model: onnx.ModelProto) -> onnx.ModelProto:

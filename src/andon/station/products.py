@@ -234,8 +234,7 @@ class Products:
         """Set the challenge parts of a product."""
         with self._changes:
             self.catalogue.product(name)
-            found = runs.Parts.of(parts)
-            self._keep("challenge", who, name, parts=found.model_dump(mode="json"))
+            self._keep("challenge", who, name, parts=runs.Parts.of(parts).model_dump(mode="json"))
             self._define(name, self.catalogue.product(name))
             self._tell_machine(name)
             return self.catalogue.product(name)
@@ -266,10 +265,10 @@ class Products:
 
     def _load(self, product: Product, version: Version) -> Loaded:
         """Start the processes of a bundle and check it on the golden picture."""
-        own, jobs, began = self.config.workers, self._jobs, time.monotonic()
+        own, jobs, began, path = self.config.workers, self._jobs, time.monotonic(), self.archive.path(version.file)
         deadline = self._deadline_s(product, version)
         workers = Workers(
-            self.archive.path(version.file),
+            path,
             own.processes,
             own.threads,
             own.restarts,
@@ -285,9 +284,7 @@ class Products:
         except BaseException:
             workers.close()
             raise
-        calibration = Calibration.model_validate_json(
-            self.aside.call(aside.calibration, str(self.archive.path(version.file)))
-        )
+        calibration = Calibration.model_validate_json(self.aside.call(aside.calibration, str(path)))
         folder = self.config.data / "drift"
         return Loaded(product.name, version, deadline, workers, calibration, folder, time.monotonic() - began)
 

@@ -43,7 +43,7 @@ from andon.detectors.memory_bank.description import Description, pool
 from andon.detectors.memory_bank.search import FAR, Memories
 from andon.engines import runtime
 from andon.graphs import features
-from andon.graphs.parts import input_tiles, ints, shared_weights
+from andon.graphs.parts import floats, input_tiles, ints, shared_weights
 from andon.inspection import Array, Pixels, Scores
 
 CALIBRATED_ON = 150  # training tiles, at most, from which the usual distances are learnt
@@ -260,13 +260,13 @@ class MemoryBank(NumpyDetector):
         for scale, good in self._calibrated.items():
             own = [(each, x) for each, x in zip(self._maps, near, strict=True) if each.scale == scale]
             total = _sum([_resize(x, self._grid(each), good.offset.shape) for each, x in own])
-            usual = op.mul(op.sub(total, _const(good.offset)), _const(good.factor))
+            usual = op.mul(op.sub(total, floats(good.offset)), floats(good.factor))
             worst = op.reduce_max(pool(usual, 3), axes=(1, 2, 3), keepdims=0)
             mean = op.reduce_mean(usual, axes=(1, 2, 3), keepdims=0)
-            score = op.sub(worst, op.mul(_const(self.config.common), mean))
-            scores.append(op.div(op.sub(score, _const(good.mean)), _const(good.deviation)))
+            score = op.sub(worst, op.mul(floats(self.config.common), mean))
+            scores.append(op.div(op.sub(score, floats(good.mean)), floats(good.deviation)))
         grid = self._calibrated[1].offset.shape
-        weighed = [op.mul(x, _const(self._weight(each))) for each, x in zip(self._maps, near, strict=True)]
+        weighed = [op.mul(x, floats(self._weight(each))) for each, x in zip(self._maps, near, strict=True)]
         shown = _sum([_resize(x, self._grid(each), grid) for each, x in zip(self._maps, weighed, strict=True)])
         full = op.squeeze(_resize(pool(shown, 3), grid, self._shape), ints(1))
         return shared_weights(build({"tiles": tiles}, {"score": _sum(scores), "map": full}))
@@ -281,13 +281,13 @@ class MemoryBank(NumpyDetector):
         c = len(bank.mean)
         rows = op.reshape(op.transpose(x, perm=[0, 2, 3, 1]), ints(-1, c))  # (n · h · w, c)
         # [q, 1]: the whitened patch, and a one that carries what depends on the memory alone.
-        q = op.gemm(rows, _const(np.pad(bank.whiten, ((0, 0), (0, 1)))), _const(np.append(-bank.mean @ bank.whiten, 1)))
+        q = op.gemm(rows, floats(np.pad(bank.whiten, ((0, 0), (0, 1)))), floats(np.append(-bank.mean @ bank.whiten, 1)))
         near = bank.memories.search(q, apart)
         near, white = op.reshape(near, ints(-1, 1, h, w)), op.reshape(q, ints(-1, h, w, c + 1))
         if usual is not None:
             one = np.pad(usual.mean, ((0, 0), (0, 0), (0, 1)), constant_values=1)
-            away = op.sub(white, _const(one))
-            square = op.mul(op.mul(away, away), _const(np.pad(usual.precision, ((0, 0), (0, 0), (0, 1)))))
+            away = op.sub(white, floats(one))
+            square = op.mul(op.mul(away, away), floats(np.pad(usual.precision, ((0, 0), (0, 0), (0, 1)))))
             near = op.add(near, op.unsqueeze(op.reduce_sum(square, ints(3), keepdims=0), ints(1)))
         return white, near
 
@@ -366,7 +366,3 @@ def _resize(x: Var, grid: Sequence[int], shape: Sequence[int]) -> Var:
         return x
     scales = np.array([1, 1, *(side / of for side, of in zip(shape, grid, strict=True))], np.float32)
     return op.resize(x, None, op.const(scales), mode="linear", coordinate_transformation_mode="half_pixel")
-
-
-def _const(value: NDArray[Any] | np.float32 | float) -> Var:
-    return op.const(np.asarray(value, np.float32, order="C"))

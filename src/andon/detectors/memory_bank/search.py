@@ -15,7 +15,7 @@ import spox.opset.ai.onnx.v17 as op
 from numpy.typing import NDArray
 from spox import Var
 
-from andon.graphs.parts import ints
+from andon.graphs.parts import floats, ints
 from andon.inspection import Array
 
 WHOLE = 1000  # memories, at most, that are not divided into cells
@@ -76,13 +76,13 @@ class Memories(NamedTuple):
         else:
             near = self._probe(q, apart)
             if apart is not None:  # all memories of the probed cells may be apart
-                near = op.where(op.less(near, _const(FAR / 2)), near, self._nearest(q, 0, len(self.rows), apart))
+                near = op.where(op.less(near, floats(FAR / 2)), near, self._nearest(q, 0, len(self.rows), apart))
         return op.add(near, op.reduce_sum_square(q, axes=(1,), keepdims=1))
 
     def _probe(self, q: Var, apart: Var | None) -> Var:
         """Add to a graph the least of `_nearest` over the memories of the cells that each patch probes: (n, 1)."""
         centres, offset = self.centres()
-        coarse = op.matmul(q, _const(np.vstack([-2 * centres.T, offset[None] - 1])))
+        coarse = op.matmul(q, floats(np.vstack([-2 * centres.T, offset[None] - 1])))
         limit, _ = op.top_k(coarse, ints(PROBED), largest=0)
         probed = op.transpose(op.less_or_equal(coarse, op.slice(limit, ints(PROBED - 1), ints(PROBED), ints(1))))
         pairs = op.non_zero(probed)  # (2, pairs): cell and patch, in order of the cells
@@ -94,7 +94,7 @@ class Memories(NamedTuple):
                 op.split(patches, counts, outputs_count=len(centres)), self.starts[:-1], self.starts[1:], strict=True
             )
         ]
-        nowhere = op.expand(_const(FAR), op.shape(probed))  # (m, n)
+        nowhere = op.expand(floats(FAR), op.shape(probed))  # (m, n)
         near = op.scatter_nd(nowhere, op.transpose(pairs), op.squeeze(op.concat(found, axis=0), ints(1)))
         return op.unsqueeze(op.reduce_min(near, axes=(0,), keepdims=0), ints(1))
 
@@ -105,10 +105,10 @@ class Memories(NamedTuple):
         for first in range(start, end, TOGETHER):
             last = min(first + TOGETHER, end)
             towards, offset = -2 * self.rows[first:last].T, (self.offset[first:last] - 1)[None]
-            memories = _const(np.vstack([towards, offset]))
+            memories = floats(np.vstack([towards, offset]))
             if apart is not None:
                 away = op.unsqueeze(op.slice(apart, ints(first), ints(last)), ints(0))
-                memories = op.concat([_const(towards), op.add(_const(offset), away)], axis=0)
+                memories = op.concat([floats(towards), op.add(floats(offset), away)], axis=0)
             least.append(op.reduce_min(op.matmul(q, memories), axes=(1,), keepdims=1))
         return op.min(least) if len(least) > 1 else least[0]
 
@@ -121,7 +121,3 @@ def _cells(rows: Array, count: int) -> NDArray[np.intp]:
         for i in np.unique(cell):
             centres[i] = rows[cell == i].mean(axis=0, dtype=np.float64)
     return cell
-
-
-def _const(value: Array | np.float32) -> Var:
-    return op.const(np.asarray(value, np.float32, order="C"))
