@@ -196,6 +196,12 @@ def stages(name: str, bundle: Path, data: bytes, rounds: int) -> None:
         row(f"{name}, {len(cut)} tiles: {stage}, ms", f"{milliseconds:.2f}")
 
 
+def jpeg(path: Path) -> bytes:
+    """Encode a picture as a JPEG of 512²."""
+    pixels = cv2.resize(image.read(path).pixels, (512, 512), interpolation=cv2.INTER_AREA)
+    return cv2.imencode(".jpg", pixels)[1].tobytes()
+
+
 def folder(bundle: Path, files: list[bytes]) -> None:
     """A stream of JPEGs on all cores beside one caller with one thread."""
     one, all_cores = Inspector.load(bundle, threads=1), Inspector.load(bundle)
@@ -282,13 +288,11 @@ def main(
             inspection("standard, 480²", made("standard", source), first)
         if "roofline" in sections:
             roofline(fast, first)
-        small = [cv2.resize(image.read(path).pixels, (512, 512), interpolation=cv2.INTER_AREA) for path in files[:100]]
-        encoded = [cv2.imencode(".jpg", pixels)[1].tobytes() for pixels in small]
         if "stages" in sections:
-            stages("512² for 256²", fast, encoded[0], 100)
-            stages("512² for 480²", made("standard", source), encoded[0], 50)
+            stages("512² for 256²", fast, jpeg(files[0]), 100)
+            stages("512² for 480²", made("standard", source), jpeg(files[0]), 50)
         if "folder" in sections:
-            folder(fast, encoded)
+            folder(fast, [jpeg(path) for path in files[:100]])
         if "start" in sections:
             start_up(fast, files[0])
         if "banks" in sections:

@@ -115,7 +115,8 @@ def test_a_product_has_a_name_that_line_protocols_can_use(projects: Projects) ->
 def test_of_two_edits_of_one_revision_the_second_is_refused(projects: Projects) -> None:
     project = projects.create("bottle", "bottle", WHO)
     edited = projects.change("bottle", project.revision, "Ada", project.parsed().model_copy(update={"seed": 1}))
-    with pytest.raises(Conflict, match=r"Ada changed it meanwhile: it has revision 2"):
+    said = r"Ada changed it meanwhile: it has revision 2, and this change was made for revision 1"
+    with pytest.raises(Conflict, match=said):
         projects.change("bottle", project.revision, "Bob", project.parsed().model_copy(update={"seed": 2}))
     assert projects.get("bottle") == edited
     assert edited.parsed().seed == 1

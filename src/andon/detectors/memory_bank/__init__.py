@@ -236,9 +236,7 @@ class MemoryBank(NumpyDetector):
         for bank, usual, x in zip(self._banks, self._usual, maps, strict=True):
             rows = alike.average(x, self.config.average).transpose(0, 2, 3, 1)  # (n, h, w, channels)
             white = np.asarray((rows - bank.mean) @ bank.whiten, np.float32)
-            found = np.empty(white.shape[:3], np.float32)
-            for i, y in np.ndindex(white.shape[:2]):
-                found[i, y] = bank.memories.distance(white[i, y])
+            found = bank.memories.distance(white)
             near.append(found if usual is None else found + usual.distance(white))
         image = np.zeros(len(tiles), np.float32)
         for scale, good in self._calibrated.items():

@@ -41,29 +41,26 @@ class Memories(NamedTuple):
         starts = np.append(np.flatnonzero(np.diff(cell[order], prepend=-1)), len(rows))
         return cls(rows[order], credit[order], groups[order], starts)
 
-    @property
-    def offset(self) -> Array:
-        """What depends on a memory b alone, (k,): |q − b|² − credit = |q|² + offset − 2 q·b."""
-        offset: Array = (self.rows.astype(np.float64) ** 2).sum(axis=1) - self.credit
-        return offset
-
     def centres(self) -> tuple[Array, Array]:
         """Return the mean memory of each cell (m, c), and its offset (m,) with the mean credit of the cell."""
         first, counts = self.starts[:-1], np.diff(self.starts)
         centres = np.add.reduceat(self.rows.astype(np.float64), first) / counts[:, None]
         credit = np.add.reduceat(self.credit.astype(np.float64), first) / counts
-        return centres.astype(np.float32), ((centres**2).sum(axis=1) - credit).astype(np.float32)
+        return centres.astype(np.float32), _offset(centres, credit).astype(np.float32)
 
     def distance(self, q: Array) -> Array:
-        """Whitened patches (n, c) → squared distance less credit (n,), in float64."""
-        q = q.astype(np.float64)
-        found = self.offset - 2 * q @ self.rows.T.astype(np.float64)  # (n, k)
-        if len(self.starts) > PROBED + 1:
-            centres, offset = self.centres()
-            coarse = offset - 2 * q @ centres.T  # (n, m)
-            probed = coarse <= np.sort(coarse, axis=1)[:, [PROBED - 1]]
-            found[~probed.repeat(np.diff(self.starts), axis=1)] = np.inf
-        nearest: Array = (q**2).sum(axis=1) + found.min(axis=1)
+        """Whitened patches (…, n, c) → squared distance less credit (…, n); in float64, n patches at a time."""
+        rows, offset = self.rows.T.astype(np.float64), _offset(self.rows, self.credit)
+        centres, middle = self.centres()
+        nearest = np.empty(q.shape[:-1], np.float32)
+        for place in np.ndindex(q.shape[:-2]):
+            own = q[place].astype(np.float64)  # (n, c)
+            found = offset - 2 * own @ rows  # (n, k)
+            if len(centres) > PROBED:
+                coarse = middle - 2 * own @ centres.T  # (n, m)
+                probed = coarse <= np.sort(coarse, axis=1)[:, [PROBED - 1]]
+                found[~probed.repeat(np.diff(self.starts), axis=1)] = np.inf
+            nearest[place] = (own**2).sum(axis=1) + found.min(axis=1)
         return nearest
 
     def search(self, q: Var, apart: Var | None = None) -> Var:
@@ -104,13 +101,20 @@ class Memories(NamedTuple):
         least = []
         for first in range(start, end, TOGETHER):
             last = min(first + TOGETHER, end)
-            towards, offset = -2 * self.rows[first:last].T, (self.offset[first:last] - 1)[None]
+            towards = -2 * self.rows[first:last].T
+            offset = _offset(self.rows[first:last], self.credit[first:last])[None] - 1
             memories = floats(np.vstack([towards, offset]))
             if apart is not None:
                 away = op.unsqueeze(op.slice(apart, ints(first), ints(last)), ints(0))
                 memories = op.concat([floats(towards), op.add(floats(offset), away)], axis=0)
             least.append(op.reduce_min(op.matmul(q, memories), axes=(1,), keepdims=1))
         return op.min(least) if len(least) > 1 else least[0]
+
+
+def _offset(rows: NDArray[np.floating], credit: NDArray[np.floating]) -> Array:
+    """What depends on a memory b alone, (k,), in float64: |q − b|² − credit = |q|² + offset − 2 q·b."""
+    offset: Array = (rows.astype(np.float64) ** 2).sum(axis=1) - credit
+    return offset
 
 
 def _cells(rows: Array, count: int) -> NDArray[np.intp]:
