@@ -3,9 +3,10 @@
 import hashlib
 import json
 import random
+import sqlite3
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -626,6 +627,27 @@ def test_stations_that_start_together_on_a_new_database_make_it_once(database: s
         thread.join()
     assert failures == []
     assert len(reader.names(database)) == 4
+
+
+def test_a_station_waits_for_the_one_that_makes_the_database(tmp_path: Path) -> None:
+    """SQLite itself waits for no lock when a new file changes to WAL."""
+    url = str(tmp_path / "records.db")
+    with closing(sqlite3.connect(url, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, lambda: other.execute("ROLLBACK"))
+        release.start()
+        with Ledger(url, "s") as ledger:
+            assert ledger.append([event("first")])[0].sequence == 1
+        release.join()
+
+
+def test_a_database_that_another_program_holds_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "PATIENCE_S", 0.2)
+    url = str(tmp_path / "records.db")
+    with closing(sqlite3.connect(url, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match=r"database is locked\. Another program has held it"):
+            Ledger(url, "s")
 
 
 def test_a_reader_cannot_write_to_sqlite(tmp_path: Path) -> None:

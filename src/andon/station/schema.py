@@ -5,6 +5,7 @@ export and digest contain the same characters, and their alphabetical order is t
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,7 +138,16 @@ def _unusable(found: str) -> str:
 
 
 def _durable(connection: sqlite3.Connection, _: object) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
+    patience = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # A new file changes its mode under a lock for which SQLite does not wait, whatever the timeout.
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
+                raise
+            time.sleep(0.01)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_size_limit = 67108864")
 
@@ -252,4 +262,6 @@ def _away(engine: sa.Engine, found: str) -> str:
     todo = f"Free space or allow writing in {file.parent}" if file else "Start the database, or allow access"
     if "not a database" in found or "malformed" in found:
         todo = "Restore it from a backup"
+    elif "locked" in found:
+        todo = f"Another program has held it for {PATIENCE_S} s: end that program"
     return f"{place(engine.url)}: the records cannot be reached: {found.strip().rstrip('.')}. {todo}, then try again."
