@@ -47,7 +47,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
     data = dataset.load(options.folder)
     looked = survey.survey_images(data.training_images(), recipe, Store(), lambda stage, done, total: None)
     tiles = survey.GoodTiles(looked.samples, looked, recipe.geometry)
-    model.fit(tiles, Run(tell=print, folder=options.work))
+    model.fit(tiles, Run(tell=print, augment=recipe.augment, folder=options.work))
     assert isinstance(model, FilteringAutoencoder)
     network = model._fitted()
     assert isinstance(network, FilteringNetwork)

@@ -39,9 +39,12 @@ def test_each_picture_gets_its_result_once_also_after_a_restart(bundle_file: Pat
     with line(settings, told) as station:
         first = read(results / "shift" / "good.png.json")
         assert (first["verdict"], first["part"], first["digest"]) == ("PASS", "good", digest(good.read_bytes()))
-        save(pictures / "bad.png", scratched(201)[0])
-        (pictures / "torn.png").write_bytes(good.read_bytes()[:500])
-        (pictures / "huge.png").write_bytes(bytes((1 << 20) + 1))
+        away = tmp_path / "away"  # a file comes whole: nothing waits for what is being written
+        save(away / "bad.png", scratched(201)[0])
+        (away / "torn.png").write_bytes(good.read_bytes()[:500])
+        (away / "huge.png").write_bytes(bytes((1 << 20) + 1))
+        for file in sorted(away.iterdir()):
+            file.rename(pictures / file.name)
         bad = read(results / "bad.png.json")
         assert bad["verdict"] == "REJECT" and bad["regions"]
         torn = read(results / "torn.png.json")

@@ -81,6 +81,7 @@ class Reader:
         )
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
+        until(lambda: self.subscribed, "the broker does not take the subscription")
 
     def close(self) -> None:
         self._client.disconnect()

@@ -13,6 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from andon.station.config import Pages
+from andon.station.entries import Entry
 from andon.station.keys import Role
 from service import Service, config, served, until
 from test_station_service import bad, good
@@ -72,7 +73,8 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     loaded(person, ".strip li:last-child img")  # of the part before, which is in no archive
     expect(person.locator(".counts .reject dd")).to_have_text("1")
 
-    person.get_by_role("button", name="Dispute the last verdict").click()
+    person.get_by_role("button", name=f"Dispute the verdict of {ODD}").click()
+    expect(person.get_by_text(f"Disputed: {ODD}.")).to_be_visible()
     person.goto("/review")
     expect(person.get_by_text("1 part waits")).to_be_visible()
     expect(person.get_by_text("Disputed by the operator.")).to_be_visible()
@@ -89,6 +91,7 @@ def test_from_the_line_to_a_decision_and_into_the_record(service: Service, perso
     person.mouse.up()
     person.get_by_label("Kind of defect").fill("scratch")
     person.get_by_role("heading", name="Review").click()
+    expect(person.get_by_role("button", name="Defect")).to_be_enabled()
     person.keyboard.press("d")
     expect(person.get_by_text("Nothing waits.")).to_be_visible()
     (decision,) = (row for row in service.station.ledger.history(kind="decision") if row.verdict)
@@ -126,7 +129,9 @@ def test_a_good_part_is_confirmed_with_the_keyboard(service: Service, person: Pa
     answer = service.operator.post(f"/v1/records/{last(service)}/decisions", json={"decision": "dispute"})
     assert answer.status_code == 201 and answer.json()["verdict"] is None
     person.goto("/review")
-    person.get_by_label("Note").fill("dust")
+    person.get_by_label("Remark").fill("dust")
+    person.keyboard.press("Enter")  # in a field, it decides nothing
+    expect(person.get_by_role("button", name="Good")).to_be_enabled()
     person.get_by_role("button", name="Good").focus()
     person.keyboard.press("Enter")
     expect(person.get_by_text("Nothing waits.")).to_be_visible()
@@ -176,6 +181,52 @@ def test_the_box_of_a_defect_is_drawn_with_the_keyboard(service: Service, person
     expect(person.get_by_text(f"box: x {x}, y {y}, {width} × {height} pixels")).to_be_visible()
 
 
+def queue(service: Service, *parts: str) -> None:
+    """Let parts wait for a decision, in this order."""
+    for number, part in enumerate(parts):
+        assert service.inspect(bad(520 + number), part).json()["verdict"] == "REJECT"
+        decisions = f"/v1/records/{last(service)}/decisions"
+        assert service.operator.post(decisions, json={"decision": "dispute"}).status_code == 201
+
+
+def test_nobody_decides_on_a_part_that_is_not_seen_yet(service: Service, person: Page) -> None:
+    queue(service, "older", "newer")
+    person.goto("/review")
+    loaded(person, ".photo")
+    good_one = person.get_by_role("button", name="Good")
+    expect(good_one).to_be_enabled()
+    held: list[Route] = []
+    person.route("**/picture.jpg*", lambda route: held.append(route))
+    person.keyboard.down("g")  # and held
+    expect(person.get_by_role("link", name="older")).to_be_visible()
+    person.keyboard.down("g")  # the system repeats a key that is held
+    until(lambda: person.evaluate("1") and held, "the picture is not asked for")
+    expect(good_one).to_be_disabled()
+    person.keyboard.up("g")
+    person.keyboard.press("g")
+    for route in held:
+        route.continue_()
+    expect(good_one).to_be_enabled()
+    expect(person.get_by_text("1 part waits")).to_be_visible()
+    assert [row.part for row in service.station.ledger.history(kind="decision") if row.verdict] == ["newer"]
+
+
+def test_a_part_that_was_skipped_comes_after_the_older_ones(service: Service, person: Page) -> None:
+    queue(service, "first", "second", "third")
+    person.goto("/review")
+    expect(person.get_by_role("link", name="third")).to_be_visible()
+    person.get_by_role("link", name="Skip").click()
+    expect(person.get_by_role("link", name="second")).to_be_visible()
+    person.get_by_role("button", name="Good").click()
+    expect(person.get_by_role("link", name="first")).to_be_visible()
+    person.get_by_text("the operator", exact=True).click()
+    person.get_by_role("button", name="Deutsch").click()  # the same part, not the first that waits
+    expect(person.get_by_role("heading", name="Nachprüfen")).to_be_visible()
+    expect(person.get_by_role("link", name="first")).to_be_visible()
+    person.get_by_role("button", name="Gut").click()
+    expect(person.get_by_role("link", name="third")).to_be_visible()
+
+
 def test_who_decides_second_is_told_and_may_decide_again(service: Service, person: Page) -> None:
     assert service.inspect(bad(505), "twice").json()["verdict"] == "REJECT"
     decisions = f"/v1/records/{last(service)}/decisions"
@@ -185,7 +236,7 @@ def test_who_decides_second_is_told_and_may_decide_again(service: Service, perso
     assert service.quality.post(decisions, json={"decision": "confirm"}).status_code == 201
     person.get_by_role("button", name="Good").click()
     expect(person.get_by_role("alert")).to_contain_text("part 'twice': the quality has decided on it meanwhile: REJECT")
-    expect(person.get_by_text("Nothing waits.")).to_be_visible()
+    expect(person.get_by_text("the quality has decided: REJECT.")).to_be_visible()
     assert [row.verdict for row in service.station.ledger.history(kind="decision")] == ["REJECT", None]
     person.goto("/history/part/twice")
     person.get_by_role("link", name="Decide on this part").click()
@@ -226,6 +277,43 @@ def test_a_lost_connection_is_told_and_the_page_comes_back(service: Service, per
     expect(person.locator(".part .which strong")).to_have_text("after")
 
 
+def test_a_verdict_is_not_shown_as_current_when_the_station_does_not_answer(service: Service, person: Page) -> None:
+    assert service.inspect(good(530), "one").status_code == 201
+    expect(person.locator(".verdict.big")).to_have_text("PASS")
+    expect(person.get_by_text("Not current")).to_be_hidden()
+    person.route("**/state", lambda route: None)  # a cable is pulled: no answer, and no error either
+    expect(person.locator("[data-lost-banner]")).to_be_visible()
+    expect(person.get_by_text("Not current")).to_be_visible()
+    person.unroute("**/state")
+    expect(person.get_by_text("Not current")).to_be_hidden()
+    person.route("**/live/now", lambda route: route.fulfill(status=503))  # the records cannot be read
+    assert service.inspect(good(531), "two").status_code == 201
+    expect(person.get_by_text("Not current")).to_be_visible()
+    person.unroute("**/live/now")
+    expect(person.locator(".part .which strong")).to_have_text("two")
+    expect(person.get_by_text("Not current")).to_be_hidden()
+
+
+def test_the_pages_show_the_outcome_that_the_line_was_told(service: Service, person: Page) -> None:
+    for number, part in enumerate(("late", "in time")):
+        assert service.inspect(good(540 + number), part).json()["verdict"] == "PASS"
+    row = service.station.ledger.history(part="late")[0]
+    told = {"event": "superseded", "record": row.sequence, "recorded": "PASS"}
+    service.station.ledger.append([Entry("event", row.job, row.product, row.part, verdict="LATE", body=told)])
+    person.goto("/live")
+    expect(person.locator(".strip li")).to_have_text(["in timePASS", "lateLATE"])
+    person.goto("/history")
+    expect(person.locator("tbody .verdict")).to_have_text(["PASS", "LATE"])
+    person.goto("/history?verdict=LATE")
+    expect(person.locator("tbody .verdict")).to_have_text(["LATE"])
+    with person.expect_download() as download:
+        person.get_by_role("link", name="Export as CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8-sig"))))
+    assert [(each["kind"], each["verdict"]) for each in rows] == [("inspection", "PASS"), ("event", "LATE")]
+    person.goto("/history?verdict=PASS")
+    expect(person.locator("tbody tr")).to_have_count(1)
+
+
 def test_the_station_is_halted_and_begins_again(service: Service, person: Page) -> None:
     person.get_by_role("button", name="Halt").click()
     expect(person.get_by_text("The station is halted. Press Reset to go on.")).to_be_visible()
@@ -244,14 +332,15 @@ def test_the_station_is_halted_and_begins_again(service: Service, person: Page) 
 def test_a_control_at_the_line_is_not_lost_to_the_next_part(service: Service, person: Page) -> None:
     assert service.inspect(good(506), "one").status_code == 201
     expect(person.locator(".part .which strong")).to_have_text("one")
-    dispute, halt = (
-        person.get_by_role("button", name="Dispute the last verdict"),
-        person.get_by_role("button", name="Halt"),
-    )
-    dispute.focus()
+    halt = person.get_by_role("button", name="Halt")
+    halt.focus()
     assert service.inspect(good(507), "two").status_code == 201
     expect(person.locator(".part .which strong")).to_have_text("two")
-    expect(dispute).to_be_focused()
+    expect(halt).to_be_focused()
+    # A press that was meant for one part must not be taken for the next.
+    person.get_by_role("button", name="Dispute the verdict of two").focus()
+    assert service.inspect(good(517), "between").status_code == 201
+    expect(person.get_by_role("button", name="Dispute the verdict of between")).not_to_be_focused()
 
     held: list[Route] = []  # the page is drawn anew between the two halves of a press
     person.route("**/live/now", lambda route: held.append(route))

@@ -223,11 +223,11 @@ def test_what_is_refused_is_told_beside_the_upload(person: Person, tmp_path: Pat
     (tmp_path / "notes.png").write_bytes(b"no picture")
     person.upload(tmp_path / "notes.png", save(tmp_path / "0.png", part(0)))
     expect(person.page.locator("[data-refused]")).to_contain_text("notes.png")
-    expect(person.page.get_by_text("1 pictures added")).to_be_visible()
+    expect(person.page.get_by_text("Pictures added: 1;")).to_be_visible()
     shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path, "0.png")
     person.page.reload()
     person.upload(tmp_path / "packed.zip")
-    expect(person.page.get_by_text("1 pictures of good parts")).to_be_visible()
+    expect(person.page.get_by_text("1 picture of good parts")).to_be_visible()
 
 
 def test_pictures_are_taken_from_a_camera(person: Person) -> None:
@@ -235,7 +235,7 @@ def test_pictures_are_taken_from_a_camera(person: Person) -> None:
     person.page.get_by_label("Pictures", exact=True).fill("2")
     person.page.get_by_label("Seconds between them").fill("0")
     person.button("Take pictures")
-    expect(person.page.get_by_text("2 pictures added, 0 were there already, 0 refused")).to_be_visible(timeout=LONG_MS)
+    expect(person.page.get_by_text("Pictures added: 2; there already: 0; refused: 0")).to_be_visible(timeout=LONG_MS)
     expect(person.page.get_by_text("2 pictures of good parts")).to_be_visible()
     person.page.get_by_label("Kind of defect, empty for good parts").fill("../good")
     person.button("Take pictures")
@@ -249,7 +249,7 @@ def test_an_upload_goes_on_when_the_connection_is_back(person: Person, tmp_path:
     person.upload(path)
     expect(person.page.get_by_text("No connection to the station. Sending goes on")).to_be_visible()
     person.context.set_offline(False)
-    expect(person.page.get_by_text("1 pictures of good parts")).to_be_visible(timeout=15_000)
+    expect(person.page.get_by_text("1 picture of good parts")).to_be_visible(timeout=15_000)
 
 
 @pytest.mark.parametrize("width", [390, 1024])

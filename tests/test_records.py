@@ -150,6 +150,18 @@ def test_two_runs_at_once_share_one_header(tmp_path: Path) -> None:
     assert [row["source"] for row in table(file.with_suffix(".csv"))] == [str(i) for i in range(20)]
 
 
+def test_a_run_leaves_the_line_that_another_run_is_writing(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    with Records(file) as one:
+        one.add({"source": "a"})
+        with file.open("ab") as half:  # as the other run is seen in the middle of its write
+            half.write(b'{"source": "b"')
+        with Records(file):
+            assert file.read_bytes().endswith(b'{"source": "b"')
+    with Records(file):  # nobody writes any more, so the line is torn
+        assert file.read_bytes().count(b"\n") == 1 and file.read_bytes().endswith(b"\n")
+
+
 def test_a_table_that_cannot_be_opened_closes_the_log(tmp_path: Path) -> None:
     (tmp_path / "records.csv").mkdir()
     with pytest.raises(AndonError, match=r"records\.csv: cannot be written"):

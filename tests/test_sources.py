@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -169,6 +170,30 @@ def test_a_renamed_file_is_not_a_new_picture_but_a_rewritten_one_is(tmp_path: Pa
         save(tmp_path / "done a.png", part(3))
         taker.until(lambda t: len(t.frames) == 3)
     assert files(taker) == ["a.png", "b.png", "done a.png"]
+
+
+def test_a_file_that_a_list_misses_while_it_is_renamed_is_not_a_new_picture(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", part(1))
+    folder = watched(tmp_path)
+    missing, lister = threading.Event(), folder._list
+
+    def between(control: Control) -> Any:  # the old name is gone, and the new one was not there when it was listed
+        found = lister(control)
+        if missing.is_set():
+            missing.clear()
+            (tmp_path / "a.png").rename(tmp_path / "done a.png")
+            return {}
+        return found
+
+    folder._list = between  # type: ignore[method-assign]
+    with Taker(folder) as taker:
+        taker.until(lambda t: len(t.frames) == 1)
+        missing.set()
+        while missing.is_set():
+            time.sleep(0.01)
+        save(tmp_path / "b.png", part(2))
+        taker.until(lambda t: len(t.frames) == 2)
+    assert files(taker) == ["a.png", "b.png"]
 
 
 def test_a_file_deleted_before_it_is_complete_is_reported(tmp_path: Path) -> None:

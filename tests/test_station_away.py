@@ -1,13 +1,16 @@
 """What the service needs goes away and comes back: a clear state meanwhile, nothing acknowledged lost, no help."""
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from andon.errors import AndonError
+from andon.station.entries import Entry
 from andon.station.events import StationError
 from andon.station.line.lines import Lines
 from andon.station.station import Station
@@ -26,6 +29,30 @@ def parts(answers: list[httpx.Response]) -> dict[str, tuple[int, str]]:
     """Record and verdict of each part that was acknowledged."""
     found = [answer.json() for answer in answers if answer.status_code == 201]
     return {each["part"]: (each["record"], each["verdict"]) for each in found}
+
+
+def test_an_error_that_nobody_expected_does_not_end_the_records(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(config(folder, data=tmp_path / "data")) as service:
+        keeper, append = service.station.keeper, service.station.ledger.append
+        begun = threading.Event()
+
+        def broken(*arguments: Any, **options: Any) -> Any:
+            begun.set()
+            raise RuntimeError("a driver's own error")
+
+        monkeypatch.setattr(service.station.ledger, "append", broken)
+        keeper.put(Entry("event", body={"event": "first"}), lambda row: 1 / 0)  # whoever waits for it fails, too
+        assert begun.wait(30)
+        until(lambda: service.station.machine.state == "Error", "not in Error")
+        monkeypatch.setattr(service.station.ledger, "append", append)
+        until(lambda: keeper.depth == 0, "it is not written")
+        keeper.put(Entry("event", body={"event": "second"}))
+        until(lambda: keeper.depth == 0, "the next one is not written")
+        assert service.station.ledger.history(limit=1)[0].body["event"] == "second"
+    with served(config(folder, data=tmp_path / "data")) as service, pytest.raises(AndonError, match="another station"):
+        Station(config(folder, name="other", data=tmp_path / "data"), print)
 
 
 def outage(service: Service, begin: Callable[[], object], end: Callable[[], object]) -> None:
@@ -106,7 +133,6 @@ def test_a_broker_that_is_away_stops_no_inspection_and_gets_every_record(
     broker = Broker(tmp_path / "broker")
     broker.start()
     reader = Reader(broker.port)
-    until(lambda: reader.subscribed, "the broker does not take the subscription")
     broker.stop()  # it keeps what comes for the reader
     mqtt = {"port": broker.port, "prefix": "works", "user": "line"}
     try:

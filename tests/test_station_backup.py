@@ -17,8 +17,9 @@ from andon.station import export, schema
 from andon.station.archive import Archive
 from andon.station.entries import Entry, Picture, Row, decided
 from andon.station.events import StationError
-from andon.station.ledger import Ledger
+from andon.station.ledger import Held, Ledger
 from andon.station.reader import Reader
+from andon.station.upkeep import verified
 from postgres import Cluster
 from test_cli import run
 from test_station_ledger import spoil, with_next_version
@@ -101,6 +102,35 @@ def test_a_backup_of_a_line_that_runs_is_of_one_moment(database: str, tmp_path: 
     for number, count in enumerate(counts):
         with Reader(str(tmp_path / f"backup {number}" / "records.db"), "line 1") as chain:
             assert len(list(chain.walk())) == count
+
+
+def test_a_picture_that_ages_out_meanwhile_is_not_missing(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention forgets a picture, then removes its file, while a backup or a verification looks for it."""
+    rows, archive = filled(database, tmp_path / "pictures"), Archive(tmp_path / "pictures")
+    digest, other = rows[0].body["digest"], archive.put(b"another picture" * 100, ".png")
+    with Ledger(database, "line 1") as ledger:
+        ledger.append([Entry("inspection", 41, "bolt", verdict="REJECT", pictures=(Picture(other, 1500, 2),))])
+    opened = Archive.open
+
+    def ages_out(archive: Archive, digest: str) -> bytes:
+        if archive.folder == tmp_path / "pictures" and digest != other:
+            with Ledger(database, "line 1") as ledger:
+                ledger.forget([Held(digest, rows[4].time, 2700)], "older than 90 days")
+            archive.remove(digest)
+        return opened(archive, digest)
+
+    monkeypatch.setattr(Archive, "open", ages_out)
+    copied = copies.backup(database, tmp_path / "backup", tmp_path / "pictures")
+    assert (copied.pictures, copied.missing) == (1, [])
+    assert copies.restore(tmp_path / "backup", str(tmp_path / "new.db"), tmp_path / "new").missing == []
+    with Reader(database, "line 1") as chain:
+        monkeypatch.setattr(type(chain), "pictures", lambda reader: iter([digest, other]))  # listed before it aged out
+        assert verified(chain, archive)["wrong"] == []
+        archive.remove(other)
+        (wrong,) = verified(chain, archive)["wrong"]
+        assert f"no picture {other}" in wrong
 
 
 def test_a_station_is_added_to_a_database_that_has_others(database: str, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_product_that_cannot_be_loaded_in_time_gets_503_and_is_missed(
     station = service.station
     slept(station, "ring")
     missed = station.machine.memory.missed
-    with monkeypatch.context() as patch, station.products._changes:  # nothing is loaded meanwhile
+    with station.products._changes, monkeypatch.context() as patch:  # nothing is loaded meanwhile
         patch.setattr(type(station.config), "deadline_s", lambda *_: 0.05)
         answer = service.inspect(good(604), "too soon")
     assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0 and "idle" in answer.json()["detail"]

@@ -610,6 +610,34 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(
         assert ledger.history() == rows
 
 
+def test_records_are_found_by_how_their_jobs_ended(database: str) -> None:
+    """A later record corrects the outcome of a job; pages of the history have no gaps and no doubles."""
+    random_ = random.Random(0)
+    ended: list[str] = []
+    with Ledger(database, "s") as ledger:
+        for job in range(200):
+            recorded, told = (random_.choice(("PASS", "REJECT", "LATE")) for _ in range(2))
+            ledger.append([Entry("inspection", job, "bolt", f"part {job}", verdict=recorded, score=float(job))])
+            if corrected := random_.random() < 0.3:
+                ledger.append([Entry("event", job, "bolt", f"part {job}", verdict=told, body={"event": "superseded"})])
+            ended.append(told if corrected else recorded)
+            ledger.append([Entry("decision", job, "bolt", f"part {job}", verdict="PASS", body={"who": "Ada"})])
+        jobs = list(range(200))
+        ends = ledger.corrections(jobs)
+        rows = list(ledger.walk(kind="inspection"))
+        assert [ends.get(row.job, row).verdict for row in rows] == ended
+        for outcome in ("PASS", "REJECT", "LATE", "ERROR"):
+            expected = [job for job in jobs if ended[job] == outcome]
+            known = {"kind": "inspection", "outcome": outcome}
+            assert [row.job for row in ledger.walk(**known)] == expected
+            found, after = [], None
+            while page := ledger.history(**known, after=after, limit=7):
+                found, after = found + page, page[-1].sequence
+            assert [row.job for row in found] == expected[::-1]
+            middle = ledger.history(**known, product="bolt", score=(50.0, 99.0), limit=200)
+            assert [row.job for row in middle] == [job for job in expected[::-1] if 50 <= job < 100]
+
+
 def test_stations_that_start_together_on_a_new_database_make_it_once(database: str) -> None:
     failures = []
 

@@ -44,7 +44,8 @@ def test_work_in_a_process_of_its_own_tells_how_it_goes_and_ends(tmp_path: Path)
     work.forget("a")  # what runs is not forgotten
     assert work.find("a")
     work.cancel("a")
-    assert ended(work, "a").error == "cancelled, or its process was killed." and not left.exists()
+    assert (found := work.find("a")) and not found.runs and found.error == "cancelled, or its process was killed."
+    assert not left.exists()
     work.forget("a")
     assert work.find("a") is None
     work.close()

@@ -165,7 +165,7 @@ def test_a_process_that_ends_while_idle_costs_nothing(bundle_file: Path, good: b
 def test_a_process_that_hangs_is_killed_and_replaced(bundle_file: Path, good: bytes) -> None:
     with Workers(bundle_file, grace_s=0.1) as workers:
         pid = stopped(workers.pids[0])
-        held, waiting = workers.inspect(1, good, 0.2), workers.inspect(2, good, SOON)
+        held, waiting = workers.inspect(1, good, 1.0), workers.inspect(2, good, SOON)
         assert held.result(SOON).verdict == Outcome.ERROR
         assert "did not answer in time" in held.result().error
         assert waiting.result(SOON).verdict == Outcome.PASS
@@ -224,9 +224,9 @@ def test_a_picture_that_waits_past_its_deadline_is_late(bundle_file: Path, good:
 def test_a_pass_after_its_deadline_is_late(bundle_file: Path, good: bytes) -> None:
     with Workers(bundle_file, grace_s=SOON) as workers:
         pid = stopped(workers.pids[0])
-        promise = workers.inspect(1, good, 0.05)
+        promise = workers.inspect(1, good, 0.5)
         until(promise.running)
-        time.sleep(0.1)
+        time.sleep(0.6)
         os.kill(pid, signal.SIGCONT)
         answer = promise.result(SOON)
         assert (answer.verdict, answer.record["verdict"]) == (Outcome.LATE, "LATE")
@@ -245,6 +245,7 @@ def test_restarts_are_bounded_then_the_workers_are_dead(bundle_file: Path, good:
             os.kill(pid, signal.SIGKILL)
             assert lost.result(SOON).verdict == Outcome.ERROR
             assert waiting.result(SOON).verdict == (Outcome.ERROR if killed else Outcome.PASS)
+        until(lambda: dead)
         assert dead == [workers.dead] and "2 times within 60 s" in workers.dead
         answer = workers.inspect(3, good, SOON).result(SOON)
         assert answer.verdict == Outcome.ERROR and answer.error == workers.dead

@@ -2,7 +2,7 @@
 
 A log is the exception to the rule that files are written under a temporary name and renamed: each record is appended by
 one write of one complete line. Earlier records survive when the run is killed, and two runs that write to the same file
-interleave complete lines.
+interleave complete lines. A run repairs the last line only if no other one has the file open.
 """
 
 import csv
@@ -11,7 +11,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,11 @@ from typing import Any, Self
 
 from andon import files
 from andon.errors import AndonError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 COLUMNS = (
     *("time", "source", "digest", "verdict", "score", "p_value"),
@@ -69,7 +74,8 @@ class _Log:
         except OSError as error:
             raise AndonError(f"{path}: cannot be written ({error.strerror}). Choose another output folder.") from None
         try:
-            first = _repair(self._file, complete)
+            alone = _lock(self._file, bool(header))
+            first = _repair(self._file, complete) if alone else _first_line(self._file)
             if header and not first:
                 self.add(header)
             elif header and first != header:
@@ -77,6 +83,8 @@ class _Log:
                     f"{path}: its first line differs from the header that andon writes. Move the file away, or choose "
                     "another output folder."
                 )
+            if alone:
+                _share(self._file)
         except BaseException as error:
             os.close(self._file)
             if isinstance(error, OSError):
@@ -102,13 +110,48 @@ class _Log:
         os.close(self._file)
 
 
+def _lock(file: int, headed: bool) -> bool:
+    """Lock a file until it is closed; whether no other process writes it, so that an incomplete last line is torn.
+
+    headed: the file gets a header; when another process has it open, wait until that one has written the header.
+    """
+    while fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            if os.fstat(file).st_size or not headed:
+                return False
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError:  # a file system without locks
+            break
+    return True
+
+
+def _share(file: int) -> None:
+    """Let other processes write the file, too."""
+    if fcntl:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_SH)
+
+
+def _first_line(file: int) -> bytes:
+    """The first line of a file; empty if it is."""
+    if not os.fstat(file).st_size:
+        return b""
+    with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
+        return data[: data.find(b"\n") + 1]
+
+
 def _repair(file: int, complete: Callable[[bytes], bool]) -> bytes:
     """Add a missing line end after a complete last line, or remove an incomplete one. Return the first line."""
+    first = _first_line(file)
     if not os.fstat(file).st_size:
         return b""
     with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as data:
         end = data.rfind(b"\n") + 1
-        first, last = data[: data.find(b"\n") + 1], data[end:]
+        last = data[end:]
     if not last:
         return first
     if complete(last):

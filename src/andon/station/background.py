@@ -72,6 +72,7 @@ class Background:
         self._lock = threading.Lock()
         self._work: dict[str, Work] = {}
         self._processes: dict[str, Any] = {}
+        self._listeners: dict[str, threading.Thread] = {}
 
     def start(self, name: str, who: str, function: Callable[..., Any], *arguments: Any) -> None:
         """Call a module's function in a separate process, with a `Report` and plain data.
@@ -88,7 +89,9 @@ class Background:
             theirs.close()
             self._processes[name] = process
             self._work[name] = Work(who, time.monotonic())
-        threading.Thread(target=self._listen, args=(name, ours, process), name=name, daemon=True).start()
+            thread = threading.Thread(target=self._listen, args=(name, ours, process), name=name, daemon=True)
+            self._listeners[name] = thread
+        thread.start()
 
     def find(self, name: str) -> Work | None:
         """Return the last work with a name; None if there was none since the start of the station."""
@@ -103,11 +106,13 @@ class Background:
     def cancel(self, name: str) -> None:
         """Cancel work; it removes its files. Does nothing if the work has ended."""
         with self._lock:
-            process = self._processes.get(name)
+            process, listener = self._processes.get(name), self._listeners.get(name)
         if process and process.is_alive():
             process.terminate()
             process.join(PATIENCE_S)
             process.kill()
+        if listener and listener.ident:
+            listener.join()  # it notes the end
 
     def close(self) -> None:
         for name in list(self._processes):

@@ -71,6 +71,7 @@ def backup(
                 progress("copying records", 0, 0)
                 _copy_tables(source, target)
             copied = _look(part / DATABASE, archive, part / PICTURES, progress)
+            copied = _without_aged(copied, url, part / DATABASE)
             for path in also:
                 _copy(path, part / ALSO / path.name)
             manifest = {
@@ -205,6 +206,20 @@ def _look(database: Path, source: Path | None, target: Path | None, progress: Pr
     return Copied(records, count, missing, {name: found for name, found in breaks.items() if found})
 
 
+def _without_aged(copied: Copied, url: str, database: Path) -> Copied:
+    """Forget, in a copy of the database, the pictures that aged out in the original while the copy was made."""
+    aged: set[str] = set()
+    for name in copied.records if copied.missing else ():
+        with Reader(url, name) as reader:
+            aged.update(digest for digest in copied.missing if not reader.holds(digest))
+    if aged:
+        with _new(database) as connection:
+            table = schema.pictures
+            for digest in aged:
+                connection.execute(sa.delete(table).where(table.c.digest == digest))
+    return copied._replace(missing=[each for each in copied.missing if each not in aged])
+
+
 def _copy_picture(archive: Archive, digest: str, target: Path) -> bool:
     try:
         place, data = archive.path(digest), archive.open(digest)
@@ -225,7 +240,7 @@ def _sync() -> None:
 def _copy(path: Path, to: Path) -> None:
     to.parent.mkdir(exist_ok=True)
     if path.is_dir():
-        shutil.copytree(path, to)
+        shutil.copytree(path, to, ignore=shutil.ignore_patterns("*.part"))  # files that are being written
     else:
         shutil.copy2(path, to)
 

@@ -69,6 +69,17 @@ class Product:
             )
         return found[0]
 
+    def previous(self, expected: str = "") -> Version:
+        """Return the version that was active before. StationError if there is none, or not the expected one."""
+        if not self.past:
+            raise StationError(f"product '{self.name}': no bundle was active before this one. Activate another.")
+        if expected not in ("", self.past[-1]):
+            raise StationError(
+                f"product '{self.name}': the bundle before the active one is {self.past[-1][:12]}, no longer "
+                f"{expected[:12]}: it was changed meanwhile. Look at its versions, then roll back or activate."
+            )
+        return self.versions[self.past[-1]]
+
     def shown(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         versions = [

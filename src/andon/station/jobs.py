@@ -80,7 +80,7 @@ class Jobs(ABC):
                 self.ledger, self.archive, keeping.days, int(keeping.max_gb * 1e9), keeping.keep_one_in
             )
             self.machine = Machine(self._remembered(), self._now(), config.depth, config.heartbeat_s)
-            self.keeper = Keeper(self.ledger, self._state, self._storage, config.targets())
+            self.keeper = Keeper(self.ledger, self._state, self._storage, self.guarded, config.targets())
             self.metrics = Metrics(self)
         except BaseException:
             self.ledger.close()

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from andon.errors import AndonError
+from andon.errors import AndonError, StorageError
 from andon.station.entries import Entry, Row
 from andon.station.ledger import Ledger
 
@@ -26,6 +26,7 @@ class Keeper:
         ledger: the records.
         state: returns the state to write in the same transaction.
         storage: called with the error when records cannot be written, and with None when they can be again.
+        guarded: calls a function and reports its errors.
         deliver: targets of the outbox.
     """
 
@@ -34,9 +35,11 @@ class Keeper:
         ledger: Ledger,
         state: Callable[[], dict[str, Any]],
         storage: Callable[[AndonError | None], None],
+        guarded: Callable[..., None],
         deliver: tuple[str, ...] = (),
     ) -> None:
         self._ledger, self._state, self._storage, self._deliver = ledger, state, storage, deliver
+        self._guarded = guarded
         self._waiting: deque[Pending] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -81,7 +84,7 @@ class Keeper:
                 for _ in batch:
                     self._waiting.popleft()
             for pending, row in zip(batch, rows, strict=True):
-                pending.done(row)
+                self._guarded(pending.done, row)
 
     def _write(self, batch: list[Pending]) -> list[Row] | None:
         """Write one batch, with repeated attempts; None if the station closes first."""
@@ -89,9 +92,9 @@ class Keeper:
         while True:
             try:
                 rows = self._ledger.append(entries, self._deliver, self._state())
-            except AndonError as error:  # includes: another process has become the writer
+            except Exception as error:  # includes: another process has become the writer
                 self.away = True
-                self._storage(error)
+                self._storage(error if isinstance(error, AndonError) else _unexpected(error))
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closing, RETRY_S):
                         return None
@@ -100,3 +103,7 @@ class Keeper:
                 self.away = False
                 self._storage(None)
             return rows
+
+
+def _unexpected(error: Exception) -> StorageError:
+    return StorageError(f"the records cannot be written: {type(error).__name__}: {error}. andon tries again.")

@@ -37,6 +37,8 @@ class Products:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs, self.config = jobs, jobs.config
         self.archive = Archive(self.config.data / "bundles")
+        for left in self.archive.folder.glob("*.part"):  # of a process that was killed
+            left.unlink(missing_ok=True)
         self.aside = aside.Aside(self.config.http.draw_timeout_s)
         self.catalogue = Catalogue(chain(*(jobs.ledger.walk(kind=kind) for kind in ("change", "decision"))))
         self._next: dict[str, Loaded] = {}
@@ -196,13 +198,10 @@ class Products:
         with self._changes:
             return self._switch("activate", name, self.catalogue.product(name).version(digest), who)
 
-    def roll_back(self, name: str, who: str) -> Product:
-        """Activate the previously active bundle."""
+    def roll_back(self, name: str, who: str, to: str = "") -> Product:
+        """Activate the previously active bundle. StationError when that is not the bundle `to`, if one is named."""
         with self._changes:
-            product = self.catalogue.product(name)
-            if not product.past:
-                raise StationError(f"product '{name}': no bundle was active before this one. Activate another.")
-            return self._switch("roll back", name, product.versions[product.past[-1]], who)
+            return self._switch("roll back", name, self.catalogue.product(name).previous(to), who)
 
     def prepare(self, name: str) -> Version:
         """Prepare a product and return its bundle. StationError when the bundle is not loaded."""
@@ -299,6 +298,8 @@ class Products:
     def _put(self, name: str, loaded: Loaded) -> None:
         """Use another bundle from the next trigger on; earlier jobs are finished with the previous bundle."""
         with self._jobs.lock:
+            if (waiting := self._next.get(name)) and waiting is not loaded:
+                waiting.retire(self._jobs.uses)
             self._next[name] = loaded
             self._prepare(name)
 
@@ -387,7 +388,7 @@ class Products:
         """Store the references of drift, and update the status of challenge parts and idle products."""
         for loaded in self._jobs.loaded.values():
             loaded.keep()
-        for name in self._runs:
+        for name in list(self._runs):
             self._tell_machine(name)
         self.idle.look()
 

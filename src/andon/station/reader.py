@@ -77,6 +77,7 @@ class Reader:
         since: datetime | None = None,
         until: datetime | None = None,
         verdict: str | None = None,
+        outcome: str | None = None,
         lot: str | None = None,
         part: str | None = None,
         score: tuple[float, float] | None = None,
@@ -86,10 +87,16 @@ class Reader:
         limit: int = 50,
         oldest_first: bool = False,
     ) -> list[Row]:
-        """Return one page, the newest first. `after`: sequence number of the last row of the previous page."""
+        """Return one page, the newest first.
+
+        Args:
+            verdict: the verdict of a record.
+            outcome: the same, or the verdict of the record that corrects it, where there is one (see `corrections`).
+            after: sequence number of the last row of the previous page.
+        """
         if not 1 <= limit <= MOST:
             raise StationError(f"{limit} records per page: expected 1 to {MOST}. Read several pages with `after`.")
-        texts = {"product": product, "verdict": verdict, "lot": lot, "part": part, "kind": kind}
+        texts = {"product": product, "verdict": verdict, "outcome": outcome, "lot": lot, "part": part, "kind": kind}
         for name, text in texts.items():
             if text is not None:
                 check_text(name, text, LONGEST_TEXT)
@@ -114,11 +121,25 @@ class Reader:
             if score is not None:
                 filters.append(table.score.between(*score))
                 conditions.append((table.score + 0).between(*score))  # + 0 prevents a slow use of the index
-            if score is not None or len(filters) > 1:
-                conditions += self._narrow(connection, filters)
             order = table.sequence.asc() if oldest_first else table.sequence.desc()
-            query = sa.select(*columns).where(*conditions).order_by(order)
-            return _rows(connection.execute(query.limit(limit)))
+            query = sa.select(*columns).where(*conditions).order_by(order).limit(limit)
+            if outcome is None:
+                if score is not None or len(filters) > 1:
+                    query = query.where(*self._narrow(connection, filters))
+                return _rows(connection.execute(query))
+            # Two queries, because databases find few records slowly by a condition with "or".
+            recorded, later = table.verdict == outcome, schema.records.alias()
+            corrected = sa.select(later.c.job).where(later.c.station == self.station, *_corrects(later))
+            other = corrected.where(later.c.job == table.job, later.c.verdict != outcome).exists()
+            kept = query.where(recorded, ~other)
+            if filters:
+                kept = kept.where(*self._narrow(connection, [*filters, recorded]))
+            event = schema.records.alias("event")
+            those = sa.select(event.c.job).where(event.c.station == self.station, *_corrects(event))
+            those = those.where(event.c.verdict == outcome, sa.text("event.kind <> 'inspection'"))  # has an index
+            turned = query.where(~recorded, table.job.in_(those))
+            rows = [row for each in (kept, turned) for row in _rows(connection.execute(each))]
+            return sorted(rows, key=lambda row: row.sequence, reverse=not oldest_first)[:limit]
 
     def _narrow(self, connection: sa.Connection, filters: list[sa.ColumnElement[bool]]) -> list[sa.ColumnElement[bool]]:
         """Limit the query to the first filter with few matches: databases often begin with the wrong one of several."""
@@ -156,6 +177,15 @@ class Reader:
                 found = {row.job: row for row in rows}
             yield from map(found.get, some)
 
+    def corrections(self, jobs: Sequence[int | None]) -> dict[int | None, Row]:
+        """Return the record that corrects the outcome of each job, where there is one: at most `MOST` jobs."""
+        table = schema.records.c
+        query = sa.select(*columns).where(
+            table.station == self.station, table.job.in_(jobs), *_corrects(schema.records)
+        )
+        with self.reading() as connection:
+            return {row.job: row for row in _rows(connection.execute(query.order_by(table.sequence)))}
+
     def story(self, part: str) -> list[Row]:
         """Return all records of a part, of every station in this database, the oldest first; at most 10,000."""
         check_text("part", part, LONGEST_TEXT)
@@ -181,6 +211,13 @@ class Reader:
             if len(found) < PAGE:
                 return
             last = found[-1]
+
+    def holds(self, digest: str) -> bool:
+        """Whether a stored picture is still named; retention forgets a picture before it removes the file."""
+        table = schema.pictures.c
+        query = sa.select(table.digest).where(table.station == self.station, table.digest == digest)
+        with self.reading() as connection:
+            return connection.execute(query).first() is not None
 
     def walk(self, **filters: Any) -> Iterator[Row]:
         """Yield all records in the order of the chain, or those that match the filters of `history`."""
@@ -228,6 +265,11 @@ class Reader:
         elif digest != noted:
             breaks.append(Break(last, "is not the record that the station noted as its last"))
         return breaks
+
+
+def _corrects(table: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
+    """Conditions for events that correct the outcome of a job."""
+    return table.c.kind == "event", table.c.verdict.is_not(None)
 
 
 def names(url: str) -> list[str]:

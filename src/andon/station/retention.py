@@ -16,7 +16,6 @@ from typing import NamedTuple
 import sqlalchemy as sa
 
 from andon import files
-from andon.errors import AndonError
 from andon.station import schema
 from andon.station.archive import DIGEST, Archive
 from andon.station.entries import stamp_of
@@ -146,7 +145,7 @@ class Retention:
                 if time.monotonic() >= sweep_at:
                     more = self.sweep()
                     busy, sweep_at = busy or more, sweep_at if more else time.monotonic() + SWEEP_EVERY_S
-            except (AndonError, OSError) as error:
+            except Exception as error:
                 report(error)
             pause = BREATH_S if busy else every_s
 

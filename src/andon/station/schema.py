@@ -111,6 +111,7 @@ def connect(url: str, writes: bool) -> sa.Engine:
         engine = sa.create_engine(
             parsed.set(drivername="postgresql+pg8000"),
             connect_args={"timeout": PATIENCE_S, "tcp_keepalive": True},
+            isolation_level="READ COMMITTED",  # a server may have another default
             pool_pre_ping=True,
             pool_timeout=PATIENCE_S,
         )
@@ -234,8 +235,9 @@ def lock_number(name: str) -> int:
     return int(files.digest(f"andon {name}".encode())[:15], 16)
 
 
-OUTSIDE = ("08", "25006", "28", "3D", "42501", "53", "55", "57", "58")
-"""First characters of PostgreSQL's error codes for problems of the server, its disk, the network or permissions."""
+OUTSIDE = ("08", "25006", "28", "3D", "40", "42501", "53", "55", "57", "58")
+"""First characters of PostgreSQL's error codes for problems of the server, its disk, the network, permissions or other
+clients' locks."""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Views use `trigger` and `picture` (or `inspect`, which does both), `challenge_pa
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import ExitStack
 
 from andon import files
 from andon.station.config import Config
@@ -36,12 +37,16 @@ class Station(Jobs):
         self._stop = threading.Event()
         self.closing = False
         """True when the station ends, so that endless views such as streams of events end."""
+        self._folder = ExitStack()
         try:
+            busy = "another station uses this folder. End it, or give this station another folder (data = …)."
+            self._folder.enter_context(files.lock_folder(config.data, busy))
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
             self.teaching = Teaching(self, self.products)
             self.upkeep = Upkeep(config, self.ledger, self.products)
         except BaseException:
+            self._folder.close()
             self.ledger.close()
             raise
         self._threads = [
@@ -80,6 +85,7 @@ class Station(Jobs):
                 self.tell(f"{lost} records could not be written: the storage fails. None of them was acknowledged.")
         self.retention.close()
         self.ledger.close()
+        self._folder.close()
 
     def trigger(self, product: str, part: str, lot: str | None = None, latch: bool = True) -> Job:
         """Start a job, in Ready or ContinuousExecution. StationError: the trigger is refused and counted as missed."""

@@ -53,6 +53,8 @@ class Upkeep:
         self._config, self._ledger, self._products = config, ledger, products
         self.work = Background()
         self.backups_folder = config.data / "backups"
+        for left in self.backups_folder.glob(".*.part"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
         self.work.close()
@@ -154,7 +156,8 @@ def verified(chain: Reader, archive: Archive | None = None, progress: Progress =
             try:
                 archive.open(picture)
             except StationError as error:
-                wrong.append(str(error))
+                if chain.holds(picture):  # it has not aged out meanwhile
+                    wrong.append(str(error))
     return {"station": chain.station, "records": sequence, "digest": digest, "wrong": wrong}
 
 

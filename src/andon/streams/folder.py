@@ -75,11 +75,13 @@ class Folder:
             yield from map(_frame, _in_order(present))
             return
         done: set[_File] = set() if self._existing else set(present.values())
+        before: set[_File] = set()  # in the list before
         seen: dict[Path, tuple[_File, float]] = {}  # not yet inspected, with the time of the last change seen
         pause = self._look
         while True:
             moment, versions = time.monotonic(), set(present.values())
-            done &= versions  # forget deleted files
+            done &= versions | before  # forget deleted files; a file that is renamed may be missing from one list
+            before = versions
             for path in [path for path, (file, _) in seen.items() if path not in present and file not in versions]:
                 control.tell(f"{path.as_posix()}: deleted before it was complete; it was not inspected")
             seen = {

@@ -180,6 +180,8 @@ async def received(request: Request, place: pathlib.Path) -> None:
         with place.open("xb") as file:
             async for piece in request.stream():
                 await run_in_threadpool(file.write, piece)
+    except TimeoutError:  # of the sender
+        raise
     except OSError as error:
         raise StorageError(f"{place.parent}: the file cannot be kept: {files.reason(error)}.") from None
 

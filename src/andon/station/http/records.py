@@ -149,4 +149,4 @@ def _kept(station: Station, row: Row, what: str) -> str:
 
 
 def _png(data: bytes) -> Response:
-    return Response(data, media_type="image/png", headers={"Cache-Control": "private, max-age=31536000, immutable"})
+    return Response(data, media_type="image/png", headers={"Cache-Control": "private, no-cache"})

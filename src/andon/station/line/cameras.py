@@ -133,8 +133,8 @@ class _Camera:
                     self._cameras.connected(self._product, True)
                     self._give(frame)
                 self._fault("it gives no more pictures. Expected a camera or a folder, which never end.")
-            except AndonError as error:
-                self._fault(str(error))
+            except Exception as error:  # a driver's, too
+                self._fault(str(error) or type(error).__name__)
             stop.wait(AGAIN_S)
 
     def _fault(self, sentence: str) -> None:

@@ -32,8 +32,8 @@ class Mqtt(Running):
     """
 
     def __init__(self, station: Station, settings: Settings) -> None:
-        super().__init__("mqtt state")
-        self._station, self._settings = station, settings
+        super().__init__(station, "mqtt state")
+        self._settings = settings
         self.topic = f"{settings.prefix}/{quote(station.config.name, safe='')}"
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,

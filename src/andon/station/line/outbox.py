@@ -27,8 +27,8 @@ class Outbox(Running):
     """
 
     def __init__(self, station: Station, target: str) -> None:
-        super().__init__(target)
-        self._station, self.target = station, target
+        super().__init__(station, target)
+        self.target = target
         self._feed = station.subscribe()
         self.fault = ""
         """Reason why the last message was not accepted."""

@@ -5,6 +5,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from andon.station.line.shown import Shown
@@ -29,7 +30,8 @@ class Served(ABC):
 
     def close(self) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._end.set)
+            with suppress(RuntimeError):  # it could not listen, and has ended its loop
+                self._loop.call_soon_threadsafe(self._end.set)
         if self._thread.ident:
             self._thread.join()
 

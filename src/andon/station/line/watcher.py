@@ -32,8 +32,8 @@ class Watcher(Running):
     """
 
     def __init__(self, station: Station, settings: Watched) -> None:
-        super().__init__(f"folder {settings.pictures}")
-        self._station, self._settings = station, settings
+        super().__init__(station, f"folder {settings.pictures}")
+        self._settings = settings
         self._control = Control(Report(), self._stop, self._tell)
         self._source = Folder(settings.pictures, watch=True, settle=settings.settle_s, skip=settings.results)
         files.make_folder(settings.results)

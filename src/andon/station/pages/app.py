@@ -40,7 +40,8 @@ router = APIRouter(include_in_schema=False)
 @router.get("/")
 def start(page: Operator) -> Response:
     """Where a person begins."""
-    return RedirectResponse("/live" if page.station.products.catalogue.products else "/teach", 303)
+    teach = page.can("quality") and not page.station.products.catalogue.products
+    return RedirectResponse("/teach" if teach else "/live", 303)
 
 
 @router.get("/sign-in")

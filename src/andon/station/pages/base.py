@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 from fastapi import Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from markupsafe import Markup
+from starlette.datastructures import URL
 
 from andon.station.events import ALARMS, StationError
 from andon.station.http.problems import Problem
@@ -68,6 +69,20 @@ class Page:
         """The zone of the plant; None: that of this computer."""
         return self.station.config.pages.place
 
+    @property
+    def offset(self) -> str:
+        """The zone for scripts: its name, or the offset of this computer, such as +02:00."""
+        return str(self.zone or datetime.now().astimezone().isoformat()[-6:])
+
+    @property
+    def place(self) -> str:
+        """The address of this page with its query; of a form that was sent, that of the page with the form."""
+        own, get = self.request.url, self.request.method == "GET"
+        url = own if get else URL(self.request.headers.get("referer", ""))
+        if not get and url.netloc != own.netloc:
+            return "/"
+        return f"{url.path}?{url.query}" if url.query else url.path
+
     def permitted(self) -> bool:
         """Whether the session stands, long after the request; asking does not keep it from being idle."""
         found: Sessions = self.request.app.state.sessions
@@ -99,7 +114,9 @@ class Page:
             "station": self.station,
             "zone": self.zone,
             "can": self.can,
+            "offset": self.offset,
             "path": self.request.url.path,
+            "here": self.place,
             "csrf": self.csrf,
             "csrf_token": self.session.csrf if self.session else "",
             "state": state(self.station),
@@ -160,7 +177,7 @@ Engineer = Annotated[Page, Depends(_needs(Role.ENGINEER))]
 
 def to_sign_in(request: Request) -> Response:
     """Where a browser without a session goes."""
-    place = f"/sign-in?back={quote(request.url.path if request.method == 'GET' else '/')}"
+    place = f"/sign-in?back={quote(Page(request, None).place)}"
     if "hx-request" in request.headers:  # a part of a page: htmx loads the whole page of signing in
         return Response("", 401, {**HEADERS, "HX-Redirect": place})
     if "text/event-stream" in request.headers.get("accept", ""):  # a page is no stream of events

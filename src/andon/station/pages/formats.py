@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 NONE = "–"
 COMMA = ("de", "fr")
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 @pass_context
@@ -61,8 +60,11 @@ def percent(context: Context, value: float) -> str:
 @pass_context
 def size(context: Context, value: float) -> str:
     """Bytes."""
-    power = min(int(math.log10(value) // 3), len(UNITS) - 1) if value >= 1 else 0
-    return _local(context, f"{value / 1000**power:.3g}") + f"\u00a0{UNITS[power]}"
+    units = ("o", "ko", "Mo", "Go", "To") if context["language"] == "fr" else ("B", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(value) // 3), len(units) - 1) if value >= 1 else 0
+    if float(f"{value / 1000**power:.3g}") >= 1000 and power + 1 < len(units):  # 999.6 kB is 1 MB
+        power += 1
+    return _local(context, f"{value / 1000**power:.3g}") + f"\u00a0{units[power]}"
 
 
 @pass_context
@@ -78,8 +80,13 @@ def english(text: object) -> Markup:
     return Markup('<span lang="en">{}</span>').format(text)
 
 
+def decimal(language: str, text: str) -> str:
+    """A number as people of a language write it."""
+    return text.replace(".", ",") if language in COMMA else text
+
+
 def _local(context: Context, text: str) -> str:
-    return text.replace(".", ",") if context["language"] in COMMA else text
+    return decimal(context["language"], text)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

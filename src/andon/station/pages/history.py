@@ -1,7 +1,9 @@
 """The pages of the record: what is filtered, the whole story of a part, export."""
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
@@ -21,6 +23,7 @@ from andon.station.pages.live import seen
 router = APIRouter(prefix="/history", include_in_schema=False)
 
 PAGE = 50
+SOME = 500  # records whose corrections are read at once
 MOST = 1.7e308
 Text = Annotated[str, Query(max_length=LONGEST_TEXT)]
 TABLES = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
@@ -57,11 +60,12 @@ def history(
     except AndonError as error:
         fault = str(error)
     shown, more = rows[:PAGE], len(rows) > PAGE
+    ends = page.station.ledger.corrections([row.job for row in shown])
     query = asked.query()
     return page.render(
         "history.html",
         409 if fault else 200,
-        rows=[(row, seen(page, row)) for row in shown],
+        rows=[(row, ends.get(row.job, row).verdict, seen(page, row)) for row in shown],
         asked=asked,
         query=query,
         older=f"{query}&after={shown[-1].sequence}" if more else "",
@@ -74,8 +78,8 @@ def history(
 
 @router.get("/export.{kind}")
 def download(page: Operator, kind: Literal["csv", "parquet"], asked: Annotated[Asked, Depends()]) -> Response:
-    """All inspections that are filtered, the oldest first, as a table."""
-    rows = page.station.ledger.walk(**filters(page, asked))
+    """All inspections that are filtered, the oldest first, each with the record that corrects it, as a table."""
+    rows = _corrected(page, page.station.ledger.walk(**filters(page, asked)))
     folder = tempfile.TemporaryDirectory(prefix="andon-")
     try:
         out = Path(folder.name) / f"records.{kind}"
@@ -87,11 +91,22 @@ def download(page: Operator, kind: Literal["csv", "parquet"], asked: Annotated[A
     return FileResponse(out, 200, HEADERS, TABLES[kind], BackgroundTask(folder.cleanup), name)
 
 
+def _corrected(page: Page, rows: Iterator[Row]) -> Iterator[Row]:
+    while some := list(islice(rows, SOME)):
+        ends = page.station.ledger.corrections([row.job for row in some])
+        for row in some:
+            yield row
+            if row.job in ends:
+                yield ends[row.job]
+
+
 def filters(page: Page, asked: Asked) -> dict[str, Any]:
     """Arguments of `Reader.history` from the fields of the form. StationError for what is no time or number."""
     found: dict[str, Any] = {"kind": "inspection"}
     given = {name: value.strip() for name, value in vars(asked).items() if value.strip()}
-    found.update({name: value for name, value in given.items() if name in ("product", "part", "lot", "verdict")})
+    found.update({name: value for name, value in given.items() if name in ("product", "part", "lot")})
+    if "verdict" in given:
+        found["outcome"] = given["verdict"]
     found.update({name: moment(page, value) for name, value in given.items() if name in ("since", "until")})
     if "low" in given or "high" in given:
         found["score"] = (_number(given.get("low", ""), -MOST), _number(given.get("high", ""), MOST))

@@ -3,6 +3,7 @@
 import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -10,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from andon.errors import AndonError
 from andon.station import aside, statistics
-from andon.station.entries import Row, decided
+from andon.station.entries import LONGEST_TEXT, Row, decided
 from andon.station.events import ALARMS, StationError
 from andon.station.http.control import call_method, stream_events
 from andon.station.http.problems import Problem
@@ -20,6 +21,7 @@ from andon.station.pages.base import HEADERS, Operator, Page
 router = APIRouter(include_in_schema=False)
 
 STRIP = 20  # parts
+Text = Annotated[str, Form(max_length=LONGEST_TEXT)]
 SMALL = 128
 """Pixels of the longer side of a picture in the strip."""
 AT_HAND = 100
@@ -29,9 +31,9 @@ IMMUTABLE = {"Cache-Control": "private, max-age=86400, immutable"}
 
 
 @router.get("/live")
-def live(page: Operator, product: str = "") -> Response:
-    """The last part, and the state of the station."""
-    return page.render("live.html", **_now(page, product))
+def live(page: Operator, product: str = "", disputed: str = "") -> Response:
+    """The last part, and the state of the station. `disputed`: the part whose verdict was disputed just now."""
+    return page.render("live.html", disputed=disputed, **_now(page, product))
 
 
 @router.get("/live/now")
@@ -50,9 +52,11 @@ def _now(page: Page, product: str) -> dict[str, Any]:
     counted = [shown] if shown else products
     made = [statistics.production(station.ledger, each, (since, moment))[0] for each in counted]
     row = rows[0] if rows else None
+    ends = station.ledger.corrections([each.job for each in rows])
     return {
         "row": row,
-        "strip": [(each, each.sequence in small(page) or seen(page, each)) for each in rows],
+        "ended": {each.job: ends.get(each.job, each).verdict for each in rows},
+        "strip": [(each, _small(each) in small(page) or seen(page, each)) for each in rows],
         "product": shown or "",
         "products": products,
         "since": since,
@@ -94,6 +98,7 @@ def todo(page: Page) -> dict[str, Any]:
         text, methods = _("Press Automatic to begin."), ("select_mode_automatic",)
     elif due:
         text = _("Challenge parts are due: present those of %(products)s.") % {"products": ", ".join(due)}
+        methods = ("halt",)
     elif not station.ready:
         text = _("The station waits: a product is being prepared, or results were not acknowledged.")
     else:
@@ -104,22 +109,27 @@ def todo(page: Page) -> dict[str, Any]:
 
 @router.post("/live/method")
 def method(
-    page: Operator, do: Annotated[Literal["halt", "reset", "select_mode_automatic"], Form()], product: str = ""
+    page: Operator, do: Annotated[Literal["halt", "reset", "select_mode_automatic"], Form()], product: Text = ""
 ) -> Response:
     """Halt or reset the station."""
     call_method(page.station, do, page.user)
-    return RedirectResponse("/live", 303, HEADERS)
+    return _back(product=product)
 
 
 @router.post("/live/{sequence}/dispute")
-def dispute(page: Operator, sequence: Sequence) -> Response:
+def dispute(page: Operator, sequence: Sequence, product: Text = "") -> Response:
     """Let somebody look at a part again."""
     row = record(page, sequence)
     try:
         page.station.products.decide(row, decided(row, "dispute", page.user, key=page.key.id))
     except AndonError as error:
         raise Problem(409, str(error)) from None
-    return RedirectResponse("/live", 303, HEADERS)
+    return _back(product=product, disputed=str(row.part))
+
+
+def _back(**query: str) -> Response:
+    said = urlencode({name: each for name, each in query.items() if each})
+    return RedirectResponse(f"/live?{said}", 303, HEADERS)
 
 
 @router.get("/events")
@@ -132,23 +142,23 @@ async def events(request: Request, page: Operator) -> StreamingResponse:
 
 
 @router.get("/records/{sequence}/picture.jpg")
-def picture(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
-    """The picture of a record, made smaller."""
-    data = small(page).get(sequence) if side == SMALL else None
+def picture(page: Operator, sequence: Sequence, of: str = "", side: Side = 1280) -> Response:
+    """The picture of a record, made smaller. `of`: the begin of its digest; after a restore, numbers are used again."""
+    data = small(page).get((sequence, of)) if side == SMALL else None
     if data is None:
-        row = record(page, sequence)
+        row = record(page, sequence, of)
         data = page.station.products.aside.call(aside.shown, _source(page, row, "picture"), side)
         if side == SMALL:
-            small(page)[sequence] = data
+            small(page)[_small(row)] = data
             for old in sorted(small(page))[:-AT_HAND]:
                 small(page).pop(old, None)
     return Response(data, media_type="image/jpeg", headers=IMMUTABLE)
 
 
 @router.get("/records/{sequence}/layer.png")
-def layer(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
-    """The heat map of a record on the scale of its bundle, to be laid over its picture."""
-    row = record(page, sequence)
+def layer(page: Operator, sequence: Sequence, of: str = "", side: Side = 1280) -> Response:
+    """The heat map of a record on the scale of its bundle, to be laid over its picture. `of`: as for the picture."""
+    row = record(page, sequence, of)
     product = page.station.products.catalogue.products.get(str(row.product))
     bundle = product.versions.get(row.body.get("bundle", "")) if product else None
     threshold = (row.body.get("thresholds") or {}).get("pixel")
@@ -159,17 +169,21 @@ def layer(page: Operator, sequence: Sequence, side: Side = 1280) -> Response:
     return Response(data, media_type="image/png", headers=IMMUTABLE)
 
 
-def small(page: Page) -> dict[int, bytes]:
-    """Small pictures that a strip has shown, by the record."""
-    found: dict[int, bytes] = page.request.app.state.small
+def small(page: Page) -> dict[tuple[int, str], bytes]:
+    """Small pictures that a strip has shown, by the record and the begin of its digest."""
+    found: dict[tuple[int, str], bytes] = page.request.app.state.small
     return found
 
 
-def record(page: Page, sequence: int) -> Row:
-    """A record. Problem when there is none."""
+def _small(row: Row) -> tuple[int, str]:
+    return row.sequence, row.digest[:12]
+
+
+def record(page: Page, sequence: int, of: str = "") -> Row:
+    """A record, whose digest begins with `of`. Problem when there is none."""
     row = page.station.ledger.record(sequence)
-    if row is None:
-        raise Problem(404, f"There is no record {sequence}.")
+    if row is None or not row.digest.startswith(of):
+        raise Problem(404, f"There is no record {sequence}{f' with the digest {of[:12]}…' if of else ''}.")
     return row
 
 

@@ -110,9 +110,9 @@ def golden(page: Operator, product: Name) -> Response:
 
 
 @router.post("/products/{product}/rollback")
-def roll_back(page: Quality, product: Name) -> Response:
+def roll_back(page: Quality, product: Name, to: Text) -> Response:
     """Let the bundle inspect that was active before."""
-    return _done(page, product, lambda: page.station.products.roll_back(product, page.user))
+    return _done(page, product, lambda: page.station.products.roll_back(product, page.user, to))
 
 
 @router.post("/products/{product}/versions/{digest}")
@@ -181,7 +181,7 @@ def recalibration(page: Operator, product: Name) -> Response:
 
 
 @router.post("/products/{product}/recalibration")
-def recalibrate(page: Quality, product: Name, do: Text = "", since: Text = "") -> Response:
+def recalibrate(page: Quality, product: Name, do: Text = "", since: Text = "", to: Text = "") -> Response:
     """Begin or dismiss a recalibration; take its bundle over, release, activate it, or go back."""
     known, care, products = _known(page, product), page.station.upkeep, page.station.products
     after = _adopted(page, known)
@@ -191,7 +191,7 @@ def recalibrate(page: Quality, product: Name, do: Text = "", since: Text = "") -
         "adopt": lambda: care.adopt(product, page.user),
         "release": lambda: products.release(product, after.digest if after else "", page.user),
         "activate": lambda: products.activate(product, after.digest if after else "", page.user),
-        "back": lambda: products.roll_back(product, page.user),
+        "back": lambda: products.roll_back(product, page.user, to),
     }
     if do not in calls:
         raise Problem(422, f"'{do[:40]}': expected one of {', '.join(calls)}.")
@@ -210,6 +210,7 @@ def _recalibration(page: Page, product: Product) -> dict[str, Any]:
     facts = {
         "product": product,
         "loaded": loaded,
+        "idle": product.name in page.station.idle,
         "work": work,
         "since_local": local,
         "version": _adopted(page, product),

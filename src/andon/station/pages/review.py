@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query
 from fastapi.responses import RedirectResponse, Response
@@ -40,6 +41,7 @@ def _show(page: Page, product: str, after: int = 0, again: int = 0, fault: str =
         row=row,
         count=count,
         product=known,
+        after=after,
         products=sorted(page.station.products.catalogue.products),
         pictured=row is not None and seen(page, row),
         mapped=row is not None and seen(page, row, "map"),
@@ -60,6 +62,7 @@ def decide(
     note: Text = "",
     box: Text = "",
     product: Text = "",
+    after: Annotated[int, Form(ge=0, lt=1 << 62)] = 0,
 ) -> Response:
     """Confirm a part as good or as defective; the next one follows."""
     row, _ = record(page, sequence), page.translate
@@ -75,8 +78,10 @@ def decide(
         entry = decided(row, kind, page.user, reason=reason, key=page.key.id, **override, **marks)  # type: ignore[arg-type]
         page.station.products.decide(row, entry, known)
     except AndonError as error:
-        return _show(page, product, fault=str(error))
-    return RedirectResponse(f"/review?product={product}" if product else "/review", 303, HEADERS)
+        return _show(page, product, after, sequence, str(error))
+    # Behind a part that was skipped, the older ones follow.
+    query = {"product": product, "after": sequence if after else 0}
+    return RedirectResponse(f"/review?{urlencode({name: each for name, each in query.items() if each})}", 303, HEADERS)
 
 
 def _box(page: Page, row: Row, text: str) -> tuple[int, int, int, int] | None:

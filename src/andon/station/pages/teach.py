@@ -120,7 +120,7 @@ def _bring(page: Page, name: str, bring: Callable[[Teaching, Project], pictures.
         taken = bring(page.station.teaching, project)
     except AndonError as error:
         return _step(page, project, "pictures", error)
-    words = page.translate("{added} pictures added, {known} were there already, {refused} refused")
+    words = page.translate("Pictures added: {added}; there already: {known}; refused: {refused}")
     told = words.format(added=taken.added, known=taken.known, refused=len(taken.refused))
     return _step(page, project, "pictures", told=[told, *taken.refused])
 
@@ -149,9 +149,21 @@ def thumbnail(page: Quality, name: str, picture: str) -> Response:
 
 
 @router.post("/{name}/run")
-def run(page: Quality, name: str, action: Annotated[Action, Form()]) -> Response:
-    """Begin a check, a preview, an estimate or a training."""
-    step = _step_of(action)
+def run(
+    page: Quality,
+    name: str,
+    action: Annotated[Action, Form()],
+    revision: Number = 0,
+    preset: Text = "",
+    light: Text = "as is",
+) -> Response:
+    """Begin a check, a preview, an estimate or a training; with a preset, after its settings are saved."""
+    project = page.station.teaching.projects.get(name)
+    recipe, step = project.parsed(), _step_of(action)
+    if preset and (preset, light) != (recipe.detector.preset, recipe.input.light):
+        answer = settings(page, name, revision, preset, light)
+        if answer.status_code != 303:  # refused
+            return answer
     return _edit(page, name, step, "run", action, page.user)
 
 

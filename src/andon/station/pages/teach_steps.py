@@ -9,7 +9,7 @@ from urllib.parse import quote
 from andon.errors import AndonError
 from andon.pictures import image
 from andon.station.pages.base import Page
-from andon.station.pages.formats import english
+from andon.station.pages.formats import decimal, english
 from andon.station.teaching import bringing, camera, pictures
 from andon.station.teaching.background import Action
 from andon.station.teaching.projects import Project
@@ -45,7 +45,7 @@ def run_of(page: Page, project: Project, *actions: Action) -> dict[str, Any]:
     stage = ""
     if last:
         share = f" ({last.done} / {last.total})" if last.total else ""
-        stage = f"{last.stage or page.translate('beginning')}{share}"
+        stage = (last.stage or page.translate("beginning")) + share
     left = duration(last.left_s) if last and last.left_s is not None else ""
     return {"run": last, "stage": stage, "left": left}
 
@@ -61,7 +61,8 @@ def _pictures(page: Page, project: Project) -> dict[str, Any]:
         "pictures": names[SHOWN * (current - 1) : SHOWN * current],
         "page": current,
         "pages": pages,
-        "left_out": found.listed(left_out=True)[:SHOWN],
+        "left_out": found.listed(left_out=True),
+        "shown": SHOWN,
         "good": good,
         "defects": len(names) - good,
         "kinds": sorted({name.split("/")[1] for name in names if name.startswith("test/")}),
@@ -76,7 +77,7 @@ def _check(page: Page, project: Project) -> dict[str, Any]:
     found = page.station.teaching.kept(project, "check")
     here = set(page.station.teaching.pictures(project).listed())
     _ = page.translate
-    words = {"error": _("Error"), "warning": _("Warning"), "note": _("Note")}
+    words = {"error": _("Problem"), "warning": _("Warning"), "note": _("Note")}
     suspect = _("Good pictures that look like defects. Look at each, and leave out the defective ones.")
     findings = []
     for each in found.content["report"]["findings"] if found else ():
@@ -132,7 +133,9 @@ def _train(page: Page, project: Project) -> dict[str, Any]:
         {
             "name": name,
             "chosen": name == recipe.detector.preset,
-            "words": (words if times > 1 else fastest).format(size=f"{size} × {size}", times=f"{times:g}"),
+            "words": (words if times > 1 else fastest).format(
+                size=f"{size} × {size}", times=decimal(page.language, f"{times:g}")
+            ),
         }
         for name, (size, times) in teaching.presets.items()
     ]

@@ -20,7 +20,7 @@
       : value.toLocaleString(language, { maximumSignificantDigits: digits });
   const percent = (value) => (value === null || value === undefined ? "" : `${number(100 * value, 3)} %`);
   const moment = (seconds) =>
-    new Date(1000 * seconds).toLocaleString(language, { timeZone: zone, dateStyle: "short", timeStyle: "short" });
+    new Date(1000 * seconds).toLocaleString("sv", { timeZone: zone, dateStyle: "short", timeStyle: "short" }); // 2026-11-27 06:05
 
   function axes(format) {
     const grid = { stroke: colour("chart-grid"), width: 1 };
@@ -149,9 +149,9 @@
       ];
       const series = [
         ...(many ? ranges : []),
-        dots("PASS", "chart-line", number, { size: 4 }),
-        dots("REVIEW", "review", number),
-        dots("REJECT", "reject", number),
+        dots(words.passed, "chart-line", number, { size: 4 }),
+        dots(words.doubtful, "review", number),
+        dots(words.rejected, "reject", number),
         line(words.review, "review", number, { ...limit, dash: [8, 4] }),
         line(words.reject, "reject", number, limit),
       ];

@@ -18,6 +18,7 @@
       this.corners = []; // of the shape that is being drawn
       this.cursor = [Math.round(this.width / 2), Math.round(this.height / 2)];
       this.keyboard = false;
+      this.fingers = new Map(); // where each pointer is that is down
       this.held = null; // a corner that is dragged, or the start of a rectangle
       this.zoom = 0;
       const find = (name) => root.querySelector(`[data-part="${name}"]`);
@@ -35,7 +36,7 @@
       on("pointerdown", (event) => this.down(event));
       on("pointermove", (event) => this.move(event));
       on("pointerup", (event) => this.up(event));
-      on("pointercancel", () => this.cancel());
+      on("pointercancel", (event) => { this.fingers.delete(event.pointerId); this.release(); });
       on("dblclick", () => this.finish());
       on("keydown", (event) => this.key(event));
       on("focus", () => { this.keyboard = true; this.show(); });
@@ -144,13 +145,28 @@
     }
 
     down(event) {
-      if (event.button) return;
+      if (event.button || !this.sheet.contains(event.target)) return; // the rest is the scrollbar
+      this.fingers.set(event.pointerId, [event.clientX, event.clientY]);
+      if (this.fingers.size > 1) { this.release(); return; } // two fingers move the picture
       const point = this.point(event);
       this.stage.setPointerCapture(event.pointerId);
       this.held = (!this.corners.length && this.hit(point)) || { start: point };
     }
 
+    // Let go of what is dragged; it is not drawn.
+    release() {
+      if (this.held?.dragged) this.corners = [];
+      this.held = null;
+      this.show();
+    }
+
     move(event) {
+      const finger = this.fingers.get(event.pointerId), now = [event.clientX, event.clientY];
+      if (finger) this.fingers.set(event.pointerId, now);
+      if (finger && this.fingers.size > 1) {
+        this.stage.scrollBy((finger[0] - now[0]) / this.fingers.size, (finger[1] - now[1]) / this.fingers.size);
+        return;
+      }
       const point = this.point(event);
       this.cursor = point;
       if (this.held && this.held.place) {
@@ -164,6 +180,7 @@
     }
 
     up(event) {
+      this.fingers.delete(event.pointerId);
       const held = this.held, point = this.point(event);
       this.held = null;
       if (!held || held.place) return;

@@ -1,10 +1,10 @@
 // The last part: fetched anew when the station tells that something was inspected, or that its state has changed.
 (() => {
   "use strict";
-  const AGAIN_MS = 2000;
+  const AGAIN_MS = 2000, PATIENCE_MS = 5000;
   const HELD_MS = 2000; // a press is waited for no longer
   const place = document.getElementById("live"), banner = document.querySelector("[data-lost-banner]");
-  let opacity = sessionStorage.getItem("andon-opacity") ?? "60", fetching = false, again = false;
+  let opacity = sessionStorage.getItem("andon-opacity") ?? "60", fetching = false, again = false, later = 0;
   const CONTROLS = "a, button, [data-opacity]";
   let press = Promise.resolve(), release = () => {};
 
@@ -29,21 +29,28 @@
   async function refresh() {
     if (fetching) { again = true; return; }
     fetching = true;
+    let current = false;
     try {
-      const answer = await fetch(place.dataset.live, { headers: { "X-Fetched-By-Page": "live" } });
+      const headers = { "X-Fetched-By-Page": "live" };
+      const answer = await fetch(place.dataset.live, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
       if (answer.redirected) { location.reload(); return; } // signed out
       if (answer.ok) {
         const text = await answer.text();
         await press; // what is pressed stays where it is until it is let go
         draw(text);
+        current = true;
       }
     } catch { /* the banner says that the connection is lost */ }
+    place.classList.toggle("stale", !current);
     fetching = false;
-    if (again) { again = false; refresh(); }
+    clearTimeout(later);
+    if (again) { again = false; refresh(); } else if (!current) later = setTimeout(refresh, AGAIN_MS);
   }
 
+  let events = null;
+
   function listen() {
-    const events = new EventSource(place.dataset.events);
+    events = new EventSource(place.dataset.events);
     events.onopen = () => { banner.hidden = true; };
     for (const kind of ["record", "state", "alarm", "lost"]) events.addEventListener(kind, refresh); // the first is a state
     events.onerror = () => {
@@ -52,7 +59,6 @@
       refresh(); // the session may have ended, with the station or by itself: the page signs in again then
       setTimeout(listen, AGAIN_MS);
     };
-    addEventListener("pagehide", () => events.close(), { once: true });
   }
 
   for (const start of ["pointerdown", "keydown"]) {
@@ -67,6 +73,7 @@
     sessionStorage.setItem("andon-opacity", opacity);
     dress();
   });
+  addEventListener("pagehide", () => events.close());
   dress();
   listen();
 })();

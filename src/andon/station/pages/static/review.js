@@ -5,6 +5,7 @@
   if (!pair) return;
   const MOST = 12, STEP = 1.4, SHARES = 10000;
   const NEW = 0.2, FINE = 0.01; // a box begun with the keyboard, and its steps: shares of what is seen
+  const LOOK_MS = 500; // before this, a press was meant for the part before
   const LEAST_PX = 2; // of a box that is drawn with the pointer, as it is shown
   const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   const frames = [...pair.querySelectorAll("[data-frame]")], field = form.querySelector("[data-box]");
@@ -175,7 +176,7 @@
   document.addEventListener("keydown", (event) => {
     if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
     const wanted = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`), move = MOVES[event.key];
-    if (wanted) wanted.click();
+    if (wanted) { if (!event.repeat) wanted.click(); }
     else if (event.key === "+") zoom(STEP, ...middle());
     else if (event.key === "-") zoom(1 / STEP, ...middle());
     else if (tool === "box" && box && (event.target === frames[0] || event.key === "Escape")) edit(event);
@@ -186,6 +187,12 @@
       event.preventDefault();
     }
   });
+  // Nobody decides on a picture that is not seen yet.
+  const decisions = [...form.querySelectorAll("[name=do]")], photo = pair.querySelector(".photo");
+  const hold = (held) => { for (const button of decisions) button.disabled = held; };
+  hold(true);
+  const seen = photo && !photo.complete ? new Promise((done) => { photo.onload = photo.onerror = done; }) : Promise.resolve();
+  seen.then(() => setTimeout(hold, LOOK_MS, false));
   addEventListener("resize", show);
   show();
 })();

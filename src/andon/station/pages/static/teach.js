@@ -6,6 +6,15 @@
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 
+  // What would be lost with the page: the browser asks before it is left
+
+  let changed = null, sending = 0; // a form, and lists of files
+  const change = (event) => { changed = event.target.closest("form[data-keep]") ?? changed; };
+  document.addEventListener("input", change);
+  document.addEventListener("drawn", change);
+  document.addEventListener("submit", (event) => { if (event.target === changed) changed = null; });
+  addEventListener("beforeunload", (event) => { if (changed || sending) event.preventDefault(); });
+
   // Uploads: one request a file, a few at a time; a full or absent station is tried again
 
   function upload(root) {
@@ -15,6 +24,11 @@
     label.addEventListener("change", () => { kind.hidden = label.value !== "defect"; });
 
     async function send(file, words) {
+      try {
+        await file.slice(0, 1).arrayBuffer();
+      } catch { // a folder, or a file that is gone
+        return { added: 0, known: 0, refused: [fill(root.dataset.unreadable, { name: file.name })] };
+      }
       const query = new URLSearchParams({ name: file.name, label: words });
       for (;;) {
         let answer;
@@ -38,7 +52,8 @@
       const words = label.value === "defect" ? kind.querySelector("input").value : label.value;
       if (label.value === "defect" && !words.trim()) { kind.querySelector("input").focus(); return; }
       let done = 0;
-      list.replaceChildren();
+      sending += 1;
+      if (sending === 1) list.replaceChildren();
       [bar.hidden, bar.max, bar.value] = [false, total, 0];
       async function work() {
         for (let file = waiting.shift(); file; file = waiting.shift()) {
@@ -60,7 +75,8 @@
       await Promise.all(Array.from({ length: AT_ONCE }, work));
       bar.hidden = true;
       state.textContent = fill(root.dataset.ended, sum);
-      if (!list.children.length) location.reload();
+      sending -= 1;
+      if (!sending && !list.children.length) location.reload();
     }
 
     root.querySelectorAll("[data-files]").forEach((input) => {
@@ -106,7 +122,8 @@
     const sliders = [...form.querySelectorAll("[data-slider]")];
     function show(slider) {
       const row = rows[slider.value], name = slider.dataset.slider, label = slider.parentElement;
-      const rate = `${Number((100 * row.rate).toPrecision(3))} %`;
+      const percent = (100 * row.rate).toLocaleString(document.documentElement.lang, { maximumSignificantDigits: 3 });
+      const rate = `${percent} %`;
       const words = fill(form.dataset.words, { ...row, rate, total: form.dataset.total, tried: form.dataset.tried });
       const told = name === "reject" && !row.supported ? rate : words; // there is no threshold that parts could be above
       label.querySelector("output").textContent = row.supported ? told : `${told} – ${form.dataset[`un${name}`]}`;
