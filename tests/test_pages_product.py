@@ -97,7 +97,7 @@ def test_roles_and_tokens_are_asked_for_each_change(service: Service, people: di
     operator.get("/settings/keys", 403)
     first = operator.get("/settings")
     assert "Users and keys" not in first and '<a href="/settings" aria-current="page">' in first
-    operator.post("/products/ring/rollback", 403)
+    operator.post("/products/ring/rollback", 403, to="")
     operator.post("/products/ring/recalibration", 403, do="start")
     operator.post("/settings/records", 403, do="start")
     quality.post("/settings/backup", 403, do="start")
@@ -173,9 +173,9 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
         and after[:12] in versions
         and "<button" not in versions.split('id="versions"')[1]
     )
-    quality.post("/products/ring/rollback")
+    quality.post("/products/ring/rollback", to=before)
     assert station.products.catalogue.product("ring").active == before
-    assert "no bundle was active before" in quality.post("/products/ring/rollback", 409)
+    assert "no bundle was active before" in quality.post("/products/ring/rollback", 409, to=before)
     quality.post(place, do="dismiss")
     assert "Only parts inspected since" in quality.get(place)
     assert station.ledger.history(kind="change", product="ring", limit=1)[0].body["who"] == "the quality"
