@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 from urllib.parse import quote
@@ -104,7 +105,12 @@ def main() -> None:
         training.train(recipe.model_copy(update={"decision": Decision(reject_rate=0.03)}), folder / "ring.andon")
         shutil.copy(folder / "ring.andon", folder / "seal.andon")
         shutil.rmtree(folder / "good")
-        settings = {"pictures": {"keep_one_in": 2}, "modbus": {"port": 0, "products": list(PRODUCTS)}}
+        began = f"{datetime.now(UTC) - timedelta(hours=1):%H:%M}"  # no shift begins while pictures are drawn
+        settings = {
+            "pictures": {"keep_one_in": 2},
+            "modbus": {"port": 0, "products": list(PRODUCTS)},
+            "pages": {"zone": "UTC", "shifts": [began]},
+        }
         with served(config(folder, **settings)) as service, sync_playwright() as playwright:
             present(service)
             teach(service, folder)
