@@ -17,6 +17,7 @@ from babel.messages.pofile import read_po, write_po
 
 PAGES = Path(__file__).parents[1] / "src" / "andon" / "station" / "pages"
 KEYWORDS = {"_": None, "translate": None, "ngettext": (1, 2)}
+SOFTWARE = ("system", "version of the records")  # what Settings, Software names itself
 OPTIONS = {"trimmed": "true", "extensions": "jinja2.ext.i18n"}
 
 
@@ -34,7 +35,7 @@ def extracted() -> Catalog:
             for _, message, _, _ in extract_from_file(method, path, KEYWORDS, options=OPTIONS):
                 found.add(message)
     words = (*(each.value for each in Outcome), *STATES, *(role.name.lower() for role in Role), *ALARMS.values())
-    for word in (*words, *(name for _, name in PLACES), "higher", "lower", "wider spread"):
+    for word in (*words, *(name for _, name in PLACES), "higher", "lower", "wider spread", *SOFTWARE):
         found.add(word)
     return found
 

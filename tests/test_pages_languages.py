@@ -32,6 +32,17 @@ def test_every_message_is_translated_with_its_placeholders(language: str) -> Non
     assert catalogues.file(language).with_suffix(".mo").read_bytes() == catalogues.compiled(catalogue)
 
 
+def test_no_sentence_is_the_same_in_two_languages() -> None:
+    """A translation that stands in the catalogue of another language."""
+    sentences = []
+    for language in ("de", "fr"):
+        catalogue = read_po(BytesIO(catalogues.file(language).read_bytes()), locale=language)
+        sentences.append({each.id: each.string for each in catalogue if isinstance(each.id, str) and " " in each.id})
+    german, french = sentences
+    assert [id for id in german if len(id) > 20 and german[id] in (french[id], id)] == []
+    assert [id for id in french if len(id) > 20 and french[id] == id] == []
+
+
 def test_a_page_is_in_the_language_that_a_browser_asks_for() -> None:
     assert languages.choose(None, "de-AT,de;q=0.9,en;q=0.5") == "de"
     assert languages.choose(None, "pt, fr;q=0.2, en;q=0.1") == "fr"

@@ -173,6 +173,7 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
         and after[:12] in versions
         and "<button" not in versions.split('id="versions"')[1]
     )
+    assert "was changed meanwhile" in quality.post("/products/ring/rollback", 409, to=after)
     quality.post("/products/ring/rollback", to=before)
     assert station.products.catalogue.product("ring").active == before
     assert "no bundle was active before" in quality.post("/products/ring/rollback", 409, to=before)

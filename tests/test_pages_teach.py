@@ -230,6 +230,23 @@ def test_what_is_refused_is_told_beside_the_upload(person: Person, tmp_path: Pat
     expect(person.page.get_by_text("1 picture of good parts")).to_be_visible()
 
 
+def test_changes_that_were_not_saved_are_not_lost(person: Person, service: Service, tmp_path: Path) -> None:
+    page, dialogs = person.page, list[str]()
+    person.begin("kept", "ring")
+    for seed in range(2):
+        save(tmp_path / f"{seed}.png", part(seed))
+    person.upload(*tmp_path.glob("*.png"))
+    expect(page.get_by_text("2 pictures of good parts")).to_be_visible()
+    person.step("Train")
+    page.get_by_label(re.compile("^fine")).check()
+    page.once("dialog", lambda dialog: (dialogs.append(dialog.type), dialog.dismiss()))
+    page.get_by_role("link", name="Result").click()
+    assert dialogs == ["beforeunload"] and page.url.endswith("/train")
+    person.button("Estimate the time")  # saves what it is about
+    projects = service.station.teaching.projects
+    until(lambda: projects.get("kept").parsed().detector.preset == "fine", "the preset is not saved")
+
+
 def test_pictures_are_taken_from_a_camera(person: Person) -> None:
     person.begin("camera", "filmed")
     person.page.get_by_label("Pictures", exact=True).fill("2")
