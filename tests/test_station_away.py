@@ -51,7 +51,12 @@ def test_an_error_that_nobody_expected_does_not_end_the_records(
         keeper.put(Entry("event", body={"event": "second"}))
         until(lambda: keeper.depth == 0, "the next one is not written")
         assert service.station.ledger.history(limit=1)[0].body["event"] == "second"
+    left = [tmp_path / "data/bundles/1.part", tmp_path / "data/backups/.old.12.part/records.db"]  # of a killed process
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
     with served(config(folder, data=tmp_path / "data")) as service, pytest.raises(AndonError, match="another station"):
+        assert not any(path.exists() for path in left)
         Station(config(folder, name="other", data=tmp_path / "data"), print)
 
 

@@ -378,7 +378,7 @@ def test_a_lamp_that_dims_is_told_as_drift(bundle_file: Path, tmp_path: Path) ->
 
 
 def test_rate_and_memory_are_bounded(bundle_file: Path, tmp_path: Path) -> None:
-    with served(config(tmp_path, http={"requests_per_s": 0.25, "max_held_mb": 1}), ready=False) as service:
+    with served(config(tmp_path, http={"requests_per_s": 1.0, "max_held_mb": 1}), ready=False) as service:
         answers = [service.operator.get("/v1/station") for _ in range(8)]
         assert answers[0].status_code == 200
         assert answers[-1].status_code == 429 and "retry-after" in answers[-1].headers

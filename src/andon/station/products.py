@@ -37,8 +37,6 @@ class Products:
     def __init__(self, jobs: Jobs) -> None:
         self._jobs, self.config = jobs, jobs.config
         self.archive = Archive(self.config.data / "bundles")
-        for left in self.archive.folder.glob("*.part"):  # of a process that was killed
-            left.unlink(missing_ok=True)
         self.aside = aside.Aside(self.config.http.draw_timeout_s)
         self.catalogue = Catalogue(chain(*(jobs.ledger.walk(kind=kind) for kind in ("change", "decision"))))
         self._next: dict[str, Loaded] = {}

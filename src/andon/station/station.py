@@ -4,6 +4,7 @@ Views use `trigger` and `picture` (or `inspect`, which does both), `challenge_pa
 `subscribe`, and `call` for the methods of OPC 40100-1. All may be called from any thread; none waits for an inspection.
 """
 
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -41,6 +42,11 @@ class Station(Jobs):
         try:
             busy = "another station uses this folder. End it, or give this station another folder (data = …)."
             self._folder.enter_context(files.lock_folder(config.data, busy))
+            for left in (
+                *config.data.glob("bundles/*.part"),
+                *config.data.glob("backups/.*.part"),
+            ):  # of a killed process
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)
             self.teaching = Teaching(self, self.products)

@@ -53,8 +53,6 @@ class Upkeep:
         self._config, self._ledger, self._products = config, ledger, products
         self.work = Background()
         self.backups_folder = config.data / "backups"
-        for left in self.backups_folder.glob(".*.part"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
         self.work.close()
