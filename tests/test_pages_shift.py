@@ -191,6 +191,7 @@ def decide(hand: Hand, parts: list[str]) -> None:
     hand.link("Review")
     for part in parts:
         expect(hand.page.locator(".which strong")).to_have_text(part)
+        expect(hand.page.get_by_role("button", name="Good")).to_be_enabled()
         with hand.page.expect_navigation():
             if hand.keyboard:
                 hand.page.keyboard.press("g")

@@ -19,7 +19,7 @@ BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
 NAMED = """(one => one.ariaLabel || one.labels?.[0]?.innerText || one.innerText)(document.activeElement)"""
 """JavaScript: the name of the control that has the focus."""
-LONG_MS = 600_000  # for what runs beside the line: at the lowest priority, so it starves beside other work
+LONG_MS = 300_000  # for what runs beside the line: at the lowest priority, so it starves beside other work
 
 
 @pytest.fixture(scope="module")
