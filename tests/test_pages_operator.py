@@ -259,9 +259,9 @@ def test_what_happens_is_told_only_as_long_as_the_session_stands(service: Servic
 
 
 def test_the_page_at_the_line_signs_in_again_after_the_station_was_restarted(service: Service, person: Page) -> None:
-    person.context.clear_cookies()  # sessions end with the station, so after a restart nobody knows this one
     person.context.set_offline(True)
     expect(person.locator("[data-lost-banner]")).to_be_visible()
+    person.context.clear_cookies()  # sessions end with the station, so after a restart nobody knows this one
     person.context.set_offline(False)
     person.wait_for_url("**/sign-in?back=/live")
 

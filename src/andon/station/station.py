@@ -42,10 +42,8 @@ class Station(Jobs):
         try:
             busy = "another station uses this folder. End it, or give this station another folder (data = …)."
             self._folder.enter_context(files.lock_folder(config.data, busy))
-            for left in (
-                *config.data.glob("bundles/*.part"),
-                *config.data.glob("backups/.*.part"),
-            ):  # of a killed process
+            # Files that a killed process was writing.
+            for left in (*config.data.glob("bundles/*.part"), *config.data.glob("backups/.*.part")):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
             self.keys = Keys(config.data / "keys.json")
             self.products = Products(self)

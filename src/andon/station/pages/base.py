@@ -4,7 +4,7 @@ import hmac
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from fastapi import Depends, Request
@@ -123,6 +123,12 @@ class Page:
         }
         text = languages.environment(self.language).get_template(template).render(**{**common, **values})
         return HTMLResponse(text.encode(errors="replace"), status, HEADERS)
+
+
+def addressed(path: str, **query: object) -> str:
+    """An address with a query of those values that say something."""
+    said = urlencode({name: value for name, value in query.items() if value})
+    return f"{path}?{said}" if said else path
 
 
 def moment(page: Page, text: str) -> datetime:

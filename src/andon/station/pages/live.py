@@ -3,7 +3,6 @@
 import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -16,7 +15,7 @@ from andon.station.events import ALARMS, StationError
 from andon.station.http.control import call_method, stream_events
 from andon.station.http.problems import Problem
 from andon.station.http.records import Sequence
-from andon.station.pages.base import HEADERS, Operator, Page
+from andon.station.pages.base import HEADERS, Operator, Page, addressed
 
 router = APIRouter(include_in_schema=False)
 
@@ -113,7 +112,7 @@ def method(
 ) -> Response:
     """Halt or reset the station."""
     call_method(page.station, do, page.user)
-    return _back(product=product)
+    return RedirectResponse(addressed("/live", product=product), 303, HEADERS)
 
 
 @router.post("/live/{sequence}/dispute")
@@ -124,12 +123,7 @@ def dispute(page: Operator, sequence: Sequence, product: Text = "") -> Response:
         page.station.products.decide(row, decided(row, "dispute", page.user, key=page.key.id))
     except AndonError as error:
         raise Problem(409, str(error)) from None
-    return _back(product=product, disputed=str(row.part))
-
-
-def _back(**query: str) -> Response:
-    said = urlencode({name: each for name, each in query.items() if each})
-    return RedirectResponse(f"/live?{said}", 303, HEADERS)
+    return RedirectResponse(addressed("/live", product=product, disputed=row.part), 303, HEADERS)
 
 
 @router.get("/events")

@@ -2,7 +2,6 @@
 
 import re
 from typing import Annotated
-from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Query
 from fastapi.responses import RedirectResponse, Response
@@ -13,7 +12,7 @@ from andon.station.entries import Row, decided
 from andon.station.events import Outcome
 from andon.station.http.problems import Problem
 from andon.station.http.records import Sequence
-from andon.station.pages.base import HEADERS, Operator, Page
+from andon.station.pages.base import HEADERS, Operator, Page, addressed
 from andon.station.pages.live import level, record, seen, size
 
 router = APIRouter(prefix="/review", include_in_schema=False)
@@ -80,8 +79,8 @@ def decide(
     except AndonError as error:
         return _show(page, product, after, sequence, str(error))
     # Behind a part that was skipped, the older ones follow.
-    query = {"product": product, "after": sequence if after else 0}
-    return RedirectResponse(f"/review?{urlencode({name: each for name, each in query.items() if each})}", 303, HEADERS)
+    following = addressed("/review", product=product, after=sequence if after else 0)
+    return RedirectResponse(following, 303, HEADERS)
 
 
 def _box(page: Page, row: Row, text: str) -> tuple[int, int, int, int] | None:
