@@ -9,11 +9,13 @@ training images and the number of defects for the ratio, at least one; at 1:1, t
 so an equal number of good images is drawn. Both networks have the same two convolutions, the same batches and the same
 steps. The plain CNN has a hidden layer, cross-entropy, and batch normalisation: without it, its output becomes constant
 on magnetic tiles. One training of `capsule` gives both of its scores, and one map, measured at 256 pixels a side where
-the product has masks. Each line of --out is one figure; existing ones are not run again.
+the product has masks. The test pictures of `screw-equalised` have the light of its training pictures. Each line of
+--out is one figure; existing ones are not run again.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,6 +34,7 @@ from andon.detector import Labelled, Run
 from andon.detectors.capsule import Capsule, CapsuleNetwork, Settings
 from andon.evaluate import metrics
 from andon.inspection import Pixels, Scores
+from andon.lab.bench import equalised
 from andon.nn.labelled import split_labels
 from andon.nn.learned import Network
 from andon.pictures import image
@@ -39,7 +42,12 @@ from segmenter_masks import DATA, kept, pieces
 from segmenter_masks import PRODUCTS as MASKED
 
 HERE = Path(__file__).resolve().parent
-PRODUCTS = {**MASKED, "elpv": HERE / "elpv", "hazelnut_toy": DATA / "hazelnut_toy"}
+PRODUCTS = {
+    **MASKED,
+    "screw-equalised": MASKED["screw"],
+    "elpv": HERE / "elpv",
+    "hazelnut_toy": DATA / "hazelnut_toy",
+}
 RATIOS = (1, 10, 100, 500)
 MASK_SIDE = 256  # pixels a side at which maps are measured
 
@@ -231,9 +239,12 @@ def main() -> None:
     same = (options.preset, options.steps, options.size)
     rows = [row for row in rows if (row["preset"], row["steps"], row["size"]) == same]
     done = {(row["product"], row["ratio"], row["seed"], row["network"], row["score"]) for row in rows}
-    with options.out.open("a") as out:
+    with options.out.open("a") as out, tempfile.TemporaryDirectory() as temporary:
         for product in options.products:
-            for row in figures(product, PRODUCTS[product], options, done):
+            folder = PRODUCTS[product]
+            if product == "screw-equalised":
+                folder = equalised.write(folder, Path(temporary) / product)
+            for row in figures(product, folder, options, done):
                 print(json.dumps(row), flush=True)
                 print(json.dumps(row), file=out, flush=True)
                 rows.append(row)

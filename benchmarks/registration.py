@@ -1,7 +1,7 @@
 """Registration: pose errors and time on real pictures, and its effect on detectors of moved parts.
 
     python benchmarks/registration.py [--data ../shared/data] [--images 20] [--train 80] [--test 60] [--size 256]
-        [--detectors variation nearest-image] [--products bottle moved screw]
+        [--detectors variation nearest-image] [--products bottle moved screw screw-equalised]
 
 Poses: each picture is rotated and shifted by a random known pose, with repeated edges. *Itself*: registered to the
 unmoved picture. *Another*: registered to the picture of another part; the truth is then the registered pose of the
@@ -10,7 +10,7 @@ an axis of symmetry is undetermined between parts, so *another* is measured for 
 1 % of the longer side. `hidden`: a square of a fifth of the picture's area is painted over.
 
 Detectors: bottle as it is; `moved`: copies of it, every picture with its mask moved by up to 5 % and turned by up to
-10°; and screw as it is.
+10°; screw as it is; and `screw-equalised`, whose test pictures have the light of its training pictures.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from andon.data.dataset import Sample
 from andon.evaluate import evaluating
 from andon.geometry.registration import NotFound, Reference, Register
 from andon.inspector import Inspector
+from andon.lab.bench import equalised
 from andon.pictures import image
 from andon.pictures.image import Image
 from andon.recipe import Recipe
@@ -47,6 +48,7 @@ PRODUCTS = {  # name: data set, what tables call it, whether it is moved, and th
     "bottle": ("bottle", "bottle", False, 25.0),
     "moved": ("bottle", "bottle, moved", True, 25.0),
     "screw": ("screw", "screw", False, 180.0),
+    "screw-equalised": ("screw", "screw, equalised", False, 180.0),
 }
 HIDDEN = 0.2
 LOOSE = Register(max_shift=0.4, least_quality=0)
@@ -159,9 +161,12 @@ def detectors(options: argparse.Namespace) -> Iterator[str]:
     """Train and evaluate with and without registration; yield the rows of a table."""
     yield "| pictures | detector | registered | image AUROC | pixel AUROC | not found: good, defective |"
     yield "|---|---|---|---|---|---|"
-    for name, title, move, rotation in map(PRODUCTS.__getitem__, options.products):
+    for product in options.products:
+        name, title, move, rotation = PRODUCTS[product]
         with tempfile.TemporaryDirectory() as temporary:
             source, target = options.data / "mvtec_ad" / name, Path(temporary) / name
+            if product == "screw-equalised":
+                source = equalised.write(source, Path(temporary) / "equalised")
             root = copies(source, target, options.train, options.test, move)
             for detector in options.detectors:
                 for registration in (None, {"max_rotation": rotation}):

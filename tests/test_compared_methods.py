@@ -130,3 +130,15 @@ def test_anogan_writes_out_the_gradient_of_its_score_and_the_search_lowers_it(si
     first, _ = network.distance(x, torch.zeros(3, 5))
     last, _ = network.distance(x, network.search(x))
     assert bool((last < first).all())
+
+
+def test_anogan_search_does_not_enlarge_rounding_errors() -> None:
+    torch.manual_seed(0)
+    settings = anogan.Settings(side=32, width=4, widest=8, latent=5, searches=100)
+    network = anogan.AnoGanNetwork(SIDE, 3, settings).eval()
+    for weight in network.parameters():
+        weight.data *= 2
+    with torch.no_grad():
+        x = network.gan.generator(0.3 * torch.randn(6, 5, generator=random()))  # the search can reach the minimum
+    single, double = network.search(x), network.double().search(x.double())
+    assert float((single - double).abs().max()) < 1e-4  # 2e-3 with steps of fixed length

@@ -13,7 +13,9 @@ Differs from the paper:
 - A Wasserstein GAN with gradient penalty, which trains more stably than the paper's.
 - Means of squares in place of sums of absolute values, so that the gradient is continuous.
 - z starts at the mean of its prior, not at a random value, so that an image always has the same score.
-- A step has the length `step` in the direction of the gradient, and steps become linearly shorter down to 0.
+- A step has the length `step` in the direction of the gradient, and steps become linearly shorter down to 0. Where the
+  gradient is less than a tenth of the longest so far, they are shorter in proportion: near a minimum its direction is
+  that of rounding errors, which steps of a fixed length would enlarge.
 """
 
 from typing import Annotated, Any, ClassVar
@@ -33,6 +35,9 @@ from andon.nn.data import mix
 from andon.nn.learned import LearnedDetector, Network, export
 from andon.nn.loop import Loop
 from andon.nn.resize import Resize
+
+FLAT = 0.1  # share of the longest gradient so far; steps down a smaller one are shorter
+TINY = 1e-12  # keeps the division defined
 
 
 class Settings(GanSettings):
@@ -68,12 +73,15 @@ class AnoGanNetwork(Network):
 
     def search(self, x: Tensor) -> Tensor:
         """Return the last z (n, latent) of the search for images (n, c, s, s)."""
-        z = torch.zeros(len(x), self.config.latent, device=x.device)
+        z, least = x.new_zeros(len(x), self.config.latent), x.new_full((len(x), 1), TINY)
         for number in range(self.config.searches):
             with torch.enable_grad():
                 z.requires_grad_()
                 (down,) = torch.autograd.grad(self.distance(x, z)[0].sum(), z)
-            z = z.detach() - self.config.step * (1 - number / self.config.searches) * F.normalize(down, dim=1)
+            norm = down.norm(dim=1, keepdim=True)
+            least = torch.maximum(least, FLAT * norm)
+            length = self.config.step * (1 - number / self.config.searches)
+            z = z.detach() - length * down / torch.maximum(norm, least)
         return z
 
     def gradient(self, x: Tensor, z: Tensor) -> Tensor:
@@ -178,17 +186,19 @@ class AnoGan(LearnedDetector):
         result = export(Packed(network, channels, "result"), both, rows, "both", ["score", "map", "reconstruction"])
         x = spox.inline(front)(tiles=tiles)["x"]
 
-        def body(number: Var, _: Var, z: Var) -> list[Var]:
+        def body(number: Var, _: Var, z: Var, least: Var) -> list[Var]:
             down = spox.inline(gradient)(both=op.concat([x, z], axis=1))["gradient"]
             norm = op.sqrt(op.reduce_sum(op.mul(down, down), op.const([1]), keepdims=1))
-            unit = op.div(down, op.max([norm, op.const(np.float32(1e-12))]))
+            least = op.max([least, op.mul(norm, op.const(np.float32(FLAT)))])
+            direction = op.div(down, op.max([norm, least]))
             share = op.mul(op.cast(number, to=np.float32), op.const(np.float32(-s.step / s.searches)))
             length = op.add(share, op.const(np.float32(s.step)))
-            return [op.const(np.array(True)), op.sub(z, op.mul(length, unit))]
+            return [op.const(np.array(True)), op.sub(z, op.mul(length, direction)), least]
 
         start = op.mul(op.slice(x, op.const([0]), op.const([1]), op.const([1])), op.const(np.float32(0)))
+        tiny = op.add(start, op.const(np.float32(TINY)))  # (n, 1)
         start = op.mul(start, op.const(np.zeros((1, s.latent), np.float32)))  # (n, latent) of zeros
-        (z,) = op.loop(op.const(np.array(s.searches)), v_initial=[start], body=body)
+        z, _ = op.loop(op.const(np.array(s.searches)), v_initial=[start, tiny], body=body)
         return dict(spox.inline(result)(both=op.concat([x, z], axis=1)))
 
     def _loop(self, tiles: Tiles, run: Run) -> tuple[Network, Loop]:

@@ -14,7 +14,7 @@ from andon import files
 from andon.data import dataset
 from andon.errors import AndonError, DatasetError
 from andon.inspection import Pixels
-from andon.lab.bench.plan import Plan, Product
+from andon.lab.bench.plan import Plan
 from andon.lab.bench.writing import link, whole
 from andon.pictures import image
 from andon.progress import Progress, silent
@@ -23,11 +23,11 @@ from andon.progress import Progress, silent
 def equalise(plan: Plan, out: Path, progress: Progress = silent) -> Plan:
     """Replace the folder of every product that has `equalise` by a copy in `out`/equalised, with PNG test pictures.
 
-    The copies are written again in each run; equal pixels give equal files, so finished cells stay finished. Errors:
-    DatasetError for a picture whose median is 0, ImageError for one that cannot be read.
+    The copies are written again in each run; equal pixels give equal files, so finished cells stay finished. Errors: as
+    `write`.
     """
     products = [
-        product.model_copy(update={"folder": str(_written(product, out / "equalised" / product.name, progress))})
+        product.model_copy(update={"folder": str(write(product.folder, out / "equalised" / product.name, progress))})
         if product.equalise
         else product
         for product in plan.products
@@ -53,9 +53,14 @@ def median(pixels: Pixels, name: str) -> float:
     return value
 
 
-def _written(product: Product, place: Path, progress: Progress) -> Path:
-    stage = f"equalising {product.name}"[:16]
-    data = dataset.load(product.folder)
+def write(folder: str | Path, place: Path, progress: Progress = silent) -> Path:
+    """Write the data set of a folder to `place`, its test pictures equalised and in PNG, the other files as links.
+
+    Errors: DatasetError for a picture whose median is 0, ImageError for one that cannot be read, AndonError when
+    nothing can be written there.
+    """
+    stage = f"equalising {place.name}"[:16]
+    data = dataset.load(folder)
     training = [sample.path for sample in data.good("train")]
     test = [sample.path for sample in data.samples if sample.split == "test"]
     grays = []
