@@ -14,6 +14,7 @@ import pytest
 
 from andon.station import pages
 from andon.station.config import Config
+from andon.station.drift import Change
 from andon.station.keys import Keys, Role
 from andon.station.line.settings import Watched
 from andon.station.pages.app import POLICY
@@ -180,6 +181,18 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
     quality.post(place, do="dismiss")
     assert "Only parts inspected since" in quality.get(place)
     assert station.ledger.history(kind="change", product="ring", limit=1)[0].body["who"] == "the quality"
+
+
+def test_the_quality_ends_a_drift_whose_cause_is_removed(service: Service, people: dict[Role, Browser]) -> None:
+    operator, quality, place = people[Role.OPERATOR], people[Role.QUALITY], "/products/ring/drift"
+    assert "No drift found" in quality.get(place)
+    service.station.loaded["ring"].drift.change = Change("sharpness", "lower", 30, 12)
+    assert "Drift found" in operator.get(place) and "The cause is removed" not in operator.get(place)
+    operator.post(place, 403)
+    assert "The cause is removed" in quality.get(place) and "12 parts ago" in quality.get(place)
+    quality.post(place)
+    assert "No drift found" in quality.get(place) and "The cause is removed" not in quality.get(place)
+    assert "no drift was found" in quality.post(place, 409)
 
 
 def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browser]) -> None:

@@ -144,17 +144,31 @@ def test_references_outlast_a_restart_and_the_horizon() -> None:
     drift = Drift((), learn=50, horizon=100)
     assert first_alarm(drift, rng.normal(0.5, 0.01, 450), "brightness") == 0
     state = json.loads(json.dumps(drift.state()))
-    assert {name: len(values) for name, values in state.items()} == {"brightness": 50}
+    assert {name: len(values) for name, values in state["references"].items()} == {"brightness": 50}
     restarted = Drift((), learn=50, state=state)
     assert first_alarm(restarted, rng.normal(0.4, 0.01, 60), "brightness") > 0
     assert first_alarm(Drift((), learn=50), rng.normal(0.4, 0.01, 60), "brightness") == 0  # nothing to compare with
-    assert Drift([1.0, 2.0]).state() == {}
+    assert Drift([1.0, 2.0]).state() == {"references": {}, "change": None}
+
+
+def test_a_change_outlasts_a_restart_until_it_is_ended_and_a_second_one_is_found() -> None:
+    rng = np.random.default_rng(7)
+    drift = Drift((), learn=50)
+    first_alarm(drift, rng.normal(0.5, 0.01, 400), "brightness")
+    assert first_alarm(drift, rng.normal(0.4, 0.01, 60), "brightness") > 0
+    restarted = Drift((), learn=50, state=json.loads(json.dumps(drift.state())))
+    assert restarted.change == drift.change
+    for each in (drift, restarted):
+        each.restart()
+        assert each.change is None and each.points() == {} and each.state()["change"] is None
+        assert first_alarm(each, rng.normal(0.5, 0.01, 400), "brightness") == 0
+        assert first_alarm(each, rng.normal(0.4, 0.01, 60), "brightness") > 0
 
 
 def test_a_few_values_that_were_learnt_go_on_growing_after_a_restart() -> None:
-    drift = Drift((), learn=50, state={"brightness": [0.5, 0.51]})
+    drift = Drift((), learn=50, state={"references": {"brightness": [0.5, 0.51]}})
     first_alarm(drift, np.full(60, 0.5), "brightness")
-    assert len(drift.state()["brightness"]) == 50
+    assert len(drift.state()["references"]["brightness"]) == 50
 
 
 def calibration(crossed: bool) -> Calibration:
@@ -165,11 +179,14 @@ def calibration(crossed: bool) -> Calibration:
 def test_the_reference_is_one_held_out_image_of_each_part_and_never_a_crossed_one() -> None:
     """Scores of the detectors of the folds are not comparable with those of the bundle's detector."""
     low = np.full(40, -1.0)
-    assert Drift.of(calibration(crossed=False)).state() == {}
+    assert Drift.of(calibration(crossed=False)).state()["references"] == {}
     assert first_alarm(Drift.of(calibration(crossed=False)), low) > 0
     drift = Drift.of(calibration(crossed=True))
     assert first_alarm(drift, low) == 0
-    assert drift.state()["score"] == [-1.0] * 40
+    assert drift.state()["references"]["score"] == [-1.0] * 40
+
+
+CHANGE = {"measure": "score", "kind": "higher", "parts": 9, "since": 3}
 
 
 @settings(max_examples=20)
@@ -190,7 +207,9 @@ def test_every_finite_value_can_be_charted(values: list[float]) -> None:
         ({"horizon": 0}, "horizon = 0"),
         ({"weight": 0.0}, "weight = 0.0"),
         ({"scores": [1.0, float("nan")]}, "references of drift: score"),
-        ({"state": {"smell": [1.0]}}, "references of drift: smell"),
+        ({"state": {"references": {"smell": [1.0]}}}, "references of drift: smell"),
+        ({"state": {"change": CHANGE | {"measure": "smell"}}}, "'smell'"),
+        ({"state": {"change": CHANGE | {"since": 0}}}, "expected one of score"),
     ],
 )
 def test_impossible_settings_are_refused(keywords: dict[str, object], message: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from andon.station.drift import Change
 from andon.station.events import Challenge, Outcome, StationError
 from andon.station.station import Station
 from conftest import part, save
@@ -101,6 +102,21 @@ def test_a_line_protocol_is_refused_while_a_product_loads(service: Service) -> N
     job = station.trigger("ring", "later")
     assert station.picture(job.id, good(605)).result(60).outcome == Outcome.PASS
     station.acknowledge(job.id)
+
+
+def test_the_drift_of_an_idle_product_is_told_and_goes_on(service: Service) -> None:
+    station = service.station
+    until(lambda: "ring" in station.loaded, "it is not loaded")
+    station.loaded["ring"].drift.change = change = Change("brightness", "lower", 30, 12)
+    slept(station, "ring")
+    assert service.operator.get("/v1/station").json()["drift"] == {"ring": str(change)}
+    assert service.operator.get("/v1/products/ring/drift").json()["change"] == change._asdict()
+    assert 'andon_drift{product="ring"} 1.0' in service.operator.get("/metrics").text
+    assert station.products.idle.awake("ring", 60)
+    assert station.loaded["ring"].drift.change == change
+    slept(station, "ring")
+    assert service.quality.post("/v1/products/ring/drift/end").json()["change"] is None
+    assert station.products.idle.awake("ring", 60) and station.loaded["ring"].drift.change is None
 
 
 def test_preparing_wakes_and_what_was_unprepared_stays_so(service: Service) -> None:

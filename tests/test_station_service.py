@@ -358,7 +358,7 @@ def test_a_lamp_that_dims_is_told_as_drift(bundle_file: Path, tmp_path: Path) ->
         loaded.keep()
         kept = loaded.drift.state()
         assert (
-            kept["brightness"]
+            kept["references"]["brightness"]
             and json.loads(next((service.station.config.data / "drift").iterdir()).read_text()) == kept
         )
         for number in range(40):
@@ -375,6 +375,19 @@ def test_a_lamp_that_dims_is_told_as_drift(bundle_file: Path, tmp_path: Path) ->
             lambda: [r for r in events(kind="event", product="ring") if r.body["event"] == "drift"], "no record of it"
         )
         assert service.station.ready
+    with served(config(tmp_path)) as service:  # a restart forgets no drift; the quality ends it
+        assert service.operator.get("/v1/station").json()["drift"] == told
+        end = "/v1/products/ring/drift/end"
+        assert service.operator.post(end).status_code == 403
+        assert service.quality.post(end).json() == {"change": None, "charts": {}}
+        refused = service.quality.post(end)
+        assert refused.status_code == 409 and "no drift was found" in refused.json()["detail"]
+        assert service.operator.get("/v1/station").json()["drift"] == {}
+        records = service.station.ledger.history(kind="event", product="ring")
+        assert [row.body["event"] for row in records] == ["drift ended", "drift"]
+        assert records[0].body["who"] == "the quality"
+    with served(config(tmp_path)) as service:
+        assert service.operator.get("/v1/station").json()["drift"] == {}
 
 
 def test_rate_and_memory_are_bounded(bundle_file: Path, tmp_path: Path) -> None:

@@ -97,6 +97,10 @@ class Chart:
         self._parts, self._bets = 0, [0.0] * len(KINDS)
         self._rises, self._since = [1.0] * len(KINDS), [0] * len(KINDS)  # the best single bet, and its start
 
+    def restart(self) -> None:
+        self.point = None
+        self._begin()
+
     def add(self, value: float) -> Change | None:
         if self._parts == self._horizon:
             self._begin()
@@ -127,6 +131,16 @@ class Chart:
         self.point = Point(value, mean, self._centre - reach, self._centre + reach, evidence)
 
 
+def _change(measure: str, kind: str, parts: int, since: int) -> Change:
+    """A stored change. StationError when it is damaged."""
+    if measure not in MEASURES or kind not in BETS or not all(isinstance(n, int) and n > 0 for n in (parts, since)):
+        raise StationError(
+            f"change: {measure!r}, {kind!r}, {parts!r}, {since!r}; expected one of {', '.join(MEASURES)}; one of "
+            f"{', '.join(BETS)}; and two numbers of parts."
+        )
+    return Change(measure, kind, parts, since)
+
+
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation; NaN for too few values."""
     n = len(values)
@@ -137,7 +151,8 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 class Drift:
     """The charts of one product since its last calibration.
 
-    A new calibration needs a new `Drift`. After a restart of the station, `state` restores the references.
+    A new calibration needs a new `Drift`. After a restart of the station, `state` restores the references, and the
+    change if one was found.
     """
 
     def __init__(
@@ -161,7 +176,8 @@ class Drift:
                 f"parts_per_alarm = {parts_per_alarm}, learn = {learn}, horizon = {horizon}, weight = {weight}; "
                 "expected numbers above 1, and a weight above 0 and at most 1."
             )
-        known = {**(state or {}), **({"score": scores} if len(scores) else {})}
+        learnt = (state or {}).get("references", {})
+        known = {**learnt, **({"score": scores} if len(scores) else {})}
         unusable = [name for name, values in known.items() if name not in MEASURES or not np.isfinite(values).all()]
         if unusable:
             raise StationError(
@@ -173,7 +189,8 @@ class Drift:
             name: Chart(name, known.get(name, ()), alarm, 0 if name in self._fixed else learn, horizon, weight, seed)
             for name in MEASURES
         }
-        self.change: Change | None = None
+        found = (state or {}).get("change")
+        self.change = None if found is None else _change(**found)
 
     @classmethod
     def of(cls, calibration: Calibration, **settings: Any) -> "Drift":
@@ -202,13 +219,20 @@ class Drift:
         """Return the last point of each chart that has one."""
         return {name: chart.point for name, chart in self._charts.items() if chart.point}
 
-    def state(self) -> dict[str, list[float]]:
-        """Return the references learnt from production, which must survive a restart."""
-        return {
+    def restart(self) -> None:
+        """Begin the charts again, because the cause of a change was removed. The references stay."""
+        for chart in self._charts.values():
+            chart.restart()
+        self.change = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what must survive a restart: the references learnt from production, and the change."""
+        references = {
             name: list(chart.reference)
             for name, chart in self._charts.items()
             if chart.reference and name not in self._fixed
         }
+        return {"references": references, "change": self.change and self.change._asdict()}
 
 
 def measured(record: Mapping[str, Any]) -> dict[str, float]:

@@ -46,6 +46,15 @@ class Idle:
             time.sleep(LOOK_S)
         return True
 
+    def woke(self, loaded: Loaded) -> bool:
+        """Note that a product is loaded; return whether its bundle is the one that was idle. Its drift then goes on."""
+        name, slept = loaded.product, self._jobs.idle.get(loaded.product)
+        self._jobs.idle = {each: one for each, one in self._jobs.idle.items() if each != name}
+        if slept is None or slept.version.digest != loaded.version.digest:
+            return False
+        loaded.drift = slept.drift
+        return True
+
     def serve(self) -> None:
         """Load the products that are needed, until `close`."""
         for name in iter(self._wanted.get, None):
@@ -74,7 +83,7 @@ class Idle:
             return
         if name in jobs.machine.memory.products:  # an unprepared product must not be prepared later
             jobs.do(lambda now: jobs.machine.unprepare(name, now))
-            jobs.idle = {**jobs.idle, name: loaded.version.digest}
+            jobs.idle = {**jobs.idle, name: loaded}
         jobs.loaded = {each: one for each, one in jobs.loaded.items() if one is not loaded}
         jobs.tell(f"product {name}: idle; its processes have ended, and the next trigger starts them")
         loaded.retire(jobs.uses)

@@ -62,8 +62,8 @@ class Jobs(ABC):
         """Held during every call of the state machine."""
         self.loaded: dict[str, Loaded] = {}
         """The bundles of prepared products, in their processes."""
-        self.idle: dict[str, str] = {}
-        """Product whose processes ended because it was not used → digest of its bundle."""
+        self.idle: dict[str, Loaded] = {}
+        """The bundles of products whose processes ended because they were not used."""
         self.latest: dict[str, Latest] = {}
         """The last picture of each product, for display; most pictures of passes are not stored."""
         self._flights: dict[int, Flight] = {}
@@ -94,6 +94,22 @@ class Jobs(ABC):
     @property
     def ready(self) -> bool:
         return self.machine.ready
+
+    def watched(self) -> dict[str, Loaded]:
+        """Return the bundles whose drift is known, by product: those in their processes, and those of idle products."""
+        return {**self.idle, **self.loaded}
+
+    def watch_again(self, product: str, who: str) -> None:
+        """Begin the charts of drift again, because the cause was removed; the record says who did it.
+
+        StationError when no drift was found.
+        """
+        loaded = self.watched().get(product)
+        if loaded is None or loaded.drift.change is None:
+            raise StationError(f"product '{product}': no drift was found, so there is none to end.")
+        facts = {"event": "drift ended", "who": who, **loaded.drift.change._asdict(), "bundle": loaded.version.digest}
+        self.keep(Entry("event", product=product, body=facts))
+        loaded.watch_again()
 
     def subscribe(self) -> Feed:
         """Return a feed that receives all events from now on, until `unsubscribe`."""

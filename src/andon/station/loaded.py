@@ -31,7 +31,7 @@ class Loaded:
         folder: Path,
         load_s: float,
     ) -> None:
-        """`folder` stores the references of drift. `load_s`: duration of loading."""
+        """`folder` stores references and change of drift. `load_s`: duration of loading."""
         self._file = folder / f"{version.digest}.json"
         self._learnt = _learnt(self._file)
         self.drift = Drift.of(calibration, seed=version.digest, state=self._learnt)
@@ -63,6 +63,12 @@ class Loaded:
             found = self.drift.add(record)
         return found if known is None else None
 
+    def watch_again(self) -> None:
+        """End the change that was found, and begin the charts again."""
+        with self._lock:
+            self.drift.restart()
+        self.keep()
+
     def retire(self, needed: Callable[["Loaded"], bool]) -> None:
         """End its processes in the background when no job needs them."""
 
@@ -74,7 +80,7 @@ class Loaded:
         threading.Thread(target=end, name="retiring", daemon=True).start()
 
     def keep(self) -> None:
-        """Store the references of drift, for use after a restart."""
+        """Store references and change of drift, for use after a restart."""
         with self._lock:
             learnt = self.drift.state()
         if learnt != self._learnt:
@@ -86,12 +92,12 @@ class Loaded:
             self._learnt = learnt
 
 
-def _learnt(file: Path) -> dict[str, list[float]]:
-    """Read the stored references. If the file is missing or damaged, return none, so that they are learnt again."""
+def _learnt(file: Path) -> dict[str, Any]:
+    """Read the stored state. If the file is missing or damaged, return none: the references are learnt again."""
     try:
         found = json.loads(file.read_bytes())
         Drift(state=found)
-    except (OSError, ValueError, TypeError, AndonError):
+    except (OSError, ValueError, TypeError, AttributeError, AndonError):
         return {}
     return dict(found)
 

@@ -28,13 +28,15 @@ class Observed(Protocol):
     ledger: Ledger
     keeper: Keeper
     loaded: dict[str, Loaded]
-    idle: dict[str, str]
+    idle: dict[str, Loaded]
 
     @property
     def ready(self) -> bool: ...
 
     @property
     def lost(self) -> int: ...
+
+    def watched(self) -> dict[str, Loaded]: ...
 
 
 class Metrics:
@@ -95,7 +97,7 @@ class _Now(Collector):
             alarms.add_metric([code], 1)
         yield alarms
         drift = GaugeMetricFamily("andon_drift", "1: scores or pictures have changed.", labels=["product"])
-        for name, loaded in station.loaded.items():
+        for name, loaded in station.watched().items():
             drift.add_metric([name], float(loaded.drift.change is not None))
         yield drift
         there = GaugeMetricFamily("andon_product_loaded", "1: loaded; 0: idle, without processes.", labels=["product"])

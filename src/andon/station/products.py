@@ -309,8 +309,7 @@ class Products:
         loaded, before = self._next.pop(name), self._jobs.loaded.get(name)
         self._jobs.loaded = {**self._jobs.loaded, name: loaded}
         digest, deadline_s, challenges = loaded.version.digest, loaded.deadline_s, name in self._runs
-        slept = jobs.idle.get(name) == digest
-        jobs.idle = {each: one for each, one in jobs.idle.items() if each != name}
+        slept = self.idle.woke(loaded)
         jobs.do(lambda now: jobs.machine.prepare(name, digest, deadline_s, True, True, challenges, now))
         if challenges and slept:
             self._tell_machine(name)  # the same bundle again: the status of the challenge parts is unchanged

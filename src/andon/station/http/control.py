@@ -71,7 +71,7 @@ def state(station: The, key: Operator) -> Json:
                 for name, each in station.loaded.items()
             },
             "idle": sorted(station.idle),
-            "drift": {name: str(each.drift.change) for name, each in station.loaded.items() if each.drift.change},
+            "drift": {name: str(each.drift.change) for name, each in station.watched().items() if each.drift.change},
         }
     )
 

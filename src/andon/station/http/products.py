@@ -91,11 +91,19 @@ async def golden(request: Request, station: The, key: Quality, product: Name) ->
 def drift(station: The, key: Operator, product: Name) -> Json:
     """The charts of the measures since the activation of the bundle, and the detected drift, if any."""
     known(station, product)
-    loaded = station.loaded.get(product)
+    loaded = station.watched().get(product)
     if loaded is None:
         raise Problem(409, f"Product '{product}' is not prepared, so it has no charts. Activate a bundle.")
     points = {name: point._asdict() for name, point in loaded.drift.points().items()}
     return Json({"change": loaded.drift.change and loaded.drift.change._asdict(), "charts": points})
+
+
+@router.post("/v1/products/{product}/drift/end")
+def end_drift(station: The, key: Quality, product: Name) -> Json:
+    """End the detected drift, because its cause was removed: the charts begin again."""
+    known(station, product)
+    station.watch_again(product, key.name)
+    return drift(station, key, product)
 
 
 @challenges.get("/v1/products/{product}/challenge", response_model=models.Challenge)

@@ -102,7 +102,7 @@ def todo(page: Page) -> dict[str, Any]:
         text = _("The station waits: a product is being prepared, or results were not acknowledged.")
     else:
         text, methods = _("Parts are inspected."), ("halt",)
-    drift = [name for name, each in station.loaded.items() if each.drift.change]
+    drift = [name for name, each in station.watched().items() if each.drift.change]
     return {"state": state, "alarms": alarms, "text": text, "methods": methods, "drift": drift}
 
 

@@ -136,7 +136,7 @@ def drift(page: Operator, product: Name) -> Response:
 
 def _drift(page: Page, product: Product, status: int = 200, fault: str = "") -> Response:
     _ = page.translate
-    loaded = page.station.loaded.get(product.name)
+    loaded = page.station.watched().get(product.name)
     change = loaded.drift.change if loaded else None
     texts = (_("Score"), _("Brightness"), _("Sharpness"), _("Registration"))
     return page.render(
@@ -153,11 +153,22 @@ def _drift(page: Page, product: Product, status: int = 200, fault: str = "") -> 
     )
 
 
+@router.post("/products/{product}/drift")
+def end_drift(page: Quality, product: Name) -> Response:
+    """End the drift that was found: its cause was removed."""
+    known = _known(page, product)
+    try:
+        page.station.watch_again(product, page.user)
+    except AndonError as error:
+        return _drift(page, known, 409, str(error))
+    return RedirectResponse(f"/products/{product}/drift", 303, HEADERS)
+
+
 @router.get("/products/{product}/drift.json")
 def drift_numbers(page: Operator, product: Name) -> Response:
     """The numbers of the charts of drift."""
     known = _known(page, product)
-    return _json(figures.drift(page.station.ledger, known, page.station.loaded.get(product)))
+    return _json(figures.drift(page.station.ledger, known, page.station.watched().get(product)))
 
 
 @router.get("/products/{product}/confirmed")
@@ -204,7 +215,7 @@ def recalibrate(page: Quality, product: Name, do: Text = "", since: Text = "", t
 
 def _recalibration(page: Page, product: Product) -> dict[str, Any]:
     """What the part of the page on recalibration shows."""
-    loaded, work = page.station.loaded.get(product.name), page.station.upkeep.recalibration(product.name)
+    loaded, work = page.station.watched().get(product.name), page.station.upkeep.recalibration(product.name)
     since = _since(page, product)
     local = since.astimezone(page.zone).strftime("%Y-%m-%dT%H:%M") if since else ""
     facts = {
@@ -278,7 +289,7 @@ def _done(page: Page, product: str, call: Any) -> Response:
 
 def _change(page: Page, product: str) -> str:
     """The drift that was found; empty: none."""
-    loaded = page.station.loaded.get(product)
+    loaded = page.station.watched().get(product)
     return str(loaded.drift.change) if loaded and loaded.drift.change else ""
 
 
@@ -290,7 +301,7 @@ def _registers(product: Product) -> bool:
 
 def _since(page: Page, product: Product) -> datetime | None:
     """When the last drift of the active bundle began, by the records; None: there is none."""
-    loaded = page.station.loaded.get(product.name)
+    loaded = page.station.watched().get(product.name)
     if loaded is None or loaded.drift.change is None:
         return None
     now, most = datetime.now(UTC), loaded.drift.change.since
