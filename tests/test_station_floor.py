@@ -15,6 +15,7 @@ from andon.files import digest
 from andon.station import floor
 from andon.station.archive import Archive
 from andon.station.entries import Entry
+from andon.station.events import StationError
 from service import Service, config, served
 from test_station_products import decided, upload
 from test_station_service import bad, good
@@ -162,6 +163,16 @@ def test_a_disputed_pass_is_no_escape_until_somebody_decides(lenient: Service) -
     assert list(escapes(lenient)) == ["doubtful"]  # a dispute takes nothing back
     decide(lenient, answer, "PASS")
     assert escapes(lenient) == {} and list(floor.confirmed(ledger, archive, "ring").pictures.values()) == ["doubtful"]
+
+
+def test_a_picture_that_ages_out_meanwhile_is_left_out_and_a_lost_one_is_told(lenient: Service) -> None:
+    ledger, archive = lenient.station.ledger, lenient.station.archive
+    kept = lenient.inspect(good(430), "kept").json()["digest"]
+    with floor.folder({kept: "kept", digest(good(431)): "aged out"}, ledger, archive) as (place, aged):
+        assert [path.name for path in place.iterdir()] == [f"1_{kept}.png"] and aged == 1
+    archive.remove(kept)
+    with pytest.raises(StationError, match="no picture"), floor.folder({kept: "lost"}, ledger, archive):
+        pass
 
 
 def recalibrate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, out: Path, *options: str) -> int:

@@ -79,16 +79,23 @@ def _last(decisions: Iterable[Row]) -> list[Row]:
 
 
 @contextmanager
-def folder(pictures: dict[str, str], archive: Archive) -> Iterator[Path]:
-    """Yield a temporary folder of verified copies; `GROUPS` matches their names. StationError for a damaged picture."""
-    numbers = {part: number for number, part in enumerate(dict.fromkeys(pictures.values()), 1)}
+def folder(pictures: dict[str, str], reader: Reader, archive: Archive) -> Iterator[tuple[Path, int]]:
+    """Yield a temporary folder of verified copies, and how many pictures aged out meanwhile; `GROUPS` matches names.
+
+    StationError for a damaged picture.
+    """
+    numbers, aged = {part: number for number, part in enumerate(dict.fromkeys(pictures.values()), 1)}, 0
     with TemporaryDirectory(prefix="andon-") as place:
         for digest, part in pictures.items():
             try:
                 (Path(place) / f"{numbers[part]}_{digest}.png").write_bytes(archive.open(digest))
+            except StationError:
+                if reader.holds(digest):
+                    raise
+                aged += 1
             except OSError as error:
                 raise StorageError(f"{place}: pictures cannot be copied: {reason(error)}. Free space.") from error
-        yield Path(place)
+        yield Path(place), aged
 
 
 class Recalibrated(NamedTuple):
@@ -122,19 +129,19 @@ def recalibrate(
     found = confirmed(reader, archive, product, since)
     used = dict(islice(found.pictures.items(), MOST))
     tell(f"{counted(len(used), 'picture')} of parts confirmed good")
-    for count, why in (
-        (found.absent, "the picture was not kept, or aged out"),
-        (found.disputed, "the same picture was also found defective"),
-        (len(found.pictures) - len(used), f"only the last {MOST} are used"),
-    ):
-        if count:
-            warn(f"left out: {counted(count, 'confirmed part')}: {why}")
-    if not used:
-        raise AndonError(
-            f"product '{product}': no picture of a part confirmed good. Confirm the verdicts of good parts, and keep "
-            "more pictures of passes (keep_one_in)."
-        )
-    with folder(used, archive) as place:
+    with folder(used, reader, archive) as (place, aged):
+        for count, why in (
+            (found.absent + aged, "the picture was not kept, or aged out"),
+            (found.disputed, "the same picture was also found defective"),
+            (len(found.pictures) - len(used), f"only the last {MOST} are used"),
+        ):
+            if count:
+                warn(f"left out: {counted(count, 'confirmed part')}: {why}")
+        if aged == len(used):
+            raise AndonError(
+                f"product '{product}': no picture of a part confirmed good. Confirm the verdicts of good parts, and "
+                "keep more pictures of passes (keep_one_in)."
+            )
         after = calibrating.recalibrate(
             before, place, groups=GROUPS, good=(".",), add=not replace, progress=progress, tell=tell, warn=warn
         )
