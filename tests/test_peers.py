@@ -118,6 +118,13 @@ def test_a_product_without_pictures_says_what_is_missing(run: ModuleType, parts:
         run.choose("cup", options(run, parts, tmp_path))
 
 
+def test_an_equalised_product_has_the_light_of_its_training_pictures(run: ModuleType, parts: Path, tmp_path: Path):
+    plain, equal = (run.choose(name, options(run, parts, tmp_path)) for name in ("ring", "ring-equalised"))
+    assert [sample.path.name for sample in plain.test] == [sample.path.name for sample in equal.test]
+    middle = [np.median(run.read(sample.path)) for sample in equal.test]
+    assert np.ptp(middle) <= 1 < np.ptp([np.median(run.read(sample.path)) for sample in plain.test])
+
+
 def test_a_damaged_picture_or_mask_stops_before_any_peer(run: ModuleType, parts: Path, tmp_path: Path):
     root = tmp_path / "data" / "ring"
     shutil.copytree(parts, root)
@@ -248,6 +255,9 @@ def test_the_page_compares_accuracy_speed_and_fit(monkeypatch: pytest.MonkeyPatc
         row("andon-256", 0.92, {"cpu_seconds": 4.0, "details": {"timings": timings}}),
     ]
     text = page.text(rows, ["andon-256", "patchcore"])
+    equal = [{**each, "product": "ring-equalised", "figures": rows[0]["figures"]} for each in rows]
+    both = page.text([*rows, *equal], ["andon-256", "patchcore"])
+    assert "| ring | – | +2.00 |" in both and "| mean | – | +0.00 |" in both and "0 of 0 | 1 of 1 |" in both
     assert "| ring | – | +2.00 | – | 3.0 | – | 30.0 | – |\n| mean |" in text
     assert "| reached | 0 of 0 | 1 of 1 | 0 of 0 | 0 of 1 | 0 of 0 | 1 of 1 | 0 of 0 |" in text
     assert "| patchcore | openvino | – | – | – | – | – | no / here |" in text and "{" not in text

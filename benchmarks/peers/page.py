@@ -89,6 +89,7 @@ def _fastest(row: Row) -> str:
     return min(measured, key=lambda engine: measured[engine], default="")
 
 
+EQUALISED = "-equalised"  # ends the name of a product whose test pictures have the light of its training pictures
 GOALS = {  # column → least value
     "AUROC, andon": 0.0,
     "AUROC, andon-256": 0.0,
@@ -104,13 +105,14 @@ def _goals(rows: Sequence[Row], products: Sequence[str]) -> list[str]:
     table = [
         _values({row["peer"]: row for row in rows if (row["product"], row["status"]) == (p, OK)}) for p in products
     ]
-    columns = [[values[name] for values in table if name in values] for name in GOALS]
+    counted = [v for p, v in zip(products, table, strict=True) if f"{p}{EQUALISED}" not in products]
+    columns = [[values[name] for values in counted if name in values] for name in GOALS]
     met = [f"{sum(v >= least for v in c)} of {len(c)}" for c, least in zip(columns, GOALS.values(), strict=True)]
     return [
         "*AUROC*: points of image AUROC above the best of PaDiM, PatchCore and MH-PatchCore; the goal of the mean is",
         "2. *Speed*: time of the processor for one array, of the peer's fastest engine divided by andon-256. *Fit*:",
         "time of the processor, of the peer's fit divided by that of andon-256 without calibration and the check of",
-        "the graph.",
+        "the graph. Mean and goals leave out a product whose equalised copy is there: its image AUROC measures light.",
         "",
         f"| product | {' | '.join(GOALS)} |",
         "|---|" + "--:|" * len(GOALS),

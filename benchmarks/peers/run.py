@@ -1,12 +1,13 @@
 """andon and its peers on the same pictures, side by side: accuracy, time of the fit, latency, memory, failures.
 
-    python benchmarks/peers/run.py --data ../shared/data --products bottle,screw --minutes 10
+    python benchmarks/peers/run.py --data ../shared/data --products bottle,screw,screw-equalised --minutes 10
 
 Builds an environment for each peer (--environments), runs every peer on every product, and writes the rows into
 --results and the table into --page. Rows that exist are kept, so the same command continues after an interruption.
 Every peer learns from the same pictures, and is scored by the metrics of andon. After the fit, peer and `andon-256`
-inspect in turn, so that other load on the machine affects both. A peer that cannot be installed, crashes, or needs more
-time or memory than its limits, gets a row that says so.
+inspect in turn, so that other load on the machine affects both. The test pictures of `NAME-equalised` are those of NAME
+in the light of its training pictures. A peer that cannot be installed, crashes, or needs more time or memory than its
+limits, gets a row that says so.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from andon import files
 from andon.data import dataset, masks
 from andon.data.dataset import Sample
 from andon.errors import AndonError
+from andon.lab.bench import equalised
 from andon.pictures import image
 
 Item = TypeVar("Item")
@@ -256,10 +258,12 @@ def choose(name: str, options: argparse.Namespace) -> Product:
 
     Errors: AndonError when its pictures are not there; when a test picture or its mask is damaged or has another size.
     """
-    places = [path for path in (options.data / name, *options.data.glob(f"*/{name}")) if path.is_dir()]
+    plain = name.removesuffix(page.EQUALISED)
+    places = [path for path in (options.data / plain, *options.data.glob(f"*/{plain}")) if path.is_dir()]
     if not places:
-        raise AndonError(f"{options.data}: no product {name}; expected a folder of this name. Correct --products.")
-    data = dataset.load(places[0])
+        raise AndonError(f"{options.data}: no product {plain}; expected a folder of this name. Correct --products.")
+    source = places[0] if name == plain else equalised.write(places[0], options.work / name / "equalised")
+    data = dataset.load(source)
     train = spread(data.good("train"), options.pictures)
     good = spread(data.good("test"), options.test_pictures // 2)
     defective = spread(data.defective("test"), options.test_pictures - options.test_pictures // 2)
