@@ -18,11 +18,13 @@ from andon.station.station import Station
 from conftest import part, save
 
 WAIT_S = 60
+BESIDE_S = 300
+"""For what runs beside the line: at the lowest priority, so it starves beside other work."""
 
 
-def until(true: Callable[[], object], what: str) -> None:
+def until(true: Callable[[], object], what: str, wait_s: float = WAIT_S) -> None:
     """Wait for something that other threads or processes do."""
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + wait_s
     while not true():
         assert time.monotonic() < end, what
         time.sleep(0.01)

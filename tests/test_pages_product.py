@@ -19,7 +19,7 @@ from andon.station.keys import Keys, Role
 from andon.station.line.settings import Watched
 from andon.station.pages.app import POLICY
 from andon.station.pages.sessions import Sessions
-from service import Service, config, served, until
+from service import BESIDE_S, Service, config, served, until
 from test_station_floor import decide
 from test_station_service import bad, good
 
@@ -158,7 +158,7 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
     assert "such as 2026-11-26T06:00" in quality.post(place, 409, do="start", since="yesterday")
     quality.post(place, do="start", since="2020-01-01T06:00")
     assert "Cancel" in quality.get(place) or "before and after" in quality.get(place)
-    until(lambda: "before and after" in quality.get(place), "the recalibration does not end")
+    until(lambda: "before and after" in quality.get(place), "the recalibration does not end", BESIDE_S)
     shown = quality.get("/products/ring/drift")
     work = station.upkeep.recalibration("ring")
     assert work and work.who == "the quality"
@@ -199,8 +199,8 @@ def test_settings_verify_and_back_up(service: Service, people: dict[Role, Browse
     engineer = people[Role.ENGINEER]
     engineer.post("/settings/records", do="start")
     engineer.post("/settings/backup", do="start")
-    until(lambda: "Note this in another place" in engineer.get("/settings/records/now"), "it does not verify")
-    until(lambda: "Download" in engineer.get("/settings/backup/now"), "it does not back up")
+    until(lambda: "Note this in another place" in engineer.get("/settings/records/now"), "it does not verify", BESIDE_S)
+    until(lambda: "Download" in engineer.get("/settings/backup/now"), "it does not back up", BESIDE_S)
     (found,) = service.station.upkeep.backups()
     data = engineer.client.get(f"/settings/backup/{found.name}.tar")
     assert data.headers["content-disposition"] == f'attachment; filename="station-{found.name}.tar"'

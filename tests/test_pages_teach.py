@@ -13,13 +13,13 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from andon.recipe import Recipe
 from andon.station.keys import Role
 from conftest import part, save, scratched
-from service import Service, config, served, until
+from service import BESIDE_S, Service, config, served, until
 
 BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
 NAMED = """(one => one.ariaLabel || one.labels?.[0]?.innerText || one.innerText)(document.activeElement)"""
 """JavaScript: the name of the control that has the focus."""
-LONG_MS = 300_000  # for what runs beside the line: at the lowest priority, so it starves beside other work
+LONG_MS = 1000 * BESIDE_S
 
 
 @pytest.fixture(scope="module")

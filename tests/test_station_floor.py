@@ -16,6 +16,7 @@ from andon.station import floor
 from andon.station.archive import Archive
 from andon.station.entries import Entry
 from andon.station.events import StationError
+from andon.station.ledger import Held
 from service import Service, config, served
 from test_station_products import decided, upload
 from test_station_service import bad, good
@@ -173,6 +174,26 @@ def test_a_picture_that_ages_out_meanwhile_is_left_out_and_a_lost_one_is_told(le
     archive.remove(kept)
     with pytest.raises(StationError, match="no picture"), floor.folder({kept: "lost"}, ledger, archive):
         pass
+
+
+def test_teaching_takes_kept_pictures_and_tells_the_damaged_and_the_aged_ones(lenient: Service) -> None:
+    station = lenient.station
+    answers = [lenient.inspect(good(seed), f"again {seed}").json() for seed in range(440, 444)]
+    project = station.teaching.projects.create("again", "again", "Ada")
+    assert station.teaching.from_archive(project, "ring", 2, confirmed=False).added == 2
+    first, second = (station.ledger.record(answer["record"]) for answer in answers[:2])
+    assert first and second
+    station.archive.path(second.body["digest"]).write_bytes(b"damaged")
+    station.archive.remove(first.body["digest"])  # its record still names it, as while it ages out
+    taken = station.teaching.from_archive(project, "ring", 4, confirmed=False)
+    assert taken.refused[0].startswith("2 pictures missing or damaged: ")
+    station.ledger.forget([Held(first.body["digest"], first.time, 1)], "days")
+    damaged, gone = station.teaching.from_archive(project, "ring", 4, confirmed=False).refused
+    assert damaged.startswith("1 picture missing or damaged: ") and "differ from the digest in its name" in damaged
+    assert gone == "1 picture not kept, or aged out"
+    names = station.teaching.pictures(project).listed()
+    assert sorted(name[:20] for name in names) == ["train/good/again 442", "train/good/again 443"]
+    assert all(name.endswith(".png") for name in names)
 
 
 def recalibrate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path, out: Path, *options: str) -> int:

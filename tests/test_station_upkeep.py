@@ -16,13 +16,13 @@ from andon.station.background import Background, Work
 from andon.station.events import StationError
 from andon.station.retention import Usage
 from background_steps import steps
-from service import Service, config, served, until
+from service import BESIDE_S, Service, config, served, until
 from test_station_floor import decide
 from test_station_service import bad, good
 
 
 def ended(work: Background, name: str) -> Work:
-    until(lambda: (found := work.find(name)) and not found.runs, f"{name} does not end")
+    until(lambda: (found := work.find(name)) and not found.runs, f"{name} does not end", BESIDE_S)
     found = work.find(name)
     assert found
     return found

@@ -30,7 +30,7 @@ from andon.station.teaching.teach import Teaching
 from andon.streams.frames import Control, Frame
 from andon.streams.simulated import Simulated
 from conftest import part, save
-from service import config, until
+from service import BESIDE_S, config, until
 
 WHO = "Ada"
 
@@ -301,7 +301,7 @@ def test_an_archive_that_is_cut_off_is_refused(bottle: Pictures, tmp_path: Path,
 
 
 def ended(background: Background, place: Path, action: str) -> Run:
-    until(lambda: background.busy is None, "it does not end")
+    until(lambda: background.busy is None, "it does not end", BESIDE_S)
     run = background.last(place, action)  # type: ignore[arg-type]
     assert run
     return run

@@ -80,7 +80,7 @@ def header(data: bytes, name: str) -> Header:
     """Read the header of a file. ImageError when it is no supported picture, or is truncated or damaged."""
     if not data:
         _refuse(name, "an empty file; expected a picture", "Copy or export it again.")
-    for magic, read in _READERS:
+    for magic, read, _ in _READERS:
         if re.match(magic, data, re.DOTALL):
             try:
                 return read(data, name)
@@ -91,6 +91,11 @@ def header(data: bytes, name: str) -> Header:
             _refuse(name, f"{other} file; andon reads {READABLE}", "Convert it, for example to PNG.")
     start = data[:8].hex(" ")
     raise ImageError(f"{name}: not a picture (starts with {start}); andon reads {READABLE}. Check it, or remove it.")
+
+
+def suffix(data: bytes) -> str:
+    """Return the usual suffix of the format of a file, by its first bytes; empty for an unknown format."""
+    return next((usual for magic, _, usual in _READERS if re.match(magic, data, re.DOTALL)), "")
 
 
 def _refuse(name: str, what: str, remedy: str) -> NoReturn:
@@ -365,10 +370,10 @@ def _is_gray(palette: bytes, entry: int) -> bool:
 
 
 _READERS = (
-    (rb"\x89PNG\r\n\x1a\n", _png),
-    (rb"\xff\xd8\xff", _jpeg),
-    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", _bmp),
-    (rb"(II[\x2a\x2b]\0|MM\0[\x2a\x2b])", _tiff),
-    (rb"RIFF.{4}WEBP", _webp),
-    (rb"P[1-6][\s#]", _pnm),
+    (rb"\x89PNG\r\n\x1a\n", _png, ".png"),
+    (rb"\xff\xd8\xff", _jpeg, ".jpg"),
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", _bmp, ".bmp"),
+    (rb"(II[\x2a\x2b]\0|MM\0[\x2a\x2b])", _tiff, ".tiff"),
+    (rb"RIFF.{4}WEBP", _webp, ".webp"),
+    (rb"P[1-6][\s#]", _pnm, ".pnm"),
 )

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from andon import files
 from andon.data import dataset
 from andon.data.labelling import listing
-from andon.errors import AndonError, StorageError
+from andon.errors import AndonError, StorageError, counted
+from andon.pictures import headers
 from andon.pictures.headers import SUFFIXES
 from andon.station import floor
 from andon.station.archive import Archive
@@ -85,21 +86,27 @@ def from_archive(
             after = rows[-1].sequence
     with workplace(pictures.place) as folder:
         sources = []
+        lost: list[str] = []
         absent = 0
         for digest, part in chosen.items():
             try:
-                data, suffix = archive.open(digest), archive.path(digest).suffix
-            except StationError:
-                absent += 1
+                data = archive.open(digest)
+            except StationError as error:
+                if reader.holds(digest):
+                    lost.append(str(error))
+                else:
+                    absent += 1
                 continue
+            suffix = headers.suffix(data)
             copy = folder / f"{digest}{suffix}"
             copy.write_bytes(data)
             sources.append((copy, f"{part[:100].replace('/', '_')}-{digest[:8]}{suffix}", GOOD))
         found = pictures.take_all(sources)
-    gone = (f"{absent} pictures were not kept, or aged out",) if absent else ()
+    gone = (f"{counted(absent, 'picture')} not kept, or aged out",) if absent else ()
+    damaged = (f"{counted(len(lost), 'picture')} missing or damaged: {lost[0]}",) if lost else ()
     if not chosen:
         raise StationError(f"product '{product}': the station has kept no good pictures of it. Bring others.")
-    return found._replace(refused=(*found.refused, *gone))
+    return found._replace(refused=(*found.refused, *damaged, *gone))
 
 
 def _taken(pictures: Pictures, folder: Path, label: Label, ignored: Counter[str]) -> Taken:
