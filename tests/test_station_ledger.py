@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import astuple, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,22 @@ def test_the_chain_shows_what_was_changed(database: str, statements: list[str], 
         found = chain.verify()
     assert {each.sequence for each in found} == set(expected)
     assert all(any(e.sequence == number and words in e.what for e in found) for number, words in expected.items())
+
+
+@pytest.mark.parametrize(("sequence", "station"), [(1000, "s"), (0, "s"), (-5, "s"), (1, "other")])
+def test_a_record_that_is_put_in_outside_the_chain_is_found(database: str, sequence: int, station: str) -> None:
+    with Ledger(database, "s") as ledger:
+        (row,) = ledger.append([Entry("inspection", part="7", verdict="REJECT")])
+    forged = replace(row, station=station, sequence=sequence, verdict="PASS")
+    names = ", ".join(column.name for column in schema.records.columns)
+    values = ", ".join("NULL" if value is None else f"'{value}'" for value in astuple(forged))
+    spoil(database, f"INSERT INTO records ({names}) VALUES ({values})")
+    assert reader.names(database) == sorted({"s", station})
+    with Reader(database, station) as chain:
+        assert [(each.sequence, each.what[:10]) for each in chain.verify()] == [(sequence, "was put in")]
+    with Ledger(database, "s") as ledger:
+        ledger.append([event("the station goes on")])
+        assert len(ledger.verify()) == (station == "s")
 
 
 @pytest.mark.parametrize(

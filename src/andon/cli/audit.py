@@ -71,7 +71,10 @@ def verify(
     if noted and not station:
         raise AndonError("--noted without --station; expected the station whose record was noted. Name it.")
     found = []
-    for name in [station] if station else reader.names(records):
+    names = [station] if station else reader.names(records)
+    if not names:
+        raise AndonError("the database holds no records of any station; expected some. Check --records.")
+    for name in names:
         with reader.Reader(records, name) as chain:
             each = upkeep.verified(chain, Archive(pictures) if pictures else None)
             each["wrong"] += _noted(chain, noted) if noted else []

@@ -16,6 +16,7 @@ from andon.station.events import StationError
 PAGE = 1000  # number of rows of one query when all rows are read
 MOST = 10_000  # maximum number of rows of one page of the history
 ALL = 1 << 30  # a limit that is never reached; it prevents the database from merging two queries
+STRAYS = 10  # maximum number of records outside the chain that are named, on either side
 FEW = 1000  # maximum number of records that are examined one by one
 
 columns = (*(c for c in schema.records.c if c.name != "body"), schema.records.c.body.label("text"))
@@ -236,14 +237,26 @@ class Reader:
         query = sa.select(table.sequence, table.digest).where(table.name == self.station)
         with self.reading() as connection:
             found = connection.execute(query).one_or_none()
-        if found is None:
+        if found is None and not self._outside(1, 0):
             raise StationError(
                 f"{self.place}: holds no records of station '{self.station}'. `andon audit verify` lists its stations."
             )
-        return int(found.sequence), str(found.digest)
+        return (int(found.sequence), str(found.digest)) if found else (0, "")
+
+    def _outside(self, first: int, last: int) -> list[int]:
+        """Return a few sequence numbers of records below the first or above the last, the farthest first."""
+        table = schema.records.c
+        query = sa.select(table.sequence).where(table.station == self.station)
+        below = query.where(table.sequence < first).order_by(table.sequence).limit(STRAYS)
+        above = query.where(table.sequence > last).order_by(table.sequence.desc()).limit(STRAYS)
+        with self.reading() as connection:
+            return [int(n) for each in (below, above) for n in connection.execute(each).scalars()]
 
     def verify(self, progress: Progress = silent) -> list[Break]:
-        """Return all places where the chain is broken. Records that are added during the verification are left out."""
+        """Return all places where the chain is broken. Records that are added during the verification are left out.
+
+        Of the records outside the chain, a few are named.
+        """
         last, noted = self.head()
         breaks: list[Break] = []
         sequence, digest, time = 0, "", ""
@@ -267,6 +280,13 @@ class Reader:
             breaks.append(Break(sequence + 1, f"records {sequence + 1} to {last} are missing"))
         elif digest != noted:
             breaks.append(Break(last, "is not the record that the station noted as its last"))
+        outside = self._outside(1, last)
+        end, _ = self.head()  # read after them: a record and its head are written together
+        breaks += [
+            Break(each, f"was put in: the last record that the station noted is {end}")
+            for each in sorted(outside)
+            if not 1 <= each <= end
+        ]
         return breaks
 
 
@@ -277,12 +297,17 @@ def _corrects(table: sa.FromClause) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def names(url: str) -> list[str]:
-    """Return the names of the stations in a database."""
-    engine, name = schema.connect(url, writes=False), schema.stations.c.name
+    """Return the names of the stations in a database, also of those that have records only."""
+    engine, name, of = schema.connect(url, writes=False), schema.stations.c.name, schema.records.c.station
     try:
         schema.check(engine)
         with schema.errors(engine), engine.begin() as connection:
-            return list(connection.execute(sa.select(name).order_by(name)).scalars())
+            found: set[str] = set(connection.execute(sa.select(name)).scalars())
+            last: str | None = ""
+            # From one name to the next by the index, because records are many.
+            while (last := connection.execute(sa.select(sa.func.min(of)).where(of > last)).scalar()) is not None:
+                found.add(last)
+            return sorted(found)
     finally:
         engine.dispose()
 
