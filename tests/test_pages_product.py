@@ -164,6 +164,9 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
     assert work and work.who == "the quality"
     for side in ("before", "after"):
         assert f"{work.result[side]['review']:.4g}" in shown
+    drifted = station.loaded["ring"]
+    drifted.drift.change = Change("score", "higher", 30, 12)
+    drifted.keep()
     for do in ("adopt", "release", "activate"):
         quality.post(place, do=do)
     after = station.products.catalogue.product("ring").active
@@ -177,6 +180,7 @@ def test_a_product_is_recalibrated_and_rolled_back_by_forms(service: Service, pe
     assert "was changed meanwhile" in quality.post("/products/ring/rollback", 409, to=after)
     quality.post("/products/ring/rollback", to=before)
     assert station.products.catalogue.product("ring").active == before
+    assert station.loaded["ring"] is not drifted and station.loaded["ring"].drift.change is None
     assert "no bundle was active before" in quality.post("/products/ring/rollback", 409, to=before)
     quality.post(place, do="dismiss")
     assert "Only parts inspected since" in quality.get(place)

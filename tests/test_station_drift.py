@@ -186,6 +186,21 @@ def test_the_reference_is_one_held_out_image_of_each_part_and_never_a_crossed_on
     assert drift.state()["references"]["score"] == [-1.0] * 40
 
 
+@pytest.mark.parametrize(("before", "after"), [(150, 0), (150, 150), (300, 200), (600, 200)])
+def test_what_drifted_is_no_reference_when_the_cause_is_removed(before: int, after: int) -> None:
+    rng = np.random.default_rng(before + after)
+    drift = Drift(rng.standard_normal(100).tolist())
+    usual, dark = rng.normal(0.5, 0.01, before), rng.normal(0.47, 0.01, 60 + after)
+    assert first_alarm(drift, usual, "brightness") == 0
+    found = first_alarm(drift, dark, "brightness")
+    assert found > 0
+    first_alarm(drift, dark[found : found + after], "brightness")
+    assert sum(value < 0.48 for value in drift.state()["references"]["brightness"]) < 15  # of 500 from before
+    drift.restart()
+    assert first_alarm(drift, rng.normal(0.5, 0.01, 2000), "brightness") == 0
+    assert len(drift.state()["references"]["brightness"]) == 500
+
+
 CHANGE = {"measure": "score", "kind": "higher", "parts": 9, "since": 3}
 
 

@@ -386,8 +386,15 @@ def test_a_lamp_that_dims_is_told_as_drift(bundle_file: Path, tmp_path: Path) ->
         records = service.station.ledger.history(kind="event", product="ring")
         assert [row.body["event"] for row in records] == ["drift ended", "drift"]
         assert records[0].body["who"] == "the quality"
-    with served(config(tmp_path)) as service:
+    shutil.rmtree(tmp_path / "station" / "drift")
+    (tmp_path / "station" / "drift").write_bytes(b"")
+    with served(config(tmp_path)) as service:  # no drift; what is learnt cannot be stored, and inspection goes on
         assert service.operator.get("/v1/station").json()["drift"] == {}
+        assert service.inspect(good(500), "goes on").json()["verdict"] == "PASS"
+        until(lambda: "is not stored" in str(service.station.log), "it is not told")
+        service.station.products.look()
+        assert service.station.ready and not service.station.machine.memory.errors
+        assert sum("is not stored" in text for _, text in service.station.log) == 1
 
 
 def test_rate_and_memory_are_bounded(bundle_file: Path, tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ class Chart:
         self.measure, self.reference = measure, list(reference)
         self._alarm, self._horizon, self._weight, self._seed = alarm, horizon, weight, seed
         self._learn = learn  # number of production values that become the reference
-        self._total = 0
+        self._given = len(self.reference)
+        self._total = self._before = 0  # values added, and those of them before `_given` was counted
         self._centre, self._deviation = _spread(self.reference)
         self.point: Point | None = None
         self._begin()
@@ -99,12 +100,18 @@ class Chart:
 
     def restart(self) -> None:
         self.point = None
+        self._given, self._before = len(self.reference), self._total
         self._begin()
 
-    def add(self, value: float) -> Change | None:
+    def unlearn(self, parts: int) -> None:
+        """Take what the last parts added out of the reference. Nothing must have been learnt after an earlier call."""
+        del self.reference[self._given + max(0, self._total - self._before - parts) :]
+        self._centre, self._deviation = _spread(self.reference)
+
+    def add(self, value: float, learns: bool) -> Change | None:
         if self._parts == self._horizon:
             self._begin()
-        if len(self.reference) < self._learn:
+        if learns and len(self.reference) < self._learn:
             self.reference.append(value)
             self._centre, self._deviation = _spread(self.reference)
         self._parts += 1
@@ -126,7 +133,7 @@ class Chart:
     def _draw(self, value: float, evidence: float) -> None:
         before = self.point.mean if self.point else self._centre
         mean = before + self._weight * (value - before)
-        share = self._weight / (2 - self._weight) + 1 / len(self.reference)
+        share = self._weight / (2 - self._weight) + 1 / max(len(self.reference), 1)
         reach = 3 * self._deviation * math.sqrt(share)
         self.point = Point(value, mean, self._centre - reach, self._centre + reach, evidence)
 
@@ -207,12 +214,15 @@ class Drift:
     def add(self, record: Mapping[str, Any]) -> Change | None:
         """Add the record of a production part, never of a challenge part; return the detected change, if any.
 
-        The first change is kept in `change`.
+        The first change is kept in `change`. From its estimated start until `restart` nothing is learnt.
         """
         found = None
         for name, value in measured(record).items():
-            found = self._charts[name].add(value) or found
-        self.change = self.change or found
+            found = self._charts[name].add(value, self.change is None) or found
+        if found and self.change is None:
+            self.change = found
+            for chart in self._charts.values():
+                chart.unlearn(found.since)
         return found
 
     def points(self) -> dict[str, Point]:

@@ -52,7 +52,7 @@ class Idle:
         self._jobs.idle = {each: one for each, one in self._jobs.idle.items() if each != name}
         if slept is None or slept.version.digest != loaded.version.digest:
             return False
-        loaded.drift = slept.drift
+        loaded.resume(slept)
         return True
 
     def serve(self) -> None:

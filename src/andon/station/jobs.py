@@ -60,6 +60,7 @@ class Jobs(ABC):
         """Times and texts of the messages, the oldest first."""
         self.lock = threading.RLock()
         """Held during every call of the state machine."""
+        self._ending = threading.Lock()
         self.loaded: dict[str, Loaded] = {}
         """The bundles of prepared products, in their processes."""
         self.idle: dict[str, Loaded] = {}
@@ -104,12 +105,14 @@ class Jobs(ABC):
 
         StationError when no drift was found.
         """
-        loaded = self.watched().get(product)
-        if loaded is None or loaded.drift.change is None:
-            raise StationError(f"product '{product}': no drift was found, so there is none to end.")
-        facts = {"event": "drift ended", "who": who, **loaded.drift.change._asdict(), "bundle": loaded.version.digest}
-        self.keep(Entry("event", product=product, body=facts))
-        loaded.watch_again()
+        with self._ending:
+            loaded = self.watched().get(product)
+            change = loaded.drift.change if loaded else None
+            if loaded is None or change is None:
+                raise StationError(f"product '{product}': no drift was found, so there is none to end.")
+            facts = {"event": "drift ended", "who": who, **change._asdict(), "bundle": loaded.version.digest}
+            self.keep(Entry("event", product=product, body=facts))
+            loaded.watch_again()
 
     def subscribe(self) -> Feed:
         """Return a feed that receives all events from now on, until `unsubscribe`."""

@@ -10,12 +10,13 @@ from typing import Any
 
 from andon import files
 from andon.calibration import Calibration
-from andon.errors import AndonError, StorageError
+from andon.errors import AndonError
 from andon.station.catalogue import Version
 from andon.station.drift import Change, Drift
 from andon.station.workers import Workers
 
 RETIRE_S = 0.05
+RETRY_S = 60  # until what drift has learnt is stored again, after a failure
 
 
 class Loaded:
@@ -33,7 +34,7 @@ class Loaded:
     ) -> None:
         """`folder` stores references and change of drift. `load_s`: duration of loading."""
         self._file = folder / f"{version.digest}.json"
-        self._learnt = _learnt(self._file)
+        self._learnt, self._fault, self._again = _learnt(self._file), "", 0.0
         self.drift = Drift.of(calibration, seed=version.digest, state=self._learnt)
         self.product, self.version, self.deadline_s, self.workers = product, version, deadline_s, workers
         self.load_s, self.used = load_s, time.monotonic()
@@ -61,13 +62,20 @@ class Loaded:
         with self._lock:
             known = self.drift.change
             found = self.drift.add(record)
-        return found if known is None else None
+        if found and known is None:
+            self.keep()
+            return found
+        return None
 
     def watch_again(self) -> None:
-        """End the change that was found, and begin the charts again."""
+        """End the change that was found, if any, and begin the charts again."""
         with self._lock:
             self.drift.restart()
         self.keep()
+
+    def resume(self, slept: "Loaded") -> None:
+        """Go on with the drift of the same bundle, whose processes had ended."""
+        self.drift, self._lock = slept.drift, slept._lock
 
     def retire(self, needed: Callable[["Loaded"], bool]) -> None:
         """End its processes in the background when no job needs them."""
@@ -79,17 +87,22 @@ class Loaded:
 
         threading.Thread(target=end, name="retiring", daemon=True).start()
 
-    def keep(self) -> None:
-        """Store references and change of drift, for use after a restart."""
+    def keep(self, tell: Callable[[str], None] | None = None) -> None:
+        """Store references and change of drift, for use after a restart. A fault is told once; inspection goes on."""
         with self._lock:
             learnt = self.drift.state()
-        if learnt != self._learnt:
-            try:
-                files.make_folder(self._file.parent)
-                files.write(self._file, files.strict_json(learnt).encode())
-            except AndonError as error:
-                raise StorageError(str(error)) from error
-            self._learnt = learnt
+        if learnt == self._learnt or time.monotonic() < self._again:
+            return
+        try:
+            files.make_folder(self._file.parent)
+            files.write(self._file, files.strict_json(learnt).encode())
+        except AndonError as error:
+            if tell:
+                self._again, told, self._fault = time.monotonic() + RETRY_S, self._fault, str(error)
+                if told != self._fault:
+                    tell(f"product {self.product}: what drift has learnt is not stored: {error}")
+        else:
+            self._learnt, self._fault = learnt, ""
 
 
 def _learnt(file: Path) -> dict[str, Any]:

@@ -257,6 +257,8 @@ class Products:
         except BaseException:
             loaded.workers.close()
             raise
+        if version.digest != product.active:
+            loaded.watch_again()
         self._put(name, loaded)
         return self.catalogue.product(name)
 
@@ -384,7 +386,7 @@ class Products:
     def look(self) -> None:
         """Store the references of drift, and update the status of challenge parts and idle products."""
         for loaded in self._jobs.loaded.values():
-            loaded.keep()
+            loaded.keep(self._jobs.tell)
         for name in list(self._runs):
             self._tell_machine(name)
         self.idle.look()
