@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+import sqlalchemy as sa
 
 from andon.errors import AndonError
 from andon.station import backup as copies
@@ -328,6 +329,27 @@ def test_mistakes_in_the_call_end_with_code_2(
     assert "Traceback" not in err
 
 
+def test_a_picture_that_only_the_records_name_is_missed_and_one_that_aged_out_is_not(tmp_path: Path) -> None:
+    url, archive = str(tmp_path / "a.db"), Archive(tmp_path / "pictures")
+    first, second = archive.put(b"first", ".png"), archive.put(b"second", ".png")
+    entries = [
+        Entry(
+            "inspection", n, "bolt", verdict="REJECT", body={"kept": {"picture": each}}, pictures=(Picture(each, 6, 2),)
+        )
+        for n, each in enumerate((first, second))
+    ]
+    with Ledger(url, "line 1") as ledger:
+        rows = ledger.append(entries)
+        assert verified(ledger, archive)["wrong"] == []
+        for digest in (first, second):
+            archive.remove(digest)
+        with ledger.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            connection.execute(sa.delete(schema.pictures).where(schema.pictures.c.digest == first))
+        ledger.forget([Held(second, rows[1].time, 6)], "older than 90 days")
+        (wrong,) = verified(ledger, archive)["wrong"]
+    assert first in wrong
+
+
 def test_an_audit_of_no_database_says_so(tmp_path: Path, capsys: Any) -> None:
     code, _, err = run(capsys, "audit", "verify", "--records", tmp_path / "none.db")
     assert code == 2 and "there is no such database" in err
@@ -335,7 +357,8 @@ def test_an_audit_of_no_database_says_so(tmp_path: Path, capsys: Any) -> None:
     engine = schema.connect(str(tmp_path / "empty.db"), writes=True)
     schema.migrate(engine)
     engine.dispose()
-    assert run(capsys, "audit", "verify", "--records", tmp_path / "empty.db")[0] == 0
+    code, _, err = run(capsys, "audit", "verify", "--records", tmp_path / "empty.db")
+    assert code == 2 and "holds no records of any station" in err
     code, _, err = run(capsys, "audit", "export", tmp_path / "t.csv", "--records", tmp_path / "empty.db")
     assert code == 2 and "0 stations in the database (none); expected one" in err
 

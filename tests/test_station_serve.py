@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -181,17 +182,20 @@ def test_a_restart_ends_jobs_without_a_record_and_keeps_those_with_one(tmp_path:
     def job(id: int, latch: bool) -> Job:
         return Job(id=id, product="ring", digest="d", part=f"p{id}", started=0.0, deadline=1.0, latch=latch)
 
-    waiting = (job(1, True), job(2, False), job(3, False), job(4, True))
+    waiting = (job(1, True), job(2, False), job(3, False), job(4, True), replace(job(5, True), challenge=True))
     (tmp_path / "station").mkdir()
     with Ledger(str(tmp_path / "station/records.db"), "station") as ledger:
         assert ledger.reserve(10) == 1
         rows = [Entry("inspection", n, "ring", f"p{n}", None, "PASS") for n in (1, 2)]
-        ledger.append(rows, state={"memory": Memory(next_job=5, waiting=waiting).plain()})
+        rows.append(Entry("challenge", 5, "ring", "p5", None, "PASS"))
+        memory = Memory(next_job=6, waiting=waiting, counts={"PASS": 7})
+        ledger.append(rows, state={"memory": memory.plain()})
     station = Station(config(tmp_path), lambda sentence: None)
     station.start()
     try:
         latched = [(r.job.id, r.outcome) for r in station.machine.memory.latched]
         assert latched == [(1, Outcome.PASS), (4, Outcome.ERROR)]
+        assert station.machine.memory.counts == {"PASS": 9, "ERROR": 2}
         assert station.output() == Outcome.REJECT
         assert station.machine.memory.next_job == 11
         ended = {3: "ERROR", 4: "ERROR", 1: "PASS", 2: "PASS"}

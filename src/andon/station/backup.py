@@ -126,17 +126,20 @@ def restore(folder: Path, url: str, archive: Path | None = None) -> Copied:
                 )
             _copy_tables(source, target)
             for name in copied.records:
-                _restored(target, name, str(manifest["time"]))
+                with Reader(str(copy), name) as reader:
+                    aged = sorted(reader.kept().difference(reader.pictures()))  # while the backup was made
+                _restored(target, name, str(manifest["time"]), aged)
     return copied
 
 
-def _restored(connection: sa.Connection, station: str, time_of_backup: str) -> None:
+def _restored(connection: sa.Connection, station: str, time_of_backup: str, aged: list[str]) -> None:
     """Continue the chain with an event that names the backup, and skip job ids that may have been used after it."""
     table = schema.stations
     mine = table.c.name == station
     found = connection.execute(sa.select(table).where(mine)).mappings().one()
     clock = stamp(time.time())
-    event = draft(Entry("event", body={"event": "restored", "backup of": time_of_backup}))
+    body = {"event": "restored", "backup of": time_of_backup, **({"pictures": aged} if aged else {})}
+    event = draft(Entry("event", body=body))
     (row,) = chained((found["sequence"], found["digest"], found["time"]), station, clock, [event])
     connection.execute(sa.insert(schema.records), [row.values()])
     last = {"sequence": row.sequence, "digest": row.digest, "time": row.time, "clock": clock}

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -359,12 +359,14 @@ class Jobs(ABC):
             for job in memory.waiting
             if ends[job.id]
         ]
+        made = [result for result in results if not result.job.challenge]
         return replace(
             memory,
             next_job=first,
+            counts=dict(Counter(memory.counts) + Counter(result.outcome.value for result in made)),
             products={},
             waiting=tuple(job for job in memory.waiting if not ends[job.id]),
-            latched=(*memory.latched, *(result for result in results if result.job.latch)),
+            latched=(*memory.latched, *(result for result in made if result.job.latch)),
         )
 
     def _now(self) -> float:

@@ -216,6 +216,15 @@ class Reader:
                 return
             last = found[-1]
 
+    def kept(self) -> set[str]:
+        """Return the digests of the pictures and maps that the records say are stored: kept, and not aged out."""
+        found: set[str] = set()
+        for row in self.walk():
+            found.update(row.body.get("kept", {}).values())
+            if row.kind == "event" and row.body.get("event") in ("aged out", "restored"):
+                found.difference_update(row.body.get("pictures", ()))
+        return found
+
     def holds(self, digest: str) -> bool:
         """Whether a stored picture is still named; retention forgets a picture before it removes the file."""
         table = schema.pictures.c

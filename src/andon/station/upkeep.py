@@ -148,14 +148,15 @@ def verified(chain: Reader, archive: Archive | None = None, progress: Progress =
     sequence, digest = chain.head()
     wrong = [f"record {each.sequence}: {each.what}" for each in chain.verify(progress)]
     if archive:
-        total = sum(1 for _ in chain.pictures())
-        for number, picture in enumerate(chain.pictures()):
-            progress("verifying pictures", number, total)
+        expected, lost = sorted(chain.kept().union(chain.pictures())), dict[str, str]()
+        for number, picture in enumerate(expected):
+            progress("verifying pictures", number, len(expected))
             try:
                 archive.open(picture)
             except StationError as error:
-                if chain.holds(picture):  # it has not aged out meanwhile
-                    wrong.append(str(error))
+                lost[picture] = str(error)
+        kept = chain.kept() if lost else ()  # what has aged out meanwhile is not lost
+        wrong += [what for picture, what in lost.items() if picture in kept or chain.holds(picture)]
     return {"station": chain.station, "records": sequence, "digest": digest, "wrong": wrong}
 
 
