@@ -310,3 +310,20 @@ def test_a_camera_that_is_lost_is_an_error_until_it_is_back(line: tuple[Station,
     plc.write(at.ENABLE)
     camera.with_name("unplugged").rename(camera)
     plc.wait(ready=True, error=False)
+
+
+def test_a_camera_that_is_lost_after_it_was_frozen_is_an_error_after_reset_too(
+    line: tuple[Station, Modbus], plc: Plc
+) -> None:
+    station, camera = line[0], line[0].config.bundles / "camera"
+    plc.wait(ready=True)
+    station.do(lambda now: station.machine.fail("CAMERA_LOST", now, until_reset=True))  # as frozen pictures do
+    camera.rename(camera.with_name("unplugged"))
+    until(lambda: line[1]._cameras.status().fault, "it is not lost")
+    plc.write(at.ENABLE, at.RESET)
+    until(lambda: station.machine.memory.errors == {"CAMERA_LOST": False}, "Reset does not end what was frozen")
+    seen = plc.read()
+    assert (seen["error"], seen["alarm"], seen["ready"]) == (True, 1, False)
+    plc.write(at.ENABLE)
+    camera.with_name("unplugged").rename(camera)
+    plc.wait(ready=True, error=False, alarm=0)
