@@ -273,6 +273,31 @@ def test_another_plc_after_a_broken_connection_finds_the_result(line: tuple[Stat
     assert plc.client.connect()
 
 
+@pytest.mark.parametrize("held", [0, at.ENABLE, at.ENABLE | at.TRIGGER | at.RESULTS_ACK])
+def test_bits_that_are_held_over_a_start_give_no_edges(line: tuple[Station, Modbus], plc: Plc, held: int) -> None:
+    station, modbus = line
+    job = plc.trigger(part="before")
+    missed = plc.wait(valid=True)["missed_count"]
+    restarted = Modbus(station, modbus._cameras, modbus._settings)
+    restarted.start()
+    other = Plc(restarted.port)
+    assert other.read()["job"] == job  # shown before anything is written
+    for _ in range(2):
+        other.write(held, part=f"held {held}")
+        seen = other.read()
+        assert (seen["latched"], seen["taken"], seen["missed_count"]) == (1, 0, missed)
+        assert (seen["ack"], seen["missed"]) == (False, bool(held & at.TRIGGER))
+    other.write(at.ENABLE)
+    seen = other.wait(valid=True)
+    assert seen["job"] == job and not seen["missed"]
+    other.acknowledge()
+    other.trigger(part=f"held {held}")
+    other.wait(valid=True)
+    assert len(station.ledger.history(part=f"held {held}")) == 1
+    other.client.close()
+    restarted.close()
+
+
 def test_a_product_that_was_idle_is_loaded_when_the_plc_chooses_it(line: tuple[Station, Modbus], plc: Plc) -> None:
     station = line[0]
     plc.write(at.ENABLE, product=FOLDER)
