@@ -325,6 +325,16 @@ def test_a_port_that_is_taken_is_said(line: tuple[Station, Modbus]) -> None:
         second.start()
 
 
+def test_a_product_that_does_not_exist_is_shown(line: tuple[Station, Modbus]) -> None:
+    station, modbus = line
+    assert modbus.status().fault == ""
+    settings = modbus._settings.model_copy(update={"products": ("ring", "rign")})
+    other = Modbus(station, modbus._cameras, settings)
+    other.start()
+    assert other.status().fault.startswith("product 'rign' does not exist.")
+    other.close()
+
+
 def test_a_camera_that_is_lost_is_an_error_until_it_is_back(line: tuple[Station, Modbus], plc: Plc) -> None:
     camera = line[0].config.bundles / "camera"
     plc.wait(ready=True)

@@ -12,7 +12,7 @@ from andon.station.line import registers as at
 from andon.station.line.cameras import Cameras
 from andon.station.line.served import Served
 from andon.station.line.settings import Modbus as Settings
-from andon.station.line.shown import Shown
+from andon.station.line.shown import Shown, lacking
 from andon.station.station import Station
 from andon.station.table import STATES
 
@@ -42,7 +42,8 @@ class Modbus(Served):
 
     def status(self) -> Shown:
         values = self.ask(lambda: at.shown(self._written, self._status(), self._settings.products))
-        return Shown("Modbus TCP", f"{self._settings.host}:{self.port}", "", values)
+        faults = filter(None, (lacking(self._station, each) for each in self._settings.products))
+        return Shown("Modbus TCP", f"{self._settings.host}:{self.port}", " ".join(faults), values)
 
     async def _open(self) -> None:
         address = (self._settings.host, self._settings.port)
