@@ -63,6 +63,34 @@ def test_each_picture_gets_its_result_once_also_after_a_restart(bundle_file: Pat
         assert shown.values[-1][:3] == ("later.png.json", "last result", "PASS")
 
 
+def test_a_folder_of_a_product_that_does_not_exist_is_said_once_and_waits_for_it(
+    bundle_file: Path, tmp_path: Path
+) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    places = {name: tmp_path / name for name in ("in", "out", "rings")}
+    folders = (
+        Watched(product="rign", pictures=places["in"], results=places["out"], settle_s=0.0),
+        Watched(product="ring", pictures=places["in"], results=places["rings"], settle_s=0.0),
+    )
+    save(places["in"] / "good.png", part(101))
+    settings = config(tmp_path).model_copy(update={"folder": folders})
+    told: list[str] = []
+    with lined(settings, told) as (station, lines):
+        assert read(places["rings"] / "good.png.json")["product"] == "ring"
+        said = "product 'rign' does not exist. Upload, release and activate a bundle, or correct the settings."
+        until(lambda: f"folder: {said} The pictures wait." in told, f"it is not said: {told}")
+        assert [shown.fault for shown in lines.status()] == [said, ""]
+        file = station.products.archive.put(bundle_file.read_bytes(), ".andon")
+        version = station.products.add("rign", file, "x")
+        until(lambda: any("'rign' has no active bundle" in each for each in told), f"it is not said: {told}")
+        station.products.golden("rign", save(tmp_path / "golden.png", part(100)).read_bytes(), "x")
+        station.products.release("rign", version.digest, "x")
+        station.products.activate("rign", version.digest, "x")
+        assert read(places["out"] / "good.png.json")["product"] == "rign"
+        assert not any(shown.fault for shown in lines.status())
+    assert len([each for each in told if "pictures wait" in each]) == 2
+
+
 def test_a_folder_that_is_missing_is_said(tmp_path: Path) -> None:
     folder = Watched(product="ring", pictures=tmp_path / "none", results=tmp_path / "out")
     with (

@@ -273,6 +273,31 @@ def test_another_plc_after_a_broken_connection_finds_the_result(line: tuple[Stat
     assert plc.client.connect()
 
 
+@pytest.mark.parametrize("held", [0, at.ENABLE, at.ENABLE | at.TRIGGER | at.RESULTS_ACK])
+def test_bits_that_are_held_over_a_start_give_no_edges(line: tuple[Station, Modbus], plc: Plc, held: int) -> None:
+    station, modbus = line
+    job = plc.trigger(part="before")
+    missed = plc.wait(valid=True)["missed_count"]
+    restarted = Modbus(station, modbus._cameras, modbus._settings)
+    restarted.start()
+    other = Plc(restarted.port)
+    assert other.read()["job"] == job  # shown before anything is written
+    for _ in range(2):
+        other.write(held, part=f"held {held}")
+        seen = other.read()
+        assert (seen["latched"], seen["taken"], seen["missed_count"]) == (1, 0, missed)
+        assert (seen["ack"], seen["missed"]) == (False, bool(held & at.TRIGGER))
+    other.write(at.ENABLE)
+    seen = other.wait(valid=True)
+    assert seen["job"] == job and not seen["missed"]
+    other.acknowledge()
+    other.trigger(part=f"held {held}")
+    other.wait(valid=True)
+    assert len(station.ledger.history(part=f"held {held}")) == 1
+    other.client.close()
+    restarted.close()
+
+
 def test_a_product_that_was_idle_is_loaded_when_the_plc_chooses_it(line: tuple[Station, Modbus], plc: Plc) -> None:
     station = line[0]
     plc.write(at.ENABLE, product=FOLDER)
@@ -300,6 +325,16 @@ def test_a_port_that_is_taken_is_said(line: tuple[Station, Modbus]) -> None:
         second.start()
 
 
+def test_a_product_that_does_not_exist_is_shown(line: tuple[Station, Modbus]) -> None:
+    station, modbus = line
+    assert modbus.status().fault == ""
+    settings = modbus._settings.model_copy(update={"products": ("ring", "rign")})
+    other = Modbus(station, modbus._cameras, settings)
+    other.start()
+    assert other.status().fault.startswith("product 'rign' does not exist.")
+    other.close()
+
+
 def test_a_camera_that_is_lost_is_an_error_until_it_is_back(line: tuple[Station, Modbus], plc: Plc) -> None:
     camera = line[0].config.bundles / "camera"
     plc.wait(ready=True)
@@ -310,3 +345,20 @@ def test_a_camera_that_is_lost_is_an_error_until_it_is_back(line: tuple[Station,
     plc.write(at.ENABLE)
     camera.with_name("unplugged").rename(camera)
     plc.wait(ready=True, error=False)
+
+
+def test_a_camera_that_is_lost_after_it_was_frozen_is_an_error_after_reset_too(
+    line: tuple[Station, Modbus], plc: Plc
+) -> None:
+    station, camera = line[0], line[0].config.bundles / "camera"
+    plc.wait(ready=True)
+    station.do(lambda now: station.machine.fail("CAMERA_LOST", now, until_reset=True))  # as frozen pictures do
+    camera.rename(camera.with_name("unplugged"))
+    until(lambda: line[1]._cameras.status().fault, "it is not lost")
+    plc.write(at.ENABLE, at.RESET)
+    until(lambda: station.machine.memory.errors == {"CAMERA_LOST": False}, "Reset does not end what was frozen")
+    seen = plc.read()
+    assert (seen["error"], seen["alarm"], seen["ready"]) == (True, 1, False)
+    plc.write(at.ENABLE)
+    camera.with_name("unplugged").rename(camera)
+    plc.wait(ready=True, error=False, alarm=0)

@@ -1,6 +1,7 @@
 """OPC UA after OPC 40100-1 against asyncua's own client, on loopback."""
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 from andon.errors import AndonError
+from andon.station.entries import Row, decided
+from andon.station.events import Job, Outcome
+from andon.station.flight import Flight
 from andon.station.keys import Role
 from andon.station.line.settings import OpcUa as Settings
 from andon.station.station import Station
@@ -30,12 +34,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from andon.station.line import methods
 from andon.station.line.cameras import Cameras
 from andon.station.line.model import CONDITIONS, EVENTS, MACHINE_VISION, SYSTEM_STATES
 from andon.station.line.opcua import OpcUa
 
 MACHINE, AUTOMATIC = ("VisionStateMachine",), ("VisionStateMachine", "AutomaticModeStateMachine")
-ABORTED = -4
+LATE, ABORTED = -2, -4
 
 
 @pytest.fixture(scope="module")
@@ -362,6 +367,57 @@ def test_lists_of_recipes_and_results_are_filtered_and_paged(line: tuple[Station
         assert (await plc.call(RESULTS, "GetResultComponentsById", ua.ResultIdDataType(Id="x"), NONE))[16] == 1
 
     run(port, program)
+
+
+def test_a_result_is_that_of_the_machine_as_the_station_corrected_it(
+    server: tuple[Station, OpcUa], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station, opcua = server
+    data = (station.config.bundles / "camera" / "101.png").read_bytes()
+    rows = [station.inspect("ring", "corrected", None, data).result(WAIT_S).row for _ in range(3)]
+    row = rows[0]
+
+    def told() -> tuple[Any, ...]:
+        one = opcua._methods.GetResultById(SimpleNamespace(Id=f"{row.job}"), 0)["Result"]
+        return one.InternalRecipeId.Id, one.ResultState, [each.Value for each in one.ResultContent]
+
+    def listed(state: int = 0, job: int | None = row.job) -> tuple[bool, list[int]]:
+        ids = ["", "corrected", "ring", "", "", "", "", str(job or "")]
+        found = opcua._methods.GetResultListFiltered(state, *(SimpleNamespace(Id=each) for each in ids), 0, 0, 0)
+        return found["IsComplete"], [each.ResultState for each in found["ResultList"]]
+
+    passed = (row.body["bundle"], 1, ["PASS", row.score, row.p_value])
+    for decision in (("override", "quality", "REJECT", "scratch"), ("dispute", "quality")):
+        assert told() == passed and listed() == (True, [1])
+        station.keep(decided(row, *decision))
+    assert told() == passed and listed() == (True, [1])
+    station.keep(Flight(Job(row.job or 0, "ring", "", "corrected", 0.0, 0.0), row=row, ended=Outcome.LATE).superseded())
+    assert told() == (row.body["bundle"], LATE, ["LATE", row.score, row.p_value])
+    assert listed() == listed(LATE) == (True, [LATE]) and listed(1) == (True, [])
+    assert listed(job=None) == (True, [1, 1, LATE])
+    monkeypatch.setattr(methods, "PAGE", 2)
+    monkeypatch.setattr(methods, "LOOKED", 2)  # the two newest are examined
+    assert listed(LATE, None) == (False, []) and listed(1, None) == (False, [1, 1])
+
+
+def test_records_of_jobs_that_ended_without_a_verdict_are_not_held(server: tuple[Station, OpcUa]) -> None:
+    station, opcua = server
+
+    async def program(plc: Plc) -> None:
+        for number in range(3):
+            await plc.comes(AUTOMATIC, "Ready")
+            job, _ = await plc.start(f"let go {number}", "file")
+            await plc.cause(AUTOMATIC, "Abort")
+            await plc.told("ResultReady", job)
+        await plc.comes(AUTOMATIC, "Ready")
+        job, _ = await plc.start("last")
+        result = await plc.told("ResultReady", job)
+        assert result.ResultContent[0].Value == "PASS"
+
+    run(opcua.port, program)
+    until(lambda: len(station.ledger.history(verdict="ABORTED")) >= 3, "they are not on record")
+    held = [each for each in gc.get_objects() if type(each) is Row and str(each.part).startswith("let go")]
+    assert len(held) <= 1
 
 
 def test_the_settings_are_the_one_configuration(line: tuple[Station, int]) -> None:

@@ -49,6 +49,13 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
         ("[pages]\nshifts = [06:00:00]", "'06:00:00' is no time of day"),
         ("[pages]\nshifts = 6", "'6' is no time of day"),
         ("[products.a]\ncamra = '0'", "products.a.camra: unknown key 'camra'. Did you mean 'camera'?"),
+        (
+            "".join(
+                f"[[folder]]\nproduct = '{p}'\npictures = 'in/{p}'\nresults = '{r}'\n"
+                for p, r in (("a", "x"), ("b", "y/../x/"))
+            ),
+            "two [[folder]] have the same results, 'x', where each would overwrite those of the other",
+        ),
         ("[[folder]]\nproduct = 'a'\npicture = 'x'", "folder.0.picture: unknown key 'picture'. Did you mean"),
     ],
 )

@@ -169,6 +169,12 @@ class Config(_Section):
         hooks = [each.name.upper() for each in self.webhook]
         if len(set(hooks)) < len(hooks):
             raise ValueError("two webhooks have the same name; expected different names")
+        results = [os.path.normpath(each.results) for each in self.folder]
+        if same := [each for each in results if results.count(each) > 1]:
+            raise ValueError(
+                f"two [[folder]] have the same results, '{same[0]}', where each would overwrite those of the other; "
+                "expected different folders"
+            )
         return self
 
     @classmethod

@@ -38,6 +38,8 @@ class Station(Jobs):
         self._stop = threading.Event()
         self.closing = False
         """True when the station ends, so that endless views such as streams of events end."""
+        self.cameras_lost: set[str] = set()
+        """The products whose camera gives no pictures: the cause of CAMERA_LOST remains after Reset."""
         self._folder = ExitStack()
         try:
             busy = "another station uses this folder. End it, or give this station another folder (data = …)."
@@ -138,6 +140,8 @@ class Station(Jobs):
             self.products.revive()
         with self.lock:
             self.do(methods[method])
+            if method == "reset" and self.cameras_lost:
+                self.do(lambda now: self.machine.fail("CAMERA_LOST", now))
             self._settle()
 
     def acknowledge(self, job: int) -> None:

@@ -29,13 +29,12 @@ class Cameras:
     def __init__(self, station: Station) -> None:
         self._station = station
         named = {name: each for name, each in station.config.products.items() if each.camera}
-        self._lost: set[str] = set()
         self._cameras = {
             name: _Camera(self, name, each.camera, each.camera_channels, station) for name, each in named.items()
         }
 
     def status(self) -> Shown:
-        lost = sorted(self._lost)
+        lost = sorted(self._station.cameras_lost)
         values = [
             Value(name, camera.place, "lost" if name in lost else "there", f"{len(camera.waiting)} jobs wait")
             for name, camera in self._cameras.items()
@@ -74,13 +73,12 @@ class Cameras:
 
     def connected(self, product: str, here: bool) -> None:
         """Note that a camera is connected (`here`) or lost; begin or end the error CAMERA_LOST."""
-        before = set(self._lost)
-        (self._lost.discard if here else self._lost.add)(product)
-        if self._lost == before:
+        station, lost = self._station, self._station.cameras_lost
+        if here != (product in lost):
             return
-        station = self._station
         with station.lock:
-            if self._lost:
+            (lost.discard if here else lost.add)(product)
+            if lost:
                 station.do(lambda now: station.machine.fail("CAMERA_LOST", now))
             elif station.machine.memory.errors.get("CAMERA_LOST") is False:
                 station.do(lambda now: station.machine.resolve("CAMERA_LOST", now))

@@ -1,14 +1,13 @@
 """The methods of the OPC UA server. They may block, so they must not be called in the thread of the event loop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any
 
 from asyncua import ua
 
 from andon import files
-from andon.station.entries import Row
+from andon.station.entries import Kind, Row
 from andon.station.events import Job, Outcome, StationError
 from andon.station.line.cameras import Cameras
 from andon.station.line.security import Permission
@@ -27,7 +26,7 @@ RESULT_STATES = {
 MOST = 100
 """Maximum number of results in one answer."""
 LOOKED = 10_000
-"""Maximum number of results that one call searches, the newest first."""
+"""Maximum number of results that one call examines, the newest first."""
 PAGE = 500
 
 
@@ -114,11 +113,11 @@ class Methods:
     # Results, from the records
 
     def GetResultById(self, result: Any, timeout: int) -> dict[str, Any]:
-        return {"Result": self._space.made("Result", **self._facts(self._row(_id(result))))}
+        return {"Result": self._made(*self._found(_id(result)))}
 
     def GetResultComponentsById(self, result: Any, timeout: int) -> dict[str, Any]:
-        row = self._row(_id(result))
-        return {**self._facts(row), "ProductId": self._space.made("ProductId", Id=row.product)}
+        row, outcome = self._found(_id(result))
+        return {**self._facts(row, outcome), "ProductId": self._space.made("ProductId", Id=row.product)}
 
     def GetResultListFiltered(self, state: int, *rest: Any) -> dict[str, Any]:
         *ids, most, start, _ = rest
@@ -128,37 +127,50 @@ class Methods:
         if job and not _number(job):
             return _page([], most, start, "ResultList")
         filters = {"part": part, "product": recipe or product, "job": int(job) if job else ""}
-        rows = self._inspections({name: value for name, value in filters.items() if value != ""})
-        found = (
-            row
-            for row in rows
-            if (not state or RESULT_STATES[Outcome(str(row.verdict))] == state)
-            and (not bundle or row.body.get("bundle") == bundle)
+        last = start + min(most or MOST, MOST)
+        found, more = self._search(
+            {name: value for name, value in filters.items() if value != ""},
+            lambda row, outcome: (
+                (not state or RESULT_STATES[outcome] == state) and (not bundle or row.body.get("bundle") == bundle)
+            ),
+            last,
         )
-        page = list(islice(found, start, start + min(most or MOST, MOST) + 1))
-        made = [self._space.made("Result", **self._facts(row)) for row in page]
-        return _page(made, most, 0, "ResultList")
+        made = [self._made(*each) for each in found[start:]]
+        return {**_page(made, most, 0, "ResultList"), "IsComplete": not more}
 
-    def _inspections(self, filters: dict[str, Any]) -> Iterator[Row]:
-        """Yield records of inspections, the newest first."""
+    def _search(
+        self, filters: dict[str, Any], right: Callable[[Row, Outcome], bool], most: int
+    ) -> tuple[list[tuple[Row, Outcome]], bool]:
+        """Return results that are right, the newest first, and whether there may be more: LOOKED are examined."""
+        found: list[tuple[Row, Outcome]] = []
         after, looked = None, 0
-        while looked < LOOKED:
+        while looked < LOOKED and len(found) <= most:
             rows = self._station.ledger.history(kind="inspection", after=after, limit=PAGE, **filters)
-            yield from rows
+            found += [each for each in self._ended(rows) if right(*each)]
             if len(rows) < PAGE:
-                return
+                return found[:most], len(found) > most
             after, looked = rows[-1].sequence, looked + PAGE
+        return found[:most], True
 
-    def _row(self, text: str) -> Row:
-        rows = self._station.ledger.history(job=int(text), limit=1) if _number(text) else []
-        if not rows or rows[0].verdict is None:
-            raise StationError(f"result '{text[:40]}': no such result. Expected the id of a job that has ended.")
-        return rows[0]
+    def _found(self, text: str) -> tuple[Row, Outcome]:
+        kinds: tuple[Kind, ...] = ("inspection", "challenge") if _number(text) else ()
+        for kind in kinds:
+            if rows := self._station.ledger.history(kind=kind, job=int(text), limit=1):
+                return self._ended(rows)[0]
+        raise StationError(f"result '{text[:40]}': no such result. Expected the id of a job that has ended.")
 
-    def _facts(self, row: Row) -> dict[str, Any]:
+    def _ended(self, rows: Sequence[Row]) -> list[tuple[Row, Outcome]]:
+        """Return records of jobs with their outcomes, which later records can correct. People change no outcome."""
+        ends = self._station.ledger.corrections([row.job for row in rows])
+        return [(row, Outcome(str(ends.get(row.job, row).verdict))) for row in rows]
+
+    def _made(self, row: Row, outcome: Outcome) -> Any:
+        return self._space.made("Result", **self._facts(row, outcome))
+
+    def _facts(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         digest = str(row.body.get("bundle") or "")
         job = Job(row.job or 0, row.product or "", digest, row.part or "", 0.0, 0.0)
-        return self.facts(job, Outcome(str(row.verdict)), row)
+        return self.facts(job, outcome, row)
 
     def facts(self, job: Job, outcome: Outcome, row: Row | None) -> dict[str, Any]:
         """Return the fields of a result."""

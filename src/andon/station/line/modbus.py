@@ -12,7 +12,7 @@ from andon.station.line import registers as at
 from andon.station.line.cameras import Cameras
 from andon.station.line.served import Served
 from andon.station.line.settings import Modbus as Settings
-from andon.station.line.shown import Shown
+from andon.station.line.shown import Shown, lacking
 from andon.station.station import Station
 from andon.station.table import STATES
 
@@ -33,6 +33,8 @@ class Modbus(Served):
         super().__init__("modbus")
         self._station, self._cameras, self._settings = station, cameras, settings
         self._control = 0
+        self._first = True
+        """The PLC has not written a control word since the start."""
         self._written = [0] * at.CONTROLS
         self._ack = self._missed = False
         self._accepted = self._chosen = 0
@@ -40,7 +42,8 @@ class Modbus(Served):
 
     def status(self) -> Shown:
         values = self.ask(lambda: at.shown(self._written, self._status(), self._settings.products))
-        return Shown("Modbus TCP", f"{self._settings.host}:{self.port}", "", values)
+        faults = filter(None, (lacking(self._station, each) for each in self._settings.products))
+        return Shown("Modbus TCP", f"{self._settings.host}:{self.port}", " ".join(faults), values)
 
     async def _open(self) -> None:
         address = (self._settings.host, self._settings.port)
@@ -83,9 +86,13 @@ class Modbus(Served):
         return None
 
     def _obey(self, values: list[int]) -> None:
-        """Act on the rising edges of the bits of the control word."""
+        """Act on the rising edges of the bits of the control word. The first one since the start has none.
+
+        A PLC can hold its bits over a restart of the station, which has acted on them before.
+        """
+        first, self._first = self._first, False
         before, self._control = self._control, values[at.CONTROL]
-        risen = self._control & ~before
+        risen = 0 if first else self._control & ~before
         self._look()
         if risen & at.RESULTS_ACK and self._shown:
             done, self._shown = self._shown, None
@@ -97,6 +104,8 @@ class Modbus(Served):
             self._loop.run_in_executor(None, self._reset)
         if not self._control & at.TRIGGER:
             self._ack = self._missed = False
+        elif first:
+            self._missed = True
         elif risen & at.TRIGGER:
             self._trigger(values)
 

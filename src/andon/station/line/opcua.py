@@ -52,7 +52,8 @@ class OpcUa(Served):
         super().__init__("opc ua")
         self._station, self._cameras, self._settings = station, cameras, settings
         self._feed = station.subscribe()
-        self._rows: dict[int, Row] = {}
+        self._row: Row | None = None
+        """The last record of an inspection. A result that is told with its record follows this record directly."""
 
     def status(self) -> Shown:
         values = self.ask(
@@ -136,8 +137,8 @@ class OpcUa(Served):
     async def _happened(self, what: Event | Row) -> None:
         space = self._space
         match what:
-            case Row(kind="inspection", job=int(job)):
-                self._rows[job] = what
+            case Row(kind="inspection"):
+                self._row = what
             case Transitioned(number, source, target):
                 await self._show()
                 await space.tell("StateChanged", f"{number}: {source} to {target}")
@@ -156,7 +157,8 @@ class OpcUa(Served):
                 await self._conditions.changed(code, active, kept)
                 await self._show()
             case Result(job=job) if not job.challenge:
-                facts = self._methods.facts(job, self._station.counts(what), self._rows.pop(job.id, None))
+                row = self._row if self._row and self._row.job == job.id else None
+                facts = self._methods.facts(job, self._station.counts(what), row)
                 await space.tell("ResultReady", f"job {job.id}, part {job.part}: {what.outcome}", **facts)
 
     async def _show(self) -> None:

@@ -14,7 +14,7 @@ from andon.station.events import Outcome, StationError
 from andon.station.flight import Finished
 from andon.station.line.running import Running
 from andon.station.line.settings import Watched
-from andon.station.line.shown import Shown, Value
+from andon.station.line.shown import Shown, Value, lacking
 from andon.station.station import Station
 from andon.streams.folder import Folder
 from andon.streams.frames import Control, Report
@@ -44,7 +44,8 @@ class Watcher(Running):
     def status(self) -> Shown:
         settings, last = self._settings, self._last
         values = [Value("results", "folder", str(settings.results)), Value("product", "name", settings.product)]
-        return Shown("Folder", str(settings.pictures), self._fault, [*values, *([last] if last else [])])
+        fault = self._fault or lacking(self._station, settings.product)
+        return Shown("Folder", str(settings.pictures), fault, [*values, *([last] if last else [])])
 
     def _tell(self, sentence: str) -> None:
         self._station.tell(f"folder: {sentence}")
@@ -90,6 +91,7 @@ class Watcher(Running):
         """Inspect when the station is ready; None when the station ends first."""
         station, product = self._station, self._settings.product
         while not self._stop.is_set():
+            self._note(lacking(station, product))
             if station.products.idle.use(product) and station.ready:
                 try:
                     future = station.inspect(product, part, None, data)
@@ -103,6 +105,12 @@ class Watcher(Running):
                     self._stop.wait(AGAIN_S)
             self._stop.wait(LOOK_S)
         return None
+
+    def _note(self, fault: str) -> None:
+        """Note why pictures wait, or that they need not; tell it once."""
+        if fault and fault != self._fault:
+            self._tell(f"{fault} The pictures wait.")
+        self._fault = fault
 
     def _write(self, place: Path, result: dict[str, Any]) -> None:
         """Write a result, with repeated attempts."""
