@@ -1,5 +1,6 @@
 """A fleet: plans, products, archives, in this process and on a cluster of several nodes whose processes are killed."""
 
+import csv
 import io
 import os
 import shutil
@@ -256,7 +257,22 @@ def test_recalibration_on_new_good_images(trained: plan.Plant, data: Path, tmp_p
     code, out, _ = run(capsys, *arguments, "--only", "bolt")
     assert code == 0 and "0 products done, 1 kept" in out
     assert Bundle.load(mine.out / "bolt/bolt.andon").digest() == after.digest()
-    assert plant.train(mine, quiet=True)[:3] == (0, 2, 0)  # a recalibrated product stays trained
+    for _ in range(2):
+        cells = {row["product"]: row for row in csv.DictReader(io.StringIO((mine.out / "products.csv").read_text()))}
+        assert cells["bolt"]["bundle"] == after.digest() and cells["bolt"]["images"] == "8"
+        assert (cells["bolt"]["image_auroc"], cells["bolt"]["review_escapes"]) == ("", ""), "measured before"
+        assert cells["nut"]["image_auroc"] != ""
+        shown = io.StringIO()
+        assert plant.train(mine, stream=shown)[:3] == (0, 2, 0)  # a recalibrated product stays trained
+        assert shown.getvalue().count("recalibrated, not evaluated since") == 1
+
+
+def test_a_bundle_from_elsewhere_is_not_kept(trained: plan.Plant, data: Path, tmp_path: Path) -> None:
+    mine = copied(trained, data, tmp_path)
+    shutil.copy(tmp_path / "nut/nut.andon", tmp_path / "bolt/bolt.andon")
+    assert plant.train(mine, quiet=True)[:3] == (1, 1, 0)
+    assert members(tmp_path / "bolt/bolt.andon") == members(trained.out / "bolt/bolt.andon")
+    assert product.read(tmp_path / "bolt/result.json")["bundle"] == Bundle.load(tmp_path / "bolt/bolt.andon").digest()
 
 
 def test_the_table_fits_the_terminal(trained: plan.Plant, data: Path, tmp_path: Path) -> None:
