@@ -31,7 +31,7 @@ from andon.training.train import train as train_bundle
 
 Json = dict[str, Any]
 RESULT, RECALIBRATION = "result.json", "recalibration.json"
-FIGURES = (*("image_auroc", "test_good", "test_defective", "review_escapes", "review_false_rejects", "not_evaluated"),)
+FIGURES = ("image_auroc", "test_good", "test_defective", "review_escapes", "review_false_rejects", "not_evaluated")
 """Results of an evaluation: of one bundle, so a recalibrated product has none."""
 
 
@@ -122,10 +122,8 @@ def _digest(job: Job) -> str:
 
 def _unmeasured(result: Json, bundle: str) -> Json:
     """The result of a training whose bundle was recalibrated since: without the figures of the bundle before."""
-    return {key: value for key, value in result.items() if key not in FIGURES} | {
-        "bundle": bundle,
-        "recalibrated": True,
-    }
+    left = {key: value for key, value in result.items() if key not in FIGURES}
+    return left | {"bundle": bundle, "recalibrated": True}
 
 
 def _run(job: Job, result_name: str, work: Callable[[Job, Log], Json], kept: Callable[[Json], Json]) -> Json:
@@ -185,10 +183,10 @@ def _trained(job: Job, log: Log) -> Json:
 def _recalibrated(job: Job, log: Log) -> Json:
     before = Bundle.load(job.bundle)
     after = calibrating.recalibrate(before, job.fresh, progress=log.progress, tell=log.tell)
+    after.save(job.bundle)
     if trained := read(job.folder / RESULT):
         result = _unmeasured(trained, after.digest())
         files.write(job.folder / RESULT, files.strict_json(result, indent=1, ascii_only=False).encode(errors="replace"))
-    after.save(job.bundle)
     sentences = calibrating.before_and_after(before, after)
     for sentence in sentences:
         log.tell(sentence)
