@@ -11,8 +11,10 @@ from scipy import stats
 
 from andon.bundle import Bundle
 from andon.errors import AndonError, DatasetError, RecipeError
+from andon.inspector import Inspector
 from andon.proof import acceptance, bounds
 from andon.proof.acceptance import Acceptance, Outcome
+from andon.recipe import Decision
 from test_cli import run
 
 PROVED, NOT_PROVED, REFUTED = Outcome.PROVED, Outcome.NOT_PROVED, Outcome.REFUTED
@@ -197,6 +199,8 @@ scratch = 0.5
     assert found.bundle == Bundle.load(bundle_file).digest()
     assert [claim.parts for claim in found.claims] == [4, 6] and found.claims[0].failed == 0
     assert not any("bundle" in sentence or "digest" in sentence for sentence in found.open)
+    assert found.decision == Inspector.load(bundle_file).decision_digest
+    assert found.decision in acceptance.html(found).decode()
     run(capsys, "inspect", bundle_file, parts / "train", "--out", tmp_path / "out", "-q")
     with pytest.raises(DatasetError, match="the bundle learnt from 40 of these 50 pictures"):
         acceptance.accept(tmp_path / "agreement.toml")
@@ -207,6 +211,35 @@ scratch = 0.5
     )
     with pytest.raises(DatasetError, match="the verdicts are of bundle aaaaaaaaaaaa; expected"):
         acceptance.accept(tmp_path / "agreement.toml")
+
+
+def test_verdicts_of_another_decision_prove_nothing_of_the_bundle(
+    bundle_file: Path, parts: Path, tmp_path: Path
+) -> None:
+    inspector = Inspector.load(bundle_file)
+    loose = inspector.decide(Decision(review_rate=0.5))
+    assert loose.digest == inspector.digest and loose.thresholds != inspector.thresholds
+    pictures = sorted((parts / "test").rglob("*.png"))
+    made = {each: [json.dumps(each.inspect(path).record()) for path in pictures] for each in (inspector, loose)}
+    agreement = """samples = 'records.jsonl'
+fields = '(?P<reference>good|scratch)/(?P<part>\\d+)'
+[slip]
+scratch = 0.5
+"""
+
+    def proof(lines: list[str], bundle: str = f"bundle = '{bundle_file.as_posix()}'\n") -> Acceptance:
+        (tmp_path / "records.jsonl").write_text("\n".join(lines))
+        (tmp_path / "agreement.toml").write_text(bundle + agreement)
+        return acceptance.accept(tmp_path / "agreement.toml")
+
+    assert proof(made[inspector]).decision == inspector.decision_digest
+    with pytest.raises(DatasetError, match=f"are of decision {loose.decision_digest[:12]}, with other rates"):
+        proof(made[loose])
+    assert proof(made[loose], "").decision == loose.decision_digest
+    with pytest.raises(DatasetError, match=r"verdicts of 2 decisions: .*expected those of the decision to accept"):
+        proof([*made[loose][:3], *made[inspector][3:]], "")
+    nameless = [json.dumps(json.loads(line) | {"decision": ""}) for line in made[loose]]
+    assert any("10 of 10 verdicts have no digest of a decision" in each for each in proof(nameless).open)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A fleet: plans, products, archives, in this process and on a cluster of several nodes whose processes are killed."""
 
+import csv
 import io
 import os
 import shutil
@@ -256,7 +257,22 @@ def test_recalibration_on_new_good_images(trained: plan.Plant, data: Path, tmp_p
     code, out, _ = run(capsys, *arguments, "--only", "bolt")
     assert code == 0 and "0 products done, 1 kept" in out
     assert Bundle.load(mine.out / "bolt/bolt.andon").digest() == after.digest()
-    assert plant.train(mine, quiet=True)[:3] == (0, 2, 0)  # a recalibrated product stays trained
+    for _ in range(2):
+        cells = {row["product"]: row for row in csv.DictReader(io.StringIO((mine.out / "products.csv").read_text()))}
+        assert cells["bolt"]["bundle"] == after.digest() and cells["bolt"]["images"] == "8"
+        assert (cells["bolt"]["image_auroc"], cells["bolt"]["review_escapes"]) == ("", ""), "measured before"
+        assert cells["nut"]["image_auroc"] != ""
+        shown = io.StringIO()
+        assert plant.train(mine, stream=shown)[:3] == (0, 2, 0)  # a recalibrated product stays trained
+        assert shown.getvalue().count("recalibrated, not evaluated since") == 1
+
+
+def test_a_bundle_from_elsewhere_is_not_kept(trained: plan.Plant, data: Path, tmp_path: Path) -> None:
+    mine = copied(trained, data, tmp_path)
+    shutil.copy(tmp_path / "nut/nut.andon", tmp_path / "bolt/bolt.andon")
+    assert plant.train(mine, quiet=True)[:3] == (1, 1, 0)
+    assert members(tmp_path / "bolt/bolt.andon") == members(trained.out / "bolt/bolt.andon")
+    assert product.read(tmp_path / "bolt/result.json")["bundle"] == Bundle.load(tmp_path / "bolt/bolt.andon").digest()
 
 
 def test_the_table_fits_the_terminal(trained: plan.Plant, data: Path, tmp_path: Path) -> None:
@@ -326,6 +342,55 @@ def test_a_second_run_inspects_only_what_has_no_row(
     assert not list(out.glob(".part*"))
     scores = {Path(row["source"]).name: row["score"] for row in found}
     assert all(scores[Path(row["source"]).name] == row["score"] for row in rows(inspected))
+
+
+def test_a_relative_archive_is_another_one_in_another_folder(
+    bundle_file: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("a", "b")):
+        save(tmp_path / name / "day/0.png", part(seed, 96))
+    arguments = ("fleet", "inspect", bundle_file, "day", "-o", tmp_path / "out", "--local")
+    monkeypatch.chdir(tmp_path / "a")
+    assert run(capsys, *arguments)[0] == 0
+    assert [row["source"] for row in rows(tmp_path / "out")] == [(tmp_path / "a/day/0.png").as_posix()]
+    code, out, _ = run(capsys, *arguments[:3], tmp_path / "a/day", *arguments[4:])
+    assert code == 0 and "none to inspect; 1 had a row before" in out
+    monkeypatch.chdir(tmp_path / "b")
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "results of another run: source" in err
+
+
+def test_a_picture_that_changed_since_is_refused_until_its_file_is_deleted(
+    bundle_file: Path, tmp_path: Path, capsys: Any
+) -> None:
+    for seed in range(4):
+        save(tmp_path / f"day/{seed}.png", part(seed, 96))
+    arguments = ("fleet", "inspect", bundle_file, tmp_path / "day", "-o", tmp_path / "out", "--local", "--rows", 2)
+    assert run(capsys, *arguments)[0] == 0
+    before = rows(tmp_path / "out")
+    (tmp_path / "day/0.png").unlink()  # a picture that aged out keeps its row
+    save(tmp_path / "day/3.png", part(80, 96))
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "1 image changed after the inspection: " in err and "Delete part-000001.parquet" in err
+    assert rows(tmp_path / "out") == before
+    (tmp_path / "out/part-000001.parquet").unlink()
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "2 had a row before" not in out and "1 had a row before" in out
+    after = rows(tmp_path / "out")
+    assert [new["digest"] == old["digest"] for new, old in zip(after, before, strict=True)] == [True, True, True, False]
+    (tmp_path / "out/_part-000000.json").unlink()
+    code, _, err = run(capsys, *arguments)
+    assert code == 0 and "1 files of an earlier version" in err
+
+
+def test_a_picture_that_failed_before_is_told_again(bundle_file: Path, tmp_path: Path, capsys: Any) -> None:
+    save(tmp_path / "day/0.png", part(0, 96))
+    (tmp_path / "day/1.png").write_bytes(b"torn")
+    arguments = ("fleet", "inspect", bundle_file, tmp_path / "day", "-o", tmp_path / "out", "--local")
+    first = run(capsys, *arguments)
+    again = run(capsys, *arguments)
+    assert first[0] == again[0] == 1
+    assert first[2] == again[2] and "1 image could not be inspected: " in again[2]
 
 
 def test_a_table_of_paths(bundle_file: Path, pictures: Path, tmp_path: Path, capsys: Any) -> None:

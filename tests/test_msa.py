@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from andon.bundle import Bundle
 from andon.errors import AndonError, DatasetError, RecipeError
 from andon.proof import limits, msa, scores, table, verdicts
 from andon.proof.table import Table
@@ -255,6 +256,24 @@ def test_another_bundle_is_refused(tmp_path: Path, bundle_file: Path) -> None:
         made(tmp_path, study_rows(), bundle=bundle_file)
     with pytest.raises(AndonError, match="level"):
         made(tmp_path, study_rows(), level=1.0)
+
+
+def test_verdicts_of_several_decisions_are_told_and_another_one_than_the_bundles_is_refused(
+    tmp_path: Path, bundle_file: Path
+) -> None:
+    bundle = Bundle.load(bundle_file)
+    own = bundle.calibration.decision_digest(bundle.recipe.decision)
+    rows = [row | {"bundle": bundle.digest(), "decision": own} for row in study_rows()]
+    assert "decision" not in sentences(made(tmp_path, rows, bundle=bundle_file))
+    loose = [row | {"decision": "e" * 64 if row["appraiser"] == "cell 1" else own} for row in rows]
+    assert "decision" not in sentences(made(tmp_path, loose, bundle=bundle_file)), "each appraiser has one"
+    mixed = [row | {"decision": "e" * 64 if row["trial"] == 1 else own} for row in rows]
+    study = made(tmp_path, mixed)
+    assert "The verdicts of cell 0 come from 2 decisions: its rates and its repeatability" in sentences(study)
+    assert len(study.record()["decisions"]) == 2
+    assert "120 verdicts name a bundle and no decision" in sentences(made(tmp_path, study_rows()))
+    with pytest.raises(AndonError, match=f"its decision is {own[:12]}; the verdicts of .* come from eeeeeeeeeeee"):
+        made(tmp_path, [row | {"decision": "e" * 64} for row in rows], bundle=bundle_file)
 
 
 def test_the_command_takes_the_records_of_inspect(parts: Path, bundle_file: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
 
 
 def records(folder: Path) -> Path:
-    common = {"bundle": B, "thresholds": {"review": 0.5, "reject": None, "pixel": 0.7}}
+    common = {"bundle": B, "decision": A, "thresholds": {"review": 0.5, "reject": None, "pixel": 0.7}}
     lines = [
         {"source": "shots/good/p1_1.png", "digest": A, "verdict": "PASS", "score": 0.25, **common},
         {"source": "shots/good/p1_2.png", "digest": B, "verdict": "INVALID", "score": None, **common},
@@ -70,7 +70,8 @@ def test_records_are_read_with_a_pattern_on_their_sources(tmp_path: Path) -> Non
     found = table.read(records(tmp_path), r"(?P<reference>\w+)/(?P<part>p\d+)_(?P<trial>\d)\.png")
     assert found.parts == {"p1": "good", "p2": "scratch"}
     assert [row.verdict.value for row in found.rows] == ["PASS", "INVALID", "INVALID"]  # an error is no verdict
-    assert found.rows[0][8:] == (B, 0.5, math.inf)
+    assert found.rows[0][8:] == (B, A, 0.5, math.inf)
+    assert found.rows[2].decision == "" and found.decisions == (A,)
     assert found.rows[0].appraiser == B and found.bundles == (B,)
 
 

@@ -17,6 +17,7 @@ from andon.inspection import Verdict
 from andon.progress import silent
 from andon.proof import estimating, sampling
 from andon.proof.estimating import Judged, Rate
+from andon.streams.frames import Frame, Outcome
 from test_cli import run
 
 PASS, REVIEW, REJECT, INVALID = Verdict.PASS, Verdict.REVIEW, Verdict.REJECT, Verdict.INVALID
@@ -110,10 +111,12 @@ def test_a_picture_counts_once_and_failures_belong_to_no_lot(tmp_path: Path) -> 
     with path.open("a") as file:
         file.write(json.dumps(record(0)) + "\n")
         file.write(json.dumps({"source": "x.png", "error": "x.png: truncated"}) + "\n")
+        watched = Outcome(Frame("y.png"), fault=AndonError("y.png: truncated"))
+        file.write(json.dumps(watched.record()) + "\n")
         file.write('{"source": "torn')  # the line is running
     drawn = sampling.draw(path, 6)
     assert drawn.lots == {PASS: 5, REJECT: 1}
-    assert (drawn.repeated, drawn.failed) == (1, 1)
+    assert (drawn.repeated, drawn.failed) == (1, 2)
 
 
 def test_records_of_two_decisions_are_not_mixed(tmp_path: Path) -> None:
@@ -349,6 +352,7 @@ def test_a_truth_that_is_missing_or_unknown_is_refused(truth: str, message: str,
     [
         ("item,picture", "number,picture", "with item once"),
         ("truth", "verdict", "with truth once"),
+        ("item,picture", "item,photo", "with picture once"),
         ("\r\n7,", "\r\n8,", "item '8': listed twice"),
         ("\r\n7,", "\r\n21,", "item '21': not in the sample"),
         ("\r\n7,", "\r\n7.0,", "item '7.0': not in"),
@@ -360,6 +364,14 @@ def test_a_sheet_whose_items_were_changed_is_refused(old: str, new: str, message
     sheet.write_bytes(sheet.read_bytes().replace(old.encode(), new.encode(), 1))
     with pytest.raises(DatasetError, match=message):
         estimating.load(sheet)
+
+
+def test_the_sheet_of_another_sample_is_refused(sampled: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    sampling.write(sampling.draw(tmp_path / "records.jsonl", 20, seed=1), other, silent)
+    filled(other).replace(sampled / "sheet.csv")
+    with pytest.raises(DatasetError, match=r"20 items are not those of sample\.json beside it: item \d+ has pictures/"):
+        estimating.load(sampled / "sheet.csv")
 
 
 def test_a_sheet_that_lost_items_is_refused(sampled: Path) -> None:

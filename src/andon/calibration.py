@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from andon import files
 from andon.binomial import long_run
 from andon.errors import counted
 from andon.inspection import Thresholds, Verdict
@@ -201,6 +202,10 @@ class Calibration(BaseModel):
             reject=_either(decision.reject_threshold, reject),
             pixel=_either(decision.pixel_threshold, self._threshold(self.peaks, decision.pixel_rate, per)),
         )
+
+    def decision_digest(self, decision: Decision) -> str:
+        """SHA-256 of a decision and its thresholds; with the digest of the bundle it identifies what decided."""
+        return files.digest(repr((decision.model_dump_json(), tuple(self.thresholds(decision)))).encode())
 
     def supports(self, rate: float) -> bool:
         """Whether this number of held-out parts supports a false-reject rate."""

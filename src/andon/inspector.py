@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from andon import calibration, files
+from andon import calibration
 from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
 from andon.engines import tuning
@@ -162,7 +162,7 @@ class Inspector:
     @cached_property
     def decision_digest(self) -> str:
         """SHA-256 of the decision and its thresholds; with the digest of the bundle it identifies what decided."""
-        return files.digest(repr((self.decision.model_dump_json(), tuple(self.thresholds))).encode())
+        return self.calibration.decision_digest(self.decision)
 
     @cached_property
     def reference(self) -> Reference | None:

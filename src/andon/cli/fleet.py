@@ -104,9 +104,10 @@ def inspect(
 ) -> None:
     """Inspect an archive of images: one row for each image, in Parquet files. The next run inspects what has no row.
 
+    It refuses images that have changed since, except those of an object store: delete the file with their rows.
     An image that cannot be inspected has a row with the verdict INVALID and the error. An object store needs
     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role, and AWS_ENDPOINT_URL if it is not Amazon's.
-    Exit code 1: an image could not be inspected.
+    Exit code 1: an image could not be inspected, in this run or an earlier one.
     """
     from andon.fleet import archive, cluster
 

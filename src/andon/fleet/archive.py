@@ -2,9 +2,12 @@
 
 The pictures are divided into parts. A part is one file, which is written completely or not at all. So the pictures of
 an interrupted part have no row, and all others have one. The next run inspects the pictures without a row.
+
+Beside each part lies a file of the sizes and times of its pictures, so that a picture that was exchanged is noticed.
 """
 
 import io
+import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from andon import files, records
 from andon.engines.runtime import Engine
-from andon.errors import AndonError, ImageError
+from andon.errors import AndonError, ImageError, counted, few
 from andon.fleet import place, sources
 from andon.fleet.sources import Tell
 from andon.inspection import Verdict
@@ -39,7 +42,7 @@ class Summary(NamedTuple):
     pictures: int  # in the archive
     kept: int  # with a row of an earlier run
     verdicts: dict[str, int]  # of the rows of this run
-    errors: list[str]  # of pictures that could not be inspected in this run
+    errors: list[str]  # of all pictures of the archive that could not be inspected, in this run or earlier
 
 
 class Scoring:
@@ -92,12 +95,13 @@ def inspect(
 ) -> Summary:
     """Inspect the pictures of an archive that do not yet have a row in the folder `out`.
 
-    source, column: see `sources.find`. run: `local(workers)` or `cluster.inspecting(address, workers)`.
+    source, column: see `sources.find`; rows name local pictures by their full path.
+    run: `local(workers)` or `cluster.inspecting(address, workers)`.
     rows: pictures of a part.
     Errors: AndonError when the archive, the bundle or the folder cannot be used, when the folder has the results of
-    another run, and when a part could not be finished. Finished parts stay.
+    another run or of pictures that have changed since, and when a part could not be finished. Finished parts stay.
     """
-    out = Path(out)
+    out, source = Path(out), sources.full(source)
     _check_pyarrow()
     inspector = Inspector.load(bundle, engine, threads=1)
     identity = {
@@ -115,15 +119,18 @@ def inspect(
         place.own(out, identity, write=True)
         for half in out.glob(".part-*.part"):
             half.unlink()  # of a killed run
-        done, following = _finished(out)
+        done, following = _finished(out, warn)
         missing = [picture for picture in archive.pictures if picture not in done]
         kept, total = len(archive.pictures) - len(missing), len(archive.pictures)
         parts = {
             following + number: missing[start : start + rows]
             for number, start in enumerate(range(0, len(missing), rows))
         }
+        for number, pictures in parts.items():  # before they are read: a change in between is noticed next time
+            stamps = files.strict_json([sources.stamp(picture) for picture in pictures])
+            files.write(out / f"_part-{number:06}.json", stamps.encode())
         verdicts: Counter[str] = Counter()
-        errors: list[str] = []
+        errors = [error for picture in archive.pictures if (error := done.get(picture))]
         ready = kept
         progress("pictures", ready, total)
         for number, data in run(inspector, parts, archive.root):
@@ -148,14 +155,41 @@ def ordered(function: Callable[[A], B], items: Iterable[A], threads: int) -> Ite
             yield ahead.popleft().result()
 
 
-def _finished(out: Path) -> tuple[set[str], int]:
-    """Return the pictures that have a row, and the number of the next part."""
-    done: set[str] = set()
-    following = 0
+def _finished(out: Path, warn: Tell) -> tuple[dict[str, str | None], int]:
+    """Return the pictures that have a row, with their errors, and the number of the next part.
+
+    Errors: AndonError when a picture has changed since its row was made.
+    """
+    done: dict[str, str | None] = {}
+    changed: dict[str, str] = {}  # picture → part
+    following, unknown = 0, 0
     for path in sorted(out.glob("part-*.parquet")):
-        done.update(_read(path, ["source"])["source"])
+        table = _read(path, ["source", "error"])
+        done.update(zip(table["source"], table["error"], strict=True))
         following = max(following, int(path.stem.removeprefix("part-")) + 1)
+        before = _stamps(out / f"_{path.stem}.json")
+        unknown += not before
+        for picture, stamp in zip(table["source"], before, strict=False):
+            if sources.stamp(picture) not in ("", stamp):
+                changed[picture] = path.name
+    if changed:
+        raise AndonError(
+            f"{out}: {counted(len(changed), 'image')} changed after the inspection: {few(list(changed))}; "
+            f"expected the same ones. Delete {few(sorted(set(changed.values())))}, and the same command inspects these "
+            "again; or choose another --out."
+        )
+    if unknown:
+        warn(f"{out}: {unknown} files of an earlier version; whether their images have changed since is not known")
     return done, following
+
+
+def _stamps(path: Path) -> list[str]:
+    """The sizes and times of the pictures of a part; empty when they are not known."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
 
 
 def _parquet(rows: list[Json]) -> bytes:

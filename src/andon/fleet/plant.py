@@ -1,7 +1,7 @@
 """All products of a plan: run each, show progress, and write the table. The next run does only the missing work."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -19,6 +19,7 @@ COLUMNS = (
     *("review_escapes", "review_false_rejects", "seconds", "node", "bundle"),
 )
 """Columns of products.csv."""
+TRAINED = "products.csv"
 
 Work = Callable[[Job], Json]
 Run = Callable[[Work, Sequence[tuple[Job, Needs]]], Iterable[Json]]
@@ -45,7 +46,7 @@ def train(plant: Plant, run: Run = local, quiet: bool = False, stream: TextIO | 
     run: `local` or `cluster.products(…)`. stream: where the table is shown; default: standard error.
     Errors: AndonError when the folder is not that of this plan, and when another run writes there.
     """
-    return _all(plant, product.train, plant.jobs, product.RESULT, "products.csv", run, quiet, stream)
+    return _all(plant, product.train, plant.jobs, product.RESULT, TRAINED, run, quiet, stream)
 
 
 def recalibrate(
@@ -85,18 +86,26 @@ def _all(
     place.own(plant.out, identity)
     with files.lock_folder(plant.out, place.BUSY):
         place.own(plant.out, identity, write=True)
-        files.check_writable(plant.out / table)
+        for each_table in {table, TRAINED}:
+            files.check_writable(plant.out / each_table)
         try:
             with Table([job for job, _ in jobs], stream or sys.stderr, quiet) as shown:
                 for each in run(work, jobs):
                     results[each["product"]] = each
                     shown.add(each)
         finally:
-            rows = [
-                results.get(name) or product.read(plant.out / name / result) or {"product": name, "status": "missing"}
-                for name in plant.products
-            ]
-            lines = [csv_line([row.get(column) for column in COLUMNS]) for row in rows]
-            files.write(plant.out / table, b"".join([csv_line(COLUMNS), *lines]))
+            _write(plant, result, table, results)
+            if files.is_file(plant.out / TRAINED) and table != TRAINED:
+                _write(plant, product.RESULT, TRAINED, {})  # a recalibrated product has other results there
     statuses = [each["status"] for each in results.values()]
     return Summary(statuses.count("done"), statuses.count("kept"), statuses.count("failed"), plant.out / table)
+
+
+def _write(plant: Plant, result: str, table: str, results: Mapping[str, Json]) -> None:
+    """Write the table of all products: of these results, or of those in their folders."""
+    rows = [
+        results.get(name) or product.read(plant.out / name / result) or {"product": name, "status": "missing"}
+        for name in plant.products
+    ]
+    lines = [csv_line([row.get(column) for column in COLUMNS]) for row in rows]
+    files.write(plant.out / table, b"".join([csv_line(COLUMNS), *lines]))

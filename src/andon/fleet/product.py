@@ -31,6 +31,8 @@ from andon.training.train import train as train_bundle
 
 Json = dict[str, Any]
 RESULT, RECALIBRATION = "result.json", "recalibration.json"
+FIGURES = ("image_auroc", "test_good", "test_defective", "review_escapes", "review_false_rejects", "not_evaluated")
+"""Results of an evaluation: of one bundle, so a recalibrated product has none."""
 
 
 class Job(NamedTuple):
@@ -87,9 +89,17 @@ def train(job: Job) -> Json:
     """Train, calibrate and evaluate a product; return its result, which is also in `result.json`.
 
     A product that cannot be trained has a result with status "failed" and its error. A product that an earlier run
-    finished, with the same recipe and the same files of images, has the status "kept".
+    finished, with the same recipe and the same files of images, has the status "kept" if its bundle is the one that was
+    trained or recalibrated. After a recalibration it has no figures of an evaluation.
     """
-    return _run(job, RESULT, _trained, lambda before: job.bundle.is_file())
+
+    def kept(before: Json) -> Json:
+        digest = _digest(job)
+        if digest == before.get("bundle"):
+            return before
+        return _unmeasured(before, digest) if digest == read(job.folder / RECALIBRATION).get("bundle") else {}
+
+    return _run(job, RESULT, _trained, kept)
 
 
 def recalibrate(job: Job) -> Json:
@@ -97,26 +107,35 @@ def recalibrate(job: Job) -> Json:
 
     The result is also in `recalibration.json`. A bundle that was recalibrated on the same files is kept.
     """
-
-    def same(before: Json) -> bool:
-        try:
-            return Bundle.load(job.bundle).digest() == before.get("bundle")
-        except BundleError:
-            return False
-
-    return _run(job, RECALIBRATION, _recalibrated, same)
+    return _run(
+        job, RECALIBRATION, _recalibrated, lambda before: before if _digest(job) == before.get("bundle") else {}
+    )
 
 
-def _run(job: Job, result_name: str, work: Callable[[Job, Log], Json], same: Callable[[Json], bool]) -> Json:
-    """Do the work, unless an earlier result is valid; write log and result."""
+def _digest(job: Job) -> str:
+    """Digest of the bundle of a product; "" when it is missing or damaged."""
+    try:
+        return Bundle.load(job.bundle).digest()
+    except BundleError:
+        return ""
+
+
+def _unmeasured(result: Json, bundle: str) -> Json:
+    """The result of a training whose bundle was recalibrated since: without the figures of the bundle before."""
+    left = {key: value for key, value in result.items() if key not in FIGURES}
+    return left | {"bundle": bundle, "recalibrated": True}
+
+
+def _run(job: Job, result_name: str, work: Callable[[Job, Log], Json], kept: Callable[[Json], Json]) -> Json:
+    """Do the work and write log and result; `kept` gives what is still valid of an earlier result, or {}."""
     files.make_folder(job.folder)
     began, log, place = time.perf_counter(), Log(job.log), job.folder / result_name
     head: Json = {"product": job.name, "node": socket.gethostname()}
     try:
         key = _key(job)
         before = read(place)
-        if before.get("status") == "done" and before.get("key") == key and same(before):
-            return {**before, "status": "kept"}
+        if before.get("status") == "done" and before.get("key") == key and (valid := kept(before)):
+            return {**valid, "status": "kept"}
         log.tell(f"started on {head['node']}")
         with limited(job.cpus):
             result = {**head, "status": "done", "error": "", "key": key, **work(job, log)}
@@ -165,6 +184,9 @@ def _recalibrated(job: Job, log: Log) -> Json:
     before = Bundle.load(job.bundle)
     after = calibrating.recalibrate(before, job.fresh, progress=log.progress, tell=log.tell)
     after.save(job.bundle)
+    if trained := read(job.folder / RESULT):
+        result = _unmeasured(trained, after.digest())
+        files.write(job.folder / RESULT, files.strict_json(result, indent=1, ascii_only=False).encode(errors="replace"))
     sentences = calibrating.before_and_after(before, after)
     for sentence in sentences:
         log.tell(sentence)

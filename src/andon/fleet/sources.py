@@ -58,6 +58,20 @@ def find(source: str, column: str = "path", warn: Tell = lambda sentence: None) 
     return Archive(pictures, root)
 
 
+def full(source: str) -> str:
+    """An archive by its full path, so that it is the same from every folder; an address stays."""
+    return source if "://" in source else Path(source).resolve().as_posix()
+
+
+def stamp(picture: str) -> str:
+    """Size and time of change of a picture; "" if it is missing, or in an object store: asking costs a request each."""
+    try:
+        state = None if picture.startswith(S3) else Path(picture).stat()
+    except (OSError, ValueError):
+        state = None
+    return f"{state.st_size} {state.st_mtime_ns}" if state else ""
+
+
 def read(picture: str) -> bytes | ImageError:
     """Read the bytes of a picture. A picture that is missing or too large is returned as an ImageError.
 

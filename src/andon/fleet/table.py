@@ -87,6 +87,8 @@ def line(result: Json) -> str:
     if result.get("image_auroc") is not None:
         figures.append(f"image AUROC {result['image_auroc']:.4f}")
         figures.append(f"{result['review_escapes']} of {result['test_defective']} defects escape")
+    if result.get("recalibrated"):
+        figures.append("recalibrated, not evaluated since")
     return f"{text} {', '.join(figures)}"
 
 

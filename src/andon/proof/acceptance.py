@@ -113,6 +113,7 @@ class Acceptance:
     table: Table
     appraiser: str
     bundle: str  # digest of the bundle that gave the verdicts, "" if the table has none
+    decision: str  # digest of the decision that gave them, "" if the table has none
     made: str  # date and time, UTC
     claims: tuple[Claim, ...]
     limits: tuple[Limit, ...]
@@ -141,6 +142,7 @@ class Acceptance:
             "agreement": {"file": self.source, "digest": self.digest, **self.agreement.model_dump(mode="json")},
             "samples": {"file": self.table.name, "digest": self.table.digest, "appraiser": self.appraiser},
             "bundle": self.bundle,
+            "decision": self.decision,
             "claims": [{**asdict(claim), "outcome": claim.outcome.value} for claim in self.claims],
             "limit_samples": [{**limit._asdict(), "outcome": limit.outcome.value} for limit in self.limits],
             "failures": [row._asdict() for row in self.failures],
@@ -152,12 +154,15 @@ def accept(path: str | Path) -> Acceptance:
     """Test an agreement on its samples.
 
     Errors: those of `contract.load`, `table.read` and `Bundle.load`; DatasetError when references are missing, when the
-    table contains several appraisers or bundles, another bundle than agreed, or pictures that the bundle learnt from.
+    table contains several appraisers, bundles or decisions, another bundle than agreed or another decision than that of
+    this bundle, or pictures that the bundle learnt from.
     """
     agreement, digest = load(path)
     table = read_table(agreement.samples, agreement.fields)
     appraiser, rows = _judged(agreement, table)
-    bundle = _one_bundle(agreement, table, rows)
+    bundle, decision = (_one(table, rows, name) for name in ("bundle", "decision"))
+    if agreement.bundle:
+        _compare(agreement.bundle, bundle, decision, table, rows)
     presented: dict[str, list[Row]] = {}
     for row in rows:
         presented.setdefault(row.part, []).append(row)
@@ -185,6 +190,7 @@ def accept(path: str | Path) -> Acceptance:
         table,
         appraiser,
         bundle,
+        decision,
         datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tuple(claims),
         tuple(limits),
@@ -217,29 +223,39 @@ def _judged(agreement: Agreement, table: Table) -> tuple[str, list[Row]]:
     return chosen, [row for row in table.rows if row.appraiser == chosen]
 
 
-def _one_bundle(agreement: Agreement, table: Table, rows: list[Row]) -> str:
-    """The digest of the bundle that gave the verdicts; "" if none is named."""
-    digests = list(dict.fromkeys(row.bundle for row in rows if row.bundle))
+def _one(table: Table, rows: list[Row], name: str) -> str:
+    """The digest of the bundle or decision that gave the verdicts; "" if none is named."""
+    digests = list(dict.fromkeys(digest for row in rows if (digest := getattr(row, name))))
     if len(digests) > 1:
         raise DatasetError(
-            f"{table.name}: verdicts of {len(digests)} bundles: {few([each[:12] for each in digests], LISTED)}; "
-            "expected those of the bundle to accept. Remove the other rows."
+            f"{table.name}: verdicts of {len(digests)} {name}s: {few([each[:12] for each in digests], LISTED)}; "
+            f"expected those of the {name} to accept. Remove the other rows."
         )
-    if agreement.bundle:
-        bundle = Bundle.load(agreement.bundle)
-        if digests != [bundle.digest()]:
-            problem = f"the verdicts are of bundle {digests[0][:12]}" if digests else "the verdicts name no bundle"
-            raise DatasetError(
-                f"{table.name}: {problem}; expected bundle {bundle.digest()[:12]}, {agreement.bundle}. Inspect the "
-                "parts with this bundle."
-            )
-        learnt = bundle.manifest.learnt_from(row.digest for row in rows)
-        if any(learnt):
-            raise DatasetError(
-                f"{table.name}: the bundle learnt from {sum(learnt)} of these {len(rows)} pictures; expected parts "
-                "that it has never seen. Remove those rows."
-            )
     return digests[0] if digests else ""
+
+
+def _compare(path: str, digest: str, decision: str, table: Table, rows: list[Row]) -> None:
+    """Refuse verdicts of another bundle, or of another decision than its own, and pictures that it learnt from."""
+    bundle = Bundle.load(path)
+    if digest != bundle.digest():
+        problem = f"the verdicts are of bundle {digest[:12]}" if digest else "the verdicts name no bundle"
+        raise DatasetError(
+            f"{table.name}: {problem}; expected bundle {bundle.digest()[:12]}, {path}. Inspect the parts with this "
+            "bundle."
+        )
+    own = bundle.calibration.decision_digest(bundle.recipe.decision)
+    if decision not in ("", own):
+        raise DatasetError(
+            f"{table.name}: the verdicts are of decision {decision[:12]}, with other rates or thresholds than the "
+            f"bundle; expected its own, {own[:12]}, {path}. Inspect the parts with the bundle as it is, or store the "
+            "decision in it first, with `andon calibrate`."
+        )
+    learnt = bundle.manifest.learnt_from(row.digest for row in rows)
+    if any(learnt):
+        raise DatasetError(
+            f"{table.name}: the bundle learnt from {sum(learnt)} of these {len(rows)} pictures; expected parts that it "
+            "has never seen. Remove those rows."
+        )
 
 
 def _need_references(table: Table, presented: Mapping[str, list[Row]]) -> None:
@@ -265,6 +281,11 @@ def _open(agreement: Agreement, rows: list[Row], presented: Mapping[str, list[Ro
     if nameless := sum(not row.bundle for row in rows):
         sentences.append(
             f"{nameless} of {len(rows)} verdicts have no digest of a bundle. It is not shown which bundle gave them."
+        )
+    if undecided := sum(bool(row.bundle) and not row.decision for row in rows):
+        sentences.append(
+            f"{undecided} of {len(rows)} verdicts have no digest of a decision. It is not shown which thresholds gave "
+            "them."
         )
     if undigested := sum(not row.digest for row in rows):
         sentences.append(

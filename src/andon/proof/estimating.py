@@ -27,6 +27,7 @@ from andon.inspection import Verdict
 from andon.proof import bounds
 from andon.proof.plans import check_confidence, share
 from andon.proof.sampling import COLUMNS, KEY, Sample
+from andon.records import csv_line
 
 TRUTHS = ("good", "defective", "unclear")
 LISTED = 5  # items listed in a message
@@ -154,13 +155,14 @@ def _ratio(part: Count, rest: Count) -> tuple[float | None, tuple[float, float]]
 def load(path: str | Path, confidence: float = 0.95) -> Estimate:
     """Read a completed sheet and the key beside it, and estimate the rates.
 
-    Errors: DatasetError when a file cannot be read, when items are missing or wrong, or a truth is missing or unknown.
+    Errors: DatasetError when a file cannot be read, when items are missing or wrong, when the pictures are
+    not those of the key, or a truth is missing or unknown.
     """
     check_confidence(confidence, "--confidence")
     path = Path(path)
     sample = _key(path.with_name(KEY))
     content = _content(path)
-    truths, judges = _truths(path, content, len(sample.items))
+    truths, judges = _truths(path, content, sample)
     lots = {}
     for verdict, drawn in sample.drawn().items():
         judgements = [truths[item.item] for item in sample.items if item.verdict is verdict]
@@ -199,8 +201,9 @@ def _key(path: Path) -> Sample:
     return sample
 
 
-def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tuple[str, ...]]:
+def _truths(path: Path, content: bytes, sample: Sample) -> tuple[dict[int, str], tuple[str, ...]]:
     """Item → truth, and the names of the judges."""
+    count = len(sample.items)
     try:
         text = content.decode("utf-8-sig")
         separator = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets choose by language
@@ -208,14 +211,15 @@ def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tup
     except (UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from None
     header = [name.strip().lower() for name in rows[0]] if rows else []
-    if missing := [name for name in ("item", "truth") if header.count(name) != 1]:
+    if missing := [name for name in ("item", "picture", "truth") if header.count(name) != 1]:
         raise DatasetError(
             f"{path}: columns {', '.join(header) or 'none'}; expected {', '.join(COLUMNS)}, with "
             f"{missing[0]} once. Restore the first line of the sheet."
         )
+    pictures = {item.item: _written(item.source) for item in sample.items}
     truths: dict[int, str] = {}
     judges: dict[str, None] = {}
-    empty = []
+    empty, others = [], []
     for place, cells in enumerate(rows[1:], start=2):
         row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
         number = row.get("item", "")
@@ -229,10 +233,17 @@ def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tup
         if truth and truth not in TRUTHS:
             raise DatasetError(f"{path}: row {place}: item {number}: {unknown('truth', truth, TRUTHS)}")
         truths[int(number)] = truth
+        if (picture := row.get("picture", "").lstrip("'")) != pictures[int(number)]:
+            others.append(f"item {number} has {picture or 'none'}, and the key has {pictures[int(number)]}")
         if not truth:
             empty.append(int(number))
         if row.get("by"):
             judges[row["by"]] = None
+    if others:
+        raise DatasetError(
+            f"{path}: the pictures of {len(others)} of {count} items are not those of {KEY} beside it: {others[0]}; "
+            "expected the sheet that was written with this key. Put sheet and key of one sample into one folder."
+        )
     empty += [number for number in range(1, count + 1) if number not in truths]
     if empty:
         few = ", ".join(map(str, empty[:LISTED])) + (", …" if len(empty) > LISTED else "")
@@ -241,6 +252,12 @@ def _truths(path: Path, content: bytes, count: int) -> tuple[dict[int, str], tup
             "Judge all of them. If difficult ones are left out, the estimate is wrong."
         )
     return truths, tuple(judges)
+
+
+def _written(source: str) -> str:
+    """A picture as the sheet has it; a spreadsheet may remove an apostrophe at the start."""
+    ((cell,),) = csv.reader([csv_line([source]).decode()])
+    return cell.strip().lstrip("'")
 
 
 def write(estimate: Estimate, folder: str | Path) -> Path:

@@ -102,6 +102,7 @@ class Study:
             "versions": self.versions,
             "table": {"name": self.table.name, "digest": self.table.digest, "rows": len(self.table.rows)},
             "bundles": list(self.table.bundles),
+            "decisions": list(self.table.decisions),
             "level": self.level,
             "limits": {"source": self.limits_source, **self.limits.model_dump()},
             "headline": self.headline(),
@@ -121,7 +122,11 @@ def study(
     threshold: float | None = None,
     level: float = 0.95,
 ) -> Study:
-    """Analyse a table. Errors: of `limits.load`, `verdicts.compare`, `scores.scales`; AndonError for another bundle."""
+    """Analyse a table.
+
+    Errors: of `limits.load`, `verdicts.compare`, `scores.scales`; AndonError for another bundle, or another decision
+    than that of the bundle.
+    """
     if not 0.5 <= level < 1:
         raise AndonError(f"level {level}; expected a confidence from 0.5 to below 1, such as 0.95. Correct it.")
     known = settings.load(limits)
@@ -130,6 +135,13 @@ def study(
         raise AndonError(
             f"{bundle}: digest {loaded.digest()[:12]}; the verdicts of {table.name} come from "
             f"{', '.join(digest[:12] for digest in table.bundles)}. Name the bundle that gave them."
+        )
+    own = loaded.calibration.decision_digest(loaded.recipe.decision) if loaded else ""
+    if loaded and table.decisions and own not in table.decisions:
+        raise AndonError(
+            f"{bundle}: its decision is {own[:12]}; the verdicts of {table.name} come from "
+            f"{', '.join(digest[:12] for digest in table.decisions)}, with other rates or thresholds. Inspect the "
+            "parts with the bundle as it is, or store the decision in it first, with `andon calibrate`."
         )
     agreements = verdicts.compare(table, level)
     scales = scores.scales(table, level, threshold)
@@ -306,6 +318,16 @@ def _missing(
             )
     if len(scales) > 1:
         yield f"The scores come from {len(scales)} bundles: their units differ, so each bundle is analysed separately."
+    decided: dict[str, set[str]] = {}
+    for row in table.rows:
+        decided.setdefault(verdicts.rater(row), set()).add(row.decision)
+    for rater in (rater for rater, digests in decided.items() if len(digests - {""}) > 1):
+        yield (
+            f"The verdicts of {rater} come from {len(decided[rater] - {''})} decisions: its rates and its "
+            "repeatability include the change of the thresholds. Analyse each decision separately."
+        )
+    if undecided := sum(bool(row.bundle) and not row.decision for row in table.rows):
+        yield f"{undecided} verdicts name a bundle and no decision: it is not shown which thresholds gave them."
     if table.shared:
         yield (
             f"{table.shared} pictures were judged by several appraisers: their agreement does not include the "

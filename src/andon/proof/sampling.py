@@ -168,8 +168,8 @@ def read(path: str | Path, decided_by: str = "") -> Lots:
             if j == len(lines):
                 break
             record = None
-        if isinstance(record, dict) and "error" in record and "verdict" not in record:
-            failed += 1
+        if isinstance(record, dict) and "error" in record and record.get("verdict", "INVALID") == "INVALID":
+            failed += 1  # of `andon inspect`, which gives no verdict, or of `andon watch`
             continue
         item, made_by = _item(record, f"{path}: line {j}")
         known = pictures.setdefault(made_by, {})

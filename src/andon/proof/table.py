@@ -40,6 +40,7 @@ class Row(NamedTuple):
     score: float  # NaN if there is none
     digest: str  # SHA-256 of the picture; "" if there is none, as for a person who looks at the part
     bundle: str  # digest of the bundle; "" if there is none
+    decision: str  # digest of the decision and its thresholds; "" if there is none
     review_threshold: float  # NaN if there is none
     reject_threshold: float  # infinite in a decision without REJECT; NaN if there is none
 
@@ -71,6 +72,11 @@ class Table:
     def bundles(self) -> tuple[str, ...]:
         """Digests of all bundles, in the order of the file."""
         return tuple(dict.fromkeys(row.bundle for row in self.rows if row.bundle))
+
+    @cached_property
+    def decisions(self) -> tuple[str, ...]:
+        """Digests of all decisions, in the order of the file."""
+        return tuple(dict.fromkeys(row.decision for row in self.rows if row.decision))
 
     @cached_property
     def shared(self) -> int:
@@ -216,7 +222,7 @@ def _json(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _row(path: Path, place: str, cells: Mapping[str, Any], pattern: re.Pattern[str] | None) -> Row:
-    texts = {name: _text(cells.get(name)) for name in (*NAMED, "verdict", "digest", "bundle", "source", "error")}
+    texts = {name: _text(cells.get(name)) for name in (*NAMED, *_TEXTS)}
     if pattern:
         match = pattern.search(texts["source"].replace("\\", "/"))
         if not match:
@@ -249,10 +255,12 @@ def _row(path: Path, place: str, cells: Mapping[str, Any], pattern: re.Pattern[s
         verdict=Verdict.INVALID if failed else _verdict(path, place, texts["verdict"]),
         digest=digest,
         bundle=texts["bundle"],
+        decision=texts["decision"],
         **numbers,
     )
 
 
+_TEXTS = ("verdict", "digest", "bundle", "decision", "source", "error")
 _NUMBERS = ("score", "review_threshold", "reject_threshold")
 
 
