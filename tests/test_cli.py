@@ -96,6 +96,15 @@ def test_a_heat_map_that_cannot_be_written_stops_no_batch(bundle_file: Path, tmp
     assert len((tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
+def test_json_hides_no_failure(bundle_file: Path, tmp_path: Path, capsys: Any) -> None:
+    save(tmp_path / "in" / f"{'x' * 248}.png", part(1))
+    (tmp_path / "in/lot42").symlink_to("nowhere")
+    (tmp_path / "in/b.png").write_bytes(b"no picture")
+    code, out, err = run(capsys, "inspect", bundle_file, tmp_path / "in", "--out", tmp_path / "out", "--json")
+    assert code == 1 and [set(json.loads(line)) >= {"source"} for line in out.splitlines()] == [True] * 2
+    assert "lot42" in err and "without a heat map" in err and "b.png" in err
+
+
 def sources(file: Path) -> list[str]:
     return [json.loads(line)["source"] for line in file.read_text().splitlines()]
 

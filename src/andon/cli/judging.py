@@ -64,7 +64,7 @@ def inspect(
     with (
         progress_bars(quiet or as_json or len(paths) < 3) as progress,
         records or nullcontext(),
-        _reporting(failures, as_json),
+        _reporting(failures),
         closing(pictures(inspector, [path for path, _ in paths], threads, maps.draw if maps else None)) as outcomes,
     ):
         for done, outcome in enumerate(outcomes):
@@ -218,14 +218,13 @@ def detectors(
 
 
 @contextmanager
-def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
-    """Print the failures at the end of the block, also after an exception."""
+def _reporting(failures: list[str]) -> Iterator[None]:
+    """Print the failures at the end of the block, also after an exception. Some have no record."""
     try:
         yield
     finally:
-        if not as_json:
-            for failure in failures:
-                print(failure, file=sys.stderr)
+        for failure in failures:
+            print(failure, file=sys.stderr)
 
 
 def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> list[tuple[Path, Path]]:
