@@ -284,6 +284,11 @@ def test_overlays_of_several_folders_are_kept_apart_and_never_inspected(
     assert (code, found) == (0, ["1 2.png.png", "1.png.png", "line 2/1.png.png", "line/1.png.png"])
     code, out, _ = run(capsys, "inspect", bundle_file, folders[0], "--out", folders[0])
     assert code == 0 and len(out.splitlines()) == 1
+    run(capsys, "inspect", bundle_file, folders[1], "--out", folders[1] / "lot/results", "-q")
+    for options in ((), ("--out", tmp_path / "elsewhere")):
+        for folder in folders:
+            code, out, _ = run(capsys, "inspect", bundle_file, folder, *options)
+            assert code == 0 and len(out.splitlines()) == 1
 
 
 def test_a_record_is_kept_though_its_picture_cannot_be(
