@@ -79,6 +79,7 @@ def paint(path: Path, value: int, mask: Path | None = None, side: int = 24):
     """Write a dark gray image with a square of `value`, and its mask."""
     pixels = np.full((side, side), 1, np.uint8)
     pixels[8:12, 8:12] = value
+    pixels[0, 0] += mask is not None  # no file of a defect equals one of a good part
     for target, array in ((path, pixels), (mask, np.where(pixels == value, np.uint8(255), np.uint8(0)))):
         if target is not None:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from andon.calibration import Calibration
 from andon.engines import wire
 from andon.engines.runtime import Runtime, reconstructor
 from andon.errors import AndonError, BundleError
+from andon.inspector import Inspector
 from andon.recipe import Decision
 
 DEFLATED = zipfile.ZIP_DEFLATED
@@ -34,6 +35,12 @@ def test_a_bundle_survives_being_written(bundle_file: Path, tmp_path: Path) -> N
     second = Bundle.load(tmp_path / "teil größe 1.andon")
     assert (second.graph, second.recipe, second.calibration) == (first.graph, first.recipe, first.calibration)
     assert second.digest() == first.digest()
+
+
+def test_a_bundle_is_shown_in_short(bundle_file: Path) -> None:
+    inspector = Inspector.load(bundle_file)
+    assert repr(inspector.bundle).startswith("<Bundle of ring: ") and len(repr(inspector.bundle)) < 100
+    assert repr(inspector.bundle) in repr(inspector) and len(repr(inspector)) < 1000
 
 
 def test_loading_asks_for_no_more_memory_than_a_bundle_needs(bundle_file: Path) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import conftest
+from andon import cli
 from andon.data import check, dataset
 from andon.data.check import Report
+from andon.errors import AndonError
 
 SIDE = 96
 
@@ -267,3 +270,13 @@ def test_light_that_varies_among_good_images_is_reported(tmp_path: Path, spread:
         conftest.save(tmp_path / "good" / f"{seed}.png", bright.astype(np.uint8))
     found = [f.message for f in check.check(dataset.load(tmp_path / "good")).findings if f.code == "light"]
     assert len(found) == bool(kind) and (not kind or f'[input] light = "{kind}"' in found[0])
+
+
+def test_pictures_of_suspects_are_not_written_among_the_good_ones(tmp_path: Path) -> None:
+    for number in range(3):
+        put(tmp_path / f"good/{number}.png", part(number))
+    (tmp_path / "link").symlink_to("good")
+    for out in ("good", "good/new/check", "link/check"):
+        done = CliRunner().invoke(cli.app, ["check", str(tmp_path / "good"), "--out", str(tmp_path / out)])
+        assert isinstance(done.exception, AndonError) and "among the pictures of" in str(done.exception)
+    assert len(list((tmp_path / "good").iterdir())) == 3

@@ -96,6 +96,15 @@ def test_a_heat_map_that_cannot_be_written_stops_no_batch(bundle_file: Path, tmp
     assert len((tmp_path / "out/records.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
+def test_json_hides_no_failure(bundle_file: Path, tmp_path: Path, capsys: Any) -> None:
+    save(tmp_path / "in" / f"{'x' * 248}.png", part(1))
+    (tmp_path / "in/lot42").symlink_to("nowhere")
+    (tmp_path / "in/b.png").write_bytes(b"no picture")
+    code, out, err = run(capsys, "inspect", bundle_file, tmp_path / "in", "--out", tmp_path / "out", "--json")
+    assert code == 1 and [set(json.loads(line)) >= {"source"} for line in out.splitlines()] == [True] * 2
+    assert "lot42" in err and "without a heat map" in err and "b.png" in err
+
+
 def sources(file: Path) -> list[str]:
     return [json.loads(line)["source"] for line in file.read_text().splitlines()]
 
@@ -139,7 +148,8 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: Any) -> Non
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child process")
-def test_ctrl_c_while_training_leaves_nothing(parts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_training_leaves_nothing(number: signal.Signals, parts: Path, tmp_path: Path) -> None:
     call = [sys.executable, "-m", "andon", "train", str(parts), "-o", str(tmp_path / "b.andon"), "--size", "512"]
 
     def listen() -> None:  # a shell lets what it runs in the background ignore Ctrl-C
@@ -151,11 +161,29 @@ def test_ctrl_c_while_training_leaves_nothing(parts: Path, tmp_path: Path) -> No
             if "expected to take" in line:
                 break
         time.sleep(0.2)
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         rest = running.stderr.read()
         assert running.wait(timeout=60) == 130
     assert "interrupted" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGTERM to one child process")
+def test_sigterm_while_inspecting_leaves_whole_files(bundle_file: Path, tmp_path: Path) -> None:
+    save(tmp_path / "in/0.png", part(1))
+    for number in range(1, 2000):
+        (tmp_path / f"in/{number}.png").symlink_to("0.png")
+    out = tmp_path / "out"
+    call = [sys.executable, "-m", "andon", "inspect", str(bundle_file), str(tmp_path / "in"), "--out", str(out), "-q"]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not len(list(out.glob("overlays/*.png"))) > 3:
+            time.sleep(0.01)
+        running.terminate()
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and "interrupted" in err
+    lines = (out / "records.jsonl").read_text().splitlines()
+    assert 3 < len(lines) < 2000 and all(json.loads(line)["verdict"] for line in lines)
+    assert not [path for path in out.rglob("*") if path.suffix == ".part"]
 
 
 def test_show_and_detectors(bundle_file: Path, capsys: Any) -> None:
@@ -275,6 +303,11 @@ def test_overlays_of_several_folders_are_kept_apart_and_never_inspected(
     assert (code, found) == (0, ["1 2.png.png", "1.png.png", "line 2/1.png.png", "line/1.png.png"])
     code, out, _ = run(capsys, "inspect", bundle_file, folders[0], "--out", folders[0])
     assert code == 0 and len(out.splitlines()) == 1
+    run(capsys, "inspect", bundle_file, folders[1], "--out", folders[1] / "lot/results", "-q")
+    for options in ((), ("--out", tmp_path / "elsewhere")):
+        for folder in folders:
+            code, out, _ = run(capsys, "inspect", bundle_file, folder, *options)
+            assert code == 0 and len(out.splitlines()) == 1
 
 
 def test_a_record_is_kept_though_its_picture_cannot_be(

@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import math
 import os
+import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 from markupsafe import escape
 
+from andon.calibration import Calibration
 from andon.data import dataset
 from andon.data.masks import read_sized
 from andon.errors import DatasetError, ImageError
@@ -77,6 +81,19 @@ def test_scores_are_written_for_other_tools(painted):
     assert len(rows) == 11
     assert {row["image"]: float(row["score"]) for row in rows}["test/scratch/060.png"] == 60
     assert rows[-1]["verdict"] == "REJECT"
+
+
+def test_scores_are_safe_in_a_spreadsheet(tmp_path):
+    for name in ("test/good/a\nb.png", "test/good/c.png", "test/=scratch/d.png"):
+        paint(tmp_path / name, 60)
+    found = evaluate(FakeInspector(), dataset.load(tmp_path))
+    endless = replace(next(row for row in found.rows if not row.good), score=math.inf, p_value=math.nan)
+    lines = replace(found, rows=(*(row for row in found.rows if row.good), endless)).csv().decode().splitlines()
+    rows = list(csv.DictReader(lines))
+    assert len(lines) == 4 and lines[0].startswith('"image","defect"')
+    assert {row["image"] for row in rows} >= {r"test/good/a\nb.png", "test/good/c.png"}
+    assert (rows[0]["score"], rows[-1]["score"], rows[-1]["p_value"]) == ("60.0", "", "")
+    assert rows[-1]["defect"] == "'=scratch"
 
 
 def test_bad_files_and_masks_are_listed_and_the_run_goes_on(painted):
@@ -191,6 +208,36 @@ def test_images_that_the_bundle_learnt_from_are_counted_and_reported(painted):
     known = evaluate(inspector, dataset.load(painted))
     assert known.metrics["data"]["learnt_from"] == 3
     assert known.summary()[0].startswith("The bundle was trained on 3 of these 11 images")
+
+
+def test_good_images_that_set_the_thresholds_are_counted_and_reported(painted):
+    inspector = FakeInspector()
+    data = dataset.load(painted)
+    rows = evaluate(inspector, data).rows
+    digests = [row.digest for row in sorted(rows, key=lambda row: not row.good)]
+    held_out = [*digests[-2:], *digests[:3]]  # two defective ones, three of five good ones
+    inspector.calibration = Calibration(
+        part=list(range(5)), scores=[1.0] * 5, peaks=[1.0] * 5, typical=1.0, digests=held_out, names=held_out
+    )
+    known = evaluate(inspector, data)
+    (sentence,) = [sentence for sentence in known.warnings if "set the thresholds" in sentence]
+    good = [row.name for row in known.rows if row.digest in digests[:3]]
+    assert sentence.startswith("3 of 5 good images set") and all(name in sentence for name in good)
+    assert sentence in html(known).decode()
+    inspector.manifest = inspector.manifest.model_copy(update={"learnt": [digest[:16] for digest in digests]})
+    assert not any("thresholds" in sentence for sentence in evaluate(inspector, data).warnings)  # the summary says it
+
+
+def test_copies_and_contradictory_labels_are_reported(tmp_path):
+    root = paint_set(tmp_path / "ring")
+    before = evaluate(FakeInspector(), dataset.load(root))
+    shutil.copy(root / "test/good/005.png", root / "test/good/006.png")
+    shutil.copy(root / "test/good/020.png", root / "test/dent/020.png")
+    doubtful = evaluate(FakeInspector(), dataset.load(root))
+    found = [sentence for sentence in doubtful.warnings if sentence not in before.warnings]
+    assert found[0].startswith("1 image in several equal files") and "test/good/005.png = test/good/006.png" in found[0]
+    assert "labelled good and defective" in found[1] and "test/dent/020.png = test/good/020.png" in found[1]
+    assert len(doubtful.rows) == len(before.rows) + 2
 
 
 def test_names_need_not_be_valid_unicode(painted):

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from andon import cli
-from andon.errors import DatasetError, RecipeError
+from andon.errors import AndonError, DatasetError, RecipeError
 from andon.pictures import image
 from andon.recipe import Recipe
 from andon.training import preview
@@ -61,6 +61,15 @@ def test_the_command_takes_folders_and_goes_past_bad_pictures(folder: Path) -> N
     assert done.exit_code == 0, done.output
     assert image.read(out).pixels.shape[1] == 12 + 5 * 332
     assert "left out" in done.stderr and "5.png" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("good/preview.png", "among the pictures of"), ("preview.jpg", "expected the path of a PNG")]
+)
+def test_a_preview_is_no_picture_of_a_part_and_is_png(folder: Path, out: str, words: str) -> None:
+    done = CliRunner().invoke(cli.app, ["preview", str(folder / "good"), "-o", str(folder / out), "-q"])
+    assert isinstance(done.exception, AndonError) and words in str(done.exception)
+    assert not (folder / out).exists()
 
 
 def test_without_good_images_there_is_no_preview(folder: Path) -> None:

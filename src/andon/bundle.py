@@ -81,6 +81,10 @@ class Bundle:
     reference: bytes = b""  # PNG: the reference picture, if the recipe uses registration
     sheet: bytes = b""  # JPEG: the held-out images with the highest scores, which set the thresholds
 
+    def __repr__(self) -> str:
+        """Name product and detector; the contents are megabytes."""
+        return f"<Bundle of {self.recipe.product or 'a product'}: {self.manifest.detector}, {len(self.graph)} bytes>"
+
     def save(self, path: str | Path) -> None:
         """Write the bundle, completely or not at all. AndonError as `check_writable`."""
         check_writable(path)

@@ -2,13 +2,17 @@
 
 Exit codes: 0: success. 1: finished, with a negative result (`check`: an error in the data; `inspect`, `watch`,
 `evaluate`: images that cannot be read; `--fail-on`: a part with this verdict; `accept`: not all is proved; `msa`: an
-unacceptable figure). 2: an error of the user, with a message that says how to correct it. 130: interrupted.
+unacceptable figure). 2: an error of the user, with a message that says how to correct it. 130: interrupted, by Ctrl-C
+or SIGTERM.
 """
 
 import errno
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,7 +122,8 @@ def main() -> None:
         try:
             if "" in sys.argv[1:]:
                 raise AndonError("an argument is empty; expected a value. Check the variables in the command.")
-            app()
+            with _sigterm_as_ctrl_c():
+                app()
         finally:
             sys.stdout.flush()
     except AndonError as error:
@@ -142,6 +147,24 @@ def main() -> None:
             raise
         print(f"andon: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM interrupt a command as Ctrl-C does, so that no incomplete file remains.
+
+    `watch` and `serve` have handlers of their own. A SIGTERM that is ignored or handled stays so. Programs that a
+    command starts have the default.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _mute() -> None:

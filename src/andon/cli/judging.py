@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from andon.cli.options import AsJson, BundleFile, EngineName, FailOn, Good, Groups, Quiet, Threads, progress_bars
+from andon.cli.options import (
+    AsJson,
+    BundleFile,
+    EngineName,
+    FailOn,
+    Good,
+    Groups,
+    Quiet,
+    Threads,
+    progress_bars,
+    refuse_among,
+)
 from andon.errors import DatasetError, counted
 
 if TYPE_CHECKING:
@@ -51,7 +62,7 @@ def inspect(
     inspector = Inspector.load(bundle, engine, threads)
     overlays = out / "overlays" if out else None
     failures: list[str] = []
-    paths = _images(sources, overlays, failures)
+    paths = _images(sources, failures)
     if len(sources) == 1 and not files.is_folder(sources[0]):
         image.contents(sources[0])  # a single image that cannot be read is an error of the call
     maps = None
@@ -64,7 +75,7 @@ def inspect(
     with (
         progress_bars(quiet or as_json or len(paths) < 3) as progress,
         records or nullcontext(),
-        _reporting(failures, as_json),
+        _reporting(failures),
         closing(pictures(inspector, [path for path, _ in paths], threads, maps.draw if maps else None)) as outcomes,
     ):
         for done, outcome in enumerate(outcomes):
@@ -174,6 +185,7 @@ def check(
 
     wanted = resolution.length(smallest_defect) if smallest_defect else None
     if out:
+        refuse_among(folder, out / "suspects.jpg")
         files.prepare(out / "suspects.jpg")
     data = dataset.load(folder, groups=groups, good=good or ())
     with progress_bars(quiet or as_json) as progress:
@@ -218,26 +230,24 @@ def detectors(
 
 
 @contextmanager
-def _reporting(failures: list[str], as_json: bool) -> Iterator[None]:
-    """Print the failures at the end of the block, also after an exception."""
+def _reporting(failures: list[str]) -> Iterator[None]:
+    """Print the failures at the end of the block, also after an exception. Some have no record."""
     try:
         yield
     finally:
-        if not as_json:
-            for failure in failures:
-                print(failure, file=sys.stderr)
+        for failure in failures:
+            print(failure, file=sys.stderr)
 
 
-def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> list[tuple[Path, Path]]:
+def _images(sources: list[Path], failures: list[str]) -> list[tuple[Path, Path]]:
     """Find the images in files and folders, each with a unique relative path for its heat map.
 
-    With several folders, the path of an image begins with the name of its folder. Heat maps of an earlier run, masks
+    With several folders, the path of an image begins with the name of its folder. Heat maps of earlier runs, masks
     and thumbnails are left out. A subfolder that cannot be read is added to `failures`.
     """
     from andon import files
     from andon.data import folders
 
-    drawn = overlays.resolve() if overlays else None
     names: set[str] = set()
     images: list[tuple[Path, Path]] = []
     for source in sources:
@@ -247,7 +257,7 @@ def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> 
             except OSError as error:
                 raise DatasetError(f"{source}: cannot be read: {error.strerror}. Allow reading.") from error
             failures += [f"could not be inspected: {sentence}" for sentence in contents.unreadable]
-            inside = [path for path in contents.images if drawn not in Path(os.path.realpath(path)).parents]
+            inside = [path for path in contents.images if not _drawn(path)]
             skipped = f"; {len(contents.masks)} masks are not inspected" if contents.masks else ""
             if not inside:
                 raise DatasetError(f"{source}: no images in this folder{skipped}. Name a folder of images.")
@@ -258,6 +268,14 @@ def _images(sources: list[Path], overlays: Path | None, failures: list[str]) -> 
         else:
             images.append((source, Path(_numbered(source.name, names))))
     return images
+
+
+def _drawn(path: Path) -> bool:
+    """Whether a picture is a heat map of an earlier run: in a folder `overlays` beside `records.jsonl`."""
+    from andon import files
+
+    folders = Path(os.path.realpath(path)).parents
+    return any(each.name == "overlays" and files.is_file(each.with_name("records.jsonl")) for each in folders)
 
 
 def _numbered(name: str, names: set[str]) -> str:

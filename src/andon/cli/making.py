@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from andon.cli.options import BundleFile, Good, Groups, Quiet, printer, progress_bars
+from andon.cli.options import BundleFile, Good, Groups, Quiet, printer, progress_bars, refuse_among
 from andon.errors import AndonError, unknown
 from andon.files import STORAGE_MB
 
@@ -86,7 +86,11 @@ def preview(
     from andon.lab import study
     from andon.training.train import compose
 
+    if out.suffix.lower() != ".png":
+        raise AndonError(f"--out {out}: expected the path of a PNG picture, such as preview.png. Correct it.")
     recipe = compose(source, good=good or ())
+    if recipe.data.images:
+        refuse_among(recipe.data.images, out)
     files.check_writable(out)
     with progress_bars(quiet) as progress:
         files.write(out, study.preview(recipe, count, progress, printer(False)))

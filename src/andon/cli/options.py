@@ -1,5 +1,6 @@
 """Options, progress bars and messages that several commands share."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from andon.errors import AndonError
 
 if TYPE_CHECKING:
     from andon.progress import Progress
@@ -47,6 +50,14 @@ Threads = Annotated[
     int,
     typer.Option(min=0, max=64, help="Threads of the engine, and pictures inspected at a time; 0: as the cores allow."),
 ]
+
+
+def refuse_among(pictures: str | Path, out: Path) -> None:
+    """AndonError when an output would be in a folder of pictures, where a training would learn it as one of them."""
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(pictures)):
+        raise AndonError(
+            f"{out}: would be among the pictures of {pictures}, and be learnt as one. Choose another place: --out."
+        )
 
 
 def printer(quiet: bool) -> Callable[[str], None]:

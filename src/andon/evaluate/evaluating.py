@@ -1,7 +1,5 @@
 """A bundle on labelled images → figures, a table of scores, and the data of the report."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,13 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from andon import files
+from andon import files, records
 from andon.calibration import percent
 from andon.data import masks, saturation
 from andon.data.dataset import Dataset, Sample
 from andon.data.saturation import Saturation
 from andon.errors import DatasetError, ImageError, counted, few
-from andon.evaluate import control, crude, metrics
+from andon.evaluate import control, crude, metrics, repeated
 from andon.evaluate.deciding import ALARMS, decision_figures, escapes, in_words, promised_unit, rate_of
 from andon.evaluate.metrics import PixelMetrics
 from andon.inspection import Inspection, Verdict
@@ -84,7 +82,7 @@ class Evaluation:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on images in no figure, and on masks that are missing, not used, or not black and white."""
+        """Sentences on images in no figure, known to the calibration or repeated, and on doubtful masks."""
         return list(self.metrics["warnings"])
 
     def summary(self) -> list[str]:
@@ -122,14 +120,14 @@ class Evaluation:
         return (files.strict_json(self.metrics, indent=1) + "\n").encode()
 
     def csv(self) -> bytes:
-        """Return the score of every image as CSV, for other figures."""
-        lines = io.StringIO()
-        table = csv.writer(lines, lineterminator="\n")
-        table.writerow(["image", "defect", "group", "score", "p_value", "verdict", "regions", "milliseconds"])
+        """Return the score of every image as CSV, for other figures; a value that is not finite is an empty cell."""
+        lines = [
+            records.csv_line(["image", "defect", "group", "score", "p_value", "verdict", "regions", "milliseconds"])
+        ]
         for r in self.rows:
-            values = [r.name, r.defect, r.group, repr(r.score), repr(r.p_value), r.verdict.value, r.regions]
-            table.writerow([*values, f"{r.milliseconds:.2f}"])
-        return lines.getvalue().encode(errors="backslashreplace")  # a file name may be invalid Unicode
+            values = [r.name, r.defect, r.group, r.score, r.p_value, r.verdict.value, r.regions]
+            lines.append(records.csv_line(files.finite([*values, round(r.milliseconds, 2)])))
+        return b"".join(lines)
 
 
 def evaluate(
@@ -191,7 +189,11 @@ def evaluate(
             "at_a_time": workers_of(workers),
         },
         "errors": results.errors,
-        "warnings": [*_exclusions(results, len(split) - len(samples)), *_warnings(dataset, samples, results.masks)],
+        "warnings": [
+            *_exclusions(results, len(split) - len(samples)),
+            *repeated.sentences(inspector, rows),
+            *_warnings(dataset, samples, results.masks),
+        ],
     }
     if dataset.grouped:
         grouped = by_group(rows)
