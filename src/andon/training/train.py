@@ -244,8 +244,8 @@ def _images(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Da
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
     defective = [sample for sample in data.defective() if sample.split != "test"]
-    for sentence in data.unreadable:
-        warn(f"left out: {sentence}")
+    for sentence in data.warnings:
+        warn(sentence)
     learnt = _defective(defective, model, data, warn)
     if not data.training_images():
         raise DatasetError(
