@@ -21,7 +21,7 @@ from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
-from andon.pictures import appearance, image
+from andon.pictures import image
 from andon.pictures.appearance import Appearance
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
@@ -217,7 +217,7 @@ class Inspector:
         Errors: ImageError when the crop or the region of interest is outside the image.
         """
         usual = self.calibration.appearance
-        look = appearance.measure(read.pixels) if usual else None
+        look = usual.look(read) if usual else None
         oddities = usual.oddities(look) if usual and look else []
         (trained,) = self.manifest.learnt_from([read.digest])
         notes = (*(["the bundle was trained on this image, so its score is too low"] if trained else []), *oddities)

@@ -80,11 +80,13 @@ class Survey(NamedTuple):
         return Prepared(sample, name, self.digests[sample.path], look, self.store[thumbnail], placement, tiles)
 
 
-def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None) -> Prepared:
-    """Align a decoded image and cut it into tiles. Errors: as `views.align`."""
+def prepare(
+    sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None, reduced: int = 1
+) -> Prepared:
+    """Align a decoded image and cut it into tiles; `reduced`: as `appearance.look`. Errors: as `views.align`."""
     view = views.align(read.pixels, settings, read.name, registered_to, read.full)
     tiles = list(tiling.split(view, settings))
-    look, thumbnail = appearance.measure(read.pixels), _thumbnail(read.pixels)
+    look, thumbnail = appearance.look(read, reduced), _thumbnail(read.pixels)
     return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
 
 
@@ -256,7 +258,7 @@ def survey_images(
                 pictures.keep(path, read)
             largest, used_bits = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
             read = image.correct_light(read, light)
-            prepared = None if later else prepare(sample, read, recipe.geometry, registered_to)
+            prepared = None if later else prepare(sample, read, recipe.geometry, registered_to, reduced)
         except ImageError as error:
             skipped.append(str(error))
             if isinstance(error, NotFound):

@@ -99,12 +99,11 @@ def _shown(scanned: Scan, picture: Prepared) -> Shown:
 
 def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
     """Read and prepare new images for a bundle; `warn` gets a sentence for each unusable image."""
-    registered_to = bundle.load_reference()
+    registered_to, rule, usual = bundle.load_reference(), bundle.manifest.input, bundle.calibration.appearance
     for sample in samples:
         try:
-            rule = bundle.manifest.input
             read = image.accept(image.read_again(sample.path, digests[sample.path], rule.reduced), rule)
-            yield prepare(sample, read, bundle.recipe.geometry, registered_to)
+            yield prepare(sample, read, bundle.recipe.geometry, registered_to, (usual or rule).reduced)
         except ImageError as error:
             warn(f"left out: {error}")
 
