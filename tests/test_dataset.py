@@ -374,6 +374,19 @@ def test_what_a_mask_marks(tmp_path: Path, drawn: NDArray[np.uint8], how: str) -
     np.testing.assert_array_equal(mask.area, drawn > (127 if how == "gray" else 0))
 
 
+@pytest.mark.parametrize("values", [(128, 255), (200, 255), (1, 2), (0, 1), (0, 255), (100, 101)])
+def test_of_two_values_the_larger_marks_the_defect(values: tuple[int, int]) -> None:
+    drawn = np.where(disc((20, 20, 1)) > 0, values[1], values[0]).astype(np.uint8)[..., None]
+    mask = masks_.from_pixels(drawn)
+    assert mask.how == "binary"
+    np.testing.assert_array_equal(mask.area, disc((20, 20, 1)) > 0)
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 255])
+def test_of_one_value_all_above_0_is_marked(value: int) -> None:
+    assert masks_.from_pixels(np.full((9, 9, 1), value, np.uint8)).area.all() == (value > 0)
+
+
 def test_masks_in_a_folder_are_united(tmp_path: Path) -> None:
     for i, drawn in enumerate((disc((20, 20, 255)), disc((40, 40, 7)))):
         (tmp_path / f"{i}.png").write_bytes(cv2.imencode(".png", drawn)[1].tobytes())

@@ -15,7 +15,7 @@ from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
 from andon.engines import tuning
 from andon.engines.runtime import Engine, Runtime
-from andon.errors import AndonError, ImageError
+from andon.errors import AndonError, BundleError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place, ViewMap
@@ -126,6 +126,8 @@ class Inspector:
         engine: "auto" uses the engine that `andon tune` stored for this machine, and its threads if `threads` is 0;
         without a stored result, engines are measured for some seconds.
         """
+        if not isinstance(path, str | Path):
+            raise BundleError(f"a {type(path).__name__} in place of a bundle; expected the path of a file part.andon.")
         bundle = Bundle.load(path)
         if engine == "auto":
             best = tuning.choose(path, bundle.graph)
@@ -137,6 +139,11 @@ class Inspector:
 
         The bundle is unchanged. To change the decision in a bundle, use `andon calibrate`.
         """
+        if not isinstance(decision, Decision):
+            raise AndonError(
+                f"the decision is a {type(decision).__name__}; expected a Decision, as by andon.recipe.Decision() or "
+                "inspector.decision.model_copy(update={...})."
+            )
         return replace(self, decision=decision)
 
     @property

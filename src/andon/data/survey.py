@@ -68,6 +68,7 @@ class Survey(NamedTuple):
     reference: Reference | None = None  # of the registration
     poses: Mapping[Path, Registration] = MappingProxyType({})  # image → pose of its part, with a registration
     share: float = 1.0  # smallest inspected share of an image, or of the reference
+    warnings: Sequence[str] = ()  # sizes that differ against the recipe, polygons outside the picture
 
     def tiles(self, path: Path) -> list[Pixels]:
         """Return the tiles (h, w, c) of an image, read-only."""
@@ -290,7 +291,12 @@ def survey_images(
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
     rule = rule.model_copy(update={"light": light, "reduced": reduced})
-    return Survey(usable, rule, store, pictures, entries, digests, skipped, registered_to, poses, share)
+    warnings = [] if recipe.input.size == "any" else image.mixed_sizes(inputs)
+    if not no_reference:
+        widths, heights = zip(*(kind.size for kind in inputs.values() if kind.size), strict=True)
+        frame = registered_to.frame if registered_to else (max(heights), max(widths))
+        warnings += views.outside(recipe.geometry, frame)
+    return Survey(usable, rule, store, pictures, entries, digests, skipped, registered_to, poses, share, warnings)
 
 
 def _check_input(actual: Input, rule: InputRule) -> Input:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from andon.inspection import Pixels
 from andon.pictures.image import Image
@@ -173,6 +173,12 @@ class GoodAppearance(BaseModel):
     scene: tuple[float, ...]  # (SCENE²,) mean thumbnail
     variations: tuple[tuple[float, ...], ...]  # (k, SCENE²) principal components of the thumbnails, of unit length
     unexplained: Range  # share of a thumbnail's energy that mean and principal components do not explain
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a scale of 1, so that the digests of older bundles stay."""
+        values: dict[str, Any] = dump(self)
+        return values if self.reduced > 1 else {key: value for key, value in values.items() if key != "reduced"}
 
     @classmethod
     def of(cls, appearances: Sequence[Appearance]) -> "GoodAppearance":
