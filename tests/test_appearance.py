@@ -146,3 +146,10 @@ def test_real_good_pictures_are_not_odd_and_other_products_are(shared_data: Path
         assert sum(strange) >= 0.9 * len(strange)
     if product.endswith("screw"):  # its good test pictures are darker than those to learn from
         assert any("darker" in told for told in usual.shifts([appearance.measure(pixels) for pixels in fresh]))
+
+
+def test_the_scale_of_the_statistics_is_kept_and_older_bundles_keep_their_digest() -> None:
+    read = image.read(gray(1, 8))
+    assert "reduced" not in GoodAppearance.of([appearance.look(read, 1)]).model_dump_json()
+    reduced = GoodAppearance.of([appearance.look(read, 2)])
+    assert reduced.reduced == 2 and GoodAppearance.model_validate_json(reduced.model_dump_json()) == reduced

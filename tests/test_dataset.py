@@ -374,6 +374,19 @@ def test_what_a_mask_marks(tmp_path: Path, drawn: NDArray[np.uint8], how: str) -
     np.testing.assert_array_equal(mask.area, drawn > (127 if how == "gray" else 0))
 
 
+@pytest.mark.parametrize("values", [(128, 255), (200, 255), (1, 2), (0, 1), (0, 255), (100, 101)])
+def test_of_two_values_the_larger_marks_the_defect(values: tuple[int, int]) -> None:
+    drawn = np.where(disc((20, 20, 1)) > 0, values[1], values[0]).astype(np.uint8)[..., None]
+    mask = masks_.from_pixels(drawn)
+    assert mask.how == "binary"
+    np.testing.assert_array_equal(mask.area, disc((20, 20, 1)) > 0)
+
+
+@pytest.mark.parametrize("value", [0, 1, 128, 255])
+def test_of_one_value_all_above_0_is_marked(value: int) -> None:
+    assert masks_.from_pixels(np.full((9, 9, 1), value, np.uint8)).area.all() == (value > 0)
+
+
 def test_masks_in_a_folder_are_united(tmp_path: Path) -> None:
     for i, drawn in enumerate((disc((20, 20, 255)), disc((40, 40, 7)))):
         (tmp_path / f"{i}.png").write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
@@ -410,6 +423,29 @@ def test_groups_from_a_table(tmp_path: Path, table: str) -> None:
     assert data.grouped
 
 
+def test_space_and_encoding_make_no_other_group(tmp_path: Path) -> None:
+    """`"L0 "` and `"L0"` as two groups let one lot lie on both sides of a fold."""
+    table = " path , part \n\u00e9.png ,L\u00e4\nb.png, La\u0308 \nc.png,L1\nd.png,L1 \n\n"
+    (tmp_path / "g.csv").write_text(table, encoding="utf-8")
+    data = dataset.load(tree(tmp_path, "e\u0301.png", "b.png", "c.png", "d.png"), tmp_path / "g.csv")
+    assert [s.group for s in data.samples] == ["L\u00e4", "L1", "L1", "L\u00e4"]
+    assert f"groups from column 'part' of {tmp_path / 'g.csv'}: 2 groups" in data.sources()
+    assert not data.warnings
+
+
+def test_a_row_for_the_path_of_another_picture_does_not_contradict(tmp_path: Path) -> None:
+    (tmp_path / "g.csv").write_text("path,group\na.png,1\nb/a.png,2\n", encoding="utf-8")
+    data = dataset.load(tree(tmp_path / "good", "a.png", "b/a.png"), tmp_path / "g.csv", ["*"])
+    assert [s.group for s in data.samples] == ["1", "2"]
+
+
+@pytest.mark.parametrize(("second", "warned"), [("L0", True), ("l1", True), ("1.0", True), ("L2", False)])
+def test_two_spellings_of_one_group_are_told(tmp_path: Path, second: str, warned: bool) -> None:
+    (tmp_path / "g.csv").write_text(f"file,lot\na.png,l0\nb.png,{second}\nc.png,1\nd.png,L1\n", encoding="utf-8")
+    told = dataset.load(tree(tmp_path, "a.png", "b.png", "c.png", "d.png"), tmp_path / "g.csv").warnings
+    assert bool(told) is warned and (not told or "expected one spelling of each" in told[0])
+
+
 @pytest.mark.parametrize("pattern", [r"/(?P<x>\w+)_(?P<group>\d+)_", r"_(\d+)_"])
 def test_groups_from_a_pattern(tmp_path: Path, pattern: str) -> None:
     data = dataset.load(tree(tmp_path, "s/p_7_1.png", "s/p_7_2.png", "s/p_8_1.png"), pattern)
@@ -438,7 +474,13 @@ def test_without_groups_each_image_is_its_own(tmp_path: Path) -> None:
         ("stem,group\na,1,x\n", "1 rows have more cells than the 2 columns stem, group."),
         ("x" * 300, "no capture group"),
         ("stem,group\na,1\nb,1\nc,2\n1,1\n", "no row for 2 of 6 good images: 2.png, d.png; expected a group for"),
-        ("stem,group\na,1\na,2\n", "a.png has 2 groups: 1, 2; expected one. Use relative paths of images"),
+        ("stem,group\na,1\na,2\n", "a.png has 2 groups: 1 (row a), 2 (row a); expected one. Use relative paths of"),
+        ("path,group\na.png,L0\na,ZZ\n", "a.png has 2 groups: L0 (row a.png), ZZ (row a); expected one."),
+        (
+            "path,group, Group\na.png,1,2\n",
+            "columns path, group, Group: group occurs several times; expected different",
+        ),
+        ('stem,group\na," "\n', "no row for 6 of 6 good images"),
     ],
 )
 def test_groups_that_are_none(tmp_path: Path, groups: str, message: str) -> None:

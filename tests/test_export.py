@@ -141,7 +141,7 @@ def test_every_pixel_is_resized_as_by_andon(
 
 
 def test_it_reads_the_picture_of_a_region(bundle_file: Path, tmp_path: Path) -> None:
-    area = save(tmp_path / "area.png", (part(1, channels=1) > 128) * part(1, channels=1))
+    area = save(tmp_path / "area.png", (part(1, channels=1) > 128) * np.uint8(255))
     exported = Exported(changed(bundle_file, region=embedded(area)), tmp_path / "out", (96, 96))
     exported.agree(part(500))
     assert np.isnan(exported.run(part(500))[3]).any()

@@ -209,6 +209,24 @@ def test_a_picture_may_give_the_region(tmp_path: Path) -> None:
         Recipe.load(tmp_path / "r.toml")
 
 
+def test_a_picture_that_is_no_region_is_refused(tmp_path: Path) -> None:
+    """A region in alpha was read as all of the picture, and a photograph as its bright pixels."""
+    clear = np.full((60, 90, 4), 255, np.uint8)
+    clear[:30, :, 3] = 0
+    (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", clear)[1].tobytes())
+    with pytest.raises(ImageError, match=r"roi.png: a region with alpha; expected white where"):
+        views.embedded(tmp_path / "roi.png")
+    (tmp_path / "roi.png").write_bytes(cv2.imencode(".png", noise(60, 90))[1].tobytes())
+    with pytest.raises(
+        ImageError, match=r"roi.png: \d+% of its pixels are neither black nor white, as in a photograph"
+    ):
+        views.embedded(tmp_path / "roi.png")
+    drawn = cv2.circle(np.zeros((60, 90), np.uint8), (30, 30), 20, 255, -1, cv2.LINE_AA)
+    for suffix in (".png", ".jpg"):
+        (tmp_path / "roi").write_bytes(cv2.imencode(suffix, drawn)[1].tobytes())
+        assert views.embedded(tmp_path / "roi").startswith(views.EMBEDDED)
+
+
 @pytest.mark.parametrize(
     ("frames", "size", "shape"),
     [

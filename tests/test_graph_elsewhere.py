@@ -79,7 +79,7 @@ def test_it_takes_the_shape_of_an_input_that_is_not_square(parts: Path, elsewher
 
 
 def test_it_reads_the_picture_of_a_region(bundle_file: Path, elsewhere: Any, tmp_path: Path) -> None:
-    area = save(tmp_path / "area.png", (part(1, channels=1) > 128) * part(1, channels=1))
+    area = save(tmp_path / "area.png", 255 * (part(1, channels=1) > 128).astype("uint8"))
     file = changed(bundle_file, tmp_path / "ring.andon", region=embedded(area))
     pixels = part(500)
     score = Inspector.load(file).inspect(pixels).score

@@ -383,6 +383,26 @@ def test_a_bundle_refuses_other_images(pixels: np.ndarray, message: str) -> None
     assert str(error.value).startswith(f"bottle/017.png: {message}")
 
 
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([exif(6), exif(1)], 6),
+        ([exif(1), exif(6)], 1),
+        ([b"damaged ", exif(6)], 6),
+        ([exif(6).replace(b"\x01\x12", b"\x01\x0f"), exif(6)], 6),
+        ([b"damaged "], 1),
+    ],
+)
+def test_of_several_orientations_of_a_jpeg_the_first_counts(segments: list[bytes], expected: int) -> None:
+    """As in OpenCV, so that a picture is the same here and in the programs of others."""
+    data = encoded(".jpg", np.zeros((16, 32, 3), np.uint8))
+    notes = b"".join(b"\xff\xe1" + struct.pack(">H", 8 + len(each)) + b"Exif\0\0" + each for each in segments)
+    data = data[:2] + notes + data[2:]
+    shape = image.read(data).pixels.shape
+    assert shape == cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape
+    assert shape[:2] == ((32, 16) if expected == 6 else (16, 32))
+
+
 def test_a_bundle_takes_its_own_and_any_size_if_it_says_so() -> None:
     image.accept(image.read(RGB), BOTTLE)
     image.accept(image.read(RGB[:, :9]), BOTTLE.model_copy(update={"size": None}))

@@ -317,3 +317,14 @@ def test_an_unknown_engine_says_how_to_get_it(bundle_file: Path, monkeypatch: py
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(AndonError, match=r"pip install 'andon\[openvino\]'"):
         Inspector.load(bundle_file, "openvino")
+
+
+def test_arguments_of_a_wrong_type_are_told(bundle_file: Path) -> None:
+    for path in (None, 3):
+        with pytest.raises(BundleError, match=r"in place of a bundle; expected the path of a file part\.andon"):
+            Inspector.load(path)  # type: ignore[arg-type]
+    with pytest.raises(AndonError, match=r"threads = 1\.5; expected a whole number from 0"):
+        Inspector.load(bundle_file, threads=1.5)  # type: ignore[arg-type]
+    inspector = Inspector.load(bundle_file, threads=np.int64(1))  # type: ignore[arg-type]
+    with pytest.raises(AndonError, match="the decision is a dict; expected a Decision"):
+        inspector.decide({"review_rate": 0.2})  # type: ignore[arg-type]

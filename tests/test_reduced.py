@@ -17,6 +17,7 @@ from andon.geometry.views import Geometry
 from andon.pictures import image
 from andon.recipe import Recipe
 from andon.training import train as training
+from andon.training.calibrating import recalibrate
 
 
 def jpeg(seed: int, height: int = 480, width: int = 640, spot: bool = False) -> bytes:
@@ -119,6 +120,41 @@ def test_training_and_inspection_see_the_same_pixels_and_tell_full_coordinates(t
     with pytest.raises(ImageError, match="320 × 240 pixels; this bundle was trained on images of 640 × 480"):
         inspector.inspect(jpeg(1, 240, 320))
     assert Bundle.load(tmp_path / "b.andon").manifest.input.reduced == 4
+
+
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_a_picture_looks_the_same_however_it_arrives(tmp_path: Path, kind: str) -> None:
+    """Good pictures were measured at reduced scale, arrays and other formats at full scale, so these were unusual."""
+    (tmp_path / "good").mkdir()
+    for seed in range(14):
+        pixels = image.read(jpeg(seed)).pixels
+        (tmp_path / f"good/{seed}{kind}").write_bytes(jpeg(seed) if kind == ".jpg" else image.png(pixels))
+    recipe = Recipe.model_validate(
+        {
+            "data": {"images": str(tmp_path / "good")},
+            "geometry": {"size": 128},
+            "input": {"unusual": "invalid"},
+            "decision": {"review_rate": 0.1, "reject_rate": 0.1},
+            "detector": {"settings": {"bank": 200}},
+        }
+    )
+    inspector = Inspector(training.train(recipe, tmp_path / "b.andon"))
+    assert inspector.manifest.input.reduced == 4
+    again = Inspector(recalibrate(inspector.bundle, good_jpegs(tmp_path / "new")))
+    for each in (inspector, again):
+        for seed in range(90, 93):
+            pixels = image.read(jpeg(seed)).pixels
+            for source in (jpeg(seed), image.png(pixels), pixels):
+                assert each.inspect(source).notes == ()
+        assert "blurred" in str(each.inspect(cv2.GaussianBlur(pixels, (0, 0), 8)).notes)
+
+
+def good_jpegs(folder: Path) -> Path:
+    """A folder of ten other good pictures."""
+    folder.mkdir()
+    for seed in range(50, 60):
+        (folder / f"{seed}.jpg").write_bytes(jpeg(seed))
+    return folder
 
 
 @pytest.mark.parametrize("settings", [{"input": {"size": "any"}}, {"input": {"light": "gain"}}, {}])

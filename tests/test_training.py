@@ -391,6 +391,36 @@ def test_an_output_that_cannot_be_written_is_reported_before_the_fit(good: Path,
         training.train(good, tmp_path / "no" / "b.andon", **FAST)
 
 
+def test_sizes_that_differ_and_polygons_outside_are_told(good: Path, tmp_path: Path) -> None:
+    """One picture of another size turned the check of sizes off, and nothing said so."""
+    save(good / "odd.png", part(1, 96))
+    values: dict[str, Any] = {"data": {"images": str(good)}, "detector": {"settings": FAST["settings"]}}
+    values["geometry"] = {"size": 64, "ignore": [[(500, 9), (520, 9), (520, 30)], [(0, 0), (9, 0), (9, 9)]]}
+    told: list[str] = []
+    bundle = training.train(Recipe.model_validate(values), tmp_path / "b.andon", warn=told.append)
+    assert bundle.manifest.input.size is None
+    sizes, outside = [line for line in told if "expected" in line]
+    assert "12 of 64 × 64, 1 of 96 × 96 pixels; expected one size." in sizes and "odd.png)" in sizes
+    assert (
+        "geometry.ignore: polygon [[500.0, 9.0], [520.0, 9.0], [520.0, 30.0]] is outside the picture of 96" in outside
+    )
+    told.clear()
+    declared = Recipe.model_validate({**values, "input": {"size": "any"}, "geometry": {"size": 64}})
+    training.train(declared, tmp_path / "c.andon", warn=told.append)
+    assert not [line for line in told if "expected" in line]
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, float("nan"), float("inf"), "9"])
+def test_a_time_limit_that_is_none_is_refused(good: Path, tmp_path: Path, seconds: Any) -> None:
+    with pytest.raises(AndonError, match=r"seconds = .*; expected a number of seconds above 0"):
+        training.train(good, tmp_path / "b.andon", seconds=seconds, **FAST)
+
+
+def test_whole_numbers_of_numpy_are_taken(good: Path) -> None:
+    recipe = training.compose(good, size=np.int64(128), seed=np.uint8(3))
+    assert (recipe.geometry.size, recipe.seed) == (128, 3) and type(recipe.geometry.size) is int
+
+
 def test_the_input_may_be_declared(good: Path, tmp_path: Path) -> None:
     values = {"data": {"images": str(good)}, "input": {"size": "any"}, "geometry": {"size": 64}}
     recipe = Recipe.model_validate({**values, "detector": {"settings": {"bank": 100}}})

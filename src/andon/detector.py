@@ -1,7 +1,9 @@
 """The contract of a detector. It does not need torch; a detector that does imports torch in its own file."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from andon.errors import TrainingError
+from andon.errors import AndonError, TrainingError
 from andon.inspection import Array, Pixels, Scores
 from andon.progress import Progress, silent
 from andon.recipe import Augment
@@ -98,6 +100,12 @@ class Run:
     images: Sequence[
         Path
     ] = ()  # all files of the data set, test images included; never used as images of other objects
+
+    def __post_init__(self) -> None:
+        """AndonError for a time limit that is none."""
+        seconds = self.seconds
+        if seconds is not None and not (isinstance(seconds, Real) and 0 < seconds < math.inf):
+            raise AndonError(f"seconds = {seconds!r}; expected a number of seconds above 0. Leave it out for no limit.")
 
 
 QUIET = Run()

@@ -15,13 +15,13 @@ from andon.bundle import Bundle, Manifest
 from andon.calibration import Calibration, HeldOut
 from andon.engines import tuning
 from andon.engines.runtime import Engine, Runtime
-from andon.errors import AndonError, ImageError
+from andon.errors import AndonError, BundleError, ImageError
 from andon.geometry import regions, tiling, views
 from andon.geometry.registration import NotFound, Reference
 from andon.geometry.tiling import Place, ViewMap
 from andon.geometry.views import Geometry, Placement, View
 from andon.inspection import Array, Inspection, Pixels, Registration, Scorer, Thresholds, Verdict
-from andon.pictures import appearance, image
+from andon.pictures import image
 from andon.pictures.appearance import Appearance
 from andon.recipe import SPECK, Decision, Recipe
 from andon.render import Scale
@@ -126,6 +126,8 @@ class Inspector:
         engine: "auto" uses the engine that `andon tune` stored for this machine, and its threads if `threads` is 0;
         without a stored result, engines are measured for some seconds.
         """
+        if not isinstance(path, str | Path):
+            raise BundleError(f"a {type(path).__name__} in place of a bundle; expected the path of a file part.andon.")
         bundle = Bundle.load(path)
         if engine == "auto":
             best = tuning.choose(path, bundle.graph)
@@ -137,6 +139,11 @@ class Inspector:
 
         The bundle is unchanged. To change the decision in a bundle, use `andon calibrate`.
         """
+        if not isinstance(decision, Decision):
+            raise AndonError(
+                f"the decision is a {type(decision).__name__}; expected a Decision, as by andon.recipe.Decision() or "
+                "inspector.decision.model_copy(update={...})."
+            )
         return replace(self, decision=decision)
 
     @property
@@ -217,7 +224,7 @@ class Inspector:
         Errors: ImageError when the crop or the region of interest is outside the image.
         """
         usual = self.calibration.appearance
-        look = appearance.measure(read.pixels) if usual else None
+        look = usual.look(read) if usual else None
         oddities = usual.oddities(look) if usual and look else []
         (trained,) = self.manifest.learnt_from([read.digest])
         notes = (*(["the bundle was trained on this image, so its score is too low"] if trained else []), *oddities)

@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -227,6 +228,11 @@ class Recipe(BaseModel):
         """Return the recipe as TOML, defaults included."""
         text = tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
         return text.encode(errors="replace").decode()  # the name of a folder may be invalid Unicode
+
+
+def plain(value: Any) -> Any:
+    """Return a whole number of another type, such as NumPy's, as an int; other values unchanged."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def validate(model: type[M], values: dict[str, Any], name: str) -> M:

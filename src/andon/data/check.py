@@ -288,6 +288,8 @@ def _groups(data: Dataset) -> Iterator[Finding]:
         )
         files = tuple(tuple(data.relative(s) for s in data.samples if s.group == group) for group in sorted(both))
         yield Finding("error", "group-across", message, files)
+    for sentence in data.doubtful_groups:
+        yield Finding("warning", "groups-alike", sentence)
 
 
 def _outliers(looks: Sequence[Look]) -> Iterator[Finding]:

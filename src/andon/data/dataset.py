@@ -1,8 +1,5 @@
 """Folders and published layouts → samples; groups of images of one part; the seeded split of good images."""
 
-import csv
-import io
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andon import files
-from andon.data import folders, labelling, masks
+from andon.data import folders, grouping, labelling, masks
 from andon.data.folders import Names, normalize
+from andon.data.grouping import Groups
 from andon.data.labelling import LISTED, listing
 from andon.errors import DatasetError, counted, few
 
@@ -45,10 +43,25 @@ class Dataset:
     samples: tuple[Sample, ...]
     ignored: Counter[str]  # kind → number of files that are no images
     stray_masks: tuple[Path, ...] = ()  # masks that match no image of a defect, or several
-    grouped: bool = False  # whether groups were assigned
+    groups_from: str = ""  # the column or the pattern that groups were assigned by; "" without groups
     good_masks: tuple[Path, ...] = ()  # masks that match images of good parts; they are not used
     unreadable: tuple[str, ...] = ()  # sentences on unreadable folders and links
     masks: int = 0  # number of files of masks
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups were assigned."""
+        return bool(self.groups_from)
+
+    @property
+    def doubtful_groups(self) -> list[str]:
+        """Sentences on groups of good images that may be one."""
+        return grouping.alike(s.group for s in self.good()) if self.grouped else []
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what is left out because it is unreadable, and on groups that may be one."""
+        return [*(f"left out: {sentence}" for sentence in self.unreadable), *self.doubtful_groups]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -76,6 +89,9 @@ class Dataset:
         folders = {self.root.name if name == "." else name: n for name, n in self.training_folders().items()}
         sentences = [f"{purpose} images in {listing(folders, '{0} ({1})')}"]
         others = {**({"mask": self.masks} if self.masks else {}), **self.ignored}
+        if self.grouped:
+            count = len({sample.group for sample in self.training_images()})
+            sentences.append(f"groups from {self.groups_from}: {counted(count, 'group')}")
         return sentences + ([f"not used as pictures of parts: {listing(others)}"] if others else [])
 
     def mask_problems(self, split: str | None = None) -> list[tuple[str, str, str, list[str]]]:
@@ -111,7 +127,7 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
     defect.
 
     good: names of further folders of good parts, or patterns with `*`; ".": images directly in the folder.
-    groups: a CSV file or a regular expression on the path, see `assign_groups`.
+    groups: a CSV file or a regular expression on the path, see `grouping.find`.
 
     Errors: DatasetError when there is no such folder or no image in it, when it contains several data sets, when it has
     several folders and none is known as good, when `good` matches no folder, or when good images have no group.
@@ -165,15 +181,16 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
         for path in images
         if path in labels
     ]
-    if groups is not None:
-        samples = assign_groups(root, samples, groups)
+    found = None if groups is None else grouping.find(groups, [(s.group, s.split) for s in samples])
+    if found:
+        samples = assign_groups(root, samples, found)
     return Dataset(
         root,
         "mvtec" if mvtec else "folder",
         tuple(samples),
         ignored,
         tuple(matches.strays),
-        groups is not None,
+        found.source if found else "",
         tuple(matches.of_good),
         tuple(contents.unreadable),
         len(contents.masks),
@@ -202,41 +219,16 @@ def _in_layout(root: Path, path: Path) -> bool:
     return "train" in inner or "ground_truth" in inner
 
 
-_FILE_COLUMNS = ("path", "file", "filename", "image", "stem")
-_GROUP_COLUMNS = ("group", "part", "lot", "session")
-
-
-def assign_groups(root: Path, samples: Sequence[Sample], groups: str | Path) -> list[Sample]:
-    """Assign each sample to a group by a CSV file or a regular expression.
-
-    The CSV has one column for the image (`path` relative to the folder, `file` or `stem`), one for the group (`group`,
-    `part`, `lot`, `session`, one that ends in `_group`, or the only other one), and can have `split` if the same stem
-    occurs in train and test. The expression is searched in the relative path with forward slashes; its capture group
-    named `group`, or its first one, is the group.
-
-    Errors: DatasetError when good images have no group, with their number and three of them.
-    """
-    if files.is_file(groups):
-        named = _from_csv(root, samples, Path(groups))
-        source = f"{groups}: no row"
-    elif is_table(groups):
-        raise DatasetError(f"{groups}: no such file; expected a CSV with the group of each image. Check the path.")
-    else:
-        named = _from_pattern(root, samples, str(groups))
-        source = f"group pattern '{groups}': no match"
-    lost = [s.path for s, group in zip(samples, named, strict=True) if s.good and not group]
+def assign_groups(root: Path, samples: Sequence[Sample], groups: Groups) -> list[Sample]:
+    """Assign each sample to its group. DatasetError when good images have none, with their number and three of them."""
+    lost = [s.path for s, group in zip(samples, groups.names, strict=True) if s.good and not group]
     if lost:
         names = few([path.relative_to(root).as_posix() for path in lost])
         raise DatasetError(
-            f"{source} for {len(lost)} of {sum(s.good for s in samples)} good images: {names}; "
+            f"{groups.missing} for {len(lost)} of {sum(s.good for s in samples)} good images: {names}; "
             "expected a group for every good image. Add the missing groups, or remove the images."
         )
-    return [replace(s, group=group or s.group) for s, group in zip(samples, named, strict=True)]
-
-
-def is_table(groups: str | Path) -> bool:
-    """Whether `groups` is the path of a table, existing or not, and no regular expression."""
-    return files.is_file(groups) or str(groups).lower().endswith(".csv")
+    return [replace(s, group=group or s.group) for s, group in zip(samples, groups.names, strict=True)]
 
 
 def merge_groups(samples: Sequence[Sample], digests: Sequence[str]) -> list[Sample]:
@@ -252,66 +244,6 @@ def merge_groups(samples: Sequence[Sample], digests: Sequence[str]) -> list[Samp
     for sample, digest in zip(samples, digests, strict=True):
         leader[lead(sample.group)] = lead(first.setdefault(digest, sample.group))
     return [replace(sample, group=lead(sample.group)) for sample in samples]
-
-
-def _from_pattern(root: Path, samples: Sequence[Sample], pattern: str) -> list[str | None]:
-    try:
-        search = re.compile(pattern)
-    except re.error as error:
-        raise DatasetError(f"group pattern '{pattern}': not a regular expression: {error}. Correct it.") from None
-    if not search.groups:
-        raise DatasetError(
-            f"group pattern '{pattern}': no capture group; expected one. "
-            r"Put parentheses around the name of the part, as in 'part(\d+)_'."
-        )
-    which = "group" if "group" in search.groupindex else 1
-    matches = (search.search(sample.path.relative_to(root).as_posix()) for sample in samples)
-    return [match[which] if match else None for match in matches]
-
-
-def _from_csv(root: Path, samples: Sequence[Sample], path: Path) -> list[str | None]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        separator = max(",;\t", key=text.partition("\n")[0].count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-        columns, rows = list(reader.fieldnames or []), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as CSV: {error}. Save it as CSV in UTF-8.") from error
-    if long := [str(row) for row in rows if None in row]:
-        raise DatasetError(
-            f"{path}: {len(long)} rows have more cells than the {len(columns)} columns {', '.join(columns)}. "
-            "Give every column a name, and put quotes around names that contain a separator."
-        )
-    key = next((c for name in _FILE_COLUMNS for c in columns if c.lower() == name), None)
-    others = [c for c in columns if c != key and c.lower() != "split"]
-    group = next((c for name in _GROUP_COLUMNS for c in others if c.lower() == name), None) or next(
-        (c for c in others if c.lower().endswith("_group")), others[0] if len(others) == 1 else None
-    )
-    if key is None or group is None:
-        raise DatasetError(
-            f"{path}: columns {', '.join(columns) or 'none'}; expected one of {', '.join(_FILE_COLUMNS)} and one of "
-            f"{', '.join(_GROUP_COLUMNS)}. Rename the columns."
-        )
-    split = next((c for c in columns if c.lower() == "split"), None)
-    named: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        if row[group]:
-            name = str(row[key]).replace("\\", "/").removeprefix("./")
-            for where in {"", row[split] or "" if split else ""}:
-                named.setdefault((where, name), set()).add(row[group])
-
-    def find(sample: Sample) -> str | None:
-        names = (sample.path.relative_to(root).as_posix(), sample.path.name, sample.path.stem)
-        keys = [(where, name) for where in ([sample.split] if split and sample.split else [""]) for name in names]
-        groups: set[str] = next((named[k] for k in keys if k in named), set())
-        if len(groups) > 1:
-            raise DatasetError(
-                f"{path}: {names[0]} has {len(groups)} groups: {', '.join(sorted(groups)[:3])}; expected one. "
-                "Use relative paths of images, in a column 'path'."
-            )
-        return next(iter(groups), None)
-
-    return [find(sample) for sample in samples]
 
 
 def split_good(samples: Sequence[Sample], calibrate: float, seed: int) -> tuple[list[Sample], list[Sample]]:

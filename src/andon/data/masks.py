@@ -73,14 +73,14 @@ def _one(path: Path) -> Mask:
 def from_pixels(pixels: Pixels) -> Mask:
     """Return the area that the pixels (H, W, c) of a mask mark, from the maximum of the channels.
 
-    Two values, one of them 0: the other. Class numbers: all above 0. Otherwise, as with smooth edges or without 0: all
+    Two values: the larger one. Class numbers: all above 0. Otherwise, as with smooth edges or without 0: all
     above half of the largest value.
     """
     values: Pixels = pixels.max(axis=2)
     levels = np.unique(values)
     top = int(levels[-1])
-    if len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
-        return Mask(values > 0, "binary")
+    if len(levels) < 3:
+        return Mask((values == top) & (values > 0), "binary")
     if levels[0] == 0 and (
         (len(levels) <= FEW and top <= np.iinfo(values.dtype).max // 2) or _uniform(values, top, len(levels) <= FEW)
     ):

@@ -68,6 +68,7 @@ class Survey(NamedTuple):
     reference: Reference | None = None  # of the registration
     poses: Mapping[Path, Registration] = MappingProxyType({})  # image → pose of its part, with a registration
     share: float = 1.0  # smallest inspected share of an image, or of the reference
+    warnings: Sequence[str] = ()  # sizes that differ against the recipe, polygons outside the picture
 
     def tiles(self, path: Path) -> list[Pixels]:
         """Return the tiles (h, w, c) of an image, read-only."""
@@ -80,11 +81,13 @@ class Survey(NamedTuple):
         return Prepared(sample, name, self.digests[sample.path], look, self.store[thumbnail], placement, tiles)
 
 
-def prepare(sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None) -> Prepared:
-    """Align a decoded image and cut it into tiles. Errors: as `views.align`."""
+def prepare(
+    sample: Sample, read: Image, settings: Geometry, registered_to: Reference | None, reduced: int = 1
+) -> Prepared:
+    """Align a decoded image and cut it into tiles; `reduced`: as `appearance.look`. Errors: as `views.align`."""
     view = views.align(read.pixels, settings, read.name, registered_to, read.full)
     tiles = list(tiling.split(view, settings))
-    look, thumbnail = appearance.measure(read.pixels), _thumbnail(read.pixels)
+    look, thumbnail = appearance.look(read, reduced), _thumbnail(read.pixels)
     return Prepared(sample, read.name, read.digest, look, thumbnail, view.placement, tiles)
 
 
@@ -256,7 +259,7 @@ def survey_images(
                 pictures.keep(path, read)
             largest, used_bits = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
             read = image.correct_light(read, light)
-            prepared = None if later else prepare(sample, read, recipe.geometry, registered_to)
+            prepared = None if later else prepare(sample, read, recipe.geometry, registered_to, reduced)
         except ImageError as error:
             skipped.append(str(error))
             if isinstance(error, NotFound):
@@ -288,7 +291,12 @@ def survey_images(
     if rule.depth == 16 and maximum != 65535:
         rule = rule.model_copy(update={"maximum": maximum})
     rule = rule.model_copy(update={"light": light, "reduced": reduced})
-    return Survey(usable, rule, store, pictures, entries, digests, skipped, registered_to, poses, share)
+    warnings = [] if recipe.input.size == "any" else image.mixed_sizes(inputs)
+    if not no_reference:
+        widths, heights = zip(*(kind.size for kind in inputs.values() if kind.size), strict=True)
+        frame = registered_to.frame if registered_to else (max(heights), max(widths))
+        warnings += views.outside(recipe.geometry, frame)
+    return Survey(usable, rule, store, pictures, entries, digests, skipped, registered_to, poses, share, warnings)
 
 
 def _check_input(actual: Input, rule: InputRule) -> Input:

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -39,8 +40,12 @@ class Runtime:
         """
         if engine not in get_args(Engine):
             raise AndonError(unknown("engine", str(engine), get_args(Engine)))
-        if not 0 <= threads <= MAX_THREADS:
-            raise AndonError(f"threads = {threads}; expected 0 (the engine's default) to {MAX_THREADS}.")
+        given: Any = threads
+        if not isinstance(given, Integral) or not 0 <= threads <= MAX_THREADS:
+            raise AndonError(
+                f"threads = {threads!r}; expected a whole number from 0 (the engine's default) to {MAX_THREADS}."
+            )
+        threads = int(threads)
         self.engine, self._graph, self._threads = engine, graph, threads
         start = _openvino if engine == "openvino" else _onnxruntime
         self._run, self.tiles = start(graph, threads)

@@ -74,9 +74,9 @@ class Inspecting(Protocol):
         ...
 
 
-def measure(image: Image, path: Path) -> Crude:
-    """Measure an image and its file."""
-    look, (height, width) = appearance.measure(image.pixels), image.full
+def measure(image: Image, path: Path, reduced: int = 1) -> Crude:
+    """Measure an image and its file; `reduced`: as `appearance.look`."""
+    look, (height, width) = appearance.look(image, reduced), image.full
     size = float(height * width)
     values = (look.mean, look.contrast, look.sharpness, look.saturated, size, path.stat().st_size / size)
     suffix = path.suffix.lower().lstrip(".")
@@ -131,17 +131,18 @@ def figures(inspector: Inspecting, rows: Sequence[Labelled], plain: float | None
     and the bundle has the mean gray of good training images.
     """
     measured, defective, used = [], [], []
+    usual = inspector.calibration.appearance
     for done, row in enumerate(rows):
         progress("simple statistics", done, len(rows))
         try:
-            measured.append(measure(inspector.read(row.path), row.path))
+            measured.append(measure(inspector.read(row.path), row.path, usual.reduced if usual else 1))
         except (ImageError, OSError):  # the file is missing or has changed
             continue
         defective.append(not row.good)
         used.append(row)
     progress("simple statistics", len(rows), len(rows))
     figures = statistics(measured, defective)
-    words, equalised, usual = sentences(figures), None, inspector.calibration.appearance
+    words, equalised = sentences(figures), None
     if usual is not None:
         good = [m.look for m, bad in zip(measured, defective, strict=True) if not bad]
         words += [f"Good test images differ from those of the calibration: {shift}." for shift in usual.shifts(good)]

@@ -26,6 +26,7 @@ from andon.pictures import image
 FAR = 1e6  # pixels: largest coordinate of a polygon
 SIZE, LEAST_SIDE, STEP = 256, 64, 32  # pixels: default, minimum and divisor of the sides of the detector's input
 AGREE, AGREEING = 0.1, 0.9  # the common aspect: this share of pictures has a logarithm closer than this
+BETWEEN = 0.05  # a picture of a region has at most this share of pixels that are neither nearly black nor nearly white
 SMALL = 0.01  # share of the picture: a smaller inspected area is probably a mistake
 EMBEDDED = "data:image/png;base64,"
 
@@ -93,10 +94,23 @@ def _picture(value: str) -> str:
 def embedded(path: str | Path) -> str:
     """Read a picture of a region, white where images are inspected, and return it as text for `Geometry.region`.
 
-    Errors: ImageError when it cannot be read, or nothing is white.
+    Errors: ImageError when it cannot be read, has alpha, nothing is white, or much is neither black nor white.
     """
-    pixels = image.read(path).pixels.max(axis=2)
-    area = pixels > pixels.max() / 2
+    read = image.read(path)
+    if "alpha dropped" in read.notes:
+        raise ImageError(
+            f"{path}: a region with alpha; expected white where the picture is inspected, on black, without alpha. "
+            "Fill what is transparent with black, and save it without alpha."
+        )
+    pixels = read.pixels.max(axis=2)
+    top = int(pixels.max())
+    area = pixels > top / 2
+    between = float(np.mean((pixels > top / 10) & (pixels < top * 0.9)))
+    if between > BETWEEN:
+        raise ImageError(
+            f"{path}: {between:.0%} of its pixels are neither black nor white, as in a photograph; expected white "
+            "where the picture is inspected, on black. Draw the region."
+        )
     if not area.any():
         raise ImageError(f"{path}: nothing is white; expected white where the picture is inspected. Draw the region.")
     data = cv2.imencode(".png", area.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_BILEVEL, 1])[1].tobytes()
@@ -268,6 +282,20 @@ def align(
         )
     matrix = np.hstack([matrix[:, :2], matrix @ [[x], [y], [1]]])
     return View((h, w), (x, y), frame, roi, share, matrix, registration, pixels=view)
+
+
+def outside(geometry: Geometry, frame: tuple[int, int]) -> list[str]:
+    """Warnings about polygons that are wholly outside a picture of `frame` (H, W)."""
+    (height, width), found = frame, []
+    for key in ("include", "ignore"):
+        for polygon in getattr(geometry, key):
+            (left, top), (right, bottom) = np.min(polygon, axis=0), np.max(polygon, axis=0)
+            if right < 0 or bottom < 0 or left >= width or top >= height:
+                found.append(
+                    f"geometry.{key}: polygon {[list(corner) for corner in polygon[:4]]} is outside the picture of "
+                    f"{width} × {height} pixels, so it has no effect; expected corners in the picture. Correct it."
+                )
+    return found
 
 
 def _roi(

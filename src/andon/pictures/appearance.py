@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from andon.inspection import Pixels
+from andon.pictures.image import Image
 
 SIDE = 512  # pixels: maximum of the longer side, after reduction by an integer factor
 SCENE = 12  # pixels: side of the thumbnail
@@ -45,6 +46,18 @@ class Appearance(NamedTuple):
     bands: tuple[float, ...]  # (BANDS,) log2 of standard deviation in each octave / contrast, fine to coarse
     thumbnail: tuple[float, ...]  # (SCENE²,) gray values minus their mean, unit length; zeros if all are equal
     top: int  # full scale: 255 or 65535
+    reduced: int = 1  # the sides of the picture were divided by this, see `look`
+
+
+def look(image: Image, reduced: int) -> Appearance:
+    """Measure a picture at the scale at which JPEG is decoded, `reduced` of `Input`, however this picture arrived."""
+    (height, width, _), (full, _) = image.pixels.shape, image.full
+    by = reduced * height // full  # 1 for a JPEG that was decoded at this scale
+    pixels = image.pixels
+    if by > 1:
+        size = max(width // by, 1), max(height // by, 1)
+        pixels = cast(Any, cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)).reshape(size[1], size[0], -1)
+    return measure(pixels)._replace(reduced=reduced)
 
 
 def measure(pixels: Pixels) -> Appearance:
@@ -146,6 +159,7 @@ class GoodAppearance(BaseModel):
 
     pictures: int
     top: int
+    reduced: int = 1  # scale at which pictures are measured; 1, as in older bundles: as they arrive
     mean: Range
     contrast: Range
     sharpness: Range
@@ -159,6 +173,12 @@ class GoodAppearance(BaseModel):
     scene: tuple[float, ...]  # (SCENE²,) mean thumbnail
     variations: tuple[tuple[float, ...], ...]  # (k, SCENE²) principal components of the thumbnails, of unit length
     unexplained: Range  # share of a thumbnail's energy that mean and principal components do not explain
+
+    @model_serializer(mode="wrap")
+    def _dump(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a scale of 1, so that the digests of older bundles stay."""
+        values: dict[str, Any] = dump(self)
+        return values if self.reduced > 1 else {key: value for key, value in values.items() if key != "reduced"}
 
     @classmethod
     def of(cls, appearances: Sequence[Appearance]) -> "GoodAppearance":
@@ -180,6 +200,7 @@ class GoodAppearance(BaseModel):
         return cls(
             pictures=n,
             top=appearances[0].top,
+            reduced=appearances[0].reduced,
             mean=Range.of([a.mean for a in appearances], 0.03, zero),
             contrast=Range.of([a.contrast for a in appearances], 0.1, zero),
             sharpness=Range.of([a.sharpness for a in appearances], 0.15, zero),
@@ -194,6 +215,10 @@ class GoodAppearance(BaseModel):
             variations=tuple(_rounded(row) for row in variations),
             unexplained=Range.of(unexplained or [1.0], 0.05),
         )
+
+    def look(self, image: Image) -> Appearance:
+        """Measure a picture at the scale of the good pictures."""
+        return look(image, self.reduced)
 
     def oddities(self, appearance: Appearance) -> list[str]:
         """Describe the differences of a picture from good pictures; empty for almost every good picture."""

@@ -132,7 +132,7 @@ def _png(data: bytes, name: str) -> Header:
         elif kind == b"acTL":
             frames = int.from_bytes(body[:4], "big")
         elif kind == b"eXIf":
-            orientation = _orientation(bytes(body))
+            orientation = _orientation(bytes(body)) or 1
         elif kind[0] < 0x60 and kind not in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
             raise damaged(name, f"its critical part {kind.decode('latin-1')} is unknown")
     if colour == 3 and not colours:
@@ -162,7 +162,7 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
 def _jpeg(data: bytes, name: str) -> Header:
-    at, orientation, adobe, scans, frame, progressive = 2, 1, -1, 0, None, False
+    at, orientation, adobe, scans, frame, progressive = 2, 0, -1, 0, None, False
     missing: dict[int, list[int]] = {}  # component → number of missing bits of each coefficient
     while True:
         match = _END_OF_SCAN.search(data, at)
@@ -188,7 +188,7 @@ def _jpeg(data: bytes, name: str) -> Header:
             progressive = marker & 3 == 2
             missing = {component: [16] * 64 for component in body[6 : 6 + 3 * frame[3] : 3]}
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
-            orientation = _orientation(body[6:])
+            orientation = orientation or _orientation(body[6:])  # the first counts, as in OpenCV
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) > 11:
             adobe = body[11]
         at += length
@@ -199,7 +199,7 @@ def _jpeg(data: bytes, name: str) -> Header:
     depth, height, width, components = frame
     samples = {1: "gray", 3: "RGB" if adobe == 0 else "YCbCr", 4: "YCCK" if adobe == 2 else "CMYK"}.get(components, "?")
     problem = "CMYK without an Adobe marker, so possibly inverted" if components == 4 and adobe < 0 else ""
-    return Header("JPEG", width, height, samples, False, depth, orientation=orientation, problem=problem)
+    return Header("JPEG", width, height, samples, False, depth, orientation=orientation or 1, problem=problem)
 
 
 _BMP_COMPRESSIONS = {1: "RLE", 2: "RLE", 4: "JPEG", 5: "PNG"}
@@ -258,7 +258,7 @@ def _webp(data: bytes, name: str) -> Header:
             width, height, alpha = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF), bool(bits >> 28 & 1)
         elif kind == b"EXIF":
             exif = data[at : at + length]
-            orientation = _orientation(exif.removeprefix(b"Exif\0\0"))
+            orientation = _orientation(exif.removeprefix(b"Exif\0\0")) or 1
         frames += kind == b"ANMF"
     return Header("WebP", width, height, "RGB", alpha, 8, frames=max(frames, 1), orientation=orientation)
 
@@ -358,11 +358,12 @@ def _tiff(data: bytes, name: str) -> Header:
 
 
 def _orientation(exif: bytes) -> int:
+    """Return the orientation in EXIF data, 1 for an invalid one; 0 without one."""
     try:
-        value = next(tiff.pages(exif)).value(274, 1)
+        value = next(tiff.pages(exif)).value(274, 0)
     except (ValueError, OverflowError, StopIteration):
-        return 1  # damaged EXIF data does not make the picture unreadable
-    return value if 1 <= value <= 8 else 1
+        return 0  # damaged EXIF data does not make the picture unreadable
+    return value if 0 <= value <= 8 else 1
 
 
 def _is_gray(palette: bytes, entry: int) -> bool:

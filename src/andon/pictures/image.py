@@ -210,6 +210,20 @@ def common_input(inputs: Mapping[str, Input]) -> Input:
     return first if len(sizes) == 1 else first.model_copy(update={"size": None})
 
 
+def mixed_sizes(inputs: Mapping[str, Input]) -> list[str]:
+    """Return a warning, with counts and names, for named training images of different sizes; none for one size."""
+    sizes = Counter(_size(i.size) for i in inputs.values() if i.size).most_common()
+    if len(sizes) < 2:
+        return []
+    rare = [name for name, i in inputs.items() if i.size and _size(i.size) != sizes[0][0]]
+    counts = ", ".join(f"{n} of {size}" for size, n in sizes[:3]) + (", …" if len(sizes) > 3 else "")
+    return [
+        f"good images of different sizes: {counts} pixels; expected one size. So inspection takes any size, "
+        "and does not notice a camera that is set to another one. Remove those that are not of the most frequent size "
+        f"({_few(rare)}), or set input.size = 'any' if sizes may differ."
+    ]
+
+
 _FORMATS = {  # suffix: bits per sample, channels
     ".png": ((8, 16), (1, 3)),
     ".tif": ((8, 16), (1, 3)),

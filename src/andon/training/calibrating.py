@@ -14,7 +14,7 @@ from andon import detectors, files, inspector, render
 from andon.binomial import clopper_pearson
 from andon.bundle import Bundle
 from andon.calibration import HIGHEST, Calibration, HeldOut, judge, percent
-from andon.data import dataset
+from andon.data import dataset, grouping
 from andon.data.dataset import Sample
 from andon.data.survey import SIDE, Prepared, Tell, prepare
 from andon.engines.runtime import Runtime
@@ -99,12 +99,11 @@ def _shown(scanned: Scan, picture: Prepared) -> Shown:
 
 def _read(samples: Sequence[Sample], digests: Mapping[Path, str], bundle: Bundle, warn: Tell) -> Iterator[Prepared]:
     """Read and prepare new images for a bundle; `warn` gets a sentence for each unusable image."""
-    registered_to = bundle.load_reference()
+    registered_to, rule, usual = bundle.load_reference(), bundle.manifest.input, bundle.calibration.appearance
     for sample in samples:
         try:
-            rule = bundle.manifest.input
             read = image.accept(image.read_again(sample.path, digests[sample.path], rule.reduced), rule)
-            yield prepare(sample, read, bundle.recipe.geometry, registered_to)
+            yield prepare(sample, read, bundle.recipe.geometry, registered_to, (usual or rule).reduced)
         except ImageError as error:
             warn(f"left out: {error}")
 
@@ -142,15 +141,15 @@ def recalibrate(
     """
     warn, trained_by = warn or tell, bundle.recipe.data.groups
     if groups is None and trained_by:
-        if dataset.is_table(trained_by):
+        if grouping.is_table(trained_by):
             raise DatasetError(
                 f"the bundle was calibrated with the groups in {trained_by}, a table of other images. Give groups for "
                 "the new images (--groups); with '(.*)' each image is a group."
             )
         groups = trained_by
     data = dataset.load(folder, groups=groups, good=good)
-    for sentence in data.unreadable:
-        warn(f"left out: {sentence}")
+    for sentence in data.warnings:
+        warn(sentence)
     for sentence in data.sources("calibration"):
         tell(sentence)
     new = data.training_images()

@@ -23,7 +23,7 @@ from andon.errors import AndonError, DatasetError, RecipeError, TrainingError, c
 from andon.geometry.views import SIZE
 from andon.inspection import Pixels, Scorer
 from andon.progress import Overall, Progress, silent
-from andon.recipe import Recipe, validate
+from andon.recipe import Recipe, plain, validate
 from andon.training import gate, resolution, suspects, workplace
 from andon.training.calibrating import calibrate, crosses, now, united
 
@@ -59,7 +59,7 @@ def compose(
         (values["geometry"], {"size": size}),
         (values["data"], {"groups": None if groups is None else str(groups), "good": good or None}),
     ):
-        section.update({key: value for key, value in changes.items() if value is not None})
+        section.update({key: plain(value) for key, value in changes.items() if value is not None})
     if values["geometry"]["size"] is None:
         recipe = validate(Recipe, values, "recipe")
         kind = detectors.get(recipe.detector.name)
@@ -244,8 +244,8 @@ def _images(recipe: Recipe, model: Detector, tell: Tell, warn: Tell) -> tuple[Da
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
     defective = [sample for sample in data.defective() if sample.split != "test"]
-    for sentence in data.unreadable:
-        warn(f"left out: {sentence}")
+    for sentence in data.warnings:
+        warn(sentence)
     learnt = _defective(defective, model, data, warn)
     if not data.training_images():
         raise DatasetError(
@@ -306,6 +306,8 @@ def _divided(
         registration = reference.provenance(survey.reference, survey.poses.values())
         tell(f"registered to {registration['reference']}: {registration['registered']}")
         check_sides(survey, sides, (fit_on, calibrate_on))
+    for sentence in survey.warnings:
+        warn(sentence)
     tell(f"{survey.share:.1%} of each picture is inspected")
     folds = dataset.folds(calibrate_on, recipe.split.folds, recipe.seed) if crossed else [calibrate_on]
     also, turn = ("; the same", f" in turn, in {len(folds)} folds") if crossed else (",", "")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from andon import files
-from andon.data import dataset
+from andon.data import dataset, grouping
 from andon.errors import AndonError, RecipeError
 from andon.lab.datasets import table
 from andon.recipe import Recipe, validate
@@ -216,7 +216,7 @@ def outside(recipe: Recipe) -> tuple[str, str]:
 
 def _check_folder(product: Product) -> None:
     """Raise RecipeError for a folder without training and test images: evaluation would use training images."""
-    if product.equalise and dataset.is_table(product.groups):
+    if product.equalise and grouping.is_table(product.groups):
         raise RecipeError(
             f"plan: product '{product.name}': equalise renames test pictures to .png, so {product.groups} no longer "
             "names them; expected groups as an expression. Set one, or leave equalise out."
