@@ -248,13 +248,12 @@ def test_images_can_follow_after_figures():
 
 def plain_curve_area(fpr, y, limit):
     """The area under a curve of points, joined by straight lines, up to a limit, divided by the limit."""
-    return (
-        np.trapezoid(
-            [*(v for x, v in zip(fpr, y, strict=True) if x < limit), np.interp(limit, fpr, y)],
-            [*(x for x in fpr if x < limit), limit],
-        )
-        / limit
-    )
+    x = np.asarray(fpr)
+    end = min(
+        int(np.argmax(x >= limit)), len(x) - 1
+    )  # the first point there: the curve may rise straight up at the limit
+    last = np.interp(limit, x[end - 1 : end + 1], y[end - 1 : end + 1])
+    return np.trapezoid([*y[:end], last], [*x[:end], limit]) / limit
 
 
 def plain_spro(good, regions, enough, limits):
@@ -282,8 +281,9 @@ def test_saturated_overlap_agrees_with_its_definition(seed, levels):
         union = np.logical_or.reduce([np.zeros_like(masks[j]), *areas])
         kind = "logical" if j < 3 else "structural"
         pixel.add(maps[j], union, kind, [(area, lambda n, share=share: int(share * n)) for area in areas])
-        if kind == "logical":
+        if kind == "logical" or not areas:  # without an area it is a good image
             background.append(maps[j][seen & ~union])
+        if kind == "logical":
             for area in areas:
                 if (scores := maps[j][area & seen]).size:
                     regions.append(scores)
