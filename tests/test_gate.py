@@ -54,6 +54,17 @@ def plus(score: float = 0.0, pixel: float = 0.0) -> Change:
     return lambda found: Scores(found.image + np.float32(score), found.pixel + np.float32(pixel))
 
 
+def corner(side: int, by: float) -> Change:
+    """Change the map in one corner of the first tile."""
+
+    def change(found: Scores) -> Scores:
+        pixel = found.pixel.copy()
+        pixel[0, :side, :side] += np.float32(by)
+        return Scores(found.image, pixel)
+
+    return change
+
+
 def reversed_order(found: Scores) -> Scores:
     return Scores(found.image.max() + found.image.min() - found.image, found.pixel)
 
@@ -82,6 +93,9 @@ def test_the_same_passes_and_reversed_scores_do_not(
     [
         (level, plus(score=0.01), "the score by"),
         (level, plus(pixel=0.01), "the map by 0.0"),
+        (level, plus(pixel=0.004), "the map by 0.0"),  # everywhere
+        (level, corner(8, 0.004), "the map by 0.0"),  # a quarter of a single tile
+        (level, corner(1, 0.04), "the map by 0.0"),
         (shallow, plus(score=1e-5), "the score by"),  # a hundred thousandth of the map's range
         (level, by_batch, "in a batch of 1;"),
         (level, lambda found: spoiled(found, np.nan), "the score by nan"),
@@ -112,6 +126,10 @@ def test_rounding_is_no_difference(
     fitted: Callable[[Pixels], Scores], change: Change, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 0 <= held(monkeypatch, fitted, change)["onnxruntime"] <= gate.TOLERANCE
+
+
+def test_a_small_part_of_a_map_may_differ_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gate.TOLERANCE < held(monkeypatch, level, corner(3, 0.004))["onnxruntime"] < gate.MORE
 
 
 def test_scores_that_differ_by_more_than_the_tolerance_keep_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

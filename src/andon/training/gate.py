@@ -4,6 +4,9 @@ Every engine is compared with the fitted detector on good training tiles of seve
 them: an output may be almost constant on good tiles, so its range needs defective ones. The difference of each output
 is relative to its own range. Scores that are means of a map differ much less than the values of the map, so relative to
 the range of the map, a graph with another order of scores could pass.
+
+A few values of a map may differ more: where two cells of a bank of memories are almost equally near, rounding decides
+which one is searched, and the distance of one position changes a little.
 """
 
 import importlib.util
@@ -19,6 +22,7 @@ from andon.geometry import tiling
 from andon.inspection import Array, Pixels, Scores
 
 TOLERANCE = 1e-3  # greatest difference, as a share of the range of an output
+FEW, MORE = 0.05, 1e-2  # greatest share of the values of a map that may differ more, and their greatest difference
 ROUNDING = 32 * float(np.finfo(np.float32).eps)  # difference that is always allowed, as a share of the largest value
 GOOD = 8  # good tiles, and as many corrupted ones
 CORRUPTIONS = (  # left, top, right, bottom as shares of the side; change of the values as a share of half their range
@@ -38,8 +42,8 @@ def check(model: Detector, graph: bytes, tiles: Tiles) -> dict[str, float]:
     that inspection uses.
 
     Returns engine → largest difference, as a share of the range of the output. TrainingError when it is more than
-    TOLERANCE, or when scores that differ by more than TOLERANCE are in another order. BundleError when an engine cannot
-    load the graph.
+    TOLERANCE (for FEW values of a map: MORE), or when scores that differ by more than TOLERANCE are in another order.
+    BundleError when an engine cannot load the graph.
     """
     pixels = probes(tiles)
     expected = _in_batches(model.score, pixels)
@@ -54,7 +58,8 @@ def check(model: Detector, graph: bytes, tiles: Tiles) -> dict[str, float]:
             outputs = _in_batches(scorer.score, pixels[rows])
             for name, output, want, spread in zip(("score", "map"), outputs, expected, ranges, strict=True):
                 difference = _difference(output, want[rows], spread)
-                if not difference <= TOLERANCE:
+                few = name == "map" and difference <= MORE and _share(output, want[rows], spread) <= FEW
+                if not (difference <= TOLERANCE or few):
                     raise TrainingError(
                         f"the graph on {engine} differs from the fitted {model.name}: the {name} by {difference:.2g} "
                         f"of its range, in a batch of {len(rows)}; at most {TOLERANCE:g} is allowed."
@@ -119,6 +124,11 @@ def _difference(output: Array, expected: Array, spread: float) -> float:
     if output.shape != expected.shape or not (np.isfinite(output).all() and np.isfinite(expected).all()):
         return float("nan")
     return float(np.abs(output.astype(np.float64) - expected).max()) / spread
+
+
+def _share(output: Array, expected: Array, spread: float) -> float:
+    """Share of the values that differ by more than TOLERANCE of a range."""
+    return float(np.mean(np.abs(output.astype(np.float64) - expected) > TOLERANCE * spread))
 
 
 def _same_order(output: Array, expected: Array, tolerance: float) -> bool:
