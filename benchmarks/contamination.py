@@ -2,11 +2,11 @@
 
     python benchmarks/contamination.py ../shared/data contamination.md [PRODUCT ...]
 
-For bottle, screw, screw with test pictures in the light of its training pictures, and magnetic_tile at 256²: at most
-200 good training pictures, and random defective pictures of the test split, 2, 5 and 10 % of the folder. The default
-detector learns from that folder, from the folder without the listed pictures, and from the folder without the defects
-that a person sees on the contact sheet. Figures on the other test pictures: image AUROC in %, and how many of the
-defective ones escape REVIEW. One seed.
+For bottle, screw, screw with test pictures in the light of its training pictures, and magnetic_tile: at most 200 good
+training pictures, and random defective pictures of the test split, 2, 5 and 10 % of the folder. The default detector,
+at its own size, learns from that folder, from the folder without the listed pictures, and from the folder without the
+defects that a person sees on the contact sheet. Figures on the other test pictures: image AUROC in %, and how many of
+the defective ones escape REVIEW. One seed.
 """
 
 import shutil
