@@ -347,7 +347,15 @@ def test_a_picture_that_only_the_records_name_is_missed_and_one_that_aged_out_is
             connection.execute(sa.delete(schema.pictures).where(schema.pictures.c.digest == first))
         ledger.forget([Held(second, rows[1].time, 6)], "older than 90 days")
         (wrong,) = verified(ledger, archive)["wrong"]
-    assert first in wrong
+        assert first in wrong
+        forged = "'line 1', 1000, '2026', '2026', 'event', '\"no object\"', '', 'forged'"
+        with ledger.engine.connect().execution_options(writes=True) as connection, connection.begin():
+            connection.exec_driver_sql(
+                "INSERT INTO records (station, sequence, time, clock, kind, body, previous, digest) VALUES ("
+                + forged
+                + ")"
+            )
+        assert [each[:15] for each in verified(ledger, archive)["wrong"]] == ["record 1000: wa", wrong[:15]]
 
 
 def test_an_audit_of_no_database_says_so(tmp_path: Path, capsys: Any) -> None:

@@ -217,9 +217,12 @@ class Reader:
             last = found[-1]
 
     def kept(self) -> set[str]:
-        """Return the digests of the pictures and maps that the records say are stored: kept, and not aged out."""
+        """Return the digests of the pictures and maps that the records say are stored: kept, and not aged out.
+
+        Records that are not intact are left out; `verify` finds them.
+        """
         found: set[str] = set()
-        for row in self.walk():
+        for row in filter(Row.intact, self.walk()):
             found.update(row.body.get("kept", {}).values())
             if row.kind == "event" and row.body.get("event") in ("aged out", "restored"):
                 found.difference_update(row.body.get("pictures", ()))
