@@ -85,6 +85,19 @@ def test_equal_bundles_cannot_be_distinguished(compared: compare.Comparison) -> 
     assert compare_page.headline(compared, [difference]).endswith("the difference to b is not significant.")
 
 
+def test_warnings_name_the_bundles_that_they_are_about(tmp_path: Path) -> None:
+    painted = dataset.load(paint_set(tmp_path / "ring"))
+    (tmp_path / "ring/test/good/copy.png").write_bytes(painted.good("test")[0].path.read_bytes())
+    both = {"a": FakeInspector(), "b": FakeInspector()}
+    digest = compare.evaluating.evaluate(both["a"], painted).rows[0].digest
+    both["b"].manifest = both["b"].manifest.model_copy(update={"learnt": [digest[:16]]})
+    found = compare.Comparison(both, dataset.load(tmp_path / "ring"))
+    assert [said[:30] for said in found.warnings] == [
+        "1 image in several equal files",
+        "b: The bundle was trained on 1",
+    ]
+
+
 def test_share_above_is_of_good_images_with_ties_half(compared: compare.Comparison) -> None:
     by_name = dict(zip([row.name for row in compared.images], compared.above()[0], strict=True))  # good: 5 20 30 37 39
     assert by_name["test/scratch/010.png"] == 0.2

@@ -238,6 +238,17 @@ def test_masks_and_thumbnails_are_no_parts(tmp_path: Path) -> None:
     assert [p.name for p in data.stray_masks] == ["9.png"] and len(data.good_masks) == 2
 
 
+def test_heat_maps_of_an_inspection_are_no_parts(tmp_path: Path) -> None:
+    """`andon inspect good --out good/results` must not change what is learnt from `good` the next time."""
+    tree(tmp_path, "good/1.png", "good/lot/overlays/2.png", "good/results/records.jsonl")
+    tree(tmp_path, "good/results/overlays/1.png.png", "good/results/overlays/lot/2.png.png")
+    data = dataset.load(tmp_path)
+    assert [data.relative(s) for s in data.training_images()] == ["good/1.png", "good/lot/overlays/2.png"]
+    assert data.ignored["heat map of an earlier run"] == 2
+    with pytest.raises(DatasetError, match="no images, but 1 heat map of an earlier run"):
+        dataset.load(tmp_path / "good/results/overlays/lot")
+
+
 # ------------------------------------------------------------------------------------------- what cannot be followed
 
 

@@ -202,12 +202,12 @@ def test_masks_are_true_above_half_of_their_largest(tmp_path, top):
 def test_images_that_the_bundle_learnt_from_are_counted_and_reported(painted):
     inspector = FakeInspector()
     clean = evaluate(inspector, dataset.load(painted))
-    assert clean.metrics["data"]["learnt_from"] == 0 and "learnt" not in clean.summary()[0]
+    assert clean.metrics["data"]["learnt_from"] == 0 and not clean.warnings
     learnt = [row.digest[:16] for row in clean.rows[:3]]
     inspector.manifest = inspector.manifest.model_copy(update={"learnt": learnt})
     known = evaluate(inspector, dataset.load(painted))
     assert known.metrics["data"]["learnt_from"] == 3
-    assert known.summary()[0].startswith("The bundle was trained on 3 of these 11 images")
+    assert [said[:51] for said in known.warnings] == ["The bundle was trained on 3 of these 11 images, so "]
 
 
 def test_good_images_that_set_the_thresholds_are_counted_and_reported(painted):

@@ -10,7 +10,9 @@ import pytest
 from andon.errors import AndonError
 from andon.station.config import Config
 from andon.station.line import registers as at
+from andon.station.line.cameras import Cameras
 from andon.station.station import Station
+from andon.streams.simulated import Simulated
 from conftest import part, save, scratched
 from service import lined, until, with_cameras
 
@@ -362,3 +364,27 @@ def test_a_camera_that_is_lost_after_it_was_frozen_is_an_error_after_reset_too(
     plc.write(at.ENABLE)
     camera.with_name("unplugged").rename(camera)
     plc.wait(ready=True, error=False, alarm=0)
+
+
+def test_products_with_the_same_camera_share_it(
+    bundle_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GigE camera gives itself to one program once: opened for each product, all but one would be lost."""
+    opened: list[Simulated] = []
+    first = Simulated.open
+    monkeypatch.setattr(Simulated, "open", lambda camera: (opened.append(camera), first(camera))[1])
+    settings = with_cameras(tmp_path, bundle_file, modbus={"port": 0, "products": ["ring", "file"]})
+    place = settings.products["ring"]
+    with lined(settings.model_copy(update={"products": {"ring": place, "file": place}})) as (station, lines):
+        until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
+        (cameras,) = (each for each in lines.all if isinstance(each, Cameras))
+        jobs = {cameras.trigger(name, f"part of {name}", None, latch=False).id: name for name in ("ring", "file")}
+        until(lambda: len(station.ledger.history()) == 2, "no two records")
+        assert {(row.job, row.product, row.verdict) for row in station.ledger.history()} == {
+            (job, name, "PASS") for job, name in jobs.items()
+        }
+        assert len(opened) == 1
+        (tmp_path / "camera").rename(tmp_path / "unplugged")
+        until(lambda: station.cameras_lost == {"ring", "file"}, "not lost for both")
+        (tmp_path / "unplugged").rename(tmp_path / "camera")
+        until(lambda: not station.cameras_lost and station.ready, "not back")

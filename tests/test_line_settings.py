@@ -54,7 +54,11 @@ def test_the_settings_of_the_documentation_are_valid_and_their_paths_lie_beside_
                 f"[[folder]]\nproduct = '{p}'\npictures = 'in/{p}'\nresults = '{r}'\n"
                 for p, r in (("a", "x"), ("b", "y/../x/"))
             ),
-            "two [[folder]] have the same results, 'x', where each would overwrite those of the other",
+            "two [[folder]] have the same results, 'y/../x', where each would overwrite those of the other",
+        ),
+        (
+            "[products.a]\ncamera = '0'\n[products.b]\ncamera = '0'\ncamera_channels = 1",
+            "product 'b' has the camera '0' with camera_channels = 1, and another product has it with 3",
         ),
         ("[[folder]]\nproduct = 'a'\npicture = 'x'", "folder.0.picture: unknown key 'picture'. Did you mean"),
     ],
@@ -64,3 +68,13 @@ def test_wrong_settings_are_said(tmp_path: Path, text: str, said: str) -> None:
     file.write_text(text)
     with pytest.raises(AndonError, match=re.escape(said)):
         Config.load(file)
+
+
+def test_the_same_place_by_an_absolute_and_a_relative_path_is_seen(tmp_path: Path) -> None:
+    file = tmp_path / "station.toml"
+    entry = "[[folder]]\nproduct = '{0}'\npictures = 'in/{0}'\nresults = '{1}'\n"
+    file.write_text(entry.format("a", "x") + entry.format("b", (tmp_path / "x").as_posix()))
+    with pytest.raises(AndonError, match="have the same results"):
+        Config.load(file)
+    file.write_text(f"[products.a]\ncamera = 'in'\n[products.b]\ncamera = '{tmp_path.as_posix()}/y/../in'")
+    assert len({each.camera for each in Config.load(file).products.values()}) == 1

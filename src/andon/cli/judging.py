@@ -1,7 +1,6 @@
 """Commands that check, inspect and evaluate images, and show bundles and detectors."""
 
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -247,6 +246,7 @@ def _images(sources: list[Path], failures: list[str]) -> list[tuple[Path, Path]]
     """
     from andon import files
     from andon.data import folders
+    from andon.data.labelling import listing
 
     names: set[str] = set()
     images: list[tuple[Path, Path]] = []
@@ -257,25 +257,16 @@ def _images(sources: list[Path], failures: list[str]) -> list[tuple[Path, Path]]
             except OSError as error:
                 raise DatasetError(f"{source}: cannot be read: {error.strerror}. Allow reading.") from error
             failures += [f"could not be inspected: {sentence}" for sentence in contents.unreadable]
-            inside = [path for path in contents.images if not _drawn(path)]
-            skipped = f"; {len(contents.masks)} masks are not inspected" if contents.masks else ""
-            if not inside:
-                raise DatasetError(f"{source}: no images in this folder{skipped}. Name a folder of images.")
-            if skipped:
-                print(f"{source}{skipped.replace(';', ':')}", file=sys.stderr)
+            if not contents.images:
+                found = f", but {listing(contents.others)}" if contents.others else ""
+                raise DatasetError(f"{source}: no images in this folder{found}. Name a folder of images.")
+            if contents.masks:
+                print(f"{source}: {counted(len(contents.masks), 'mask')} not inspected", file=sys.stderr)
             below = _numbered(source.resolve().name, names) if len(sources) > 1 else ""
-            images += [(path, below / path.relative_to(source)) for path in inside]
+            images += [(path, below / path.relative_to(source)) for path in contents.images]
         else:
             images.append((source, Path(_numbered(source.name, names))))
     return images
-
-
-def _drawn(path: Path) -> bool:
-    """Whether a picture is a heat map of an earlier run: in a folder `overlays` beside `records.jsonl`."""
-    from andon import files
-
-    folders = Path(os.path.realpath(path)).parents
-    return any(each.name == "overlays" and files.is_file(each.with_name("records.jsonl")) for each in folders)
 
 
 def _numbered(name: str, names: set[str]) -> str:

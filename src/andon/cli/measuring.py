@@ -102,6 +102,8 @@ def compare(
     if not quiet:
         print(compare_page.headline(compared, compared.differences()))
         print(f"report: {page}")
+    for warning in compared.warnings:
+        print(warning, file=sys.stderr)
     for error in compared.errors:
         print(f"could not be evaluated: {error}", file=sys.stderr)
     if compared.errors:

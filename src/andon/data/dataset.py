@@ -153,8 +153,7 @@ def load(root: str | Path, groups: str | Path | None = None, good: Sequence[str]
         what = f"contains the data set{'s' * (len(nested) > 1)} {', '.join(nested[:3])}"
         raise DatasetError(f"{root}: {what}; expected the folder of one data set. Use {root / nested[0]}.")
     if not images:
-        others = {**({"mask": len(contents.masks)} if contents.masks else {}), **ignored}
-        rest = f", but {listing(others)}" if others else ""
+        rest = f", but {listing(contents.others)}" if contents.others else ""
         raise DatasetError(f"{root}: no images{rest}; expected PNG, JPEG, TIFF, BMP, WebP or PGM. Use another folder.")
     labels: dict[Path, str] = {}
     for split in ("train", "test") if mvtec else ("",):

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+from andon import files
 from andon.pictures.headers import SUFFIXES
 
 Kind = Literal["good", "bad", "mask", "system", ""]
@@ -127,11 +128,17 @@ class Contents:
     ignored: Counter[str] = field(default_factory=Counter)  # kind → number of other files and folders
     unreadable: list[str] = field(default_factory=list)  # sentences on unreadable folders and links
 
+    @property
+    def others(self) -> dict[str, int]:
+        """The number of files of each kind that are no pictures of parts."""
+        return {**({"mask": len(self.masks)} if self.masks else {}), **self.ignored}
+
 
 def scan(folder: Path, names: Names | None = None) -> Contents:
     """Find the files at any depth. Unreadable folders and links are skipped and listed in `unreadable`.
 
-    System folders are skipped. Errors: OSError when the folder itself cannot be read.
+    System folders and heat maps of earlier inspections are skipped. Errors: OSError when the folder itself cannot be
+    read.
     """
     names, contents = names or Names(), Contents()
     pictures = []
@@ -143,8 +150,11 @@ def scan(folder: Path, names: Names | None = None) -> Contents:
             contents.masks.append(path)
         else:
             pictures.append(path)
-    for _, group in groupby(sorted(pictures, key=lambda path: path.parent), key=lambda path: path.parent):
+    for parent, group in groupby(sorted(pictures, key=lambda path: path.parent), key=lambda path: path.parent):
         siblings = list(group)
+        if _heat_maps(parent):
+            contents.ignored["heat map of an earlier run"] += len(siblings)
+            continue
         stems = {normalize(path.stem) for path in siblings}
         for path in siblings:
             companion = any(stem in stems for stem in image_stems(path.stem)[1:])
@@ -174,6 +184,13 @@ def mask_folder(folders: tuple[str, ...], names: Names) -> int | None:
 def split_of(name: str) -> str:
     """Return the split of a folder in a published layout: train, test or ""."""
     return {"train": "train", "training": "train", "test": "test", "testing": "test"}.get(normalize(name), "")
+
+
+def _heat_maps(folder: Path) -> bool:
+    """Whether a folder contains heat maps of an inspection: it is in a folder `overlays` beside `records.jsonl`."""
+    place = Path(os.path.realpath(folder))
+    above = (place, *place.parents)
+    return any(each.name == "overlays" and files.is_file(each.with_name("records.jsonl")) for each in above)
 
 
 def _walk(root: Path, names: Names, contents: Contents) -> Iterator[Path]:

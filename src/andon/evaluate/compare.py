@@ -66,6 +66,16 @@ class Comparison:
             for name in self.changed
         ]
 
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings of the evaluations; with the names of the bundles that they are about, unless about all."""
+        about: dict[str, list[str]] = {}
+        for name, evaluation in self.evaluations.items():
+            for sentence in evaluation.warnings:
+                about.setdefault(sentence, []).append(name)
+        everyone = len(self.evaluations)
+        return [said if len(names) == everyone else f"{', '.join(names)}: {said}" for said, names in about.items()]
+
     def differences(self) -> list[Difference]:
         """The difference of every pair of bundles, by a paired bootstrap over groups (parts, lots or sessions)."""
         if not self.ranked:

@@ -98,6 +98,7 @@ def html(compared: Comparison) -> bytes:
         mark=control.mark,
         near=control.NEAR,
         errors=compared.errors,
+        warnings=compared.warnings,
     )
 
 

@@ -82,17 +82,12 @@ class Evaluation:
 
     @property
     def warnings(self) -> list[str]:
-        """Sentences on images in no figure, known to the calibration or repeated, and on doubtful masks."""
+        """Sentences on images in no figure, known to the bundle or repeated, and on doubtful groups and masks."""
         return list(self.metrics["warnings"])
 
     def summary(self) -> list[str]:
         """Sentences for people: escapes, false rejects, AUROC, pixel figures, control and simple statistics."""
         sentences = []
-        if count := self.metrics["data"]["learnt_from"]:
-            sentences.append(
-                f"The bundle was trained on {count} of these {len(self.rows)} images, so the figures are too good. "
-                "Evaluate on other images."
-            )
         unit, decision = promised_unit(self.metrics)
         for name, figures in decision.items():
             sentences.append(
@@ -191,6 +186,7 @@ def evaluate(
         "errors": results.errors,
         "warnings": [
             *_exclusions(results, len(split) - len(samples)),
+            *dataset.doubtful_groups,
             *repeated.sentences(inspector, rows),
             *_warnings(dataset, samples, results.masks),
         ],

@@ -1,4 +1,4 @@
-"""Test images that are no new observations: those that set the thresholds, and equal files."""
+"""Test images that are no new observations: the bundle learnt from them or for its thresholds; and equal files."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -23,15 +23,20 @@ class Inspected(Judged, Protocol):
 
 
 def sentences(inspector: Inspector, rows: Sequence[Inspected]) -> list[str]:
-    """Sentences on good images that set the thresholds, on equal files, and on equal files with both labels.
+    """Sentences on images that the bundle knows: learnt from, or for its thresholds; and on equal files.
 
-    Images that the bundle was trained on are left out of the first; `Evaluation.summary` has a sentence on them.
+    Of equal files, those that have both labels are listed apart.
     """
-    good, calibrated = [row for row in rows if row.good], set(inspector.calibration.digests)
-    learnt = inspector.manifest.learnt_from(row.digest for row in good)
-    held_out = [row.name for row, known in zip(good, learnt, strict=True) if row.digest in calibrated and not known]
+    calibrated = set(inspector.calibration.digests)
+    learnt = inspector.manifest.learnt_from(row.digest for row in rows)
     found = []
-    if held_out:
+    if trained := sum(learnt):
+        found.append(
+            f"The bundle was trained on {trained} of these {counted(len(rows), 'image')}, so the figures are too good. "
+            "Evaluate on other images."
+        )
+    good = [(row, known) for row, known in zip(rows, learnt, strict=True) if row.good]
+    if held_out := [row.name for row, known in good if row.digest in calibrated and not known]:
         found.append(
             f"{len(held_out)} of {counted(len(good), 'good image')} set the thresholds, which fixes how many of these "
             f"are stopped. Evaluate on other good images: {few(held_out)}"

@@ -169,12 +169,21 @@ class Config(_Section):
         hooks = [each.name.upper() for each in self.webhook]
         if len(set(hooks)) < len(hooks):
             raise ValueError("two webhooks have the same name; expected different names")
-        results = [os.path.normpath(each.results) for each in self.folder]
-        if same := [each for each in results if results.count(each) > 1]:
-            raise ValueError(
-                f"two [[folder]] have the same results, '{same[0]}', where each would overwrite those of the other; "
-                "expected different folders"
-            )
+        results = [os.path.realpath(each.results) for each in self.folder]
+        for number, each in enumerate(self.folder):
+            if results[number] in results[:number]:
+                raise ValueError(
+                    f"two [[folder]] have the same results, '{each.results}', where each would overwrite those of the "
+                    "other; expected different folders"
+                )
+        channels: dict[str, int] = {}
+        for name, product in self.products.items():
+            number = product.camera_channels
+            if product.camera and channels.setdefault(product.camera, number) != number:
+                raise ValueError(
+                    f"product '{name}' has the camera '{product.camera}' with camera_channels = {number}, and another "
+                    f"product has it with {channels[product.camera]}; expected the same for both"
+                )
         return self
 
     @classmethod
@@ -189,9 +198,10 @@ class Config(_Section):
             raise StationError(
                 f"{path}: cannot be read: {error}. Expected a folder of bundles, or a station's settings as TOML."
             ) from None
-        return validate(cls, values, str(path)).below(path.resolve().parent)
+        given = validate(cls, values, str(path))
+        return validate(cls, given._below(path.resolve().parent), str(path))  # equal places are seen only now
 
-    def below(self, folder: Path) -> Self:
+    def _below(self, folder: Path) -> dict[str, Any]:
         """Return the settings with relative paths resolved against a folder."""
         places: dict[str, Any] = {"bundles": folder / self.bundles, "data": folder / self.data}
         if self.records_file:
@@ -206,7 +216,7 @@ class Config(_Section):
             name: each.model_copy(update={"camera": _place(each.camera, folder)})
             for name, each in self.products.items()
         }
-        return self.model_copy(update=places)
+        return {**dict(self), **places}
 
     def targets(self) -> tuple[str, ...]:
         """The targets of the outbox, to which records are delivered."""
@@ -239,5 +249,5 @@ def _place(camera: str, folder: Path) -> str:
     """Return a camera's name; a relative path in it is resolved against a folder."""
     kind, colon, rest = camera.partition(":")
     if colon and kind == "simulated":
-        return f"simulated:{folder / rest}"
-    return camera if not camera or colon or camera.isdecimal() else str(folder / camera)
+        return f"simulated:{os.path.normpath(folder / rest)}"
+    return camera if not camera or colon or camera.isdecimal() else os.path.normpath(folder / camera)

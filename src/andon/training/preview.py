@@ -36,6 +36,8 @@ def sheet(recipe: Recipe, count: int = 10, progress: Progress = silent, warn: Te
     if not recipe.data.images:
         raise RecipeError("the recipe names no images. Set [data] images to a folder of good images.")
     data = dataset.load(recipe.data.images, groups=recipe.data.groups or None, good=recipe.data.good)
+    for sentence in data.warnings:
+        warn(sentence)
     good = data.training_images()
     if not good:
         raise DatasetError(f"{data.root}: no good images to show among {len(data.samples)} images. Add some.")

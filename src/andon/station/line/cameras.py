@@ -20,7 +20,7 @@ LOOK_S = 0.25
 
 
 class Cameras:
-    """The cameras of all products.
+    """The cameras of all products. Products with the same camera share it: few cameras can be opened twice.
 
     Args:
         station: station that inspects.
@@ -29,26 +29,28 @@ class Cameras:
     def __init__(self, station: Station) -> None:
         self._station = station
         named = {name: each for name, each in station.config.products.items() if each.camera}
-        self._cameras = {
-            name: _Camera(self, name, each.camera, each.camera_channels, station) for name, each in named.items()
-        }
+        products: dict[tuple[str, int], list[str]] = {}
+        for name, each in named.items():
+            products.setdefault((each.camera, each.camera_channels), []).append(name)
+        self._all = [_Camera(self, names, *key, station) for key, names in products.items()]
+        self._cameras = {name: camera for camera in self._all for name in camera.products}
 
     def status(self) -> Shown:
         lost = sorted(self._station.cameras_lost)
         values = [
-            Value(name, camera.place, "lost" if name in lost else "there", f"{len(camera.waiting)} jobs wait")
+            Value(name, camera.place, "lost" if name in lost else "there", f"{camera.jobs(name)} jobs wait")
             for name, camera in self._cameras.items()
         ]
         fault = f"no pictures come from the camera of {', '.join(lost)}." if lost else ""
         return Shown("Cameras", "", fault, values)
 
     def start(self) -> None:
-        for name, camera in self._cameras.items():
-            self._station.teaching.cameras.opened[name] = camera
+        self._station.teaching.cameras.opened.update(self._cameras)
+        for camera in self._all:
             camera.thread.start()
 
     def close(self) -> None:
-        for camera in self._cameras.values():
+        for camera in self._all:
             camera.close()
 
     def trigger(self, product: str, part: str, lot: str | None, latch: bool) -> Job:
@@ -71,13 +73,13 @@ class Cameras:
             camera.waiting.append(job)
         return job
 
-    def connected(self, product: str, here: bool) -> None:
+    def connected(self, products: list[str], here: bool) -> None:
         """Note that a camera is connected (`here`) or lost; begin or end the error CAMERA_LOST."""
         station, lost = self._station, self._station.cameras_lost
-        if here != (product in lost):
+        if here == lost.isdisjoint(products):
             return
         with station.lock:
-            (lost.discard if here else lost.add)(product)
+            (lost.difference_update if here else lost.update)(products)
             if lost:
                 station.do(lambda now: station.machine.fail("CAMERA_LOST", now))
             elif station.machine.memory.errors.get("CAMERA_LOST") is False:
@@ -90,8 +92,8 @@ class _Camera:
     From a folder, it is the file with the name of the part.
     """
 
-    def __init__(self, cameras: Cameras, product: str, place: str, channels: int, station: Station) -> None:
-        self._cameras, self._product, self.place, self._channels = cameras, product, place, channels
+    def __init__(self, cameras: Cameras, products: list[str], place: str, channels: int, station: Station) -> None:
+        self._cameras, self.products, self.place, self._channels = cameras, products, place, channels
         self._station = station
         self.lock = threading.Lock()
         self.waiting: list[Job] = []
@@ -99,14 +101,20 @@ class _Camera:
         self._source: Source | None = None
         self._control = Control(Report(), threading.Event(), self._warn)
         self.by_name = isinstance(self._open(), Folder)
-        self._pool = ThreadPoolExecutor(1, f"pictures of {product}")
-        self.thread = threading.Thread(target=self._run, name=f"camera of {product}", daemon=True)
+        self._name = f"camera of {', '.join(products)}"
+        self._pool = ThreadPoolExecutor(1, f"pictures of the {self._name}")
+        self.thread = threading.Thread(target=self._run, name=self._name, daemon=True)
 
     def close(self) -> None:
         self._control.stop.set()
         if self.thread.ident:
             self.thread.join()
         self._pool.shutdown()
+
+    def jobs(self, product: str) -> int:
+        """How many jobs of a product wait for their picture."""
+        with self.lock:
+            return sum(job.product == product for job in self.waiting)
 
     def frames(self, control: Control) -> Iterator[Frame]:
         """Its frames as they come, for somebody who looks at them, too."""
@@ -128,7 +136,7 @@ class _Camera:
         while not stop.is_set():
             try:
                 for frame in self._open().frames(self._control):
-                    self._cameras.connected(self._product, True)
+                    self._cameras.connected(self.products, True)
                     self._give(frame)
                 self._fault("it gives no more pictures. Expected a camera or a folder, which never end.")
             except Exception as error:  # a driver's, too
@@ -137,13 +145,13 @@ class _Camera:
 
     def _fault(self, sentence: str) -> None:
         if not self._control.stop.is_set():
-            self._station.tell(f"camera of {self._product}: {sentence}")
-            self._cameras.connected(self._product, False)
+            self._station.tell(f"{self._name}: {sentence}")
+            self._cameras.connected(self.products, False)
 
     def _warn(self, sentence: str) -> None:
-        self._station.tell(f"camera of {self._product}: {sentence}")
+        self._station.tell(f"{self._name}: {sentence}")
         if isinstance(self._source, Live):
-            self._cameras.connected(self._product, not self._source.lost)
+            self._cameras.connected(self.products, not self._source.lost)
 
     def _give(self, frame: Frame) -> None:
         """Pass a picture to the oldest job that waits for it."""
@@ -165,4 +173,4 @@ class _Camera:
         try:
             self._station.picture(job.id, contents(frame))
         except (AndonError, OSError) as error:  # its deadline ends the job, if nothing else has
-            self._station.tell(f"camera of {self._product}, job {job.id}: {error}")
+            self._station.tell(f"{self._name}, job {job.id}: {error}")
