@@ -64,6 +64,9 @@ def train(
             tell=printer(quiet),
             warn=printer(False),
         )
+    if (device or time) and not bundle.curve:
+        given = " and ".join(name for name, value in (("--device", device), ("--time", time)) if value)
+        printer(False)(f"{given}: not used; {bundle.manifest.detector} is not trained by gradient")
     seconds = sum(bundle.manifest.timings.values())
     printer(quiet)(f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB) after {seconds:.0f} s")
 

@@ -34,11 +34,12 @@ GOOD = _set("""
 """Names of folders of good parts, as results of `reduce`: English, German, Japanese, Chinese."""
 
 BAD = _set("""
-    bad bads ng ngs nok nogood nogo notgood notok notnormal notpass fail fails failed failure failures fault faults
+    bad bads ng ngs nok nook ko nogood nogo notgood notok notnormal notpass fail fails failed failure failures fault faults
     faulty defect defects defective defectives defected anomaly anomalies anomalous abnormal abnormals abnormality
     reject rejects rejected broken damage damages damaged scrap scrapped nonconforming nonconform unacceptable
     unqualified error errors
-    schlecht schlechte schlechten schlechtteil schlechtteile ausschuss ausschussteile nio nichtio nichtinordnung fehler
+    schlecht schlechte schlechten schlechtteil schlechtteile ausschuss ausschussteile nio nichtio nichtok nichtgut
+    nichtinordnung fehler
     fehlerhaft fehlerhafte fehlerbilder fehlerteile defekt defekte mangel mängel maengel mangelhaft anomalie anomalien
     beschädigt beschaedigt kaputt
     不良 不良品 ng品 異常 異常品 异常 异常品 不正常 不合格 不合格品 不合格件 欠陥 欠陥品 欠陥あり 不具合 不具合品
