@@ -34,10 +34,10 @@ GOOD = _set("""
 """Names of folders of good parts, as results of `reduce`: English, German, Japanese, Chinese."""
 
 BAD = _set("""
-    bad bads ng ngs nok nook ko nogood nogo notgood notok notnormal notpass fail fails failed failure failures fault faults
-    faulty defect defects defective defectives defected anomaly anomalies anomalous abnormal abnormals abnormality
-    reject rejects rejected broken damage damages damaged scrap scrapped nonconforming nonconform unacceptable
-    unqualified error errors
+    bad bads ng ngs nok nook ko nogood nogo notgood notok notnormal notpass fail fails failed failure failures fault
+    faults faulty defect defects defective defectives defected anomaly anomalies anomalous abnormal abnormals
+    abnormality reject rejects rejected broken damage damages damaged scrap scrapped nonconforming
+    nonconform unacceptable unqualified error errors
     schlecht schlechte schlechten schlechtteil schlechtteile ausschuss ausschussteile nio nichtio nichtok nichtgut
     nichtinordnung fehler
     fehlerhaft fehlerhafte fehlerbilder fehlerteile defekt defekte mangel mängel maengel mangelhaft anomalie anomalien
