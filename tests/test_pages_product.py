@@ -7,16 +7,18 @@ import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from andon.station import pages
+from andon.station import pages, statistics
 from andon.station.config import Config
 from andon.station.drift import Change
 from andon.station.keys import Keys, Role
 from andon.station.line.settings import Watched
+from andon.station.pages import product as product_pages
 from andon.station.pages.app import POLICY
 from andon.station.pages.sessions import Sessions
 from service import BESIDE_S, Service, config, served, until
@@ -192,8 +194,16 @@ def test_the_quality_ends_a_drift_whose_cause_is_removed(service: Service, peopl
     assert "No drift found" in quality.get(place)
     service.station.loaded["ring"].drift.change = Change("sharpness", "lower", 30, 12)
     assert "Drift found" in operator.get(place) and "The cause is removed" not in operator.get(place)
+    loaded = service.station.loaded["ring"]
+    service.station._drifted(loaded, loaded.drift.change)
+    until(lambda: [m for m in statistics.marks(service.station.ledger, "ring") if m.kind == "drift"], "no record of it")
+    page, shown = SimpleNamespace(station=service.station), service.station.products.catalogue.product("ring")
+    begun = product_pages._since(page, shown)
+    for seed in range(20):  # the time of the beginning stays while parts follow
+        service.inspect(good(seed), f"after {seed}")
+    assert begun and product_pages._since(page, shown) == begun
     operator.post(place, 403)
-    assert "The cause is removed" in quality.get(place) and "12 parts ago" in quality.get(place)
+    assert "The cause is removed" in quality.get(place) and "12 parts before it was found" in quality.get(place)
     quality.post(place)
     assert "No drift found" in quality.get(place) and "The cause is removed" not in quality.get(place)
     assert "no drift was found" in quality.post(place, 409)

@@ -159,7 +159,7 @@ def test_a_damaged_bundle_in_the_folder_is_named_where_it_lies(bundle_file: Path
     with served(config(tmp_path)) as service:
         until(lambda: service.station.products.faults, "no fault is told")
         (name, fault), *others = service.station.products.faults.items()
-        assert (name, others) == ("torn", []) and fault.startswith(f"{torn}: truncated or damaged")
+        assert (name, others) == ("torn.andon", []) and fault.startswith(f"{torn}: truncated or damaged")
         assert service.inspect(good(1), "1").status_code == 201
 
 
@@ -234,3 +234,20 @@ def test_the_commands_define_run_and_show_challenge_parts(
     toml.write_text("every_h = 1\nparts = []")
     assert run(monkeypatch, service, "define", "ring", toml) == 0
     service.ready()
+
+
+def test_a_restart_keeps_what_a_person_decided_and_names_a_bundle_of_the_folder_that_was_refused(
+    bundle_file: Path, tmp_path: Path
+) -> None:
+    shutil.copy(bundle_file, tmp_path / "ring.andon")
+    save(tmp_path / "ring.golden.png", part(100))
+    with served(config(tmp_path)) as service:
+        first, golden = active(service), {"Content-Type": "image/png"}
+        assert service.quality.put("/v1/products/ring/golden", content=good(101), headers=golden).status_code == 200
+        chosen = service.operator.get("/v1/products/ring").json()["golden"]
+    decided(bundle_file, tmp_path / "ring.andon", review_threshold=0.0, reject_threshold=0.0)
+    for said in ("golden picture: REJECT", "has never inspected"):  # refused, and then known as such
+        with served(config(tmp_path)) as service:
+            shown = service.operator.get("/v1/products/ring").json()
+            assert said in shown["fault"] and (shown["active"], shown["golden"]) == (first, chosen)
+            assert service.inspect(good(102), "1").json()["bundle"] == first

@@ -3,10 +3,11 @@
 import hashlib
 import os
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from andon import files
@@ -32,6 +33,17 @@ class Archive:
             files.make_folder(self.folder)
         except AndonError as error:
             raise StorageError(str(error)) from None
+
+    @contextmanager
+    def incoming(self) -> Iterator[Path]:
+        """Yield a temporary path for a file to be moved into the archive; what remains there is removed."""
+        place = self.folder / f"{secrets.token_hex(8)}.part"
+        try:
+            yield place
+        except OSError as error:
+            raise StorageError(f"{error.filename or place}: cannot be copied: {files.reason(error)}.") from error
+        finally:
+            place.unlink(missing_ok=True)
 
     def put(self, data: bytes, suffix: str = "") -> str:
         """Store data durably, all or nothing, and return its digest. StorageError when it cannot be stored."""

@@ -52,8 +52,12 @@ class Product:
     """Digest of the version that is in use."""
     past: tuple[str, ...] = ()
     """Digests of earlier active versions, in the order of time."""
+    used: frozenset[str] = frozenset()
+    """Digests of all versions that were ever active."""
     golden: str | None = None
     """Digest of the golden picture: a good part, which a bundle must pass before its activation."""
+    goldens: frozenset[str] = frozenset()
+    """Digests of all its golden pictures, the earlier ones too."""
     parts: Parts | None = None
     """The challenge parts."""
     escapes: dict[int, Escape] = field(default_factory=dict)
@@ -141,10 +145,11 @@ class Catalogue:
             case "activate":
                 past = (*product.past, product.active) if product.active else product.past
                 product = replace(product, active=body["digest"], past=tuple(d for d in past if d != body["digest"]))
+                product = replace(product, used=product.used | {body["digest"]})
             case "roll back":
                 product = replace(product, active=body["digest"], past=product.past[:-1])
             case "golden":
-                product = replace(product, golden=body["picture"])
+                product = replace(product, golden=body["picture"], goldens=product.goldens | {body["picture"]})
             case "challenge":
                 product = replace(product, parts=Parts.of(body["parts"]))
             case _:

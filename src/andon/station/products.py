@@ -1,7 +1,6 @@
 """Products of a station: load, check and exchange their bundles while the line runs; their challenge parts."""
 
 import re
-import secrets
 import shutil
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 from andon import files
 from andon.calibration import Calibration
-from andon.errors import AndonError, StorageError, counted, few
+from andon.errors import AndonError, counted, few
 from andon.station import aside, floor, review, runs
 from andon.station.archive import Archive
 from andon.station.catalogue import Catalogue, Product, Version, change
@@ -75,11 +74,15 @@ class Products:
 
     def _load_all(self) -> None:
         for path in sorted(self.config.bundles.glob("*.andon")):
-            with self._fault_of(path.stem):
+            with self._fault_of(path.name):
                 self._take(path)
         for name in self.catalogue.products:
             self._load_one(name)
         self.idle.serve()
+
+    def fault(self, name: str) -> str | None:
+        """What a person must know of a product: why it is not loaded, or its bundle in the folder not in use."""
+        return self.faults.get(name) or self.faults.get(f"{name}.andon")
 
     def _load_one(self, name: str) -> None:
         with self._fault_of(name), self._changes:
@@ -107,13 +110,20 @@ class Products:
         golden = path.with_name(f"{name}.golden.png")
         if files.is_file(golden):
             digest = self.archive.put(golden.read_bytes(), ".png")
-            if name not in self.catalogue.products or self.catalogue.product(name).golden != digest:
+            if digest not in self.catalogue.products.get(name, Product(name)).goldens:  # else a later one counts
                 self._keep("golden", FOLDER, name, picture=digest)
-        with self.incoming() as copy:
+        with self.archive.incoming() as copy:
             shutil.copyfile(path, copy)
             file = self.archive.move(copy, ".andon")
-        if file in {v.file for v in self.catalogue.products.get(name, Product(name)).versions.values()}:
+        product = self.catalogue.products.get(name, Product(name))
+        known = next((version for version in product.versions.values() if version.file == file), None)
+        if known and (known.digest in product.used or known.by != FOLDER):
             return
+        if known and product.active:  # refused or interrupted when it came; what inspects now is a person's choice
+            raise StationError(
+                f"{path}: its bundle {known.digest[:12]} has never inspected; {product.active[:12]} does. Activate it "
+                "on the page of the product, or remove the file."
+            )
         try:
             version = self.add(name, file, FOLDER)
         except AndonError as error:  # names the copy, which nobody knows
@@ -121,17 +131,6 @@ class Products:
         if not version.released:
             self.release(name, version.digest, FOLDER)
         self.activate(name, version.digest, FOLDER)
-
-    @contextmanager
-    def incoming(self) -> Iterator[Path]:
-        """Yield a temporary path for a file to be moved into `archive`; a file that remains there is removed."""
-        place = self.archive.folder / f"{secrets.token_hex(8)}.part"
-        try:
-            yield place
-        except OSError as error:
-            raise StorageError(f"{error.filename or place}: cannot be copied: {files.reason(error)}.") from error
-        finally:
-            place.unlink(missing_ok=True)
 
     # Changes
 
@@ -209,7 +208,7 @@ class Products:
                 self._load_active(name)
             loaded = self._next.get(name) or self._jobs.loaded.get(name)
             if loaded is None:
-                raise StationError(f"product '{name}': {self.faults.get(name, 'it has no active bundle.')}")
+                raise StationError(f"product '{name}': {self.fault(name) or 'it has no active bundle.'}")
             loaded.used = time.monotonic()
             if name not in self._jobs.machine.memory.products:
                 self._put(name, loaded)
@@ -254,6 +253,7 @@ class Products:
                     "bundle. Call Stop, or wait until the picture is taken."
                 )
             self._keep(what, who, name, digest=version.digest)
+            self.faults.pop(f"{name}.andon", None)
         except BaseException:
             loaded.workers.close()
             raise

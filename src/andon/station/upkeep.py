@@ -128,7 +128,7 @@ class Upkeep:
         done = self.recalibration(product)
         if done is None or done.result is None:
             raise StationError(f"product '{product}': no recalibration has succeeded. Start one.")
-        with self._products.incoming() as place:
+        with self._products.archive.incoming() as place:
             shutil.copyfile(self._recalibrated(product), place)
             file = self._products.archive.move(place, ".andon")
         return self._products.add(product, file, who)

@@ -46,7 +46,7 @@ async def upload(request: Request, station: The, key: Engineer, product: Name) -
     kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
     if kind != "application/octet-stream":
         raise Problem(415, f"The body is '{kind[:80]}'; expected a bundle as application/octet-stream.")
-    with station.products.incoming() as place:
+    with station.products.archive.incoming() as place:
         await received(request, place)
         digest = await run_in_threadpool(station.products.archive.move, place, ".andon")
     version = await run_in_threadpool(station.products.add, product, digest, key.name)
@@ -158,6 +158,6 @@ def _shown(station: Station, product: Product) -> dict[str, Any]:
         "prepared": prepared is not None,
         "challenge": prepared.challenge if prepared else None,
         "deadline_ms": prepared.deadline * 1000 if prepared else None,
-        "fault": station.products.faults.get(product.name),
+        "fault": station.products.fault(product.name),
     }
     return {**product.shown(), **facts}

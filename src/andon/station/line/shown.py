@@ -33,7 +33,7 @@ def lacking(station: Station, product: str) -> str:
     if product in products and products[product].active:
         return ""
     if files.is_file(station.config.bundles / f"{product}.andon"):  # it is being loaded, or has failed
-        return station.products.faults.get(product, "")
+        return station.products.fault(product) or ""
     if product in products:
         return f"product '{product}' has no active bundle. Release and activate one."
     return f"product '{product}' does not exist. Upload, release and activate a bundle, or correct the settings."

@@ -39,10 +39,10 @@ def products(page: Operator) -> Response:
     known = page.station.products.catalogue.products
     if len(known) == 1:
         return RedirectResponse(f"/products/{next(iter(known))}", 303, HEADERS)
-    now, faults = datetime.now(UTC), page.station.products.faults
+    now, fault = datetime.now(UTC), page.station.products.fault
     day = (now - figures.SPANS["day"], now)
     listed = [
-        (each, statistics.production(page.station.ledger, name, day)[0], _change(page, name), faults.get(name))
+        (each, statistics.production(page.station.ledger, name, day)[0], _change(page, name), fault(name))
         for name, each in known.items()
     ]
     return page.render("products.html", products=listed)
@@ -304,8 +304,11 @@ def _since(page: Page, product: Product) -> datetime | None:
     loaded = page.station.watched().get(product.name)
     if loaded is None or loaded.drift.change is None:
         return None
-    now, most = datetime.now(UTC), loaded.drift.change.since
-    parts = statistics.dots(page.station.ledger, product.name, now - LONGEST, now, most, doubtful=False)
+    found, most = datetime.now(UTC), loaded.drift.change.since
+    for mark in statistics.marks(page.station.ledger, product.name):
+        if mark.kind == "drift" and mark.body["bundle"] == loaded.version.digest:
+            found = datetime.fromisoformat(mark.time)
+    parts = statistics.dots(page.station.ledger, product.name, found - LONGEST, found, most, doubtful=False)
     return datetime.fromisoformat(parts[0].time) if parts else None
 
 

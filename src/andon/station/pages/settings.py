@@ -201,7 +201,7 @@ def software(page: Operator) -> Response:
     """Versions of software and bundles."""
     products = page.station.products
     bundles = [
-        (each, each.versions.get(each.active or ""), products.faults.get(each.name))
+        (each, each.versions.get(each.active or ""), products.fault(each.name))
         for each in products.catalogue.products.values()
     ]
     return _show(page, "software", software=upkeep.software(page.station.ledger), bundles=bundles)

@@ -206,7 +206,7 @@ class Teaching:
     def release(self, project: Project, who: str) -> Version:
         """Give the bundle to the station, and permit it to inspect. StationError names escapes that it lets through."""
         self.trained(project)
-        with self._products.incoming() as copy:
+        with self._products.archive.incoming() as copy:
             shutil.copyfile(self.projects.place(project) / work.BUNDLE, copy)
             file = self._products.archive.move(copy, ".andon")
         version = self._products.add(project.product, file, who)
