@@ -58,7 +58,7 @@ def test_a_restored_backup_goes_on_where_it_ends(
     out = tmp_path / "backup"
     also = [tmp_path / "bundles", tmp_path / "station.toml"]
     copied = copies.backup(database, out, tmp_path / "pictures", also)
-    assert copied == copies.Copied({"line 1": 1502}, 1, [], {})
+    assert copied == copies.Copied({"line 1": 1502}, 1, {}, {})
     assert (out / "also/bundles/bolt.andon").read_bytes() == b"bundle"
     assert (out / "also/station.toml").read_text() == "[station]"
     assert sorted(path.name for path in out.iterdir()) == ["also", "manifest.json", "pictures", "records.db"]
@@ -124,8 +124,8 @@ def test_a_picture_that_ages_out_meanwhile_is_not_missing(
 
     monkeypatch.setattr(Archive, "open", ages_out)
     copied = copies.backup(database, tmp_path / "backup", tmp_path / "pictures")
-    assert (copied.pictures, copied.missing) == (1, [])
-    assert copies.restore(tmp_path / "backup", str(tmp_path / "new.db"), tmp_path / "new").missing == []
+    assert (copied.pictures, copied.missing) == (1, {})
+    assert copies.restore(tmp_path / "backup", str(tmp_path / "new.db"), tmp_path / "new").missing == {}
     with Reader(database, "line 1") as chain:
         monkeypatch.setattr(type(chain), "pictures", lambda reader: iter([digest, other]))  # listed before it aged out
         assert verified(chain, archive)["wrong"] == []
@@ -171,13 +171,31 @@ def test_what_is_not_whole_is_copied_as_it_is_and_reported(tmp_path: Path, capsy
         "line 1: 7 records, NOT WHOLE",
         "  record 3 was changed: its digest differs from its contents",
         "0 pictures, 1 missing or damaged",
-        f"  {digest}",
+        f"  line 1: {digest}",
         f"backup: {tmp_path / 'backup'}",
     ]
     code, out, _ = run(capsys, "station", "restore", tmp_path / "backup", "--records", tmp_path / "b.db", "--json")
     assert code == 1 and json.loads(out)["breaks"] == {
         "line 1": ["record 3 was changed: its digest differs from its contents"]
     }
+
+
+def test_stations_with_archives_of_their_own_lose_nothing_in_a_backup(tmp_path: Path) -> None:
+    """A picture that another station does not have is not one that aged out."""
+    url, new = str(tmp_path / "a.db"), str(tmp_path / "new.db")
+    first = filled(url, tmp_path / "pictures")[0].body["digest"]
+    second = Archive(tmp_path / "other").put(b"of the other station" * 100, ".png")
+    with Ledger(url, "line 2") as ledger:
+        ledger.append([Entry("inspection", 1, "bolt", verdict="REJECT", pictures=(Picture(second, 2000, 2),))])
+    place = Archive(tmp_path / "pictures").path(first)
+    place.chmod(0o600)
+    place.write_bytes(b"damaged")
+    copied = copies.backup(url, tmp_path / "backup", tmp_path / "pictures")
+    assert copied.missing == {"line 1": [first], "line 2": [second]}
+    copies.restore(tmp_path / "backup", new, tmp_path / "new")
+    for name, digest in (("line 1", first), ("line 2", second)):
+        with Reader(new, name) as reader:
+            assert list(reader.pictures()) == [digest]
 
 
 @pytest.mark.parametrize("damage", ["records", "also", "no manifest", "manifest", "format", "missing", "empty"])

@@ -89,7 +89,7 @@ def test_a_backup_is_whole_and_comes_back_from_one_file(service: Service, tmp_pa
     assert care.backups() == []
     care.back_up("Ada", pictures=True)
     done = ended(care.work, upkeep.BACKUP)
-    assert done.error == "" and done.result["missing"] == [] and done.result["breaks"] == {}
+    assert done.error == "" and done.result["missing"] == {} and done.result["breaks"] == {}
     (found,) = care.backups()
     assert found.name == done.result["name"] and found.records == done.result["records"]["station"]
     data = b"".join(backup.packed(care.backup_of(found.name)))

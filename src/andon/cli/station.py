@@ -62,9 +62,12 @@ def _report(copied: "Copied", done: str, as_json: bool) -> None:
             print(f"{name}: {counted(count, 'record')}, {'NOT WHOLE' if name in copied.breaks else 'whole'}")
             for each in copied.breaks.get(name, []):
                 print(f"  {each}")
-        print(f"{counted(copied.pictures, 'picture')}, {len(copied.missing)} missing or damaged")
-        for digest in copied.missing:
-            print(f"  {digest}")
+        print(f"{counted(copied.pictures, 'picture')}, {sum(map(len, copied.missing.values()))} missing or damaged")
+        for name, digests in copied.missing.items():
+            for digest in digests:
+                print(f"  {name}: {digest}")
+        if copied.missing and len(copied.records) > 1:
+            print("Stations with archives of their own: make a backup for each, with its --pictures.")
         print(done)
     if copied.breaks or copied.missing:
         raise typer.Exit(1)

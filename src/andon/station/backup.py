@@ -43,8 +43,8 @@ class Copied(NamedTuple):
     records: dict[str, int]
     """Station → number of its records."""
     pictures: int
-    missing: list[str]
-    """Digests of pictures that records name and that are missing or damaged in the archive."""
+    missing: dict[str, list[str]]
+    """Station → digests of its pictures that are damaged, or not in the archive: each station may have its own."""
     breaks: dict[str, list[str]]
     """Station → places where its chain is broken; the records are copied unchanged."""
 
@@ -193,34 +193,36 @@ def _look(database: Path, source: Path | None, target: Path | None, progress: Pr
     """Verify the chains of a copy; copy its pictures if both archives are given."""
     records: dict[str, int] = {}
     breaks: dict[str, list[str]] = {}
-    missing: list[str] = []
+    missing: dict[str, list[str]] = {}
     count = 0
     for name in names(str(database)):
         with Reader(str(database), name) as reader:
             records[name], _ = reader.head()
             breaks[name] = [f"record {each.sequence} {each.what}" for each in reader.verify(progress)]
             if source and target:
-                total, lacking = sum(1 for _ in reader.pictures()), len(missing)
+                total, lacking = sum(1 for _ in reader.pictures()), []
                 for number, digest in enumerate(reader.pictures()):
                     progress("copying pictures", number, total)
                     if not _copy_picture(Archive(source), digest, target):
-                        missing.append(digest)
-                count += total - (len(missing) - lacking)
+                        lacking.append(digest)
+                count += total - len(lacking)
+                missing |= {name: lacking} if lacking else {}
     return Copied(records, count, missing, {name: found for name, found in breaks.items() if found})
 
 
 def _without_aged(copied: Copied, url: str, database: Path) -> Copied:
     """Forget, in a copy of the database, the pictures that aged out in the original while the copy was made."""
-    aged: set[str] = set()
-    for name in copied.records if copied.missing else ():
+    missing: dict[str, list[str]] = {}
+    table = schema.pictures
+    for name, digests in copied.missing.items():
         with Reader(url, name) as reader:
-            aged.update(digest for digest in copied.missing if not reader.holds(digest))
-    if aged:
-        with _new(database) as connection:
-            table = schema.pictures
-            for digest in aged:
-                connection.execute(sa.delete(table).where(table.c.digest == digest))
-    return copied._replace(missing=[each for each in copied.missing if each not in aged])
+            held = [digest for digest in digests if reader.holds(digest)]
+        if aged := set(digests).difference(held):
+            with _new(database) as connection:
+                for digest in aged:
+                    connection.execute(sa.delete(table).where(table.c.station == name, table.c.digest == digest))
+        missing |= {name: held} if held else {}
+    return copied._replace(missing=missing)
 
 
 def _copy_picture(archive: Archive, digest: str, target: Path) -> bool:
