@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from andon.errors import StorageError
 from andon.station import pages, statistics
 from andon.station.config import Config
 from andon.station.drift import Change
@@ -109,6 +110,22 @@ def test_roles_and_tokens_are_asked_for_each_change(service: Service, people: di
         answer = engineer.client.post("/settings/keys", data={**form, "name": "Eve", "role": "engineer"})
         assert answer.status_code == 403 and "not of this session" in answer.text
     assert {key.name for key in service.station.keys} == {f"the {role.name.lower()}" for role in Role}
+
+
+def test_the_text_of_a_key_is_shown_although_its_record_is_late(
+    service: Service, people: dict[Role, Browser], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*entries: Any) -> None:
+        raise StorageError("cannot be written now")
+
+    engineer = people[Role.ENGINEER]
+    with monkeypatch.context() as locked:
+        locked.setattr(service.station, "keep", late)
+        shown = engineer.post("/settings/keys", 409, do="make", name="late", role="operator")
+    text = re.search(r'value="(andon_[^"]+)"', shown)
+    key = service.station.keys.find(text[1]) if text else None
+    assert key and "cannot be written now" in shown  # it is valid, and shown nowhere else
+    engineer.post("/settings/keys", do="revoke", id=key.id)
 
 
 def test_a_key_is_shown_once_and_revoked_with_its_sessions(service: Service, people: dict[Role, Browser]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Form
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
-from andon.errors import AndonError
+from andon.errors import AndonError, StorageError
 from andon.station import backup as copies
 from andon.station import upkeep
 from andon.station.catalogue import change
@@ -68,8 +68,12 @@ def change_keys(page: Engineer, do: Text = "", name: Text = "", role: Text = "",
             if role.upper() not in Role.__members__:
                 raise AndonError(f"role '{role[:20]}': expected operator, quality or engineer. Choose one.")
             made, text = station.keys.make(name, Role[role.upper()])
-            station.keep(change("make key", page.user, key=made.shown()))
-            return _keys(page, made=made, text=text)
+            fault = ""
+            try:
+                station.keep(change("make key", page.user, key=made.shown()))
+            except StorageError as error:  # the key is valid: without its text nobody could use or know it
+                fault = str(error)
+            return _keys(page, fault, made, text)
         if do == "revoke":
             gone = station.keys.revoke(id)
             station.keep(change("revoke key", page.user, key=gone.shown()))
