@@ -29,6 +29,7 @@ from andon.station.teaching.projects import Conflict, Project, Projects, fingerp
 from andon.station.teaching.teach import Teaching
 from andon.streams.frames import Control, Frame
 from andon.streams.simulated import Simulated
+from andon.training import calibrating
 from conftest import part, save
 from service import BESIDE_S, config, until
 
@@ -438,6 +439,51 @@ def test_from_pictures_to_a_station_that_inspects(
     teaching.upload(project, given(tmp_path, png(900)), "900.png", "good")
     with pytest.raises(StationError, match="have changed since its training"):
         teaching.release(project, WHO)
+
+
+def taught(station: Station, name: str, product: str, bundle_file: Path, count: int = 1) -> tuple[Project, Path]:
+    """A project that was trained: with the shared bundle, in less time."""
+    teaching = station.teaching
+    project = teaching.projects.create(name, product, WHO)
+    place = teaching.projects.place(project)
+    for seed in range(count):
+        save(place / "pictures" / GOOD / f"{seed:03}.png", part(seed))
+    (place / work.TRIED).mkdir(parents=True)
+    (place / work.TRIED / "tried.json").write_text("[]")
+    shutil.copyfile(bundle_file, place / work.BUNDLE)
+    work.describe(str(place))
+    seen = fingerprint(place, project.parsed())
+    teaching.background._keep(place, Run("train", seen, WHO, "done"))
+    return project, place
+
+
+def redecided(place: Path) -> str:
+    """Save other rates, and be killed before the result is written. Returns the digest of the bundle."""
+    bundle = calibrating.redecide(Bundle.load(place / work.BUNDLE), {"review_rate": 0.2, "reject_rate": 0.2})
+    bundle.save(place / work.BUNDLE)
+    return bundle.digest()
+
+
+def test_after_a_kill_while_rates_are_saved_the_result_is_that_of_the_bundle(
+    station: Station, bundle_file: Path
+) -> None:
+    project, place = taught(station, "killed", "killed", bundle_file)
+    digest = redecided(place)
+    result = station.teaching.trained(project).content
+    assert (result["digest"], result["review_rate"]) == (digest, 0.2)
+    assert station.teaching.release(project, WHO).digest == digest
+
+
+def test_a_bundle_that_was_not_shown_is_not_released(station: Station, bundle_file: Path) -> None:
+    project, place = taught(station, "not shown", "unseen", bundle_file)
+    shown = station.teaching.trained(project).content["digest"]
+    digest = redecided(place)
+    os.utime(place / work.BUNDLE, (0, 0))  # the clock was set back
+    with pytest.raises(StationError, match=f"{digest[:12]} is not {shown[:12]}, whose result was shown"):
+        station.teaching.release(project, WHO)
+    assert not station.products.catalogue.product("unseen").versions[digest].released
+    assert station.teaching.trained(project).content["digest"] == digest
+    assert station.teaching.release(project, WHO).digest == digest
 
 
 def test_thumbnails_are_drawn_once_and_a_damaged_picture_has_none(station: Station, tmp_path: Path) -> None:

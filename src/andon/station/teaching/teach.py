@@ -166,8 +166,10 @@ class Teaching:
         if run is None or run.state != "done":
             return None
         try:
+            if action == "train" and _newer(place / work.BUNDLE, place / work.RESULT):  # killed while it saved rates
+                self._aside.call(work.describe, str(place))
             data = (place / path).read_bytes()
-        except OSError:
+        except (OSError, AndonError):
             return None
         content = {} if action == "preview" else json.loads(data)
         return Kept(content, run.fingerprint == fingerprint(place, project.parsed()))
@@ -204,12 +206,21 @@ class Teaching:
         return found
 
     def release(self, project: Project, who: str) -> Version:
-        """Give the bundle to the station, and permit it to inspect. StationError names escapes that it lets through."""
-        self.trained(project)
+        """Give the bundle to the station, and permit it to inspect. StationError names escapes that it lets through.
+
+        StationError too when the bundle is another than the one whose result is shown.
+        """
+        shown, place = self.trained(project).content["digest"], self.projects.place(project)
         with self._products.incoming() as copy:
-            shutil.copyfile(self.projects.place(project) / work.BUNDLE, copy)
+            shutil.copyfile(place / work.BUNDLE, copy)
             file = self._products.archive.move(copy, ".andon")
         version = self._products.add(project.product, file, who)
+        if version.digest != shown:
+            self._aside.call(work.describe, str(place))
+            raise StationError(
+                f"project '{project.name}': bundle {version.digest[:12]} is not {shown[:12]}, whose result was shown. "
+                "Nothing was released. Look at the result again, then release."
+            )
         return self._products.release(project.product, version.digest, who)
 
     def activate(self, project: Project, who: str) -> None:
@@ -243,6 +254,11 @@ class Teaching:
             "result": bool(trained and trained.current),
             "release": bool(product and version and product.active == version.digest),
         }
+
+
+def _newer(one: Path, other: Path) -> bool:
+    """Whether a file was written after another. OSError when one is not there."""
+    return one.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _folder(label: str) -> str:
