@@ -338,6 +338,7 @@ def test_a_training_is_cancelled_and_leaves_nothing(projects: Projects) -> None:
     with pytest.raises(StationError, match="nothing goes on"):
         background.cancel(place)
     assert sorted(path.name for path in (place / "run").iterdir()) == ["log.txt", "train.run.json"]
+    assert not (place / work.NEW).exists()
 
 
 def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(projects: Projects) -> None:
@@ -348,7 +349,7 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     record = (place / "run" / "train.run.json").read_bytes()
     crashed.close()
     (place / "run" / "train.run.json").write_bytes(record)  # what a killed station leaves
-    (place / "run" / "part.andon.training").mkdir()
+    (place / work.NEW / "run" / "part.andon.training").mkdir(parents=True)
     (place / ".bring-x").mkdir()
     other = projects.place(projects.create("without a run", "other", WHO))
     (other / ".bring-y").write_bytes(b"half an upload")
@@ -357,7 +358,7 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     run = again.last(place, "train")
     assert run
     assert (run.state, run.reason) == ("interrupted", "the station was stopped")
-    assert not (place / "run" / "part.andon.training").exists()
+    assert not (place / work.NEW).exists()
     assert not (place / ".bring-x").exists()
     assert not (other / ".bring-y").exists()
 
@@ -484,6 +485,55 @@ def test_a_bundle_that_was_not_shown_is_not_released(station: Station, bundle_fi
     assert not station.products.catalogue.product("unseen").versions[digest].released
     assert station.teaching.trained(project).content["digest"] == digest
     assert station.teaching.release(project, WHO).digest == digest
+
+
+def test_a_training_that_does_not_end_leaves_the_result_before_it(station: Station, bundle_file: Path) -> None:
+    project, place = taught(station, "by mistake", "mistake", bundle_file, 30)
+    teaching, background = station.teaching, station.teaching.background
+    before = teaching.trained(project)
+    bundle = (place / work.BUNDLE).read_bytes()
+    for _ in range(2):
+        teaching.run(project, "train", WHO)
+        until(lambda: (run := background.last(place, "train")) and run.stage, "it does not begin")
+        with pytest.raises(StationError, match="is being trained"):
+            teaching.decide(project, project.revision, WHO, 0.1, 0.05)
+        background.cancel(place)
+        assert ended(background, place, "train").state == "cancelled"
+        assert teaching.trained(project) == before
+        assert (place / work.BUNDLE).read_bytes() == bundle
+    again = Background(teaching.projects.folder, lambda sentence: None)
+    again.recover()
+    run = again.last(place, "train")
+    assert run and run.result == fingerprint(place, project.parsed())
+    for path in (place / "pictures" / GOOD).iterdir():
+        path.write_bytes(b"damaged")
+    teaching.run(project, "train", WHO)
+    assert ended(background, place, "train").state == "failed"
+    kept = teaching.kept(project, "train")
+    assert kept == before._replace(current=False)
+
+
+@pytest.mark.parametrize("moved", [(), (work.TRIED,), (work.TRIED, work.BUNDLE)])
+def test_a_training_that_had_ended_before_a_crash_is_kept(
+    station: Station, bundle_file: Path, moved: tuple[str, ...]
+) -> None:
+    name = f"crashed {len(moved)}"
+    project, place = taught(station, name, "crashed", bundle_file)
+    digest = redecided(place)
+    work.describe(str(place))
+    (place / work.NEW).mkdir()
+    (place / "run").rename(place / work.NEW / "run")
+    for path in moved:
+        (place / path).parent.mkdir(exist_ok=True)
+        (place / work.NEW / path).rename(place / path)
+    background = Background(station.teaching.projects.folder, lambda sentence: None)
+    (place / "run").mkdir(exist_ok=True)
+    background._keep(place, Run("train", fingerprint(place, project.parsed()), WHO))
+    background.recover()
+    run = background.last(place, "train")
+    assert run and run.state == "done"
+    assert not (place / work.NEW).exists()
+    assert station.teaching.trained(project).content["digest"] == digest
 
 
 def test_thumbnails_are_drawn_once_and_a_damaged_picture_has_none(station: Station, tmp_path: Path) -> None:

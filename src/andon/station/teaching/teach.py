@@ -159,11 +159,11 @@ class Teaching:
         self.background.start(place, action, fingerprint(place, project.parsed()), who)
 
     def kept(self, project: Project, action: Action) -> Kept | None:
-        """What the last run of an action found; None when there is none."""
+        """What the last run of an action that was done found; None when there is none."""
         path = {"check": work.CHECK, "expected": work.EXPECTED, "train": work.RESULT, "preview": work.PREVIEW}[action]
         place = self.projects.place(project)
         run = self.background.last(place, action)
-        if run is None or run.state != "done":
+        if run is None or not run.result:
             return None
         try:
             if action == "train" and _newer(place / work.BUNDLE, place / work.RESULT):  # killed while it saved rates
@@ -172,7 +172,7 @@ class Teaching:
         except (OSError, AndonError):
             return None
         content = {} if action == "preview" else json.loads(data)
-        return Kept(content, run.fingerprint == fingerprint(place, project.parsed()))
+        return Kept(content, run.result == fingerprint(place, project.parsed()))
 
     def drawn(self, project: Project, what: str) -> Path:
         """A picture that a run has drawn: `preview`, `highest`, or the number of a defect that was tried."""
@@ -184,7 +184,14 @@ class Teaching:
         return path
 
     def decide(self, project: Project, revision: int, who: str, review_rate: float, reject_rate: float) -> Project:
-        """Set the rates in the recipe, and in the bundle if there is one. Conflict as `choose`."""
+        """Set the rates in the recipe, and in the bundle if there is one. Conflict as `choose`.
+
+        StationError while a training of the project goes on.
+        """
+        if self.background.busy == (project.key, "train"):
+            raise StationError(
+                f"project '{project.name}' is being trained. Nothing was saved. Set the rates when that has ended."
+            )
         changes = {"review_rate": review_rate, "reject_rate": reject_rate}
         trained = self.kept(project, "train")
         edited = self.recipe(project, revision, who, {"decision": dict(changes)})
