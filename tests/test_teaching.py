@@ -29,6 +29,7 @@ from andon.station.teaching.projects import Conflict, Project, Projects, fingerp
 from andon.station.teaching.teach import Teaching
 from andon.streams.frames import Control, Frame
 from andon.streams.simulated import Simulated
+from andon.training import calibrating
 from conftest import part, save
 from service import BESIDE_S, config, until
 
@@ -337,6 +338,7 @@ def test_a_training_is_cancelled_and_leaves_nothing(projects: Projects) -> None:
     with pytest.raises(StationError, match="nothing goes on"):
         background.cancel(place)
     assert sorted(path.name for path in (place / "run").iterdir()) == ["log.txt", "train.run.json"]
+    assert not (place / work.NEW).exists()
 
 
 def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(projects: Projects) -> None:
@@ -347,7 +349,7 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     record = (place / "run" / "train.run.json").read_bytes()
     crashed.close()
     (place / "run" / "train.run.json").write_bytes(record)  # what a killed station leaves
-    (place / "run" / "part.andon.training").mkdir()
+    (place / work.NEW / "run" / "part.andon.training").mkdir(parents=True)
     (place / ".bring-x").mkdir()
     other = projects.place(projects.create("without a run", "other", WHO))
     (other / ".bring-y").write_bytes(b"half an upload")
@@ -356,7 +358,7 @@ def test_after_a_crash_of_the_station_a_run_is_interrupted_and_cleared_away(proj
     run = again.last(place, "train")
     assert run
     assert (run.state, run.reason) == ("interrupted", "the station was stopped")
-    assert not (place / "run" / "part.andon.training").exists()
+    assert not (place / work.NEW).exists()
     assert not (place / ".bring-x").exists()
     assert not (other / ".bring-y").exists()
 
@@ -438,6 +440,100 @@ def test_from_pictures_to_a_station_that_inspects(
     teaching.upload(project, given(tmp_path, png(900)), "900.png", "good")
     with pytest.raises(StationError, match="have changed since its training"):
         teaching.release(project, WHO)
+
+
+def taught(station: Station, name: str, product: str, bundle_file: Path, count: int = 1) -> tuple[Project, Path]:
+    """A project that was trained: with the shared bundle, in less time."""
+    teaching = station.teaching
+    project = teaching.projects.create(name, product, WHO)
+    place = teaching.projects.place(project)
+    for seed in range(count):
+        save(place / "pictures" / GOOD / f"{seed:03}.png", part(seed))
+    (place / work.TRIED).mkdir(parents=True)
+    (place / work.TRIED / "tried.json").write_text("[]")
+    shutil.copyfile(bundle_file, place / work.BUNDLE)
+    work.describe(str(place))
+    seen = fingerprint(place, project.parsed())
+    teaching.background._keep(place, Run("train", seen, WHO, "done"))
+    return project, place
+
+
+def redecided(place: Path) -> str:
+    """Save other rates, and be killed before the result is written. Returns the digest of the bundle."""
+    bundle = calibrating.redecide(Bundle.load(place / work.BUNDLE), {"review_rate": 0.2, "reject_rate": 0.2})
+    bundle.save(place / work.BUNDLE)
+    return bundle.digest()
+
+
+def test_after_a_kill_while_rates_are_saved_the_result_is_that_of_the_bundle(
+    station: Station, bundle_file: Path
+) -> None:
+    project, place = taught(station, "killed", "killed", bundle_file)
+    digest = redecided(place)
+    result = station.teaching.trained(project).content
+    assert (result["digest"], result["review_rate"]) == (digest, 0.2)
+    assert station.teaching.release(project, WHO).digest == digest
+
+
+def test_a_bundle_that_was_not_shown_is_not_released(station: Station, bundle_file: Path) -> None:
+    project, place = taught(station, "not shown", "unseen", bundle_file)
+    shown = station.teaching.trained(project).content["digest"]
+    digest = redecided(place)
+    os.utime(place / work.BUNDLE, (0, 0))  # the clock was set back
+    with pytest.raises(StationError, match=f"{digest[:12]} is not {shown[:12]}, whose result was shown"):
+        station.teaching.release(project, WHO)
+    assert not station.products.catalogue.product("unseen").versions[digest].released
+    assert station.teaching.trained(project).content["digest"] == digest
+    assert station.teaching.release(project, WHO).digest == digest
+
+
+def test_a_training_that_does_not_end_leaves_the_result_before_it(station: Station, bundle_file: Path) -> None:
+    project, place = taught(station, "by mistake", "mistake", bundle_file, 30)
+    teaching, background = station.teaching, station.teaching.background
+    before = teaching.trained(project)
+    bundle = (place / work.BUNDLE).read_bytes()
+    for _ in range(2):
+        teaching.run(project, "train", WHO)
+        until(lambda: (run := background.last(place, "train")) and run.stage, "it does not begin")
+        with pytest.raises(StationError, match="is being trained"):
+            teaching.decide(project, project.revision, WHO, 0.1, 0.05)
+        background.cancel(place)
+        assert ended(background, place, "train").state == "cancelled"
+        assert teaching.trained(project) == before
+        assert (place / work.BUNDLE).read_bytes() == bundle
+    again = Background(teaching.projects.folder, lambda sentence: None)
+    again.recover()
+    run = again.last(place, "train")
+    assert run and run.result == fingerprint(place, project.parsed())
+    for path in (place / "pictures" / GOOD).iterdir():
+        path.write_bytes(b"damaged")
+    teaching.run(project, "train", WHO)
+    assert ended(background, place, "train").state == "failed"
+    kept = teaching.kept(project, "train")
+    assert kept == before._replace(current=False)
+
+
+@pytest.mark.parametrize("moved", [(), (work.TRIED,), (work.TRIED, work.BUNDLE)])
+def test_a_training_that_had_ended_before_a_crash_is_kept(
+    station: Station, bundle_file: Path, moved: tuple[str, ...]
+) -> None:
+    name = f"crashed {len(moved)}"
+    project, place = taught(station, name, "crashed", bundle_file)
+    digest = redecided(place)
+    work.describe(str(place))
+    (place / work.NEW).mkdir()
+    (place / "run").rename(place / work.NEW / "run")
+    for path in moved:
+        (place / path).parent.mkdir(exist_ok=True)
+        (place / work.NEW / path).rename(place / path)
+    background = Background(station.teaching.projects.folder, lambda sentence: None)
+    (place / "run").mkdir(exist_ok=True)
+    background._keep(place, Run("train", fingerprint(place, project.parsed()), WHO))
+    background.recover()
+    run = background.last(place, "train")
+    assert run and run.state == "done"
+    assert not (place / work.NEW).exists()
+    assert station.teaching.trained(project).content["digest"] == digest
 
 
 def test_thumbnails_are_drawn_once_and_a_damaged_picture_has_none(station: Station, tmp_path: Path) -> None:

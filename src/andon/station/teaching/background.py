@@ -44,6 +44,13 @@ class Run:
     warned: tuple[str, ...] = field(default_factory=tuple)
     reason: str = ""
     """Why it has failed."""
+    before: str = ""
+    """Fingerprint of the last run before it that was done; empty: none."""
+
+    @property
+    def result(self) -> str:
+        """Fingerprint of what the result was made from; empty: there is no result."""
+        return self.fingerprint if self.state == "done" else self.before
 
 
 class Background:
@@ -63,15 +70,23 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def recover(self) -> None:
-        """Clear away what a station that crashed has left: files of a training, and temporary folders."""
+        """Clear away what a station that crashed has left: files of a training, and temporary folders.
+
+        A training that had ended is done.
+        """
         for place in self._folder.glob("*"):
-            for left in (*place.glob("run/*.training"), *place.glob("run/.*.part"), *place.glob(".bring-*")):
-                with suppress(AndonError, OSError):
-                    pictures.clear(left) if files.is_folder(left) else left.unlink()
+            trained = files.is_file(place / work.NEW / work.RESULT)
             for path in place.glob("run/*.run.json"):
                 run = _read(path)
-                if run and run.state == "running":
+                if run and run.state == "running" and run.action == "train" and trained:
+                    self._keep(place, replace(run, state="done", left_s=0))
+                elif run and run.state == "running":
                     self._keep(place, replace(run, state="interrupted", reason="the station was stopped"))
+            with suppress(AndonError):
+                work.settle(place) if trained else None
+            for left in (place / work.NEW, *place.glob("run/.*.part"), *place.glob(".bring-*")):
+                with suppress(AndonError, OSError):
+                    pictures.clear(left) if files.is_folder(left) else left.unlink()
 
     def last(self, place: Path, action: Action) -> Run | None:
         """The last run of an action on the project in this folder, or the one that goes on."""
@@ -89,6 +104,7 @@ class Background:
 
     def start(self, place: Path, action: Action, fingerprint: str, who: str) -> None:
         """Begin an action. StationError when another goes on."""
+        last = self.last(place, action)
         with self._lock:
             if self._closing:
                 raise StationError("the station is being stopped. Start the training again when it runs.")
@@ -114,7 +130,7 @@ class Background:
                 log.close()
             self._cancelled = False
             self._busy = (place.name, action, process)
-            run = Run(action, fingerprint, who)
+            run = Run(action, fingerprint, who, before=last.result if last else "")
             self._runs.setdefault(place.name, {})[action] = run
             self._thread = threading.Thread(target=self._follow, args=(place, run, process), name=action, daemon=True)
             self._thread.start()
@@ -148,9 +164,10 @@ class Background:
                     run = _heard(run, message, round(time.monotonic() - began))
                     self._runs[place.name][run.action] = run
             run = self._ended(place, run, process, ended)
-            for left in (place / work.RUN).glob("*.training") if run.state != "done" else ():
-                pictures.clear(left)
-            self._keep(place, run)
+            _write(place, run)
+            if run.state == "done":  # a station that is killed from here on goes on when it starts
+                work.settle(place)
+            pictures.clear(place / work.NEW)
         except AndonError as error:  # the disk is full
             self._tell(f"teaching: {error}")
             run = replace(run, state="failed", reason=str(error))
@@ -185,11 +202,15 @@ class Background:
     def _keep(self, place: Path, run: Run) -> None:
         with self._lock:
             self._runs.setdefault(place.name, {})[run.action] = run
-        files.write(_path(place, run.action), files.strict_json(run.__dict__).encode())
+        _write(place, run)
 
 
 def _path(place: Path, action: Action) -> Path:
     return place / work.RUN / f"{action}.run.json"
+
+
+def _write(place: Path, run: Run) -> None:
+    files.write(_path(place, run.action), files.strict_json(run.__dict__).encode())
 
 
 def _read(path: Path) -> Run | None:

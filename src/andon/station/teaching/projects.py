@@ -5,7 +5,7 @@ The folder's name is a digest of the project's name, so that a name in any scrip
 - `project.json`: name, product, revision and recipe;
 - `pictures/train/good`, `pictures/test/KIND`: the pictures, in the layout that `andon train` reads;
 - `left-out/…`: pictures that were dropped, in the same layout;
-- `thumbnails`, `run`: what can be made again.
+- `thumbnails`, `run`, `new`: what can be made again.
 """
 
 import re

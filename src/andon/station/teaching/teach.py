@@ -159,18 +159,20 @@ class Teaching:
         self.background.start(place, action, fingerprint(place, project.parsed()), who)
 
     def kept(self, project: Project, action: Action) -> Kept | None:
-        """What the last run of an action found; None when there is none."""
+        """What the last run of an action that was done found; None when there is none."""
         path = {"check": work.CHECK, "expected": work.EXPECTED, "train": work.RESULT, "preview": work.PREVIEW}[action]
         place = self.projects.place(project)
         run = self.background.last(place, action)
-        if run is None or run.state != "done":
+        if run is None or not run.result:
             return None
         try:
+            if action == "train" and _newer(place / work.BUNDLE, place / work.RESULT):  # killed while it saved rates
+                self._aside.call(work.describe, str(place))
             data = (place / path).read_bytes()
-        except OSError:
+        except (OSError, AndonError):
             return None
         content = {} if action == "preview" else json.loads(data)
-        return Kept(content, run.fingerprint == fingerprint(place, project.parsed()))
+        return Kept(content, run.result == fingerprint(place, project.parsed()))
 
     def drawn(self, project: Project, what: str) -> Path:
         """A picture that a run has drawn: `preview`, `highest`, or the number of a defect that was tried."""
@@ -182,7 +184,14 @@ class Teaching:
         return path
 
     def decide(self, project: Project, revision: int, who: str, review_rate: float, reject_rate: float) -> Project:
-        """Set the rates in the recipe, and in the bundle if there is one. Conflict as `choose`."""
+        """Set the rates in the recipe, and in the bundle if there is one. Conflict as `choose`.
+
+        StationError while a training of the project goes on.
+        """
+        if self.background.busy == (project.key, "train"):
+            raise StationError(
+                f"project '{project.name}' is being trained. Nothing was saved. Set the rates when that has ended."
+            )
         changes = {"review_rate": review_rate, "reject_rate": reject_rate}
         trained = self.kept(project, "train")
         edited = self.recipe(project, revision, who, {"decision": dict(changes)})
@@ -204,12 +213,21 @@ class Teaching:
         return found
 
     def release(self, project: Project, who: str) -> Version:
-        """Give the bundle to the station, and permit it to inspect. StationError names escapes that it lets through."""
-        self.trained(project)
+        """Give the bundle to the station, and permit it to inspect. StationError names escapes that it lets through.
+
+        StationError too when the bundle is another than the one whose result is shown.
+        """
+        shown, place = self.trained(project).content["digest"], self.projects.place(project)
         with self._products.archive.incoming() as copy:
-            shutil.copyfile(self.projects.place(project) / work.BUNDLE, copy)
+            shutil.copyfile(place / work.BUNDLE, copy)
             file = self._products.archive.move(copy, ".andon")
         version = self._products.add(project.product, file, who)
+        if version.digest != shown:
+            self._aside.call(work.describe, str(place))
+            raise StationError(
+                f"project '{project.name}': bundle {version.digest[:12]} is not {shown[:12]}, whose result was shown. "
+                "Nothing was released. Look at the result again, then release."
+            )
         return self._products.release(project.product, version.digest, who)
 
     def activate(self, project: Project, who: str) -> None:
@@ -243,6 +261,11 @@ class Teaching:
             "result": bool(trained and trained.current),
             "release": bool(product and version and product.active == version.digest),
         }
+
+
+def _newer(one: Path, other: Path) -> bool:
+    """Whether a file was written after another. OSError when one is not there."""
+    return one.stat().st_mtime_ns > other.stat().st_mtime_ns
 
 
 def _folder(label: str) -> str:

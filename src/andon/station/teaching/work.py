@@ -1,12 +1,14 @@
 """What runs in a process of its own: `python -m andon.station.teaching.work ACTION FOLDER`, for one project.
 
-Each line on standard output is a message in JSON: progress, a sentence, or the end. Results are files in `run`. The
+Each line on standard output is a message in JSON: progress, a sentence, or the end. Results are files in `run`. Those of
+a training are in `new/run` until it has ended, so a training that does not end leaves the last result as it is. The
 process ends when its standard input ends, so it never outlives its station.
 """
 
 import json
 import math
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from andon import files
 from andon.errors import AndonError, out_of_memory
 from andon.progress import Progress
 
-RUN, RECIPE, BUNDLE = "run", "recipe.toml", "run/part.andon"
+RUN, NEW, RECIPE, BUNDLE = "run", "new", "recipe.toml", "run/part.andon"
 CHECK, PREVIEW, EXPECTED, RESULT, HIGHEST, TRIED = (
     "run/check.json",
     "run/preview.png",
@@ -87,20 +89,34 @@ def train(place: Path, out: Out) -> None:
     """Train, try the bundle on the pictures of defects, and say what it can promise."""
     from andon.training.train import train
 
-    for name in (RESULT, HIGHEST):
-        (place / name).unlink(missing_ok=True)
+    new = place / NEW
+    files.make_folder(new / RUN)
+    (new / RESULT).unlink(missing_ok=True)
     train(
         _recipe(place),
-        place / BUNDLE,
+        new / BUNDLE,
         progress=out.progress,
         tell=lambda sentence: out(tell=sentence),
         warn=lambda sentence: out(warn=sentence),
     )
-    _try(place, out.progress)
-    describe(str(place))
+    _try(new, place / "pictures", out.progress)
+    describe(str(new))
 
 
-def _try(place: Path, progress: Progress) -> None:
+def settle(place: Path) -> None:
+    """Replace the last result of a training by the new one. After an interruption, the next call goes on."""
+    try:
+        for name in (TRIED, HIGHEST, BUNDLE, RESULT):
+            made, last = place / NEW / name, place / name
+            if made.exists():
+                if files.is_folder(last):
+                    shutil.rmtree(last)
+                made.replace(last)
+    except OSError as error:
+        raise AndonError(f"{place / NEW}: cannot be moved: {files.reason(error)}. Allow writing there.") from error
+
+
+def _try(place: Path, root: Path, progress: Progress) -> None:
     """Inspect the pictures of defects with the new bundle, and draw their heat maps."""
     from andon import render
     from andon.data import dataset
@@ -108,7 +124,6 @@ def _try(place: Path, progress: Progress) -> None:
     from andon.inspector import Inspector
 
     inspector = Inspector.load(place / BUNDLE)
-    root = place / "pictures"
     samples = dataset.load(root).defective()[:MOST_TRIED]
     tried: list[dict[str, Any]] = []
     for number, sample in enumerate(samples):
