@@ -347,6 +347,17 @@ def test_names_that_are_not_utf8(one: Path) -> None:
     report.write(odd)
 
 
+def test_a_mask_that_changes_in_a_folder_of_masks_is_noticed(tmp_path: Path) -> None:
+    """MVTec LOCO has a folder of masks for each image."""
+    product(root := tmp_path / "ring")
+    (root / "ground_truth/scratch/100_mask.png").unlink()
+    mask = save(root / "ground_truth/scratch/100/000.png", np.full((64, 64, 1), 255, np.uint8))
+    ring = plan.Product(name="ring", folder=str(root))
+    before = run.contents(ring, tmp_path)
+    save(mask, np.eye(64, dtype=np.uint8)[..., None] * 255)
+    assert run.contents(ring, tmp_path) != before
+
+
 def test_a_changed_product_or_recipe_is_run_again_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[Job]
 ) -> None:

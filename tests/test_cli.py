@@ -393,6 +393,7 @@ def test_completion_of_the_shell(shell: str) -> None:
         (["evaluate", "{bundle}", "{parts}/train/good"], "none labelled"),
         (["evaluate", "{bundle}", "{empty}"], "no images"),
         (["calibrate", "{bundle}"], "nothing to change"),
+        (["calibrate", "{bundle}", "--review-rate", "0.2", "--good", "x"], "expected a folder of good images too"),
         (["show", "{parts}/test/good/100.png"], "not a bundle"),
         (["detectors", "patchcore"], "unknown detector 'patchcore'"),
         (["features", "build", "resnet50"], "unknown feature network 'resnet50'"),

@@ -85,6 +85,12 @@ def test_equal_bundles_cannot_be_distinguished(compared: compare.Comparison) -> 
     assert compare_page.headline(compared, [difference]).endswith("the difference to b is not significant.")
 
 
+def test_the_headline_is_of_the_images_that_all_bundles_inspected(compared: compare.Comparison) -> None:
+    compared.evaluations["a"].metrics["image"]["auroc"] = 0.99  # of other images, too
+    compared.scores[0] *= -1
+    assert compare_page.headline(compared, compared.differences()).startswith("b has the highest image AUROC, 0.8")
+
+
 def test_warnings_name_the_bundles_that_they_are_about(tmp_path: Path) -> None:
     painted = dataset.load(paint_set(tmp_path / "ring"))
     (tmp_path / "ring/test/good/copy.png").write_bytes(painted.good("test")[0].path.read_bytes())

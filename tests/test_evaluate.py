@@ -210,6 +210,18 @@ def test_images_that_the_bundle_learnt_from_are_counted_and_reported(painted):
     assert [said[:51] for said in known.warnings] == ["The bundle was trained on 3 of these 11 images, so "]
 
 
+def test_figures_of_images_are_not_held_against_a_promise_for_parts(painted):
+    inspector = FakeInspector(Decision(review_rate=0.1, reject_rate=0.05, per="part"))
+    known = inspector.calibration
+    assert evaluate(inspector, dataset.load(painted)).metrics["decision"]["review"]["promised_rate"]  # one image a part
+    inspector.calibration = known.model_copy(update={"part": [row // 2 for row in known.part]})
+    single = evaluate(inspector, dataset.load(painted))
+    assert single.metrics["decision"]["review"]["promised_rate"] is None
+    assert any("promised for parts" in sentence for sentence in single.warnings)
+    grouped = evaluate(inspector, dataset.load(painted, groups="(.*)"))
+    assert grouped.metrics["groups"]["decision"]["review"]["promised_rate"] and not grouped.warnings
+
+
 def test_good_images_that_set_the_thresholds_are_counted_and_reported(painted):
     inspector = FakeInspector()
     data = dataset.load(painted)

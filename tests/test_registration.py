@@ -24,7 +24,7 @@ from andon.inspection import Pixels
 from andon.pictures import image
 from andon.pictures.image import Image
 from andon.progress import silent
-from andon.recipe import Recipe, Split
+from andon.recipe import InputRule, Recipe, Split
 from andon.training import calibrating
 from andon.training import train as training
 from conftest import save
@@ -404,6 +404,24 @@ def test_a_reference_is_learnt_from_and_not_calibrated_on(tmp_path: Path) -> Non
     crossed = recipe(good, reference=str(sample.path)).model_copy(update={"split": Split()})
     bundle = training.train(crossed, tmp_path / "part.andon")
     assert set(bundle.calibration.names) == {path.name for path in good.iterdir()} - {sample.path.name}
+
+
+def test_a_reference_has_the_light_and_the_range_of_the_training_images(tmp_path: Path) -> None:
+    """12-bit pictures, some twice as bright: the reference fills what lies beyond a picture, so it looks the same."""
+    for i, pose in enumerate(poses(3, 12, 0, 0.06, (SIDE, SIDE))):
+        dim = drawn(pose, i).astype(np.uint16) * (8 if i % 2 else 4)
+        save(tmp_path / "good" / f"{i:02}.tif", dim)
+    light = recipe(tmp_path / "good").model_copy(update={"input": InputRule(light="gain", maximum=4095)})
+    inspector = Inspector(training.train(light, tmp_path / "part.andon"))
+    assert inspector.reference is not None
+    seen = [inspector.read(path).pixels.mean() for path in sorted((tmp_path / "good").iterdir())]
+    assert inspector.reference._pixels.mean() == pytest.approx(np.median(seen), rel=0.1)
+    assert inspector.manifest.data["reference"] not in inspector.calibration.names
+
+
+def test_the_smallest_region_is_measured_in_the_frame_of_the_reference(trained: tuple[Path, list[str]]) -> None:
+    inspector = Inspector.load(trained[0])
+    assert inspector.min_area((SIDE, SIDE)) == inspector.min_area((2 * SIDE, 2 * SIDE)) > 1
 
 
 def test_a_recipe_names_a_reference_beside_it(tmp_path: Path) -> None:

@@ -210,11 +210,14 @@ def test_a_file_deleted_before_it_is_complete_is_reported(tmp_path: Path) -> Non
 def test_what_is_there_already_can_be_left_out_and_so_can_the_results(tmp_path: Path) -> None:
     save(tmp_path / "old.png", part(1))
     save(tmp_path / "out/overlays/x.png", part(2))
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier/records.jsonl").touch()
     folder = watched(tmp_path, existing=False, skip=tmp_path / "out/overlays")
     listed = listing(folder)
     with Taker(folder) as taker:
         assert listed.wait(30)
         save(tmp_path / "out/overlays/y.png", part(3))
+        save(tmp_path / "earlier/overlays/z.png", part(3))
         save(tmp_path / "new.png", part(4))
         taker.until(lambda t: len(t.frames) == 1)
         save(tmp_path / "newer.png", part(5))

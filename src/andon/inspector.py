@@ -191,7 +191,8 @@ class Inspector:
         setting = self.decision.min_area
         if setting != "auto":
             return setting
-        return round(SPECK**2 * tiling.area_ratio((frame[0], frame[1]), self.recipe.geometry))
+        seen = self.reference.frame if self.reference else (frame[0], frame[1])
+        return round(SPECK**2 * tiling.area_ratio(seen, self.recipe.geometry))
 
     def promises(self) -> list[str]:
         """Sentences on the false-reject rates, the number of parts behind them, and their long-run intervals."""

@@ -205,3 +205,10 @@ def _text(value: str) -> str:
 
 
 _FORMULA = tuple("=+-@＝＋－＠")
+
+
+def heat_maps(folder: Path) -> bool:
+    """Whether a folder contains heat maps of an inspection: it is in a folder `overlays` beside `records.jsonl`."""
+    place = Path(os.path.realpath(folder))
+    above = (place, *place.parents)
+    return any(each.name == "overlays" and files.is_file(each.with_name("records.jsonl")) for each in above)

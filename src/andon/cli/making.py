@@ -200,6 +200,8 @@ def calibrate(
     changes = {key: value for key, value in options.items() if value is not None}
     if not changes and not folder:
         raise AndonError("nothing to change. Give a folder of good images, a rate or a threshold (see --help).")
+    if (groups or good) and not folder:
+        raise AndonError("--groups and --good say how to read a folder; expected a folder of good images too. Name it.")
     loaded = calibrating.redecide(loaded, changes) if changes else loaded
     if folder:
         with progress_bars(quiet) as progress:

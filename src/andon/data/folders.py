@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from andon import files
+from andon import records
 from andon.pictures.headers import SUFFIXES
 
 Kind = Literal["good", "bad", "mask", "system", ""]
@@ -153,7 +153,7 @@ def scan(folder: Path, names: Names | None = None) -> Contents:
             pictures.append(path)
     for parent, group in groupby(sorted(pictures, key=lambda path: path.parent), key=lambda path: path.parent):
         siblings = list(group)
-        if _heat_maps(parent):
+        if records.heat_maps(parent):
             contents.ignored["heat map of an earlier run"] += len(siblings)
             continue
         stems = {normalize(path.stem) for path in siblings}
@@ -185,13 +185,6 @@ def mask_folder(folders: tuple[str, ...], names: Names) -> int | None:
 def split_of(name: str) -> str:
     """Return the split of a folder in a published layout: train, test or ""."""
     return {"train": "train", "training": "train", "test": "test", "testing": "test"}.get(normalize(name), "")
-
-
-def _heat_maps(folder: Path) -> bool:
-    """Whether a folder contains heat maps of an inspection: it is in a folder `overlays` beside `records.jsonl`."""
-    place = Path(os.path.realpath(folder))
-    above = (place, *place.parents)
-    return any(each.name == "overlays" and files.is_file(each.with_name("records.jsonl")) for each in above)
 
 
 def _walk(root: Path, names: Names, contents: Contents) -> Iterator[Path]:

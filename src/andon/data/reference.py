@@ -61,19 +61,23 @@ def choose(
 
 
 def match_input(reference: Reference, rule: Input) -> Reference:
-    """Rescale a reference like the training images. RecipeError when it has other channels or another depth."""
+    """Rescale a reference, and correct its light, like the training images; it keeps the digest of its file.
+
+    RecipeError when it has other channels or another depth.
+    """
     if (reference.input.channels, reference.input.depth) != (rule.channels, rule.depth):
         raise RecipeError(
             f"recipe: geometry.registration.reference: {reference.name} is one of {reference.input}; expected "
             f"{rule}, like the training images. Use a picture from the same camera."
         )
-    if not rule.maximum:
+    if not rule.maximum and rule.light is None:
         return reference
     try:
         picture = image.rescale(image.read(reference.data, reference.name), rule.maximum)
+        picture = image.correct_light(picture, rule.light)._replace(digest=reference.digest)
+        return Reference.of(picture, reference.settings)
     except ImageError as error:
         raise RecipeError(f"recipe: geometry.registration.reference: {error}") from None
-    return Reference.of(picture, reference.settings)
 
 
 def require_majority(reference: Reference, poses: Collection[Registration], failures: Sequence[str]) -> None:

@@ -253,10 +253,11 @@ def survey_images(
         progress("reading images", done, len(good))
         try:
             path = sample.path
-            read = image.rescale(pictures.read(path, known.get(path, ""), reduced), maximum)
+            raw = pictures.read(path, known.get(path, ""), reduced)
+            read = image.rescale(raw, maximum)
             later = no_reference or (read.pixels.dtype == np.uint16 and maximum is None)  # tiles are cut later
             if later:
-                pictures.keep(path, read)
+                pictures.keep(path, raw)
             largest, used_bits = int(read.pixels.max()), int(np.bitwise_or.reduce(read.pixels, axis=None))
             read = image.correct_light(read, light)
             prepared = None if later else prepare(sample, read, recipe.geometry, registered_to, reduced)

@@ -103,10 +103,13 @@ def html(compared: Comparison) -> bytes:
 
 
 def headline(compared: Comparison, differences: Sequence[Difference]) -> str:
-    """The headline: the bundle with the highest image AUROC, and whether the difference is significant."""
+    """The headline: the bundle with the highest image AUROC on the common images, and whether it differs."""
     if not compared.ranked:
         return "The images are all good or all defective, so scores cannot be compared."
-    areas = {name: evaluation.metrics["image"]["auroc"] for name, evaluation in compared.evaluations.items()}
+    areas = {
+        name: metrics.auroc(compared.defective, scores)
+        for name, scores in zip(compared.rows, compared.scores, strict=True)
+    }
     first, *others = sorted(areas, key=lambda name: -areas[name])
     close = [name for d in differences if first in d[:2] and d.p_value > 0.05 for name in d[:2] if name != first]
     start = f"{first} has the highest image AUROC, {areas[first]:.4f}"

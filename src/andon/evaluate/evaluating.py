@@ -27,6 +27,10 @@ from andon.progress import Progress, silent
 from andon.streams.line import pictures, workers_of
 
 Json = dict[str, Any]
+UNGROUPED = (
+    "The rates are promised for parts, and these figures are of single images. Say which images show one part, with "
+    "--groups, to compare them with the promise."
+)
 PIXEL_FIGURES = {
     "Pixel AUROC": "auroc",
     "AUPRO": "aupro_30",
@@ -153,6 +157,8 @@ def evaluate(
             f"{reason}"
         )
     ranking, masked = image_figures(rows), any(row.hit is not None for row in rows)
+    per, calibration = inspector.decision.per, inspector.calibration
+    ungrouped = per == "part" and not dataset.grouped and calibration.images > calibration.parts
     figures: Json = {
         "bundle": {
             "product": inspector.recipe.product,
@@ -174,8 +180,8 @@ def evaluate(
         "pixel": {**_pixel_figures(results, inspector), "images": results.images},
         "hits": rate_of([row.hit for row in rows if row.hit is not None]),
         "control": control.figures(inspector, rows, progress) if hidden and masked else None,
-        "decision_per": inspector.decision.per,
-        "decision": decision_figures(inspector, rows, "image" if dataset.grouped else inspector.decision.per),
+        "decision_per": per,
+        "decision": decision_figures(inspector, rows, "image" if dataset.grouped or ungrouped else per),
         "groups": None,
         "defects": {},
         "crude": crude.figures(inspector, rows, ranking["auroc"], progress),
@@ -187,6 +193,7 @@ def evaluate(
         "warnings": [
             *_exclusions(results, len(split) - len(samples)),
             *dataset.doubtful_groups,
+            *([UNGROUPED] if ungrouped else []),
             *repeated.sentences(inspector, rows),
             *_warnings(dataset, samples, results.masks),
         ],

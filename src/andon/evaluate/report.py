@@ -107,14 +107,15 @@ def broken_promises(evaluation: Evaluation) -> list[str]:
     The unit is that of the promised rate; images of one part count as one observation.
     """
     sentences = []
-    for name, figures in promised_unit(evaluation.metrics)[1].items():
+    unit, decision = promised_unit(evaluation.metrics)
+    for name, figures in decision.items():
         promised, stopped = figures["promised_rate"], figures["false_rejects_per_part"]
         if promised is None or not stopped["n"]:
             continue
         limit = figures["long_run"][1] if figures["long_run"] else promised
         if stopped["interval"][0] > limit:
             sentences.append(
-                f"The {name} threshold stops {in_words(figures['false_rejects'])} good images; {percent(promised)} was "
+                f"The {name} threshold stops {in_words(figures['false_rejects'])} good {unit}; {percent(promised)} was "
                 "promised. These images differ from those of the calibration: recalibrate on good images like these."
             )
     return sentences

@@ -22,6 +22,7 @@ from andon.data import dataset, folders
 from andon.engines import runtime
 from andon.errors import AndonError, BundleError, out_of_memory
 from andon.evaluate import evaluating, report
+from andon.evaluate.deciding import promised_unit
 from andon.fleet import place
 from andon.inspector import Inspector
 from andon.progress import STAGE
@@ -168,12 +169,12 @@ def _trained(job: Job, log: Log) -> Json:
     report.write(evaluation, job.folder, job.bundle.name)
     for sentence in [*evaluation.summary(), *evaluation.warnings, *evaluation.errors]:
         log.tell(sentence)
-    image, review = evaluation.metrics["image"], evaluation.metrics["decision"]["review"]
+    image, review = evaluation.metrics["image"], promised_unit(evaluation.metrics)[1]["review"]
     return {
         **result,
         "image_auroc": image["auroc"],
-        "test_good": image["n_good"],
-        "test_defective": image["n_defective"],
+        "test_good": review["false_rejects"]["n"],
+        "test_defective": review["escapes"]["n"],
         "review_escapes": review["escapes"]["count"],
         "review_false_rejects": review["false_rejects"]["count"],
         "not_evaluated": len(evaluation.errors),

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from andon import files
+from andon import files, records
 from andon.errors import AndonError
 from andon.files import reason
 from andon.pictures.headers import SUFFIXES
@@ -133,7 +133,8 @@ class Folder:
                         if entry.name.startswith(SKIPPED):
                             continue
                         if entry.is_dir(follow_symlinks=False):
-                            if not self._skip or os.path.realpath(entry.path) != self._skip:
+                            ours = self._skip and os.path.realpath(entry.path) == self._skip
+                            if not ours and not (entry.name == "overlays" and records.heat_maps(Path(entry.path))):
                                 stack.append(Path(entry.path))
                         elif Path(entry.name).suffix.lower() in SUFFIXES:
                             _add(pictures, Path(entry.path))

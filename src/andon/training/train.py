@@ -118,7 +118,7 @@ def _train(model: Detector, recipe: Recipe, out: Path, run: Run, store: Store, w
         judged = suspects.judge(survey, recipe.geometry, recipe.seed, overall)
         if suspicion := suspects.warning(judged, recipe.data.images):
             warn(suspicion)
-    frame = survey.entries[sides.fit[0].path].placement.frame
+    frame = survey.reference.frame if survey.reference else survey.entries[sides.fit[0].path].placement.frame
     tell(resolution.sentence(frame, recipe.geometry, model.stride))
     defects = DefectTiles(learnt, recipe.geometry, survey.rule, store, warn, survey.reference)
     if defects.digests:
