@@ -1,7 +1,7 @@
 """What runs in a process of its own: `python -m andon.station.teaching.work ACTION FOLDER`, for one project.
 
-Each line on standard output is a message in JSON: progress, a sentence, or the end. Results are files in `run`. Those of
-a training are in `new/run` until it has ended, so a training that does not end leaves the last result as it is. The
+Each line on standard output is a message in JSON: progress, a sentence, or the end. Results are files in `run`. Those
+of a training are in `new/run` until it has ended, so a training that does not end leaves the last result as it is. The
 process ends when its standard input ends, so it never outlives its station.
 """
 
