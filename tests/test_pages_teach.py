@@ -7,13 +7,16 @@ from pathlib import Path
 
 import cv2
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from andon.recipe import Recipe
+from andon.station.events import StationError
 from andon.station.keys import Role
+from andon.station.teaching.pictures import GOOD
 from conftest import part, save, scratched
-from service import BESIDE_S, Service, config, served, until
+from service import BESIDE_S, Service, config, served, taught, until
 
 BOTTLE = Path(__file__).parents[2] / "shared" / "data" / "mvtec_ad" / "bottle"
 COUNT = 20
@@ -359,6 +362,32 @@ def test_signing_out_ends_the_session(client: httpx.Client) -> None:
     client.post("/sign-out", data={"csrf": token(client)})
     client.cookies.update(before)
     assert client.get("/teach").status_code == 303
+
+
+def test_a_product_is_taught_again_for_another_camera(
+    client: httpx.Client, service: Service, bundle_file: Path
+) -> None:
+    station, teaching = service.station, service.station.teaching
+    project, place = taught(station, "another camera", "again", bundle_file, 40)
+    good = place / "pictures" / GOOD / teaching.trained(project).content["lowest"]
+    assert client.post("/teach/another camera/release", data={"csrf": token(client)}).status_code == 303
+    earlier = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+    product = station.products.golden("again", earlier, "Ada")
+    refused = client.post("/teach/another camera/activate", data={"csrf": token(client)})
+    assert refused.status_code == 409
+    assert "Set another, if the camera is new." in refused.text
+    assert "Activate with a new golden picture" in refused.text
+    assert station.products.catalogue.product("again") == product
+
+    # A bundle that does not pass the new one leaves the earlier one.
+    with pytest.raises(StationError, match="golden picture: INVALID"):
+        station.products.activate("again", next(iter(product.versions)), "Ada", earlier + b"another")
+    assert station.products.catalogue.product("again") == product
+    asked = {"csrf": token(client), "golden": "yes"}
+    assert client.post("/teach/another camera/activate", data=asked).status_code == 303
+    found = station.products.catalogue.product("again")
+    assert found.golden and station.products.archive.open(found.golden) == good.read_bytes()
+    assert "It inspects now." in client.get("/teach/another camera/release").text
 
 
 @pytest.mark.parametrize("name", ["absent", "%2e%2e", "..%2f..%2fetc", "%00", "瓶"])

@@ -31,7 +31,7 @@ from andon.streams.frames import Control, Frame
 from andon.streams.simulated import Simulated
 from andon.training import calibrating
 from conftest import part, save
-from service import BESIDE_S, config, until
+from service import BESIDE_S, config, taught, until
 
 WHO = "Ada"
 
@@ -440,22 +440,6 @@ def test_from_pictures_to_a_station_that_inspects(
     teaching.upload(project, given(tmp_path, png(900)), "900.png", "good")
     with pytest.raises(StationError, match="have changed since its training"):
         teaching.release(project, WHO)
-
-
-def taught(station: Station, name: str, product: str, bundle_file: Path, count: int = 1) -> tuple[Project, Path]:
-    """A project that was trained: with the shared bundle, in less time."""
-    teaching = station.teaching
-    project = teaching.projects.create(name, product, WHO)
-    place = teaching.projects.place(project)
-    for seed in range(count):
-        save(place / "pictures" / GOOD / f"{seed:03}.png", part(seed))
-    (place / work.TRIED).mkdir(parents=True)
-    (place / work.TRIED / "tried.json").write_text("[]")
-    shutil.copyfile(bundle_file, place / work.BUNDLE)
-    work.describe(str(place))
-    seen = fingerprint(place, project.parsed())
-    teaching.background._keep(place, Run("train", seen, WHO, "done"))
-    return project, place
 
 
 def redecided(place: Path) -> str:

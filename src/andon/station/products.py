@@ -190,10 +190,10 @@ class Products:
             self.catalogue.apply(kept)
             return kept
 
-    def activate(self, name: str, digest: str, who: str) -> Product:
-        """Activate a released bundle after it has passed the golden picture. No job is lost during the exchange."""
+    def activate(self, name: str, digest: str, who: str, golden: bytes | None = None) -> Product:
+        """Activate a released bundle after it has passed the golden picture, or a new one. No job is lost meanwhile."""
         with self._changes:
-            return self._switch("activate", name, self.catalogue.product(name).version(digest), who)
+            return self._switch("activate", name, self.catalogue.product(name).version(digest), who, golden)
 
     def roll_back(self, name: str, who: str, to: str = "") -> Product:
         """Activate the previously active bundle. StationError when that is not the bundle `to`, if one is named."""
@@ -223,26 +223,24 @@ class Products:
         """Set the golden picture: a good part, which each bundle of a product must pass."""
         with self._changes:
             self.catalogue.product(name)
-            self._keep("golden", who, name, picture=self.archive.put(data, ".png"))
-            return self.catalogue.product(name)
+            return self._keep("golden", who, name, picture=self.archive.put(data, ".png"))
 
     def define(self, name: str, parts: dict[str, Any], who: str) -> Product:
         """Set the challenge parts of a product."""
         with self._changes:
             self.catalogue.product(name)
-            self._keep("challenge", who, name, parts=runs.Parts.of(parts).model_dump(mode="json"))
-            self._define(name, self.catalogue.product(name))
+            known = self._keep("challenge", who, name, parts=runs.Parts.of(parts).model_dump(mode="json"))
+            self._define(name, known)
             self._tell_machine(name)
-            return self.catalogue.product(name)
+            return known
 
-    def _switch(self, what: str, name: str, version: Version, who: str) -> Product:
+    def _switch(self, what: str, name: str, version: Version, who: str, golden: bytes | None = None) -> Product:
         product = self.catalogue.product(name)
+        product = replace(product, golden=self.archive.put(golden, ".png") if golden else product.golden)
         if not version.released:
             raise StationError(f"product '{name}': its bundle {version.digest[:12]} is not released. Release it first.")
         if who != FOLDER and product.golden is None:
-            raise StationError(
-                f"product '{name}' has no golden picture; a bundle must pass it before its activation. Set one."
-            )
+            raise StationError(f"product '{name}' has no golden picture, which each bundle must pass. Set one.")
         if product.active == version.digest and name in self._jobs.loaded:
             return product
         loaded = self._load(product, version)
@@ -252,7 +250,9 @@ class Products:
                     f"product '{name}' in {self._jobs.machine.state}: expected Initialized or Ready, to exchange a "
                     "bundle. Call Stop, or wait until the picture is taken."
                 )
-            self._keep(what, who, name, digest=version.digest)
+            if golden:
+                self._keep("golden", who, name, picture=product.golden)
+            known = self._keep(what, who, name, digest=version.digest)
             self.faults.pop(f"{name}.andon", None)
         except BaseException:
             loaded.workers.close()
@@ -260,7 +260,7 @@ class Products:
         if version.digest != product.active:
             loaded.watch_again()
         self._put(name, loaded)
-        return self.catalogue.product(name)
+        return known
 
     def _load(self, product: Product, version: Version) -> Loaded:
         """Start the processes of a bundle and check it on the golden picture."""
@@ -320,9 +320,10 @@ class Products:
         if before and before is not loaded:
             before.retire(jobs.uses)
 
-    def _keep(self, what: str, who: str, name: str, **facts: Any) -> None:
+    def _keep(self, what: str, who: str, name: str, **facts: Any) -> Product:
         (row,) = self._jobs.keep(change(what, who, name, **facts))
         self.catalogue.apply(row)
+        return self.catalogue.product(name)
 
     # Challenge parts
 
@@ -360,8 +361,7 @@ class Products:
 
     def presented(self, flight: Flight, row: Row) -> None:
         """Add the result of a challenge part."""
-        found = self._runs.get(flight.job.product)
-        if found and flight.ended:
+        if flight.ended and (found := self._runs.get(flight.job.product)):
             found.add(runs.answer(flight.ended, row), time.time())
             self._tell_machine(flight.job.product)
 

@@ -162,7 +162,7 @@ class Workers:
             why = answer.error or f"score {answer.score:.4g}, p-value {answer.p_value:.2g}"
             raise StationError(
                 f"golden picture: {answer.verdict}; expected {expected} ({why}). The bundle is not activated. Check "
-                "that bundle and picture belong to this product and camera."
+                "that bundle and picture belong to this product and camera. Set another, if the camera is new."
             )
         return answer
 

@@ -272,9 +272,9 @@ def release(page: Quality, name: str) -> Response:
 
 
 @router.post("/{name}/activate")
-def activate(page: Quality, name: str) -> Response:
-    """Let the bundle inspect."""
-    return _edit(page, name, "release", "activate", page.user)
+def activate(page: Quality, name: str, golden: Text = "") -> Response:
+    """Let the bundle inspect; with `golden`, by a golden picture of this project."""
+    return _edit(page, name, "release", "activate", page.user, bool(golden))
 
 
 # The pages of steps

@@ -199,6 +199,7 @@ def _release(page: Page, project: Project) -> dict[str, Any]:
     return {
         "found": found,
         "version": version,
+        "golden": bool(product and product.golden),
         "active": bool(product and version and product.active == version.digest),
     }
 

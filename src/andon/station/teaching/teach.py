@@ -230,17 +230,18 @@ class Teaching:
             )
         return self._products.release(project.product, version.digest, who)
 
-    def activate(self, project: Project, who: str) -> None:
-        """Let the released bundle inspect. A product without a golden picture gets the good one of the lowest score."""
-        result = self.trained(project).content
-        product = self._products.catalogue.product(project.product)
-        if product.golden is None:
+    def activate(self, project: Project, who: str, golden: bool = False) -> None:
+        """Let the released bundle inspect.
+
+        golden: the good picture of the lowest score becomes the golden picture, as it does without one.
+        """
+        result, data = self.trained(project).content, None
+        if golden or self._products.catalogue.product(project.product).golden is None:
             try:
                 data = self.pictures(project).path(f"{pictures.GOOD}/{result['lowest']}").read_bytes()
             except OSError as error:
                 raise StorageError(f"the golden picture cannot be read: {files.reason(error)}.") from error
-            self._products.golden(project.product, data, who)
-        self._products.activate(project.product, result["digest"], who)
+        self._products.activate(project.product, result["digest"], who, data)
 
     def standing(self, project: Project) -> dict[str, bool]:
         """Which steps of a project are done, in their order."""
