@@ -107,3 +107,14 @@ def test_broken_bottles_among_good_ones_are_listed(shared_data: Path, tmp_path: 
     assert sum("bad" not in name for name in listed) <= 4
     if bad:
         assert sum("bad" in name for name in listed) >= 2
+
+
+def test_too_few_pictures_to_compare_are_told(tmp_path: Path) -> None:
+    for seed in range(suspects.LEAST - 1):
+        save(tmp_path / f"{seed:02}.png", part(seed, 64))
+    data = dataset.load(tmp_path)
+    (note,) = suspects.findings(suspects.look(data), data)
+    assert note.severity == "note" and "19 good images, too few to compare" in note.message
+    save(tmp_path / "more.png", part(99, 64))
+    data = dataset.load(tmp_path)
+    assert "too few" not in str(suspects.findings(suspects.look(data), data))

@@ -23,7 +23,7 @@ from andon.data.store import Store
 from andon.data.survey import GoodTiles, Survey, survey_images
 from andon.detectors.memory_bank.alike import average
 from andon.detectors.memory_bank.coreset import k_centre, neighbour_distance, whitening
-from andon.errors import AndonError
+from andon.errors import AndonError, counted
 from andon.geometry.views import Geometry
 from andon.graphs import features
 from andon.inspection import Array
@@ -81,7 +81,13 @@ def judge(survey: Survey, settings: Geometry, seed: int, progress: Progress = si
 
 
 def findings(judged: Sequence[Judged], data: Dataset) -> list[Finding]:
-    """The pictures that look like defects, for the report of a check."""
+    """The pictures that look like defects, for the report of a check; a note if there are too few to compare."""
+    if (count := len(data.training_images())) < LEAST:
+        message = (
+            f"{counted(count, 'good image')}, too few to compare with each other; from {LEAST} on, check lists those "
+            "that look like defects. Look at each."
+        )
+        return [Finding("note", "too-few-to-compare", message)] if count else []
     names = tuple((data.relative(one.sample),) for one in judged if one.suspect)
     if not names:
         return []
