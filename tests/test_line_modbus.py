@@ -378,9 +378,12 @@ def test_products_with_the_same_camera_share_it(
     with lined(settings.model_copy(update={"products": {"ring": place, "file": place}})) as (station, lines):
         until(lambda: station.ready and len(station.loaded) == 2, f"not ready: {station.products.faults}")
         (cameras,) = (each for each in lines.all if isinstance(each, Cameras))
-        jobs = {cameras.trigger(name, f"part of {name}", None, latch=False).id: name for name in ("ring", "file")}
-        until(lambda: len(station.ledger.history()) == 2, "no two records")
-        assert {(row.job, row.product, row.verdict) for row in station.ledger.history()} == {
+        jobs = {}
+        for name in ("ring", "file"):
+            until(lambda: station.ready, "not ready for the next part")
+            jobs[cameras.trigger(name, f"part of {name}", None, latch=False).id] = name
+        until(lambda: len(station.ledger.history(kind="inspection")) == 2, "no two records")
+        assert {(row.job, row.product, row.verdict) for row in station.ledger.history(kind="inspection")} == {
             (job, name, "PASS") for job, name in jobs.items()
         }
         assert len(opened) == 1
