@@ -84,7 +84,7 @@ def watch(
     inspector = Inspector.load(bundle, engine, threads)
     overlays = out / "overlays" if out else None
     channels = inspector.manifest.input.channels
-    stream = naming.named(source, True, channels, existing=not new, settle=settle, skip=overlays)
+    stream = naming.named(source, True, channels, existing=not new, settle=settle)
     if frames:
         stream = Limited(stream, frames)
     chain: list[Sink] = []

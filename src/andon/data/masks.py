@@ -39,13 +39,16 @@ def read(path: Path) -> Mask:
 
     Errors: ImageError when it cannot be read; Empty, Inverted.
     """
-    if not path.is_dir():
-        return _one(path)
-    parts = [_one(part) for part in folders.scan(path).images]
+    parts = [_one(part) for part in parts_of(path)]
     if len({part.area.shape for part in parts}) != 1:
         raise ImageError(f"{path.as_posix()}: masks of different sizes for one image; expected one size. Correct them.")
     how = [part.how for part in parts]
     return Mask(np.logical_or.reduce([part.area for part in parts]), max(how, key=("binary", "classes", "gray").index))
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a mask: itself, or those of its folder."""
+    return folders.scan(path).images if path.is_dir() else [path]
 
 
 def read_sized(path: Path, shape: tuple[int, ...]) -> Mask:

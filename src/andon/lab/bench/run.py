@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from andon import files
-from andon.data import dataset, folders
+from andon.data import dataset, masks
 from andon.errors import AndonError, ImageError, RecipeError
 from andon.lab.bench import equalised, protocols, table
 from andon.lab.bench import plan as plans
@@ -152,8 +152,7 @@ def contents(product: Product, folder: Path, progress: Progress = silent, tell: 
         before = {}
     data = dataset.load(product.folder)
     paths = [sample.path for sample in data.samples]
-    for mask in (sample.mask for sample in data.samples if sample.mask):  # MVTec LOCO has a folder of masks
-        paths += folders.scan(mask).masks + folders.scan(mask).images if files.is_folder(mask) else [mask]
+    paths += [path for sample in data.samples if sample.mask for path in masks.parts_of(sample.mask)]
     now: dict[str, list[object]] = {}
     for done, path in enumerate(paths):
         progress(f"reading {product.name}"[:16], done, len(paths))

@@ -148,7 +148,6 @@ def _drift(page: Page, product: Product, status: int = 200, fault: str = "") -> 
         points=loaded.drift.points() if loaded else {},
         source=f"/products/{product.name}/drift.json",
         change=change,
-        since=_since(page, product),
         **_recalibration(page, product),
     )
 
@@ -223,6 +222,7 @@ def _recalibration(page: Page, product: Product) -> dict[str, Any]:
         "loaded": loaded,
         "idle": product.name in page.station.idle,
         "work": work,
+        "since": since,
         "since_local": local,
         "version": _adopted(page, product),
     }
